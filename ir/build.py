@@ -1,0 +1,362 @@
+"""Building graphs: the builder, the symbolic value, and where in the user's code it happened.
+
+Everything that makes a node goes through ``apply``: tracing, derivative rules and rewrites alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from kernelforge import errors
+from kernelforge.dtypes import as_dtype, promote
+from kernelforge.errors import MalformedGraph, ShapeMismatch, UnknownPrimitive
+from kernelforge.ir.graph import Graph, Loc, Node, Params, Primitive, Value
+from kernelforge.ir.types import Type
+
+REGISTRY: dict[str, Primitive] = {}
+"""Every primitive by name; ``kernelforge.ir.ops`` fills it once, on import."""
+
+
+def primitive(name: str) -> Primitive:
+    """Look up a primitive.
+
+    Raises:
+        UnknownPrimitive: when no primitive has this name.
+    """
+    if name not in REGISTRY:
+        raise UnknownPrimitive(name=name)
+    return REGISTRY[name]
+
+
+class Sym:
+    """A symbolic array: a value of the graph under construction.
+
+    Operators promote dtypes and broadcast shapes as NumPy does; everything else is ``apply``.
+    """
+
+    __slots__ = ("builder", "value")
+    __array_ufunc__ = None
+
+    def __init__(self, builder: Builder, value: Value) -> None:
+        self.builder = builder
+        self.value = value
+
+    @property
+    def type(self) -> Type:
+        return self.value.type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.type.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.value.type.shape)
+
+    @property
+    def size(self) -> int:
+        return self.value.type.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.value.type.dtype
+
+    def __repr__(self) -> str:
+        return f"Sym({self.value}: {self.type})"
+
+    def __add__(self, other: Operand) -> Sym:
+        return binary("add", self, other)
+
+    def __radd__(self, other: Operand) -> Sym:
+        return binary("add", other, self)
+
+    def __sub__(self, other: Operand) -> Sym:
+        return binary("subtract", self, other)
+
+    def __rsub__(self, other: Operand) -> Sym:
+        return binary("subtract", other, self)
+
+    def __mul__(self, other: Operand) -> Sym:
+        return binary("multiply", self, other)
+
+    def __rmul__(self, other: Operand) -> Sym:
+        return binary("multiply", other, self)
+
+    def __truediv__(self, other: Operand) -> Sym:
+        return binary("divide", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Sym:
+        return binary("divide", other, self)
+
+    def __neg__(self) -> Sym:
+        return apply("negative", self)
+
+    def __lt__(self, other: Operand) -> Sym:
+        return binary("less", self, other)
+
+    def __le__(self, other: Operand) -> Sym:
+        return binary("less_equal", self, other)
+
+    def __gt__(self, other: Operand) -> Sym:
+        return binary("greater", self, other)
+
+    def __ge__(self, other: Operand) -> Sym:
+        return binary("greater_equal", self, other)
+
+    def __and__(self, other: Operand) -> Sym:
+        return binary("bitwise_and", self, other)
+
+    def __or__(self, other: Operand) -> Sym:
+        return binary("bitwise_or", self, other)
+
+    def __invert__(self) -> Sym:
+        return apply("invert", self)
+
+    def eq(self, other: Operand) -> Sym:
+        """Compare elements; ``==`` is identity, so symbols can be dictionary keys."""
+        return binary("equal", self, other)
+
+    def astype(self, dtype: Any) -> Sym:
+        """Cast; nothing when the dtype is the same already (and not weak)."""
+        name = Type((), as_dtype(dtype)).name
+        return self if name == self.type.name and not self.type.weak else apply("cast", self, dtype=name)
+
+    def broadcast(self, shape: tuple[int, ...]) -> Sym:
+        return self if shape == self.shape else apply("broadcast", self, shape=tuple(shape))
+
+    def reshape(self, shape: tuple[int, ...]) -> Sym:
+        return self if shape == self.shape else apply("reshape", self, shape=tuple(shape))
+
+    def transpose(self, axes: Sequence[int]) -> Sym:
+        return self if tuple(axes) == tuple(range(self.ndim)) else apply("transpose", self, axes=tuple(axes))
+
+    def sum(self, axes: Sequence[int]) -> Sym:
+        return apply("sum", self, axes=tuple(axes)) if axes else self
+
+
+Operand = Sym | bool | int | float | np.generic
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Builder:
+    """Collects nodes; ``finish`` closes it into a graph.
+
+    A symbol of an enclosing builder may be used: it becomes an input, and stands in ``captures``.
+    """
+
+    inputs: list[Value] = dataclasses.field(default_factory=list)
+    nodes: list[Node] = dataclasses.field(default_factory=list)
+    consts: list[tuple[Value, np.ndarray[Any, Any]]] = dataclasses.field(default_factory=list)
+    captures: dict[Sym, Value] = dataclasses.field(default_factory=dict)
+    loc: Loc | None = None
+    _by_value: dict[Value, Value] = dataclasses.field(default_factory=dict)
+    _const_ids: dict[int, Sym] = dataclasses.field(default_factory=dict)
+    _next: int = 0
+
+    def _value(self, type: Type) -> Value:
+        self._next += 1
+        return Value(self._next - 1, type)
+
+    def input(self, type: Type) -> Sym:
+        value = self._value(type)
+        self.inputs.append(value)
+        return Sym(self, value)
+
+    def constant(self, array: np.ndarray[Any, Any]) -> Sym:
+        """Bind an array; one element becomes a ``full`` node, which folds into kernels."""
+        array = np.asarray(array)
+        dtype = as_dtype(array.dtype)
+        if array.size == 1:
+            value = array.reshape(()).astype(dtype)[()]
+            return apply("full", value=_literal(value), shape=array.shape, dtype=Type((), dtype).name)
+        known = self._const_ids.get(id(array))
+        if known is None:
+            bound = np.array(array, dtype=dtype, copy=True)
+            bound.flags.writeable = False
+            out = self._value(Type(bound.shape, dtype))
+            self.consts.append((out, bound))
+            known = self._const_ids[id(array)] = Sym(self, out)
+        return known
+
+    def lift(self, sym: Sym) -> Value:
+        """Return this builder's value for ``sym``, capturing it if it belongs to an enclosing builder."""
+        if sym.builder is self:
+            return sym.value
+        found = self._by_value.get(sym.value)
+        if found is None:
+            found = self._by_value[sym.value] = self._value(sym.type)
+            self.captures[sym] = found
+        return found
+
+    def emit(self, prim: Primitive, inputs: Sequence[Value], params: Params) -> tuple[Value, ...]:
+        types = prim.typing([v.type for v in inputs], params)
+        outputs = tuple(self._value(t) for t in types)
+        self.nodes.append(Node(prim, tuple(inputs), MappingProxyType(dict(params)), outputs, self.loc or user_line()))
+        return outputs
+
+    def finish(self, outputs: Sequence[Sym]) -> Graph:
+        """Close: captures become the last inputs, in the order of ``captures``."""
+        outs = tuple(self.lift(s) for s in outputs)
+        return Graph((*self.inputs, *self.captures.values()), tuple(self.nodes), outs, tuple(self.consts))
+
+    def inline(self, graph: Graph, inputs: Sequence[Sym]) -> list[Sym]:
+        """Repeat a graph's nodes here; return its outputs."""
+        values = self.replay(graph, inputs)
+        return [Sym(self, values[v]) for v in graph.outputs]
+
+    def replay(self, graph: Graph, inputs: Sequence[Sym]) -> dict[Value, Value]:
+        """Repeat a graph's nodes here; return this builder's value for each of its values."""
+        if len(inputs) != len(graph.inputs):
+            raise MalformedGraph(problem=f"{len(inputs)} inputs given to a graph of {len(graph.inputs)}")
+        values = {v: self.lift(s) for v, s in zip(graph.inputs, inputs, strict=True)}
+        for v, array in graph.consts:
+            new = self._value(v.type)
+            self.consts.append((new, array))
+            values[v] = new
+        for node in graph.nodes:
+            with self.at(node.loc):
+                made = self.emit(node.prim, [values[v] for v in node.inputs], node.params)
+            values.update(zip(node.outputs, made, strict=True))
+        return values
+
+    @contextlib.contextmanager
+    def at(self, loc: Loc | None) -> Iterator[None]:
+        """Give the nodes made in the body the location ``loc``."""
+        before, self.loc = self.loc, loc
+        try:
+            yield
+        finally:
+            self.loc = before
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[Builder]:
+        """Send what ``apply`` makes in the body to this builder."""
+        token = _stack.set((*_stack.get(), self))
+        try:
+            yield self
+        finally:
+            _stack.reset(token)
+
+
+_stack: contextvars.ContextVar[tuple[Builder, ...]] = contextvars.ContextVar("kernelforge_builders", default=())
+
+
+def tracing() -> bool:
+    """Whether a builder is active in this thread."""
+    return bool(_stack.get())
+
+
+def builder() -> Builder:
+    """Return the innermost active builder.
+
+    Raises:
+        MalformedGraph: when there is none.
+    """
+    stack = _stack.get()
+    if not stack:
+        raise MalformedGraph(problem="no builder is active in this thread")
+    return stack[-1]
+
+
+def apply(name: str, *inputs: Sym, **params: Any) -> Any:
+    """Append one application of the primitive ``name`` to the innermost builder.
+
+    Returns the output symbol, or a tuple of them for an opaque primitive.
+    """
+    prim = primitive(name)
+    b = builder()
+    outputs = b.emit(prim, [b.lift(s) for s in inputs], params)
+    if prim.kind.value == "opaque":
+        return tuple(Sym(b, v) for v in outputs)
+    return Sym(b, outputs[0])
+
+
+def build(fn: Callable[..., Sequence[Sym]], types: Sequence[Type]) -> Graph:
+    """Make a graph from a function of symbols; captures become inputs after ``types``."""
+    b = Builder()
+    with b.active():
+        return b.finish(fn(*[b.input(t) for t in types]))
+
+
+def _literal(value: Any) -> bool | int | float:
+    if np.dtype(value.dtype).kind == "b":
+        return bool(value)
+    return int(value) if np.dtype(value.dtype).kind in "iu" else float(value)
+
+
+def full(value: float, like: Sym) -> Sym:
+    """Make a constant of the shape and dtype of ``like``."""
+    return apply("full", value=value, shape=like.shape, dtype=like.type.name)  # type: ignore[no-any-return]
+
+
+def as_sym(x: Operand | np.ndarray[Any, Any]) -> Sym:
+    """Lift a Python number (weak), a NumPy scalar or an array to a symbol."""
+    if isinstance(x, Sym):
+        return x
+    if isinstance(x, (bool, int, float)) and not isinstance(x, np.generic):
+        dtype = {bool: "bool", int: "i64", float: "f64"}[bool if isinstance(x, bool) else int if isinstance(x, int) else float]
+        b = builder()
+        (out,) = b.emit(primitive("full"), [], {"value": x, "shape": (), "dtype": dtype})
+        weak = Value(out.id, dataclasses.replace(out.type, weak=not isinstance(x, bool)))
+        node = b.nodes.pop()
+        b.nodes.append(dataclasses.replace(node, outputs=(weak,)))
+        return Sym(b, weak)
+    return builder().constant(np.asarray(x))
+
+
+def common(*xs: Operand) -> tuple[Sym, ...]:
+    """Promote to one dtype and broadcast to one shape, as a NumPy ufunc does with its operands.
+
+    Raises:
+        ShapeMismatch: when the shapes do not broadcast.
+    """
+    syms = [as_sym(x) for x in xs]
+    strong = [s.dtype for s in syms if not s.type.weak]
+    dtype = promote(strong, [s.dtype for s in syms if s.type.weak])
+    try:
+        shape = np.broadcast_shapes(*(s.shape for s in syms))
+    except ValueError:
+        raise ShapeMismatch(
+            op="broadcast",
+            found=" and ".join(str(s.shape) for s in syms),
+            expected="extents that are equal or 1, counted from the last axis",
+            loc=builder().loc or user_line(),
+        ) from None
+    keep_weak = not strong
+    return tuple((s if keep_weak and s.dtype == dtype else s.astype(dtype)).broadcast(shape) for s in syms)
+
+
+def binary(name: str, x: Operand, y: Operand) -> Sym:
+    """Apply a two-operand elementwise primitive after promotion and broadcasting."""
+    if name == "divide":
+        x, y = (as_sym(v) for v in (x, y))
+        if x.dtype.kind in "iub" and y.dtype.kind in "iub":
+            x, y = x.astype(np.float64), y.astype(np.float64)
+    a, b = common(x, y)
+    return apply(name, a, b)  # type: ignore[no-any-return]
+
+
+_PACKAGE = tuple(
+    os.path.join(os.path.dirname(spell(file)), "") for file in (__file__, errors.__file__) for spell in (os.path.abspath, os.path.realpath)
+)
+"""The folders of this package's files, spelled with and without the links in ``kernelforge/``."""
+
+
+def user_line() -> Loc | None:
+    """Return the innermost line on the stack that is not this package's (nor a library's it calls through)."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_PACKAGE) and "optree" not in name and "contextlib" not in name and name[0] != "<":
+            return Loc(name, frame.f_lineno, frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -1,0 +1,47 @@
+"""The one settings record. The environment only locates things: device, cache folder, dump folder."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """Settings that change what is compiled; all are part of the cache key.
+
+    Attributes:
+        rounding: ``strict`` keeps every rounding and cast point of the unfused program and reassociates only
+            reductions, in a fixed tree; ``fast`` also lets the compiler contract and reassociate.
+        fusion: whether operations share kernels; off, every operation is a kernel (to find a fusion at fault).
+        verify: whether both IRs are verified after each pass.
+    """
+
+    rounding: Literal["strict", "fast"] = "strict"
+    fusion: bool = True
+    verify: bool = False
+
+
+_current: contextvars.ContextVar[Config] = contextvars.ContextVar("kernelforge_config", default=Config())
+
+
+def current() -> Config:
+    """Return the settings in force in this thread."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def config(**changes: Any) -> Iterator[Config]:
+    """Change settings for the body of a ``with`` statement, in this thread only.
+
+    Raises:
+        TypeError: for a name that is not a field of ``Config``.
+    """
+    token = _current.set(dataclasses.replace(_current.get(), **changes))
+    try:
+        yield _current.get()
+    finally:
+        _current.reset(token)
