@@ -159,7 +159,7 @@ class Builder:
     captures: dict[Sym, Value] = dataclasses.field(default_factory=dict)
     loc: Loc | None = None
     _by_value: dict[Value, Value] = dataclasses.field(default_factory=dict)
-    _const_ids: dict[int, Sym] = dataclasses.field(default_factory=dict)
+    _bound: dict[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Sym]] = dataclasses.field(default_factory=dict)
     _next: int = 0
 
     def _value(self, type: Type) -> Value:
@@ -178,14 +178,16 @@ class Builder:
         if array.size == 1:
             value = array.reshape(()).astype(dtype)[()]
             return apply("full", value=_literal(value), shape=array.shape, dtype=Type((), dtype).name)
-        known = self._const_ids.get(id(array))
-        if known is None:
-            bound = np.array(array, dtype=dtype, copy=True)
-            bound.flags.writeable = False
-            out = self._value(Type(bound.shape, dtype))
-            self.consts.append((out, bound))
-            known = self._const_ids[id(array)] = Sym(self, out)
-        return known
+        known = self._bound.get(id(array))
+        if known is not None and known[1].tobytes() == array.astype(dtype).tobytes():
+            return known[2]
+        bound = np.array(array, dtype=dtype, copy=True, order="C")
+        bound.flags.writeable = False
+        out = self._value(Type(bound.shape, dtype))
+        self.consts.append((out, bound))
+        # the array itself is held, or its id could come back as another's
+        self._bound[id(array)] = (array, bound, Sym(self, out))
+        return self._bound[id(array)][2]
 
     def lift(self, sym: Sym) -> Value:
         """Return this builder's value for ``sym``, capturing it if it belongs to an enclosing builder."""

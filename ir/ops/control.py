@@ -1,0 +1,467 @@
+"""Control flow and calls: primitives that hold graphs, and the functions that build those graphs.
+
+A body may use symbols of the graph around it; ``close`` turns them, and the arrays it closed over, into inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from kernelforge.dtypes import is_float
+from kernelforge.errors import DtypeMismatch, InvalidParameter, NotDifferentiable, ShapeMismatch
+from kernelforge.ir import autodiff
+from kernelforge.ir.build import Builder, Sym, apply, builder, full
+from kernelforge.ir.graph import Graph, Kind, Params, Primitive, Sample, Value
+from kernelforge.ir.types import Type
+
+Arrays = Sequence[np.ndarray[Any, Any]]
+Emit = Callable[..., Sequence[Sym]]
+MaybeSyms = tuple[Sym | None, ...]
+
+
+def _captured(b: Builder, outputs: Sequence[Sym]) -> tuple[tuple[Value, ...], list[tuple[Sym, Value]]]:
+    outs = tuple(b.lift(s) for s in outputs)
+    bound = [(builder().constant(array), value) for value, array in b.consts]
+    return outs, [*b.captures.items(), *bound]
+
+
+def _traced(fn: Emit, types: Sequence[Type]) -> tuple[Builder, Sequence[Sym]]:
+    b = Builder(loc=builder().loc)
+    with b.active():
+        outputs = fn(*[b.input(t) for t in types])
+    return b, outputs
+
+
+def close(fn: Emit, types: Sequence[Type]) -> tuple[Graph, list[Sym]]:
+    """Make a graph of ``fn``; return it with the outer symbols it uses, which are its first inputs."""
+    b, outputs = _traced(fn, types)
+    given = tuple(b.inputs)
+    outs, captured = _captured(b, outputs)
+    return Graph((*(v for _, v in captured), *given), tuple(b.nodes), outs), [s for s, _ in captured]
+
+
+def close_pair(first: Emit, second: Emit, types: Sequence[Type]) -> tuple[Graph, Graph, list[Sym]]:
+    """``close`` for two functions that get one list of inputs: each graph ignores what only the other one uses."""
+    traced = [_traced(fn, types) for fn in (first, second)]
+    given = [tuple(b.inputs) for b, _ in traced]
+    (outs1, captured1), (outs2, captured2) = (_captured(b, outputs) for b, outputs in traced)
+    values1 = (*(v for _, v in captured1), *(traced[0][0].input(s.type).value for s, _ in captured2))
+    values2 = (*(traced[1][0].input(s.type).value for s, _ in captured1), *(v for _, v in captured2))
+    graph1 = Graph((*values1, *given[0]), tuple(traced[0][0].nodes), outs1)
+    graph2 = Graph((*values2, *given[1]), tuple(traced[1][0].nodes), outs2)
+    return graph1, graph2, [s for s, _ in (*captured1, *captured2)]
+
+
+def emit_scan(step: Emit, init: Sequence[Sym], xs: Sequence[Sym], length: int, reverse: bool) -> tuple[Sym, ...]:
+    """Append a scan of ``step(*carry, *x) -> (*carry, *y)``."""
+    types = [*(s.type for s in init), *(Type(s.shape[1:], s.dtype) for s in xs)]
+    body, consts = close(step, types)
+    params = {"body": body, "consts": len(consts), "carry": len(init), "length": length, "reverse": reverse}
+    return apply("scan", *consts, *init, *xs, **params)  # type: ignore[no-any-return]
+
+
+def emit_cond(pred: Sym, true: Emit, false: Emit, operands: Sequence[Sym]) -> tuple[Sym, ...]:
+    """Append ``true(*operands)`` where ``pred``, a bool of shape (), holds and ``false(*operands)`` where it does not."""
+    yes, no, consts = close_pair(true, false, [s.type for s in operands])
+    return apply("cond", pred, *consts, *operands, true=yes, false=no)  # type: ignore[no-any-return]
+
+
+def emit_while(test: Emit, step: Emit, init: Sequence[Sym]) -> tuple[Sym, ...]:
+    """Append a loop of ``step(*carry) -> carry`` while ``test(*carry) -> (bool of shape (),)`` holds."""
+    types = [s.type for s in init]
+    cond, cond_consts = close(test, types)
+    body, body_consts = close(step, types)
+    params = {"cond": cond, "body": body, "cond_consts": len(cond_consts), "body_consts": len(body_consts)}
+    return apply("while_loop", *cond_consts, *body_consts, *init, **params)  # type: ignore[no-any-return]
+
+
+def _evaluate(graph: Graph, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
+    env: dict[Value, np.ndarray[Any, Any]] = dict(zip(graph.inputs, arrays, strict=True)) | dict(graph.consts)
+    for node in graph.nodes:
+        env.update(zip(node.outputs, node.prim.numpy([env[v] for v in node.inputs], node.params), strict=True))
+    return [env[v] for v in graph.outputs]
+
+
+def _types(values: Sequence[Value]) -> list[Type]:
+    return [v.type for v in values]
+
+
+def _match(op: str, what: str, found: Sequence[Type], expected: Sequence[Type]) -> None:
+    """Compare shapes and dtypes; weakness is a matter of the front end."""
+    if len(found) != len(expected):
+        raise InvalidParameter(op=op, name=what, found=len(found), expected=f"{len(expected)} arrays")
+    for f, e in zip(found, expected, strict=True):
+        if f.shape != e.shape:
+            raise ShapeMismatch(op=f"{op} ({what})", found=f"{f}", expected=f"{e}")
+        if f.dtype != e.dtype:
+            raise DtypeMismatch(op=f"{op} ({what})", found=f"{f}", expected=f"{e}")
+
+
+def _strong(types: Sequence[Type]) -> tuple[Type, ...]:
+    return tuple(Type(t.shape, t.dtype) for t in types)
+
+
+def _is_float(x: Value | Sym) -> bool:
+    return is_float(x.type.dtype)
+
+
+def _zeros(syms: Sequence[Sym]) -> list[Sym]:
+    return [full(0.0, s) for s in syms]
+
+
+def _materialize(xs: Sequence[Sym | None], like: Sequence[Sym]) -> list[Sym]:
+    return [full(0.0, s) if x is None else x for x, s in zip(xs, like, strict=True)]
+
+
+def _scatter(mask: Sequence[bool], xs: Sequence[Sym]) -> list[Sym | None]:
+    """Put ``xs`` where ``mask`` holds, None elsewhere."""
+    left = iter(xs)
+    return [next(left) if m else None for m in mask]
+
+
+def _present(xs: Sequence[Sym | None]) -> tuple[list[bool], list[Sym]]:
+    return [x is not None for x in xs], [x for x in xs if x is not None]
+
+
+def _float_tangents(tangents: Sequence[Sym | None], inputs: Sequence[Sym]) -> list[Sym | None]:
+    return [t if _is_float(s) else None for t, s in zip(tangents, inputs, strict=True)]
+
+
+# scan: inputs (consts, init, xs), outputs (final carry, ys)
+
+
+def _scan_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
+    body, c, k, length = params["body"], params["consts"], params["carry"], params["length"]
+    wanted = _types(body.inputs)
+    stacked = [Type((length, *t.shape), t.dtype) for t in wanted[c + k :]]
+    _match("scan", "inputs", types, [*wanted[: c + k], *stacked])
+    outs = _types(body.outputs)
+    _match("scan", "carry", outs[:k], wanted[c : c + k])
+    return (*_strong(outs[:k]), *(Type((length, *t.shape), t.dtype) for t in outs[k:]))
+
+
+def _scan_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
+    body, c, k, length = params["body"], params["consts"], params["carry"], params["length"]
+    consts, carry, xs = arrays[:c], list(arrays[c : c + k]), arrays[c + k :]
+    ys = [np.empty((length, *t.shape), t.dtype) for t in _types(body.outputs[k:])]
+    for t in range(length - 1, -1, -1) if params["reverse"] else range(length):
+        outs = _evaluate(body, [*consts, *carry, *(x[t] for x in xs)])
+        carry = outs[:k]
+        for y, out in zip(ys, outs[k:], strict=True):
+            y[t] = out
+    return (*carry, *ys)
+
+
+def _scan_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+    """Scan backwards over the saved carries, repeating each step's body and pulling back through it."""
+    body, c, k, length, reverse = (params[p] for p in ("body", "consts", "carry", "length", "reverse"))
+    consts, init, xs = inputs[:c], inputs[c : c + k], inputs[c + k :]
+
+    def save(*step: Sym) -> list[Sym]:
+        return [*builder().inline(body, [*consts, *step])[:k], *step[:k]]
+
+    carries = emit_scan(save, init, xs, length, reverse)[k:]
+    floats = [_is_float(s) for s in inputs]
+    wrt = [i for i, m in enumerate(floats) if m]
+    carry_mask = floats[c : c + k]
+    y_mask, y_cts = _present(_float_tangents(cts[k:], outputs[k:]))
+    float_init = [s for s in init if _is_float(s)]
+    float_consts = [s for s in consts if _is_float(s)]
+    carry_cts = _materialize([ct for ct, m in zip(cts[:k], carry_mask, strict=True) if m], float_init)
+    n, m = len(float_init), len(float_consts)
+
+    def back(*step: Sym) -> list[Sym]:
+        later, sums, rest = step[:n], step[n : n + m], step[n + m :]
+        at, y_ct = rest[: len(inputs) - c], rest[len(inputs) - c :]
+        _, pullback = autodiff.vjp(body, [*consts, *at], wrt)
+        got = pullback([*_scatter(carry_mask, later), *_scatter(y_mask, y_ct)])
+        added = [a + b for a, b in zip(sums, got[:m], strict=True)]
+        return [*got[m : m + n], *added, *got[m + n :]]
+
+    outs = emit_scan(back, [*carry_cts, *_zeros(float_consts)], [*carries, *xs, *y_cts], length, not reverse)
+    return tuple(_scatter(floats, [*outs[n : n + m], *outs[:n], *outs[n + m :]]))
+
+
+def _scan_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+    """Scan over the carry and its tangent together."""
+    body, c, k, length, reverse = (params[p] for p in ("body", "consts", "carry", "length", "reverse"))
+    tangents = tuple(_float_tangents(tangents, inputs))
+    consts, init, xs = inputs[:c], inputs[c : c + k], inputs[c + k :]
+    mask = [_is_float(s) for s in init]
+    float_init = [s for s in init if _is_float(s)]
+    init_t = _materialize([t for t, m in zip(tangents[c : c + k], mask, strict=True) if m], float_init)
+    x_mask, xs_t = _present(tangents[c + k :])
+    y_mask = [_is_float(v) for v in body.outputs[k:]]
+
+    def step(*values: Sym) -> list[Sym]:
+        carry, carry_t = values[:k], values[k : k + len(init_t)]
+        x, x_t = values[k + len(init_t) :][: len(xs)], values[k + len(init_t) + len(xs) :]
+        given = [*tangents[:c], *_scatter(mask, carry_t), *_scatter(x_mask, x_t)]
+        outs, outs_t = autodiff.jvp(body, [*consts, *carry, *x], given)
+        float_t = [t for t, v in zip(outs_t, body.outputs, strict=True) if _is_float(v)]
+        return [*outs[:k], *float_t]
+
+    outs = emit_scan(step, [*init, *init_t], [*xs, *xs_t], length, reverse)
+    return tuple(_scatter([*mask, *y_mask], outs[k:]))
+
+
+# cond: inputs (pred, operands), outputs of the branch taken
+
+
+def _cond_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
+    true, false = params["true"], params["false"]
+    _match("cond", "predicate", types[:1], [Type((), np.dtype(bool))])
+    _match("cond", "operands of true", types[1:], _types(true.inputs))
+    _match("cond", "operands of false", types[1:], _types(false.inputs))
+    _match("cond", "outputs of false", _types(false.outputs), _types(true.outputs))
+    return _strong(_types(true.outputs))
+
+
+def _cond_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
+    return tuple(_evaluate(params["true" if arrays[0] else "false"], arrays[1:]))
+
+
+def _cond_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+    pred, operands = inputs[0], inputs[1:]
+    floats = [_is_float(s) for s in operands]
+    wrt = [i for i, m in enumerate(floats) if m]
+    mask, given = _present(_float_tangents(cts, outputs))
+
+    def branch(graph: Graph) -> Emit:
+        def back(*values: Sym) -> list[Sym]:
+            _, pullback = autodiff.vjp(graph, values[: len(operands)], wrt)
+            return pullback(_scatter(mask, values[len(operands) :]))
+
+        return back
+
+    outs = emit_cond(pred, branch(params["true"]), branch(params["false"]), [*operands, *given])
+    return (None, *_scatter(floats, outs))
+
+
+def _cond_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+    pred, operands = inputs[0], inputs[1:]
+    mask, given = _present(_float_tangents(tangents[1:], operands))
+    out_mask = [_is_float(s) for s in outputs]
+
+    def branch(graph: Graph) -> Emit:
+        def forward(*values: Sym) -> list[Sym]:
+            operand_t = _scatter(mask, values[len(operands) :])
+            _, outs_t = autodiff.jvp(graph, values[: len(operands)], operand_t)
+            return [t for t, m in zip(outs_t, out_mask, strict=True) if m]
+
+        return forward
+
+    outs = emit_cond(pred, branch(params["true"]), branch(params["false"]), [*operands, *given])
+    return tuple(_scatter(out_mask, outs))
+
+
+# while_loop: inputs (cond consts, body consts, init), outputs the final carry
+
+
+def _split_while(xs: Sequence[Any], params: Params) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    n, m = params["cond_consts"], params["body_consts"]
+    return xs[:n], xs[n : n + m], xs[n + m :]
+
+
+def _while_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
+    cond, body = params["cond"], params["body"]
+    cond_consts, body_consts, init = _split_while(types, params)
+    _match("while_loop", "inputs of cond", [*cond_consts, *init], _types(cond.inputs))
+    _match("while_loop", "inputs of body", [*body_consts, *init], _types(body.inputs))
+    _match("while_loop", "output of cond", _types(cond.outputs), [Type((), np.dtype(bool))])
+    _match("while_loop", "carry", _types(body.outputs), init)
+    return _strong(init)
+
+
+def _while_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
+    cond_consts, body_consts, carry = _split_while(arrays, params)
+    while _evaluate(params["cond"], [*cond_consts, *carry])[0]:
+        carry = _evaluate(params["body"], [*body_consts, *carry])
+    return tuple(carry)
+
+
+def _while_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+    """Loop over the carry and its tangent together; the test sees the carry alone."""
+    cond_consts, body_consts, init = _split_while(inputs, params)
+    _, body_t, init_t = _split_while(_float_tangents(tangents, inputs), params)
+    mask = [_is_float(s) for s in init]
+    float_t = _materialize([t for t, m in zip(init_t, mask, strict=True) if m], [s for s in init if _is_float(s)])
+    k = len(init)
+
+    def test(*values: Sym) -> list[Sym]:
+        return builder().inline(params["cond"], [*cond_consts, *values[:k]])
+
+    def step(*values: Sym) -> list[Sym]:
+        given = [*body_t, *_scatter(mask, values[k:])]
+        outs, outs_t = autodiff.jvp(params["body"], [*body_consts, *values[:k]], given)
+        return [*outs, *(t for t, m in zip(outs_t, mask, strict=True) if m)]
+
+    return tuple(_scatter(mask, emit_while(test, step, [*init, *float_t])[k:]))
+
+
+# call: inputs and outputs of its graph
+
+
+class Rule(Protocol):
+    """How a call is differentiated where that is not its graph's own derivative; ``vjp`` and ``jvp`` as in ``Primitive``."""
+
+    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms: ...
+
+    def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms: ...
+
+
+class Plain:
+    """The derivative of the call's graph."""
+
+    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        floats = [_is_float(s) for s in inputs]
+        _, pullback = autodiff.vjp(params["graph"], inputs, [i for i, m in enumerate(floats) if m])
+        return tuple(_scatter(floats, pullback(_float_tangents(cts, outputs))))
+
+    def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        _, outs_t = autodiff.jvp(params["graph"], inputs, _float_tangents(tangents, inputs))
+        return tuple(outs_t)
+
+
+class Recompute(Plain):
+    """Keep the inputs alone for the backward pass: the barriers hold its copy of the graph apart from the forward one."""
+
+    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        return super().vjp(cts, tuple(apply("barrier", s) for s in inputs), outputs, params)
+
+
+class Refuse:
+    """No derivative, for a reason."""
+
+    def __init__(self, op: str, reason: str) -> None:
+        self.op = op
+        self.reason = reason
+
+    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        raise NotDifferentiable(op=self.op, reason=self.reason, loc=builder().loc)
+
+    jvp = vjp
+
+
+PLAIN, RECOMPUTE = Plain(), Recompute()
+
+
+def _call_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
+    _match(f"call of {params['name']}", "inputs", types, _types(params["graph"].inputs))
+    return tuple(_types(params["graph"].outputs))
+
+
+def _call_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
+    return tuple(_evaluate(params["graph"], arrays))
+
+
+def _call_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+    rule: Rule = params["rule"] or PLAIN
+    return rule.vjp(cts, inputs, outputs, params)
+
+
+def _call_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+    rule: Rule = params["rule"] or PLAIN
+    return rule.jvp(tangents, inputs, outputs, params)
+
+
+_F64 = np.dtype(np.float64)
+
+
+def _sample_graph(fn: Emit, *shapes: tuple[int, ...]) -> Graph:
+    b = Builder()
+    with b.active():
+        return b.finish(fn(*[b.input(Type(s, _F64)) for s in shapes]))
+
+
+def _sample_scan() -> list[Sample]:
+    body = _sample_graph(lambda w, h, x: [apply("tanh", h * w + x), h * x], (3,), (3,), (3,))
+    inputs = (np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5]), np.linspace(-1.0, 1.0, 12).reshape(4, 3))
+    return [
+        Sample(inputs, {"body": body, "consts": 1, "carry": 1, "length": 4, "reverse": reverse}) for reverse in (False, True)
+    ]
+
+
+def _sample_cond() -> list[Sample]:
+    graphs = {
+        "true": _sample_graph(lambda x, y: [x * y], (3,), (3,)),
+        "false": _sample_graph(lambda x, y: [apply("sin", x)], (3,), (3,)),
+    }
+    x, y = np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5])
+    return [Sample((np.array(p), x, y), graphs) for p in (True, False)]
+
+
+def _sample_while() -> list[Sample]:
+    params = {
+        "cond": _sample_graph(lambda top, x: [x.sum((0,)) < top], (), (3,)),
+        "body": _sample_graph(lambda w, x: [x + w * w], (3,), (3,)),
+        "cond_consts": 1,
+        "body_consts": 1,
+    }
+    return [Sample((np.array(10.0), np.array([0.5, 1.0, 1.5]), np.array([0.0, 0.25, 0.5])), params)]
+
+
+def _sample_call() -> list[Sample]:
+    graph = _sample_graph(lambda x, y: [apply("sin", x) * y], (3,), (3,))
+    inputs = (np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5]))
+    return [Sample(inputs, {"graph": graph, "name": "f", "rule": rule}) for rule in (None, RECOMPUTE)]
+
+
+PRIMITIVES: tuple[Primitive, ...] = (
+    Primitive(
+        "scan",
+        Kind.OPAQUE,
+        "Carry a state along axis 0 of xs: carry, ys[t] = body(consts, carry, xs[t]).",
+        ("body", "consts", "carry", "length", "reverse"),
+        _scan_typing,
+        _scan_numpy,
+        _scan_vjp,
+        _scan_jvp,
+        None,
+        _sample_scan,
+        frozenset({"f64"}),
+    ),
+    Primitive(
+        "cond",
+        Kind.OPAQUE,
+        "Run one of two graphs on the operands.",
+        ("true", "false"),
+        _cond_typing,
+        _cond_numpy,
+        _cond_vjp,
+        _cond_jvp,
+        None,
+        _sample_cond,
+        frozenset({"bool"}),
+    ),
+    Primitive(
+        "while_loop",
+        Kind.OPAQUE,
+        "Repeat body on the carry while cond of it holds.",
+        ("cond", "body", "cond_consts", "body_consts"),
+        _while_typing,
+        _while_numpy,
+        "the number of iterations is not known before it runs, so there is no place to keep what the backward pass needs; "
+        "use fori_loop with Python integers as bounds, or scan",
+        _while_jvp,
+        None,
+        _sample_while,
+        frozenset({"f64"}),
+    ),
+    Primitive(
+        "call",
+        Kind.OPAQUE,
+        "Run a graph; rule, where it is not None, says how to differentiate it.",
+        ("graph", "name", "rule"),
+        _call_typing,
+        _call_numpy,
+        _call_vjp,
+        _call_jvp,
+        None,
+        _sample_call,
+        frozenset({"f64"}),
+    ),
+)
