@@ -1,0 +1,25 @@
+"""The primitive records; ``PRIMITIVES`` is the table of all of them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from kernelforge.errors import DuplicatePrimitive
+from kernelforge.ir.build import REGISTRY
+from kernelforge.ir.graph import Primitive
+from kernelforge.ir.ops import arithmetic, compare, elementwise, transcendental
+
+_MODULES = (elementwise, arithmetic, compare, transcendental)
+
+
+def _fill() -> Mapping[str, Primitive]:
+    for module in _MODULES:
+        for record in module.PRIMITIVES:
+            if record.name in REGISTRY:
+                raise DuplicatePrimitive(name=record.name)
+            REGISTRY[record.name] = record
+    return MappingProxyType(REGISTRY)
+
+
+PRIMITIVES: Mapping[str, Primitive] = _fill()
