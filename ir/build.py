@@ -269,7 +269,7 @@ def builder() -> Builder:
     return stack[-1]
 
 
-def apply(name: str, *inputs: Sym, **params: Any) -> Any:
+def apply(name: str, /, *inputs: Sym, **params: Any) -> Any:
     """Append one application of the primitive ``name`` to the innermost builder.
 
     Returns the output symbol, or a tuple of them for an opaque primitive.

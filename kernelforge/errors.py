@@ -67,3 +67,66 @@ class IllegalSchedule(KernelforgeError, ValueError):
 
 class NotDifferentiable(KernelforgeError, TypeError):
     template = "{op} has no derivative: {reason}"
+
+
+class ArgnumsOutOfRange(KernelforgeError, TypeError):
+    template = "{what}: argnums names argument {found}, but the function was called with {count} positional arguments"
+
+
+class NotFloat(KernelforgeError, TypeError):
+    template = "{what}: {name} is {found}; expected an array of floats to differentiate by: cast it with .astype, or leave it out"
+
+
+class NotScalar(KernelforgeError, TypeError):
+    template = (
+        "grad: {function} returned {found}; expected one float of shape (): sum it, return the rest with has_aux=True, "
+        "or use vjp or jacrev"
+    )
+
+
+class ExpectedPair(KernelforgeError, TypeError):
+    template = "{what}: {function} returned {found}; expected a tuple of two: {expected}"
+
+
+class TreeMismatch(KernelforgeError, TypeError):
+    template = "{what}: {name} has the structure {found}; expected {expected}"
+
+
+class LeafMismatch(KernelforgeError, TypeError):
+    template = "{what}: {name} is {found}; expected {expected}"
+
+
+class RuleMissing(KernelforgeError, TypeError):
+    template = "custom_vjp function {function} has no derivative rule; give it one with {function}.defvjp(fwd, bwd)"
+
+
+class KeywordOnly(KernelforgeError, TypeError):
+    template = "custom_vjp function {function} was given keyword-only arguments {found}; expected arguments that can be positional"
+
+
+class CarryMismatch(KernelforgeError, TypeError):
+    template = "{what}: {name} goes in as {expected} and comes out of the body as {found}; cast it to one type before the loop or at its end"
+
+
+class BranchMismatch(KernelforgeError, TypeError):
+    template = "cond: {name} is {found} from false_fun and {expected} from true_fun; make both return one type"
+
+
+class NotAPredicate(KernelforgeError, TypeError):
+    template = "{what}: {name} is {found}; expected one bool of shape ()"
+
+
+class LengthMismatch(KernelforgeError, ValueError):
+    template = "scan: {name} has {found} along axis 0; expected {expected}"
+
+
+class MissingExtra(KernelforgeError, ImportError):
+    template = "{what} needs {package}, which is not installed; pip install 'kernelforge[{extra}]'"
+
+
+class CheckFailed(KernelforgeError, AssertionError):
+    template = "{function} on {device}: {problem}\n\n{code}"
+
+
+class BackendFailed(KernelforgeError, AssertionError):
+    template = "device {device} failed {failed} of {count} checks:\n  {failures}"

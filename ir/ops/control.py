@@ -109,20 +109,22 @@ def _is_float(x: Value | Sym) -> bool:
 
 
 def _zeros(syms: Sequence[Sym]) -> list[Sym]:
-    return [full(0.0, s) for s in syms]
+    return [full(0.0 if _is_float(s) else 0, s) for s in syms]
 
 
-def _materialize(xs: Sequence[Sym | None], like: Sequence[Sym]) -> list[Sym]:
-    return [full(0.0, s) if x is None else x for x, s in zip(xs, like, strict=True)]
+def materialize(xs: Sequence[Sym | None], like: Sequence[Sym]) -> list[Sym]:
+    """Put zeros where there is None."""
+    return [_zeros([s])[0] if x is None else x for x, s in zip(xs, like, strict=True)]
 
 
-def _scatter(mask: Sequence[bool], xs: Sequence[Sym]) -> list[Sym | None]:
+def scatter(mask: Sequence[bool], xs: Sequence[Sym]) -> list[Sym | None]:
     """Put ``xs`` where ``mask`` holds, None elsewhere."""
     left = iter(xs)
     return [next(left) if m else None for m in mask]
 
 
-def _present(xs: Sequence[Sym | None]) -> tuple[list[bool], list[Sym]]:
+def present(xs: Sequence[Sym | None]) -> tuple[list[bool], list[Sym]]:
+    """Undo ``scatter``."""
     return [x is not None for x in xs], [x for x in xs if x is not None]
 
 
@@ -167,22 +169,22 @@ def _scan_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...],
     floats = [_is_float(s) for s in inputs]
     wrt = [i for i, m in enumerate(floats) if m]
     carry_mask = floats[c : c + k]
-    y_mask, y_cts = _present(_float_tangents(cts[k:], outputs[k:]))
+    y_mask, y_cts = present(_float_tangents(cts[k:], outputs[k:]))
     float_init = [s for s in init if _is_float(s)]
     float_consts = [s for s in consts if _is_float(s)]
-    carry_cts = _materialize([ct for ct, m in zip(cts[:k], carry_mask, strict=True) if m], float_init)
+    carry_cts = materialize([ct for ct, m in zip(cts[:k], carry_mask, strict=True) if m], float_init)
     n, m = len(float_init), len(float_consts)
 
     def back(*step: Sym) -> list[Sym]:
         later, sums, rest = step[:n], step[n : n + m], step[n + m :]
         at, y_ct = rest[: len(inputs) - c], rest[len(inputs) - c :]
         _, pullback = autodiff.vjp(body, [*consts, *at], wrt)
-        got = pullback([*_scatter(carry_mask, later), *_scatter(y_mask, y_ct)])
+        got = pullback([*scatter(carry_mask, later), *scatter(y_mask, y_ct)])
         added = [a + b for a, b in zip(sums, got[:m], strict=True)]
         return [*got[m : m + n], *added, *got[m + n :]]
 
     outs = emit_scan(back, [*carry_cts, *_zeros(float_consts)], [*carries, *xs, *y_cts], length, not reverse)
-    return tuple(_scatter(floats, [*outs[n : n + m], *outs[:n], *outs[n + m :]]))
+    return tuple(scatter(floats, [*outs[n : n + m], *outs[:n], *outs[n + m :]]))
 
 
 def _scan_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
@@ -192,20 +194,20 @@ def _scan_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, 
     consts, init, xs = inputs[:c], inputs[c : c + k], inputs[c + k :]
     mask = [_is_float(s) for s in init]
     float_init = [s for s in init if _is_float(s)]
-    init_t = _materialize([t for t, m in zip(tangents[c : c + k], mask, strict=True) if m], float_init)
-    x_mask, xs_t = _present(tangents[c + k :])
+    init_t = materialize([t for t, m in zip(tangents[c : c + k], mask, strict=True) if m], float_init)
+    x_mask, xs_t = present(tangents[c + k :])
     y_mask = [_is_float(v) for v in body.outputs[k:]]
 
     def step(*values: Sym) -> list[Sym]:
         carry, carry_t = values[:k], values[k : k + len(init_t)]
         x, x_t = values[k + len(init_t) :][: len(xs)], values[k + len(init_t) + len(xs) :]
-        given = [*tangents[:c], *_scatter(mask, carry_t), *_scatter(x_mask, x_t)]
+        given = [*tangents[:c], *scatter(mask, carry_t), *scatter(x_mask, x_t)]
         outs, outs_t = autodiff.jvp(body, [*consts, *carry, *x], given)
         float_t = [t for t, v in zip(outs_t, body.outputs, strict=True) if _is_float(v)]
         return [*outs[:k], *float_t]
 
     outs = emit_scan(step, [*init, *init_t], [*xs, *xs_t], length, reverse)
-    return tuple(_scatter([*mask, *y_mask], outs[k:]))
+    return tuple(scatter([*mask, *y_mask], outs[k:]))
 
 
 # cond: inputs (pred, operands), outputs of the branch taken
@@ -228,34 +230,34 @@ def _cond_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...],
     pred, operands = inputs[0], inputs[1:]
     floats = [_is_float(s) for s in operands]
     wrt = [i for i, m in enumerate(floats) if m]
-    mask, given = _present(_float_tangents(cts, outputs))
+    mask, given = present(_float_tangents(cts, outputs))
 
     def branch(graph: Graph) -> Emit:
         def back(*values: Sym) -> list[Sym]:
             _, pullback = autodiff.vjp(graph, values[: len(operands)], wrt)
-            return pullback(_scatter(mask, values[len(operands) :]))
+            return pullback(scatter(mask, values[len(operands) :]))
 
         return back
 
     outs = emit_cond(pred, branch(params["true"]), branch(params["false"]), [*operands, *given])
-    return (None, *_scatter(floats, outs))
+    return (None, *scatter(floats, outs))
 
 
 def _cond_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
     pred, operands = inputs[0], inputs[1:]
-    mask, given = _present(_float_tangents(tangents[1:], operands))
+    mask, given = present(_float_tangents(tangents[1:], operands))
     out_mask = [_is_float(s) for s in outputs]
 
     def branch(graph: Graph) -> Emit:
         def forward(*values: Sym) -> list[Sym]:
-            operand_t = _scatter(mask, values[len(operands) :])
+            operand_t = scatter(mask, values[len(operands) :])
             _, outs_t = autodiff.jvp(graph, values[: len(operands)], operand_t)
             return [t for t, m in zip(outs_t, out_mask, strict=True) if m]
 
         return forward
 
     outs = emit_cond(pred, branch(params["true"]), branch(params["false"]), [*operands, *given])
-    return tuple(_scatter(out_mask, outs))
+    return tuple(scatter(out_mask, outs))
 
 
 # while_loop: inputs (cond consts, body consts, init), outputs the final carry
@@ -288,18 +290,18 @@ def _while_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym,
     cond_consts, body_consts, init = _split_while(inputs, params)
     _, body_t, init_t = _split_while(_float_tangents(tangents, inputs), params)
     mask = [_is_float(s) for s in init]
-    float_t = _materialize([t for t, m in zip(init_t, mask, strict=True) if m], [s for s in init if _is_float(s)])
+    float_t = materialize([t for t, m in zip(init_t, mask, strict=True) if m], [s for s in init if _is_float(s)])
     k = len(init)
 
     def test(*values: Sym) -> list[Sym]:
         return builder().inline(params["cond"], [*cond_consts, *values[:k]])
 
     def step(*values: Sym) -> list[Sym]:
-        given = [*body_t, *_scatter(mask, values[k:])]
+        given = [*body_t, *scatter(mask, values[k:])]
         outs, outs_t = autodiff.jvp(params["body"], [*body_consts, *values[:k]], given)
         return [*outs, *(t for t, m in zip(outs_t, mask, strict=True) if m)]
 
-    return tuple(_scatter(mask, emit_while(test, step, [*init, *float_t])[k:]))
+    return tuple(scatter(mask, emit_while(test, step, [*init, *float_t])[k:]))
 
 
 # call: inputs and outputs of its graph
@@ -319,7 +321,7 @@ class Plain:
     def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
         floats = [_is_float(s) for s in inputs]
         _, pullback = autodiff.vjp(params["graph"], inputs, [i for i, m in enumerate(floats) if m])
-        return tuple(_scatter(floats, pullback(_float_tangents(cts, outputs))))
+        return tuple(scatter(floats, pullback(_float_tangents(cts, outputs))))
 
     def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
         _, outs_t = autodiff.jvp(params["graph"], inputs, _float_tangents(tangents, inputs))
