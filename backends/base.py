@@ -6,48 +6,15 @@ the group ``kernelforge.backends`` and proves it with ``kernelforge.testing.chec
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.schedule.limits import Form, Limits
 
-Form = Literal["serial", "vector", "group"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """What the cost model and the recipes ask of a device.
-
-    Attributes:
-        form: which schedules fit: ``serial`` runs the naive nest; ``vector`` gives a thread a slice of the grid and uses
-            SIMD lanes (CPUs, also under OpenCL); ``group`` has work-groups with local memory and barriers (GPUs).
-        vector_bytes: width of a SIMD register, or of the widest useful load on a ``group`` device.
-        vector_registers: number of SIMD registers (``vector`` form).
-        threads: hardware threads that run at once (``vector`` form), or resident work-items (``group`` form).
-        group: most work-items in a work-group.
-        local_bytes: local (shared) memory of a work-group; for ``vector`` form the L1 data cache.
-        cache_bytes: second-level cache of a thread.
-        dtypes: short names of the dtypes that can be stored and computed with.
-        host: whether kernels read and write host memory in place, at any strides.
-        max_args: most buffers one launch can take.
-        fingerprint: versions of compiler and driver and the target; part of the key of the disk cache.
-    """
-
-    form: Form
-    vector_bytes: int
-    vector_registers: int
-    threads: int
-    group: int
-    local_bytes: int
-    cache_bytes: int
-    dtypes: frozenset[str]
-    host: bool
-    max_args: int
-    fingerprint: str
-
+__all__ = ["Argument", "Backend", "Executable", "Form", "Limits"]
 
 class Executable(Protocol):
     """A compiled kernel."""

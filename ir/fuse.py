@@ -1,0 +1,371 @@
+"""Grouping the nodes of a graph into regions, one kernel each.
+
+Every node that computes starts as a group of its own. In graph order, each group then tries to join the groups it reads,
+and at last groups that do not depend on each other but would share a launch. A join is legal when the groups stay in
+an order without cycles and one nest computes them (``kernelforge.ir.lower``). Views, constants, counters and random bits
+belong to no group: whoever reads them computes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+from kernelforge.ir.graph import Graph, Kind, Node, Value
+from kernelforge.ir.lower import REDUCTIONS, Part, Refused, lower
+
+WIDE_ROW = 1 << 16
+FEW_ROWS = 8
+"""Fewer than ``FEW_ROWS`` rows of ``WIDE_ROW`` elements or more leave a device idle when one nest owns a whole row."""
+
+FREE_NODES = 48
+"""A value made of so many nodes from constants, counters and scalars alone is computed again by each reader."""
+
+EXPENSIVE = frozenset(
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh erf erfc cbrt"
+    " power arctan2 logaddexp hypot divide sqrt fmod remainder floor_divide random_bits".split()
+)
+"""Not worth repeating for each use of an element in a contraction."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """What one kernel computes: parts that do not depend on each other, or one node that the plan runs itself."""
+
+    parts: tuple[Part, ...]
+    opaque: Node | None = None
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        return self.opaque.outputs if self.opaque else tuple(v for p in self.parts for v in p.outputs)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return (self.opaque,) if self.opaque else tuple(n for p in self.parts for n in p.nodes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """Why two neighbours share a kernel or do not."""
+
+    producer: str
+    consumer: str
+    fused: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fusion:
+    """The regions in the order they run, and how they came about."""
+
+    regions: tuple[Region, ...]
+    decisions: tuple[Decision, ...]
+
+
+class _Item:
+    """A node that computes, or a graph output that only moves elements (``node`` is None)."""
+
+    __slots__ = ("group", "node", "order", "outputs", "readers", "reads")
+
+    def __init__(self, node: Node | None, outputs: tuple[Value, ...], order: int) -> None:
+        self.node = node
+        self.outputs = outputs
+        self.order = order
+        self.reads: dict[_Item, None] = {}
+        self.readers: dict[_Item, None] = {}
+        self.group: _Group
+
+    @property
+    def kind(self) -> Kind:
+        return self.node.prim.kind if self.node else Kind.MAP
+
+    def __str__(self) -> str:
+        return f"{self.node.prim.name} {self.outputs[0]}" if self.node else f"copy {self.outputs[0]}"
+
+
+class _Group:
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[_Item]) -> None:
+        self.items = items
+
+    def kinds(self) -> set[Kind]:
+        return {i.kind for i in self.items}
+
+    def reductions(self) -> list[_Item]:
+        return [i for i in self.items if i.kind in REDUCTIONS]
+
+    def next(self) -> set[_Group]:
+        return {r.group for i in self.items for r in i.readers} - {self}
+
+    def before(self) -> list[_Group]:
+        """Return the groups that this one reads, those with reductions first, then the latest."""
+        found = {r.group: max(j.order for j in r.group.items) for i in self.items for r in i.reads}
+        found.pop(self, None)
+        return sorted(found, key=lambda g: (bool(g.reductions()), found[g]), reverse=True)
+
+
+def _reaches(start: Iterable[_Group], goal: _Group) -> bool:
+    seen: set[_Group] = set()
+    stack = list(start)
+    while stack:
+        group = stack.pop()
+        if group is goal:
+            return True
+        if group not in seen:
+            seen.add(group)
+            stack.extend(group.next())
+    return False
+
+
+def fuse(graph: Graph, enabled: bool = True, max_args: int = 64) -> Fusion:
+    """Group the nodes of ``graph``; with ``enabled`` off, each node that computes is a region.
+
+    ``max_args`` is the most buffers a kernel may take on the device.
+    """
+    fusion = _Fuser(graph, max_args)
+    if enabled:
+        fusion.vertical()
+        fusion.siblings()
+        fusion.side_by_side()
+    return Fusion(tuple(fusion.regions()), tuple(fusion.decisions))
+
+
+class _Fuser:
+    def __init__(self, graph: Graph, max_args: int) -> None:
+        self.graph = graph
+        self.max_args = max_args
+        self.decisions: list[Decision] = []
+        self.producer = {v: n for n in graph.nodes for v in n.outputs}
+        self.free = self._free_nodes()
+        self.items: list[_Item] = []
+        by_value: dict[Value, _Item] = {}
+        for node in graph.nodes:
+            if node not in self.free:
+                self._add(_Item(node, node.outputs, len(self.items)), node.inputs, by_value)
+        for value in dict.fromkeys(graph.outputs):
+            if value not in by_value:
+                self._add(_Item(None, (value,), len(self.items)), (value,), by_value)
+        self.escaping = set(graph.outputs)
+        self.joined: list[list[_Group]] = []
+
+    def _add(self, item: _Item, inputs: Sequence[Value], by_value: dict[Value, _Item]) -> None:
+        for value in inputs:
+            for source in self._sources(value):
+                if source in by_value:
+                    item.reads[by_value[source]] = None
+                    by_value[source].readers[item] = None
+        item.group = _Group([item])
+        self.items.append(item)
+        for v in item.outputs:
+            by_value.setdefault(v, item)
+
+    def _free_nodes(self) -> dict[Node, int]:
+        """Return the nodes that every reader repeats, with how many nodes each stands for."""
+        free: dict[Node, int] = {}
+        weight: dict[Value, int] = {v: 0 for v in self.graph.inputs if v.type.size == 1}
+        for node in self.graph.nodes:
+            if node.prim.name == "random_bits":
+                weight[node.output] = free[node] = 1
+            elif node.prim.kind is Kind.MAP and all(v in weight for v in node.inputs):
+                total = 1 + sum(weight[v] for v in node.inputs)
+                if total <= FREE_NODES:
+                    weight[node.output] = free[node] = total
+            elif node.prim.kind is Kind.VIEW:
+                free[node] = 0
+                if all(v in weight for v in node.inputs):
+                    weight[node.output] = sum(weight[v] for v in node.inputs)
+        return free
+
+    def _sources(self, value: Value) -> Iterator[Value]:
+        """Yield the values behind ``value`` that free nodes do not make."""
+        seen = {value}
+        stack = [value]
+        while stack:
+            value = stack.pop()
+            node = self.producer.get(value)
+            if node is None or node not in self.free:
+                yield value
+                continue
+            for v in node.inputs:
+                if v not in seen:
+                    seen.add(v)
+                    stack.append(v)
+
+    def part(self, items: Sequence[_Item]) -> Part:
+        """Collect the nodes that compute what ``items`` must store."""
+        mine = set(items)
+        outputs = [
+            v
+            for i in sorted(items, key=lambda i: i.order)
+            for v in i.outputs
+            if v in self.escaping or any(r not in mine for r in i.readers)
+        ]
+        nodes: dict[Node, None] = {}
+        own = {i.node for i in items}
+        stack = list(outputs)
+        while stack:
+            node = self.producer.get(stack.pop())
+            if node is not None and node not in nodes and (node in own or node in self.free):
+                nodes[node] = None
+                stack.extend(node.inputs)
+        order = {n: k for k, n in enumerate(self.graph.nodes)} if len(nodes) > 1 else {}
+        return Part(tuple(sorted(nodes, key=order.__getitem__)) if order else tuple(nodes), tuple(outputs))
+
+    def join(self, a: _Group, b: _Group) -> str:
+        """Make one group of two if one nest computes both; return why not, or nothing."""
+        kinds = a.kinds() | b.kinds()
+        if Kind.OPAQUE in kinds:
+            return "it is run by the plan, step by step"
+        reductions = a.reductions() + b.reductions()
+        if Kind.CONTRACT in kinds and len(reductions) > 1:
+            return "a contraction shares its kernel with no other reduction"
+        items = a.items + b.items
+        part = self.part(items)
+        rows = min((i.outputs[0].type.size for i in reductions), default=0)
+        work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
+        full = any(v.type.size > rows for v in part.outputs)
+        if reductions and rows < FEW_ROWS and work >= rows * WIDE_ROW and (full or len(reductions) > 1):
+            return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
+        if any(i.kind is Kind.CONTRACT for i in b.items) and any(
+            i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items
+        ):
+            return "the contraction would compute it again for each use of an element"
+        try:
+            made = lower(part)
+        except Refused as refusal:
+            return str(refusal)
+        if len(made.inputs) + len(made.outputs) > self.max_args:
+            return f"a kernel of the device takes {self.max_args} buffers at most"
+        group = _Group(sorted(items, key=lambda i: i.order))
+        for item in items:
+            item.group = group
+        return ""
+
+    def vertical(self) -> None:
+        """Let each group join the groups it reads."""
+        for item in self.items:
+            tried: set[tuple[_Group, _Group]] = set()
+            progress = True
+            while progress:
+                progress = False
+                for before in item.group.before():
+                    key = (before, item.group)
+                    if key in tried:
+                        continue
+                    tried.add(key)
+                    reason = self._try(before, item)
+                    self.decisions.append(Decision(str(before.items[-1]), str(item), not reason, reason))
+                    if not reason:
+                        progress = True
+                        break
+
+    def _try(self, before: _Group, item: _Item) -> str:
+        group = item.group
+        if _reaches(before.next() - {group}, group):
+            return "another kernel stands between them"
+        return self.join(before, group)
+
+    def siblings(self) -> None:
+        """Join groups that read the same values in loops of the same shape."""
+        readers: dict[Value, dict[_Item, None]] = {}
+        for item in self.items:
+            if item.node is None:
+                continue
+            for value in item.node.inputs:
+                for source in self._sources(value):
+                    readers.setdefault(source, {})[item] = None
+        for items in readers.values():
+            for a in items:
+                for b in items:
+                    if a.order < b.order and a.group is not b.group and _alike(a.group, b.group):
+                        if not _reaches(a.group.next(), b.group) and not _reaches(b.group.next(), a.group):
+                            self.join(a.group, b.group)
+
+    def side_by_side(self) -> None:
+        """Give maps that do not depend on each other one launch, whatever their shapes."""
+        for group in dict.fromkeys(i.group for i in self.items):
+            if group.kinds() <= {Kind.MAP} and all(v.type.size for i in group.items for v in i.outputs):
+                for bundle in self.joined:
+                    if self._fits(group, bundle):
+                        bundle.append(group)
+                        break
+                else:
+                    self.joined.append([group])
+
+    def _fits(self, group: _Group, bundle: list[_Group]) -> bool:
+        if _dtype(group) != _dtype(bundle[0]):
+            return False
+        buffers = 0
+        for member in (*bundle, group):
+            part = self.part(member.items)
+            buffers += len(part.outputs) + len(inputs(part))
+        return buffers <= self.max_args and not self._dependent(group, bundle)
+
+    def _dependent(self, group: _Group, bundle: list[_Group]) -> bool:
+        """Whether a path leads from the group to the bundle or back, through other bundles too."""
+        together = {g: b for b in self.joined for g in b}
+
+        def following(g: _Group) -> set[_Group]:
+            members = together.get(g, [g])
+            return {n for m in members for n in m.next()}
+
+        def reaches(starts: Iterable[_Group], goals: set[_Group]) -> bool:
+            seen: set[_Group] = set()
+            stack = list(starts)
+            while stack:
+                g = stack.pop()
+                if g in goals:
+                    return True
+                if g not in seen:
+                    seen.add(g)
+                    stack.extend(following(g))
+            return False
+
+        members = set(bundle)
+        return reaches(following(group), members) or reaches({n for m in bundle for n in m.next()}, {group})
+
+    def regions(self) -> Iterator[Region]:
+        """Yield the regions, each after those it reads."""
+        bundles = {g: bundle for bundle in self.joined for g in bundle}
+        done: set[_Group] = set()
+
+        def visit(group: _Group) -> Iterator[Region]:
+            if group in done:
+                return
+            members = bundles.get(group, [group])
+            done.update(members)
+            for member in members:
+                for before in member.before():
+                    yield from visit(before)
+            first = members[0].items[0]
+            if first.kind is Kind.OPAQUE:
+                yield Region((), first.node)
+            else:
+                yield Region(tuple(self.part(m.items) for m in members))
+
+        for item in self.items:
+            yield from visit(item.group)
+
+
+def inputs(part: Part) -> list[Value]:
+    """Return the values a part reads from memory."""
+    made = {v for n in part.nodes for v in n.outputs}
+    return list(dict.fromkeys(v for n in part.nodes for v in n.inputs if v not in made))
+
+
+def _dtype(group: _Group) -> str:
+    return group.items[0].outputs[0].type.name
+
+
+def _alike(a: _Group, b: _Group) -> bool:
+    """Whether two groups are maps of one shape, or reduce the same axes of arrays of one shape."""
+    first, second = a.reductions(), b.reductions()
+    if not first and not second:
+        return a.items[0].outputs[0].type.shape == b.items[0].outputs[0].type.shape
+    if not first or not second or Kind.CONTRACT in a.kinds() | b.kinds():
+        return False
+    m, n = first[0].node, second[0].node
+    assert m is not None and n is not None
+    same = m.inputs[0].type.shape == n.inputs[0].type.shape
+    return same and m.params.get("axes") == n.params.get("axes") and m.prim.kind is n.prim.kind

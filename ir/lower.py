@@ -1,0 +1,460 @@
+"""From a part of a graph to the naive loop nest that defines it.
+
+A nest has parallel axes; under them stand, in order, one serial loop for each reduction and one loop for each output that
+has axes of its own. Which element of a value is wanted where is found by asking the primitives' ``lower`` rules,
+from the outputs down; so a view is nothing but another index, and fusing is nothing but not stopping at a value.
+
+``lower`` refuses, with the reason, a set of nodes that no single nest computes: that is what fusion asks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from kernelforge.dtypes import FLOATS, UNSIGNED
+from kernelforge.ir.graph import Kind, Node, Reduction, Value
+from kernelforge.ir.index import affine, flatten, free_vars, normalize, poly, unflatten
+from kernelforge.ir.kernel import (
+    Alloc,
+    Arg,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    LoopKind,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    map_exprs,
+    op,
+    select,
+    stmts,
+    substitute,
+    walk,
+)
+from kernelforge.ir.types import row_major
+
+REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
+
+RECOMPUTE = 4
+"""A nest may evaluate each of its nodes this many times on average; above, its values are better stored."""
+
+
+class Refused(Exception):
+    """Why a set of nodes is not one nest, in words for ``explain``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A set of nodes to be computed by one nest.
+
+    Attributes:
+        nodes: in graph order, views included; those not reached from ``outputs`` are ignored.
+        outputs: the values to be stored.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Nest:
+    """A lowered part: the statements and which value each argument holds."""
+
+    body: tuple[Stmt, ...]
+    inputs: dict[Value, str]
+    outputs: dict[Value, str]
+    evaluations: int
+
+
+def identity(name: str, dtype: str) -> Const:
+    """Return the value that ``name`` (``add``, ``mul``, ``min``, ``max``) leaves others unchanged by."""
+    if name in ("add", "mul"):
+        return Const(0 if name == "add" else 1, dtype)
+    low = name == "max"
+    if dtype in FLOATS:
+        return Const(-math.inf if low else math.inf, dtype)
+    if dtype == "bool":
+        return Const(not low, dtype)
+    bits = int(dtype[1:])
+    if dtype in UNSIGNED:
+        return Const(0 if low else 2**bits - 1, dtype)
+    return Const(-(2 ** (bits - 1)) if low else 2 ** (bits - 1) - 1, dtype)
+
+
+def combine(name: str, a: Expr, b: Expr) -> Expr:
+    """Combine two elements; on bool, ``max`` is or and ``min`` is and."""
+    if a.dtype == "bool":
+        name = {"max": "or", "min": "and"}.get(name, name)
+    return op(name, a, b)
+
+
+class _Lowering:
+    """The state of lowering one part."""
+
+    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str) -> None:
+        self.part = part
+        self.strides = strides
+        self.prefix = prefix
+        self.producer = {v: n for n in part.nodes for v in n.outputs}
+        self.inputs: dict[Value, str] = {}
+        self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
+        self.reads: dict[Node, list[Expr]] = {}
+        self.evaluations = 0
+        self.budget = RECOMPUTE * len(part.nodes) + 24
+
+    def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
+        """Return the element of ``value`` at ``index``, which is in normal form."""
+        key = (value, index)
+        found = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = self._at(value, index)
+        return found
+
+    def _at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
+        node = self.producer.get(value)
+        if node is None:
+            name = self.inputs.setdefault(value, f"{self.prefix}x{len(self.inputs)}")
+            strides = self.strides.get(value) or row_major(value.type.shape)
+            return Load(name, (flatten(index, strides),), value.type.name)
+        if node.prim.kind in REDUCTIONS:
+            self.reads.setdefault(node, []).append(flatten(index, row_major(value.type.shape)))
+            return Load(self.accumulator(node), (), reduction(node).dtype).cast(value.type.name)
+        if node.prim.lower is None:
+            raise Refused(f"{node.prim.name} is not computed element by element")
+        self.evaluations += node.prim.kind is not Kind.VIEW
+        if self.evaluations > self.budget:
+            raise Refused(f"values would be computed again more than {RECOMPUTE} times")
+        types = [v.type for v in node.inputs]
+        made: Expr = node.prim.lower(self.reader(node), index, types, value.type, node.params)
+        return normalize(made) if node.prim.kind is not Kind.MAP else made
+
+    def reader(self, node: Node) -> Callable[[int, Sequence[Expr]], Expr]:
+        def at(i: int, index: Sequence[Expr]) -> Expr:
+            return self.at(node.inputs[i], tuple(normalize(e) for e in index))
+
+        return at
+
+    def accumulator(self, node: Node) -> str:
+        return f"{self.prefix}a{node.output.id}"
+
+    def probe(self, value: Value, index: tuple[Expr, ...]) -> set[Expr]:
+        """Return the flat positions at which ``value`` reads results of reductions; nothing is kept of the attempt."""
+        kept = self.reads, self.memo, self.evaluations
+        self.reads, self.memo = {}, {}
+        self.at(value, index)
+        found = {flat for flats in self.reads.values() for flat in flats}
+        self.reads, self.memo, self.evaluations = kept
+        return found
+
+
+def reduction(node: Node) -> Reduction:
+    """Return the record of how one element of a reduction is made."""
+    assert node.prim.lower is not None
+    made: Reduction = node.prim.lower([v.type for v in node.inputs], node.output.type, node.params)
+    return made
+
+
+def axes(shape: Sequence[int], name: str) -> tuple[Expr, ...]:
+    """Make one loop variable for each axis; an axis of extent 1 is the constant 0."""
+    return tuple(i64(0) if n == 1 else Var(f"{name}{k}", "i64", n) for k, n in enumerate(shape))
+
+
+def variables(index: Sequence[Expr]) -> tuple[Var, ...]:
+    return tuple(i for i in index if isinstance(i, Var))
+
+
+def digits(flat: Expr, size: int) -> list[tuple[int, Var]] | None:
+    """Read ``flat`` as a number in mixed radix with the loop variables as digits, most significant first.
+
+    Returns None unless it takes each value of [0, size) exactly once. Reversed digits are refused.
+    """
+    terms: list[tuple[int, Var]] = []
+    for mono, c in poly(flat).items():
+        if len(mono) != 1 or not isinstance(mono[0], Var) or c < 0:
+            return None
+        terms.append((c, mono[0]))
+    terms.sort(key=lambda t: t[0])
+    step = 1
+    for c, var in terms:
+        if c != step or var.bound is None:
+            return None
+        step *= var.bound
+    return terms[::-1] if step == size else None
+
+
+def _covers(index: tuple[Expr, ...], value: Value) -> bool:
+    return digits(flatten(index, row_major(value.type.shape)), value.type.size) is not None
+
+
+def _refine(chains: Sequence[Sequence[int]], size: int) -> list[int]:
+    """Return the extents, most significant first, of the coarsest digits that all the given digit systems share.
+
+    A system is the list of its place values (each a divisor of the next larger one, and of ``size``).
+    """
+    places = sorted({p for chain in chains for p in chain} | {1, size})
+    for small, large in zip(places, places[1:], strict=False):
+        if large % small:
+            raise Refused("its parts walk the same elements in orders that do not fit together")
+    return [large // small for small, large in zip(places, places[1:], strict=False)][::-1]
+
+
+def lower(part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "") -> Nest:
+    """Turn a part into its naive nest.
+
+    ``strides``, in elements, are those of inputs that are not row-major. ``prefix`` keeps the names of several nests apart.
+
+    Raises:
+        Refused: when no single nest computes the part.
+    """
+    return _Builder(_Lowering(part, strides or {}, prefix)).build()
+
+
+class _Builder:
+    def __init__(self, low: _Lowering) -> None:
+        self.low = low
+        part = low.part
+        self.names = {v: f"{low.prefix}y{k}" for k, v in enumerate(part.outputs)}
+        self.wanted = set(part.outputs)
+        live: set[Node] = set()
+        stack = [low.producer[v] for v in part.outputs if v in low.producer]
+        while stack:
+            node = stack.pop()
+            if node not in live:
+                live.add(node)
+                stack.extend(low.producer[v] for v in node.inputs if v in low.producer)
+        self.reductions = [n for n in part.nodes if n in live and n.prim.kind in REDUCTIONS]
+
+    def build(self) -> Nest:
+        if any(n.prim.kind is Kind.SCATTER for n in self.low.part.nodes):
+            body = self.scatter()
+        elif any(n.prim.kind is Kind.CUMULATE for n in self.reductions):
+            body = self.cumulate()
+        elif self.reductions:
+            body = self.reduce()
+        else:
+            body = self.map()
+        return Nest(body, self.low.inputs, self.names, self.low.evaluations)
+
+    def top(self, loops: Sequence[Var], body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+        """Wrap the body in its parallel loops, one of a single iteration where there are none."""
+        return nest(loops or (Var(f"{self.low.prefix}i", "i64", 1),), "parallel", body)
+
+    def store(self, value: Value, index: tuple[Expr, ...]) -> Store:
+        flat = flatten(index, row_major(value.type.shape))
+        return Store(self.names[value], (flat,), self.low.at(value, index))
+
+    def map(self) -> tuple[Stmt, ...]:
+        outputs = self.low.part.outputs
+        root = max(outputs, key=lambda v: v.type.size)
+        index = axes(root.type.shape, f"{self.low.prefix}i")
+        self.low.at(root, index)
+        body = [self.store(v, self.home(v, root, index)) for v in outputs]
+        return self.top(variables(index), body)
+
+    def home(self, value: Value, root: Value, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """Find the index, in the root's axes, at which every element of ``value`` comes by once."""
+        if value.type.shape == root.type.shape:
+            return index
+        for other, at in list(self.low.memo):
+            if other is value and root.type.size == value.type.size and _covers(at, value):
+                return at
+        raise Refused(f"outputs of shapes {root.type.shape} and {value.type.shape} are not computed in one loop")
+
+    def reduce(self) -> tuple[Stmt, ...]:
+        low, prefix = self.low, self.low.prefix
+        size = self.reductions[0].output.type.size
+        if any(n.prim.kind is Kind.CONTRACT for n in self.reductions) and len(self.reductions) > 1:
+            raise Refused("a contraction shares its kernel with no other reduction")
+        chains: list[list[int]] = []
+        for node in self.reductions:
+            shape = node.output.type.shape
+            if node.output.type.size != size:
+                raise Refused("its reductions have different numbers of results")
+            chains.append([s for s, n in zip(row_major(shape), shape, strict=True) if n > 1])
+        placed: list[tuple[Value, tuple[Expr, ...], Expr]] = []
+        upstream: list[Value] = []
+        for value in low.part.outputs:
+            index = axes(value.type.shape, f"{prefix}o{value.id}_")
+            found = low.probe(value, index)
+            if not found:
+                upstream.append(value)
+                continue
+            if len(found) > 1:
+                raise Refused("an output needs results of the reduction from several rows")
+            (flat,) = found
+            system = digits(flat, size)
+            if system is None:
+                raise Refused("an output does not use each row of the reduction once")
+            chains.append([c for c, _ in system])
+            placed.append((value, index, flat))
+        extents = _refine(chains, size) if size > 1 else []
+        parallel = axes(extents, f"{prefix}i")
+        flat = flatten(parallel, row_major(tuple(extents)))
+
+        body: list[Stmt] = []
+        elements: dict[Value, tuple[tuple[Var, ...], tuple[Expr, ...]]] = {}
+        for node in self.reductions:
+            made = reduction(node)
+            r = axes(made.extents, f"{prefix}r{node.output.id}_")
+            at = unflatten(flat, node.output.type.shape)
+            low.reads = {}
+            known = len(low.memo)
+            element = made.element(low.reader(node), at, tuple(r))
+            for flats in low.reads.values():
+                if any(f is not flat for f in flats):
+                    raise Refused("a reduction needs results of another one from several rows")
+            for value, index in list(low.memo)[known:]:
+                if value in self.wanted and value not in elements and _covers(index, value):
+                    elements[value] = (variables(r), index)
+            name = low.accumulator(node)
+            loops = nest(variables(r), "serial", [Store(name, (), normalize(element), made.op)])
+            body += [Alloc(name, made.dtype, (), "register"), Store(name, (), identity(made.op, made.dtype)), *loops]
+        for value in upstream:
+            if value not in elements:
+                raise Refused(f"an output of shape {value.type.shape} is not read by the reduction once an element")
+            inner, index = elements[value]
+            body += nest(inner, "parallel", [self.store(value, index)])
+        for value, index, own_flat in placed:
+            system = digits(own_flat, size)
+            assert system is not None
+            rows = {var: normalize((flat // c) % (var.bound or 1)) for c, var in system}
+            inner = tuple(v for v in variables(index) if v not in rows)
+            index = tuple(rows.get(i, i) if isinstance(i, Var) else i for i in index)
+            body += nest(inner, "parallel", [self.store(value, index)])
+        return self.top(variables(parallel), body)
+
+    def cumulate(self) -> tuple[Stmt, ...]:
+        low, prefix = self.low, self.low.prefix
+        if len(self.reductions) > 1 or len(self.low.part.outputs) > 1 or self.low.part.outputs[0] is not self.reductions[0].output:
+            raise Refused("a running reduction ends its kernel")
+        (node,) = self.reductions
+        made = reduction(node)
+        axis, extent = node.params["axis"], made.extents[0]
+        index = list(axes(node.output.type.shape, f"{prefix}i"))
+        walk = Var(f"{prefix}r", "i64", extent)
+        outer = variables([i for k, i in enumerate(index) if k != axis])
+        index[axis] = i64(extent - 1) - walk if node.params["reverse"] else walk
+        at = tuple(normalize(i) for i in index)
+        element = made.element(low.reader(node), at, ())
+        name = low.accumulator(node)
+        held = Load(name, (), made.dtype)
+        if made.decay is not None:
+            following = made.decay(low.reader(node), at) * held + element
+        else:
+            following = combine(made.op, held, element)
+        if low.reads:
+            raise Refused("a running reduction does not read another reduction")
+        out = Store(self.names[node.output], (flatten(at, row_major(node.output.type.shape)),), held.cast(node.output.type.name))
+        start = identity("add" if made.decay is not None else made.op, made.dtype)
+        if made.op == "add" and made.decay is None and made.dtype in FLOATS:
+            start = Const(-0.0, made.dtype)
+        step = For(walk, i64(extent), "serial", (Store(name, (), normalize(following)), out))
+        body: list[Stmt] = [Alloc(name, made.dtype, (), "register"), Store(name, (), start), step]
+        return self.top(outer, body)
+
+    def scatter(self) -> tuple[Stmt, ...]:
+        low, prefix = self.low, self.low.prefix
+        scatters = [n for n in low.part.nodes if n.prim.kind is Kind.SCATTER]
+        if len(scatters) > 1 or low.part.outputs != scatters[0].outputs or self.reductions:
+            raise Refused("a scatter ends its kernel")
+        (node,) = scatters
+        out, strides = node.output, row_major(node.output.type.shape)
+        target, update, count = node.inputs[0], node.inputs[1], node.inputs[2].type.ndim
+        copied = axes(out.type.shape, f"{prefix}i")
+        copy = Store(self.names[out], (flatten(copied, strides),), low.at(target, copied))
+        first = self.top(variables(copied), [copy])
+        walk = axes(update.type.shape[:count], f"{prefix}u")
+        rest = axes(update.type.shape[count:], f"{prefix}d")
+        index: list[Expr] = []
+        valid: Expr | bool = True
+        left = list(rest)
+        for axis, extent in enumerate(out.type.shape):
+            if axis not in node.params["axes"]:
+                index.append(left.pop(0))
+                continue
+            k = node.params["axes"].index(axis)
+            raw = low.at(node.inputs[2 + k], walk).cast("i64")
+            wrapped = select(raw < 0, raw + extent, raw)
+            inside = (wrapped >= 0) & (wrapped < extent)
+            valid = inside if isinstance(valid, bool) else valid & inside
+            index.append(wrapped)
+        mode = {"set": ""}.get(node.params["mode"], node.params["mode"])
+        value = low.at(update, (*walk, *rest))
+        store = Store(self.names[out], (flatten(tuple(index), strides),), value, mode)
+        assert isinstance(valid, Expr)
+        inner = nest(variables(walk), "serial", [If(normalize(valid), (store,))])
+        return (*first, *self.top(variables(rest), inner))
+
+
+def nest(loops: Sequence[Var], kind: LoopKind, body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+    """Wrap ``body`` in the loops, outermost first, after making one loop of adjacent ones where that changes no index."""
+    vars_, made = collapse(list(loops), list(body))
+    for var in reversed(vars_):
+        made = [For(var, i64(var.bound or 0), kind, tuple(made))]
+    return tuple(made)
+
+
+def collapse(loops: list[Var], body: list[Stmt]) -> tuple[list[Var], list[Stmt]]:
+    """Make one loop of two adjacent ones wherever every index walks through both as through one."""
+    k = len(loops) - 2
+    while k >= 0:
+        outer, inner = loops[k], loops[k + 1]
+        if all(_as_one(e, outer, inner) for s in stmts(body) for e in exprs(s)):
+            joined = Var(outer.name, "i64", (outer.bound or 0) * (inner.bound or 0))
+            replace: dict[Expr, Expr] = {outer: i64(0), inner: joined}
+            memo: dict[Expr, Expr] = {}
+            body = [map_exprs(s, lambda e: normalize(substitute(e, replace, memo))) for s in body]  # noqa: B023
+            loops[k : k + 2] = [joined]
+        k -= 1
+    return loops, body
+
+
+def _as_one(expr: Expr, outer: Var, inner: Var) -> bool:
+    free = free_vars(expr)
+    if outer not in free and inner not in free:
+        return True
+    if isinstance(expr, Load):
+        return all(_as_one(i, outer, inner) for i in expr.index)
+    if expr.dtype == "i64" and not any(isinstance(e, Load) for e in walk(expr)):
+        a, b = affine(expr, outer), affine(expr, inner)
+        return a is not None and b is not None and a == b * (inner.bound or 0)
+    return isinstance(expr, Op) and all(_as_one(a, outer, inner) for a in expr.args)
+
+
+def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]]) -> tuple[Kernel, list[Value]]:
+    """Lower parts that do not depend on each other into one kernel.
+
+    Returns the kernel and the value behind each of its arguments, in order.
+
+    Raises:
+        Refused: see ``lower``.
+    """
+    args: list[Arg] = []
+    values: list[Value] = []
+    body: list[Stmt] = []
+    for k, part in enumerate(parts):
+        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "")
+        for value, arg in made.inputs.items():
+            size = reach(value, strides.get(value))
+            args.append(Arg(arg, value.type.name, i64(size), "in"))
+            values.append(value)
+        for value, arg in made.outputs.items():
+            args.append(Arg(arg, value.type.name, i64(value.type.size), "out"))
+            values.append(value)
+        body += made.body
+    return Kernel(name, tuple(args), (), tuple(body)), values
+
+
+def reach(value: Value, strides: tuple[int, ...] | None) -> int:
+    """Return how many elements from the first one on an input spans, counting only forward strides."""
+    if strides is None or not value.type.size:
+        return value.type.size
+    return 1 + sum(max(s, 0) * (n - 1) for s, n in zip(strides, value.type.shape, strict=True))

@@ -1,0 +1,205 @@
+"""Name what is used more than once, and compute outside of a loop what the loop does not change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from kernelforge.ir.kernel import Const, Expr, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, exprs, map_exprs, op, stmts
+
+
+def share(kernel: Kernel) -> Kernel:
+    """Bind shared and loop-invariant sub-expressions by Lets.
+
+    A Load moves only within its statement, or anywhere if the kernel does not write its buffer and it is evaluated in any case.
+    """
+    return dataclasses.replace(kernel, body=_Sharing(kernel).top())
+
+
+class _Sharing:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.written = {s.buffer for s in stmts(kernel.body) if isinstance(s, Store)}
+        self.depth: dict[Var, int] = {}
+        self.depths: dict[Expr, int] = {}
+        self.count = 0
+        self.first = 0
+
+    def top(self) -> tuple[Stmt, ...]:
+        out: list[Stmt] = []
+        for stmt in self.kernel.body:
+            self.first = _leading(stmt)
+            body, _ = self.list_of((stmt,), 0)
+            out += body
+        return tuple(out)
+
+    def depth_of(self, expr: Expr) -> int:
+        """Return how deep the innermost loop is that ``expr`` depends on; a Load of a written buffer cannot move."""
+        known = self.depths.get(expr)
+        if known is not None:
+            return known
+        if isinstance(expr, Var):
+            return self.depth.get(expr, 0)
+        if isinstance(expr, Const):
+            return 0
+        if isinstance(expr, Load):
+            found = max((self.depth_of(i) for i in expr.index), default=0)
+            if expr.buffer in self.written:
+                found = 1 << 30
+        else:
+            assert isinstance(expr, Op)
+            found = max(self.depth_of(a) for a in expr.args)
+        self.depths[expr] = found
+        return found
+
+    def list_of(self, body: Sequence[Stmt], depth: int) -> tuple[list[Stmt], dict[Expr, None]]:
+        """Rewrite a statement list at ``depth``; also return what should be bound further out."""
+        outward: dict[Expr, None] = {}
+        rows: list[tuple[Stmt, dict[Expr, None]]] = []
+        for stmt in body:
+            wanted: dict[Expr, None] = {}
+            if isinstance(stmt, For | If):
+                made, requests = self.within(stmt, depth)
+                stmt = dataclasses.replace(stmt, body=tuple(made))
+                for e in requests:
+                    if isinstance(stmt, If) or self.target(e) < depth:
+                        outward[e] = None
+                    else:
+                        wanted[e] = None
+            for root in exprs(stmt):
+                self.invariants(root, depth, True, outward)
+            rows.append((stmt, wanted))
+        return self.bind(rows), outward
+
+    def within(self, stmt: For | If, depth: int) -> tuple[list[Stmt], dict[Expr, None]]:
+        """Rewrite what stands in a loop or a condition; siblings may use one variable at different depths."""
+        if isinstance(stmt, If):
+            return self.list_of(stmt.body, depth)
+        self.depth[stmt.var] = depth + 1
+        self.depths.clear()
+        made = self.list_of(stmt.body, depth + 1)
+        del self.depth[stmt.var]
+        self.depths.clear()
+        return made
+
+    def target(self, expr: Expr) -> int:
+        return max(self.depth_of(expr), self.first)
+
+    def invariants(self, expr: Expr, depth: int, always: bool, found: dict[Expr, None]) -> None:
+        """Collect the largest sub-expressions that can be bound further out."""
+        if not isinstance(expr, Op):
+            if isinstance(expr, Load):
+                for i in expr.index:
+                    self.invariants(i, depth, always, found)
+            return
+        if expr.dtype != "i64" and self.target(expr) < depth and (always or not _loads(expr)):
+            found[expr] = None
+            return
+        for k, arg in enumerate(expr.args):
+            self.invariants(arg, depth, always and not (expr.op == "select" and k), found)
+
+    def bind(self, rows: Sequence[tuple[Stmt, dict[Expr, None]]]) -> list[Stmt]:
+        names: dict[Expr, Expr] = {}
+        out: list[Stmt] = []
+        uses: dict[Expr, int] = {}
+        safe: set[Expr] = set()
+        for stmt, wanted in rows:
+            seen: set[tuple[Expr, bool]] = set()
+            for root in (*wanted, *exprs(stmt)):
+                _count(root, True, uses, safe, seen)
+        for stmt, wanted in rows:
+            local = dict(names)
+            memo: dict[Expr, Expr] = {}
+
+            def rewrite(e: Expr, local: dict[Expr, Expr] = local, memo: dict[Expr, Expr] = memo) -> Expr:
+                done = local.get(e, memo.get(e))
+                if done is not None:
+                    return done
+                if isinstance(e, Op):
+                    made = tuple(rewrite(a) for a in e.args)
+                    done = e if made == e.args else op(e.op, *made, dtype=e.dtype)
+                    if uses.get(e, 0) > 1 and e.dtype != "i64" and (e in safe or not _loads(e)):
+                        done = self.let(e, done, out, local, names)
+                elif isinstance(e, Load):
+                    done = Load(e.buffer, tuple(rewrite(i) for i in e.index), e.dtype)
+                    if uses.get(e, 0) > 1 and e in safe:
+                        done = self.let(e, done, out, local, names)
+                else:
+                    done = e
+                memo[e] = done
+                return done
+
+            for e in wanted:
+                if e not in local:
+                    self.let(e, rewrite(e), out, local, names)
+            if isinstance(stmt, For | If):
+                # what is bound here is known inside, too
+                inner = {e: v for e, v in local.items() if self.depth_of(e) < 1 << 30}
+                head = dataclasses.replace(stmt, body=())
+                head = map_exprs(head, rewrite)  # type: ignore[assignment]
+                memo2: dict[Expr, Expr] = {}
+                body = tuple(map_exprs(s, lambda e: _replace(e, inner, memo2)) for s in stmt.body)  # noqa: B023
+                out.append(dataclasses.replace(head, body=body))  # type: ignore[arg-type]
+            else:
+                out.append(map_exprs(stmt, rewrite))
+        return out
+
+    def let(
+        self, e: Expr, value: Expr, out: list[Stmt], local: dict[Expr, Expr], names: dict[Expr, Expr]
+    ) -> Expr:
+        if isinstance(value, Var | Const):
+            return value
+        var = Var(f"t{self.count}", e.dtype)
+        self.count += 1
+        out.append(Let(var.name, value))
+        local[e] = var
+        if self.depth_of(e) < 1 << 30:
+            names[e] = var
+        return var
+
+
+def _leading(stmt: Stmt) -> int:
+    """Return how many loops around the body a printer takes together as the range of the launch."""
+    depth = 0
+    while isinstance(stmt, For) and stmt.kind in ("grid", "parallel"):
+        depth += 1
+        if len(stmt.body) != 1:
+            break
+        (stmt,) = stmt.body
+    return depth
+
+
+def _loads(expr: Expr) -> bool:
+    if isinstance(expr, Load):
+        return True
+    return isinstance(expr, Op) and any(_loads(a) for a in expr.args)
+
+
+def _count(expr: Expr, always: bool, uses: dict[Expr, int], safe: set[Expr], seen: set[tuple[Expr, bool]]) -> None:
+    if isinstance(expr, Const | Var):
+        return
+    uses[expr] = uses.get(expr, 0) + 1
+    if always:
+        safe.add(expr)
+    if (expr, always) in seen or (expr, True) in seen:
+        return
+    seen.add((expr, always))
+    if isinstance(expr, Load):
+        for i in expr.index:
+            _count(i, always, uses, safe, seen)
+    elif isinstance(expr, Op):
+        for k, arg in enumerate(expr.args):
+            _count(arg, always and not (expr.op == "select" and k > 0), uses, safe, seen)
+
+
+def _replace(expr: Expr, names: dict[Expr, Expr], memo: dict[Expr, Expr]) -> Expr:
+    done = names.get(expr, memo.get(expr))
+    if done is None:
+        if isinstance(expr, Op):
+            done = op(expr.op, *(_replace(a, names, memo) for a in expr.args), dtype=expr.dtype)
+        elif isinstance(expr, Load):
+            done = Load(expr.buffer, tuple(_replace(i, names, memo) for i in expr.index), expr.dtype)
+        else:
+            done = expr
+        memo[expr] = done
+    return done

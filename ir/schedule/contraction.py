@@ -1,0 +1,157 @@
+"""The recipe for products of matrices: a register tile over packed panels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.index import free_vars
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Op, Stmt, Store, stmts
+from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.steps import bind, fission, fuse, reorder, sink_guard, split, stage, unguard
+
+PANEL = 22
+"""Panels of rows that a thread keeps packed beside the one panel of columns it works with."""
+
+
+SMALL = 4096
+"""Multiplications below which packing does not pay."""
+
+
+def is_product(parallel: Sequence[For], body: Sequence[Stmt]) -> bool:
+    """Whether a nest sums products of one factor that depends on the last parallel axis and one on the axis before."""
+    if len(parallel) < 2 or _factors(parallel, body) is None:
+        return False
+    (walked,) = [s for s in body if isinstance(s, For) and s.kind == "serial"]
+    m, n = (p.static or 0 for p in parallel[-2:])
+    return m * n * (walked.static or 0) >= SMALL and min(m, n) >= 4
+
+
+def _factors(parallel: Sequence[For], body: Sequence[Stmt]) -> tuple[Expr, Expr] | None:
+    reductions = [s for s in body if isinstance(s, For) and s.kind == "serial"]
+    if len(reductions) != 1 or not all(isinstance(s, Store) and s.op == "add" for s in reductions[0].body):
+        return None
+    (store,) = reductions[0].body
+    assert isinstance(store, Store)
+    if not isinstance(store.value, Op) or store.value.op != "mul":
+        return None
+    i, j = parallel[-2].var, parallel[-1].var
+    a, b = store.value.args
+    if i in free_vars(b) or j in free_vars(a):
+        a, b = b, a
+    if i in free_vars(b) or j in free_vars(a) or i not in free_vars(a) or j not in free_vars(b):
+        return None
+    return a, b
+
+
+def _factor(kernel: Kernel, by: str, without: str) -> Expr:
+    """Find the factor of the accumulated product that depends on the loop ``by`` and not on ``without``."""
+    for s in stmts(kernel.body):
+        if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
+            for e in s.value.args:
+                names = {v.name for v in free_vars(e)}
+                if any(n.startswith(by) for n in names) and not any(n.startswith(without) for n in names):
+                    return e
+    raise IllegalSchedule(step="stage", target=by, reason="no product is accumulated")
+
+
+def _tiled(kernel: Kernel, i: str, j: str, walked: Sequence[str], rows: Sequence[str], columns: Sequence[str]) -> Kernel:
+    """From loops over tiles and in tiles, make the register tile: accumulators by row and column inside the loops ``walked``.
+
+    ``rows`` and ``columns`` are the loops inside the tile, outermost first; the tile loops are ``i`` and ``j``.
+    """
+    for row in reversed(rows):
+        kernel = reorder(kernel, row, j)
+    inside = [*rows, *columns]
+    for name in reversed(inside):
+        kernel = fission(kernel, name)
+    for name in reversed(inside):
+        for k in walked:
+            kernel = reorder(kernel, name, k)
+    return kernel
+
+
+def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
+    """Tile for SIMD registers, as in BLIS: a tile of accumulators, both operands packed into panels that it walks through.
+
+    Six rows by half of what the registers then leave for columns; a thread keeps ``PANEL`` panels of rows in its second-level cache.
+    """
+    i, j = parallel[-2].var.name, parallel[-1].var.name
+    walked = [s.var.name for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
+    depth = math.prod(s.static or 1 for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial")
+    m, n = parallel[-2].static or 1, parallel[-1].static or 1
+    registers = min(4 if limits.vector_registers >= 32 else 2, -(-n // width))
+    rows = min(6, m)
+    accumulator = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
+    kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
+    kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
+    kernel = sink_guard(kernel, f"{i}o")
+    kernel = _tiled(kernel, f"{i}o", f"{j}o", walked, [f"{i}r"], [f"{j}r"])
+
+    count = -(-m // rows)
+    itemsize = limits.vector_bytes // width
+    panels = max(1, min(PANEL, limits.cache_bytes // (2 * depth * rows * itemsize), -(-count // (2 * limits.threads))))
+    outer = [p.var.name for p in parallel[:-2]]
+    right = _factor(kernel, j, i)
+    depends = {v.name for v in free_vars(right)}
+    by = [*(p for p in outer if p in depends), f"{j}o", *walked, f"{j}r"]
+    kernel = stage(kernel, right, "", by, "global", "columns")
+    kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
+    kernel = reorder(kernel, f"{i}p", f"{j}o")
+    left = _factor(kernel, i, j)
+    kernel = stage(kernel, left, f"{i}b", [f"{i}p", *walked, f"{i}r"], "local", "rows")
+    kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
+
+    kernel = split(kernel, f"{j}r", width, f"{j}u", f"{j}v", "exact")
+    kernel = bind(bind(bind(kernel, f"{j}v", "vector"), f"{j}u", "unroll"), f"{i}r", "unroll")
+    kernel = split(kernel, f"columns_{j}r", width, f"columns_{j}u", f"columns_{j}v", "exact")
+    kernel = bind(bind(kernel, f"columns_{j}v", "vector"), f"columns_{j}u", "unroll")
+    for name in (*outer, f"{i}b", *(f"columns_{p}" for p in by[:-2])):
+        kernel = bind(kernel, name, "grid")
+    return kernel
+
+
+def group(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
+    """Tile for work-groups: each work-item owns a square of accumulators; tiles of both operands pass through local memory."""
+    i, j = parallel[-2].var.name, parallel[-1].var.name
+    walked = [s.var.name for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
+    items, own, step = (8, 4, 8) if limits.group >= 64 else (2, 2, 4)
+    accumulator = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
+    for name in (i, j):
+        kernel = split(kernel, name, items * own, f"{name}o", f"{name}t", "guard")
+        kernel = split(kernel, f"{name}t", own, f"{name}x", f"{name}r", "exact")
+    kernel = sink_guard(kernel, f"{i}o")
+    last = walked[-1]
+    kernel = split(kernel, last, step, f"{last}o", f"{last}s", "guard")
+    kernel = sink_guard(kernel, f"{i}o")
+    for row in (f"{i}r", f"{i}x"):
+        kernel = reorder(kernel, row, f"{j}o")
+    kernel = reorder(kernel, f"{i}r", f"{j}x")
+    inside = [f"{i}x", f"{j}x", f"{i}r", f"{j}r"]
+    for name in reversed(inside):
+        kernel = fission(kernel, name)
+    steps = [*walked[:-1], f"{last}o", f"{last}s"]
+    for name in (f"{j}r", f"{i}r"):
+        for k in steps:
+            kernel = reorder(kernel, name, k)
+    for name in (f"{j}x", f"{i}x"):
+        for k in steps[:-1]:
+            kernel = reorder(kernel, name, k)
+    at = f"{last}o"
+    kernel = stage(kernel, _factor(kernel, j, i), at, [f"{last}s", f"{j}x", f"{j}r"], "local", "columns")
+    kernel = stage(kernel, _factor(kernel, i, j), at, [f"{i}x", f"{i}r", f"{last}s"], "local", "rows")
+    kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
+    count = items * items
+    for name, by in (("columns", [f"{last}s", f"{j}x", f"{j}r"]), ("rows", [f"{i}x", f"{i}r", f"{last}s"])):
+        first, second, third = (f"{name}_{b}" for b in by)
+        kernel = fuse(kernel, first, second, f"{name}_a")
+        kernel = fuse(kernel, f"{name}_a", third, f"{name}_b")
+        kernel = split(kernel, f"{name}_b", count, f"{name}_o", f"{name}_t", "guard")
+        kernel = reorder(kernel, f"{name}_o", f"{name}_t")
+        kernel = bind(kernel, f"{name}_t", "group")
+    for name in (*(p.var.name for p in parallel[:-2]), f"{i}o", f"{j}o"):
+        kernel = bind(kernel, name, "grid")
+    for name in (f"{i}x", f"{j}x"):
+        kernel = bind(kernel, name, "group")
+    return kernel

@@ -1,0 +1,218 @@
+"""From a graph to a plan: the only caller of all passes, and the memory of what was compiled already."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import pathlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernelforge.backends.base import Backend, Executable
+from kernelforge.config import Config
+from kernelforge.errors import DamagedBinary, UnsupportedOnDevice
+from kernelforge.ir.build import Builder, primitive
+from kernelforge.ir.fuse import Region, fuse
+from kernelforge.ir.graph import Graph, Value
+from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, If, Kernel, Op, Stmt, Store, exprs, walk
+from kernelforge.ir.lower import to_kernel
+from kernelforge.ir.passes.pipeline import finish, optimize
+from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.text import print_kernel
+from kernelforge.ir.verify import verify_kernel
+from kernelforge.runtime import cache
+from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
+
+Strides = Sequence[tuple[int, ...] | None]
+
+KEPT_PLANS = 1024
+_plans: collections.OrderedDict[tuple[Any, ...], Plan] = collections.OrderedDict()
+_kernels: collections.OrderedDict[tuple[str, str], Executable] = collections.OrderedDict()
+_lock = threading.RLock()
+
+
+def compile_graph(graph: Graph, backend: Backend, config: Config, strides: Strides | None = None) -> Plan:
+    """Compile for a device; graphs of the same structure share one plan.
+
+    Args:
+        strides: for each input of the graph its strides in elements, or None where it is row-major; only host devices
+            take others.
+
+    Raises:
+        UnsupportedOnDevice: when the graph has a dtype that the device lacks.
+        CompilationFailed: when the device's compiler does.
+    """
+    layout = tuple(strides) if strides is not None else (None,) * len(graph.inputs)
+    key = (structure(graph), layout, backend.name, id(backend), config)
+    with _lock:
+        found = _plans.get(key)
+        if found is not None:
+            _plans.move_to_end(key)
+            return found
+        made = _compile(graph, backend, config, layout)
+        _plans[key] = made
+        while len(_plans) > KEPT_PLANS:
+            _plans.popitem(last=False)
+        return made
+
+
+def structure(graph: Graph) -> tuple[Any, ...]:
+    """Return a hashable that two graphs share when they compute the same in the same way."""
+    number: dict[Value, int] = {}
+    for value in graph.inputs:
+        number[value] = len(number)
+    consts = []
+    for value, array in graph.consts:
+        number[value] = len(number)
+        consts.append((value.type, hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).digest()))
+    nodes = []
+    for node in graph.nodes:
+        for value in node.outputs:
+            number[value] = len(number)
+        params = tuple((k, structure(v) if isinstance(v, Graph) else _literal(v)) for k, v in node.params.items())
+        nodes.append((node.prim.name, tuple(number[v] for v in node.inputs), params))
+    return (
+        tuple(v.type for v in graph.inputs),
+        tuple(consts),
+        tuple(nodes),
+        tuple(number[v] for v in graph.outputs),
+    )
+
+
+def _literal(value: Any) -> Any:
+    # 0.0 == -0.0 == False, and nan != nan: none of them may share a plan, or fail to
+    return (type(value), value.hex()) if isinstance(value, float) else (type(value), value)
+
+
+def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple[int, ...] | None, ...]) -> Plan:
+    optimized = distinct(optimize(graph, config.verify))
+    limits = backend.limits
+    for value in [*optimized.inputs, *(v for n in optimized.nodes for v in n.outputs)]:
+        if value.type.name not in limits.dtypes:
+            raise UnsupportedOnDevice(device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes)))
+    fusion = fuse(optimized, config.fusion, limits.max_args)
+    strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}
+    planner = Planner(optimized, fusion.regions, backend)
+    steps: list[Step] = []
+    kernels: list[Compiled] = []
+    for region in fusion.regions:
+        if not any(v.type.size for v in region.outputs):
+            continue
+        if region.opaque is not None:
+            step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config))
+            steps.append(step)
+            kernels += inner
+            continue
+        naive, values = to_kernel(_name(region), [p for p in region.parts if any(v.type.size for v in p.outputs)], strides)
+        compiled = compile_kernel(naive, backend, config, region)
+        slots = [planner.slots[v] for v in values]
+        slots += [planner.scratch(_bytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
+        steps.append(Launch(compiled, tuple(slots), ()))
+        kernels.append(compiled)
+    return Plan(
+        optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
+        tuple(planner.offsets), planner.arena,
+    )  # fmt: skip
+
+
+def distinct(graph: Graph) -> Graph:
+    """Give an output that stands twice, or is an input, a value of its own: each is written to a place of its own."""
+    if len(set(graph.outputs)) == len(graph.outputs):
+        return graph
+    b = Builder()
+    with b.active():
+        values = b.replay(graph, [b.input(v.type) for v in graph.inputs])
+        outputs: list[Value] = []
+        for value in graph.outputs:
+            made = values[value]
+            if made in outputs:
+                (made,) = b.emit(primitive("barrier"), [made], {})
+            outputs.append(made)
+    return Graph(tuple(b.inputs), tuple(b.nodes), tuple(outputs), tuple(b.consts))
+
+
+def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Region) -> Compiled:
+    """Schedule, print and compile one kernel, or take it from memory or disk."""
+    limits = backend.limits
+    kernel = finish(schedule(naive, limits), limits.native)
+    if config.verify:
+        verify_kernel(kernel)
+    text = print_kernel(kernel)
+    known = (text, limits.fingerprint)
+    executable = _kernels.get(known)
+    if executable is None:
+        executable = _kernels[known] = _load(kernel, text, backend)
+        while len(_kernels) > 4 * KEPT_PLANS:
+            _kernels.popitem(last=False)
+        dump = os.environ.get("KERNELFORGE_DUMP_DIR")
+        if dump:
+            _dump(pathlib.Path(dump), kernel.name, backend.name, text, executable.source)
+    moved, flops = cost(naive)
+    return Compiled(kernel.name, kernel, naive, executable, moved, flops, region)
+
+
+def _load(kernel: Kernel, text: str, backend: Backend) -> Executable:
+    name = cache.key(text, backend.limits.fingerprint)
+    kept = cache.load(name)
+    if kept is not None:
+        try:
+            return backend.compile(kernel, kept)
+        except DamagedBinary:
+            cache.discard(name)
+    executable = backend.compile(kernel)
+    if executable.binary is not None:
+        cache.store(name, executable.binary)
+    return executable
+
+
+def _dump(where: pathlib.Path, name: str, device: str, text: str, source: str) -> None:
+    where.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-{device.replace(':', '')}"
+    (where / f"{stem}.kernel").write_text(text)
+    (where / f"{stem}.source").write_text(source)
+
+
+def _name(region: Region) -> str:
+    names = [n.prim.name for n in region.nodes if n.prim.kind.value != "view" and n.prim.name != "full"]
+    return "_".join(list(dict.fromkeys(names))[:5]) or "copy"
+
+
+def _bytes(arg: Arg) -> int:
+    assert isinstance(arg.size, Const)
+    width = {"bool": 1, "bf16": 2}.get(arg.dtype) or int(arg.dtype[1:]) // 8
+    return int(arg.size.value) * width
+
+
+def cost(kernel: Kernel) -> tuple[int, int]:
+    """Return the least bytes a kernel moves, each buffer once, and its floating-point operations."""
+    return sum(_bytes(a) for a in kernel.args if a.mode != "scratch"), sum(_flops(s, 1) for s in kernel.body)
+
+
+def _flops(stmt: Stmt, times: int) -> int:
+    def count(e: Expr) -> int:
+        return sum(
+            isinstance(x, Op) and x.dtype[0] in "fb" and x.dtype != "bool" and x.op in ARITY and x.op not in ("cast", "bitcast", "select")
+            for x in walk(e)
+        )
+
+    own = sum(count(e) for e in exprs(stmt)) + (isinstance(stmt, Store) and bool(stmt.op))
+    if isinstance(stmt, For):
+        inner = times * (stmt.static or 1)
+        return own * times + sum(_flops(s, inner) for s in stmt.body)
+    if isinstance(stmt, If):
+        return own * times + sum(_flops(s, times) for s in stmt.body)
+    return own * times
+
+
+def forget() -> None:
+    """Drop every plan and kernel held in memory (tests; after a fork)."""
+    with _lock:
+        _plans.clear()
+        _kernels.clear()
+
+
+__all__ = ["Compiled", "Plan", "compile_graph", "compile_kernel", "cost", "distinct", "forget", "structure"]

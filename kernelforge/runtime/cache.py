@@ -1,0 +1,90 @@
+"""The disk cache of compiled kernels: one file per key, written whole and renamed into place.
+
+Several processes may use one folder at once: the last writer of a key wins and all of them wrote the same bytes. A
+file is checked by the backend when it is loaded (``DamagedBinary``) and written again. A folder that cannot be written costs a warning, not the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pathlib
+import tempfile
+import warnings
+
+from kernelforge import errors
+
+SUFFIX = ".kernel"
+
+
+def folder() -> pathlib.Path:
+    """Return the cache folder: ``KERNELFORGE_CACHE_DIR``, else the user's cache folder of the platform."""
+    named = os.environ.get("KERNELFORGE_CACHE_DIR")
+    if named:
+        return pathlib.Path(named)
+    import platformdirs
+
+    return pathlib.Path(platformdirs.user_cache_dir("kernelforge"))
+
+
+@functools.cache
+def sources() -> str:
+    """Return a digest that changes whenever a source file of this package does."""
+    root = pathlib.Path(errors.__file__).parent
+    digest = hashlib.sha256()
+    for part in (root, root / "ir", root / "backends"):
+        for directory, _, files in sorted(os.walk(part)):
+            for name in sorted(files):
+                if name.endswith(".py"):
+                    status = os.stat(os.path.join(directory, name))
+                    digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def key(text: str, fingerprint: str) -> str:
+    """Return the name under which a kernel's binary is kept."""
+    return hashlib.sha256("\0".join((text, fingerprint, sources())).encode()).hexdigest()
+
+
+def load(name: str) -> bytes | None:
+    """Return the kept binary, or None."""
+    try:
+        return (folder() / f"{name}{SUFFIX}").read_bytes()
+    except OSError:
+        return None
+
+
+def store(name: str, binary: bytes) -> None:
+    """Keep a binary; warn once where the folder cannot be written."""
+    where = folder()
+    temporary: str | None = None
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=where, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(binary)
+        os.replace(temporary, where / f"{name}{SUFFIX}")
+    except OSError as problem:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        warnings.warn(
+            f"kernels are not kept between processes: {where} cannot be written ({problem.strerror}); "
+            "set KERNELFORGE_CACHE_DIR to a folder that can",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def discard(name: str) -> None:
+    """Forget a binary that could not be loaded."""
+    with contextlib.suppress(OSError):
+        (folder() / f"{name}{SUFFIX}").unlink()
+
+
+def files() -> list[pathlib.Path]:
+    """Return the files of the cache, unfinished ones of killed processes included."""
+    where = folder()
+    return sorted(p for p in where.glob("*") if p.suffix in (SUFFIX, ".part")) if where.is_dir() else []

@@ -1,0 +1,274 @@
+"""A compiled graph: launches over the caller's buffers, the results, and one arena for everything in between."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from kernelforge.backends.base import Argument, Backend, Executable
+from kernelforge.ir.fuse import Fusion, Region
+from kernelforge.ir.graph import Graph, Node, Value
+from kernelforge.ir.kernel import Kernel
+from kernelforge.runtime.memory import Buffer, allocate, upload
+
+ALIGNMENT = 256
+"""Bytes; every value of the arena starts at a multiple, so that vector loads of any device are aligned."""
+
+Memory = list[Argument]
+
+
+class Step(Protocol):
+    """Something a plan does in order: a launch, or a loop of another plan."""
+
+    def run(self, backend: Backend, memory: Memory) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """One kernel of a plan, for people to look at.
+
+    Attributes:
+        name: of the kernel.
+        ir: the scheduled kernel; ``str`` gives its text.
+        naive: the loop nest that defines it, before any schedule.
+        bytes: the least that must be moved: each buffer once.
+        flops: floating-point operations of the naive nest.
+        region: the nodes it computes.
+    """
+
+    name: str
+    ir: Kernel
+    naive: Kernel
+    executable: Executable
+    bytes: int
+    flops: int
+    region: Region
+
+    @property
+    def source(self) -> str:
+        return self.executable.source
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Launch:
+    """One kernel over slots of the plan's memory."""
+
+    kernel: Compiled
+    slots: tuple[int, ...]
+    params: tuple[int, ...]
+
+    def run(self, backend: Backend, memory: Memory) -> None:
+        backend.launch(self.kernel.executable, [memory[s] for s in self.slots], self.params)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Scan:
+    """A plan run once for each element of the leading axis of its last inputs."""
+
+    body: Plan
+    consts: tuple[int, ...]
+    init: tuple[int, ...]
+    xs: tuple[int, ...]
+    carry: tuple[int, ...]
+    ys: tuple[int, ...]
+    length: int
+    reverse: bool
+    copy: Plan
+
+    def run(self, backend: Backend, memory: Memory) -> None:
+        carry = [memory[s] for s in self.init]
+        final = [memory[s] for s in self.carry]
+        if self.length == 0:
+            self.copy.execute(carry, final)
+            return
+        consts = [memory[s] for s in self.consts]
+        types = self.body.graph.outputs
+        spare = _ping_pong(backend, [v.type.nbytes for v in types[: len(carry)]])
+        x_steps = [v.type.nbytes for v in self.body.graph.inputs[len(consts) + len(carry) :]]
+        y_steps = [v.type.nbytes for v in types[len(carry) :]]
+        for t in range(self.length):
+            k = self.length - 1 - t if self.reverse else t
+            xs = [(memory[s][0], memory[s][1] + k * n) for s, n in zip(self.xs, x_steps, strict=True)]
+            ys = [(memory[s][0], memory[s][1] + k * n) for s, n in zip(self.ys, y_steps, strict=True)]
+            following = final if t == self.length - 1 else [(b.handle, 0) for b in spare[t % 2]]
+            self.body.execute([*consts, *carry, *xs], [*following, *ys])
+            carry = following
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Cond:
+    """One of two plans, by a flag read from the device."""
+
+    flag: int
+    true: Plan
+    false: Plan
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def run(self, backend: Backend, memory: Memory) -> None:
+        chosen = self.true if _flag(backend, memory[self.flag]) else self.false
+        chosen.execute([memory[s] for s in self.inputs], [memory[s] for s in self.outputs])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class While:
+    """A plan run as long as another one says so."""
+
+    cond: Plan
+    body: Plan
+    cond_consts: tuple[int, ...]
+    body_consts: tuple[int, ...]
+    init: tuple[int, ...]
+    outputs: tuple[int, ...]
+    copy: Plan
+
+    def run(self, backend: Backend, memory: Memory) -> None:
+        carry = [memory[s] for s in self.init]
+        cond_consts = [memory[s] for s in self.cond_consts]
+        body_consts = [memory[s] for s in self.body_consts]
+        spare = _ping_pong(backend, [v.type.nbytes for v in self.body.graph.outputs])
+        flag = allocate(backend, 1)
+        turn = 0
+        while True:
+            self.cond.execute([*cond_consts, *carry], [(flag.handle, 0)])
+            if not _flag(backend, (flag.handle, 0)):
+                break
+            following = [(b.handle, 0) for b in spare[turn]]
+            self.body.execute([*body_consts, *carry], following)
+            carry, turn = following, 1 - turn
+        self.copy.execute(carry, [memory[s] for s in self.outputs])
+
+
+def _ping_pong(backend: Backend, sizes: Sequence[int]) -> tuple[list[Buffer], list[Buffer]]:
+    first, second = ([allocate(backend, max(n, 1)) for n in sizes] for _ in range(2))
+    return first, second
+
+
+def _flag(backend: Backend, argument: Argument) -> bool:
+    return bool(backend.download(*argument, (), np.dtype(np.bool_)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A graph ready to run on one device.
+
+    Memory is a list of slots: the graph's inputs, its constants, its outputs, then what only the plan needs, which lies in one arena.
+
+    Attributes:
+        graph: after the passes, as it was compiled.
+        fusion: its regions in the order they run, and why they are what they are.
+        kernels: in the order of their first launch, those of inner plans included.
+        arena: bytes needed besides inputs and outputs.
+    """
+
+    graph: Graph
+    backend: Backend
+    fusion: Fusion
+    kernels: tuple[Compiled, ...]
+    steps: tuple[Step, ...]
+    consts: tuple[Buffer, ...]
+    offsets: tuple[int, ...]
+    arena: int
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return self.fusion.regions
+
+    def run(self, inputs: Sequence[Argument]) -> list[Buffer]:
+        """Run on buffers given as (buffer, offset in bytes); return a new row-major buffer for each output."""
+        made = [allocate(self.backend, max(v.type.nbytes, 1)) for v in self.graph.outputs]
+        self.execute([(b.handle, offset) for b, offset in inputs], [(b.handle, 0) for b in made])
+        return made
+
+    def execute(self, inputs: Sequence[Argument], outputs: Sequence[Argument]) -> None:
+        """Run on handles, writing the results where the caller says."""
+        memory: Memory = [*inputs, *[(b.handle, 0) for b in self.consts], *outputs]
+        if self.arena:
+            arena = allocate(self.backend, self.arena)
+            memory += [(arena.handle, offset) for offset in self.offsets]
+        for step in self.steps:
+            step.run(self.backend, memory)
+
+
+class Planner:
+    """Gives every value of a graph a slot, and those that live only inside a place in the arena.
+
+    Args:
+        graph: distinct outputs, none of them an input.
+        regions: in the order they run.
+    """
+
+    def __init__(self, graph: Graph, regions: Sequence[Region], backend: Backend) -> None:
+        self.graph = graph
+        self.backend = backend
+        self.consts = tuple(upload(backend, a) for _, a in graph.consts)
+        known = [*graph.inputs, *(v for v, _ in graph.consts), *graph.outputs]
+        self.slots: dict[Value, int] = {v: k for k, v in enumerate(known)}
+        last: dict[Value, int] = {}
+        for k, region in enumerate(regions):
+            for node in region.nodes:
+                last.update(dict.fromkeys(node.inputs, k))
+        self.offsets: list[int] = []
+        live: list[tuple[int, int, Value]] = []
+        self.arena = 0
+        for k, region in enumerate(regions):
+            live = [entry for entry in live if last.get(entry[2], -1) >= k]
+            for value in region.outputs:
+                if value not in self.slots:
+                    size = -(-max(value.type.nbytes, 1) // ALIGNMENT) * ALIGNMENT
+                    offset = _first_fit([(o, n) for o, n, _ in live], size)
+                    live.append((offset, size, value))
+                    self.slots[value] = len(known) + len(self.offsets)
+                    self.offsets.append(offset)
+                    self.arena = max(self.arena, offset + size)
+
+    def scratch(self, nbytes: int) -> int:
+        """Reserve memory that one kernel needs while it runs; returns its slot."""
+        size = -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
+        self.offsets.append(self.arena)
+        self.arena += size
+        return len(self.graph.inputs) + len(self.consts) + len(self.graph.outputs) + len(self.offsets) - 1
+
+    def opaque(self, node: Node, compile_graph: Callable[[Graph], Plan]) -> tuple[Step, list[Compiled]]:
+        """Make the step of a node that holds graphs."""
+        slots = [self.slots[v] for v in node.inputs]
+        outs = tuple(self.slots[v] for v in node.outputs)
+        p = node.params
+        match node.prim.name:
+            case "scan":
+                body = compile_graph(p["body"])
+                a, b = p["consts"], p["consts"] + p["carry"]
+                copy = compile_graph(identity(p["body"].outputs[: p["carry"]]))
+                step: Step = Scan(
+                    body, tuple(slots[:a]), tuple(slots[a:b]), tuple(slots[b:]), outs[: p["carry"]], outs[p["carry"] :],
+                    p["length"], p["reverse"], copy,
+                )  # fmt: skip
+                return step, [*body.kernels]
+            case "cond":
+                true, false = compile_graph(p["true"]), compile_graph(p["false"])
+                return Cond(slots[0], true, false, tuple(slots[1:]), outs), [*true.kernels, *false.kernels]
+            case _:
+                cond, body = compile_graph(p["cond"]), compile_graph(p["body"])
+                a, b = p["cond_consts"], p["cond_consts"] + p["body_consts"]
+                copy = compile_graph(identity(p["body"].outputs))
+                step = While(cond, body, tuple(slots[:a]), tuple(slots[a:b]), tuple(slots[b:]), outs, copy)
+                return step, [*cond.kernels, *body.kernels]
+
+
+def identity(values: Sequence[Value]) -> Graph:
+    """Make the graph that copies values of these types."""
+    inputs = tuple(Value(k, v.type) for k, v in enumerate(values))
+    return Graph(inputs, (), inputs)
+
+
+def _first_fit(taken: Sequence[tuple[int, int]], size: int) -> int:
+    offset = 0
+    for start, length in sorted(taken):
+        if start - offset >= size:
+            break
+        offset = max(offset, start + length)
+    return offset
+
