@@ -61,6 +61,10 @@ class MalformedKernel(KernelforgeError, ValueError):
     template = "malformed kernel {kernel}: {problem}"
 
 
+class OutOfRange(KernelforgeError, IndexError):
+    template = "kernel {kernel}: {access} {buffer}[{found}] is out of range; expected an index within {expected}: a lowering or schedule step made it"
+
+
 class IllegalSchedule(KernelforgeError, ValueError):
     template = "schedule step {step}({target}) is not legal: {reason}"
 
@@ -130,3 +134,27 @@ class CheckFailed(KernelforgeError, AssertionError):
 
 class BackendFailed(KernelforgeError, AssertionError):
     template = "device {device} failed {failed} of {count} checks:\n  {failures}"
+
+
+class CompilationFailed(KernelforgeError, RuntimeError):
+    template = "kernel {kernel} does not compile for {device}: {log}{source}"
+
+
+class DamagedBinary(KernelforgeError, ValueError):
+    template = "the binary of kernel {kernel} is not usable: {problem}; compile it afresh"
+
+
+class DeviceOutOfMemory(KernelforgeError, MemoryError):
+    template = "{device} has no room for {nbytes} bytes; free arrays or use smaller ones"
+
+
+class DeviceUnavailable(KernelforgeError, RuntimeError):
+    template = "{reason}"
+
+
+class UnknownDevice(KernelforgeError, LookupError):
+    template = "no device is named {name!r}; there are {expected}{reason}"
+
+
+class DeviceClash(KernelforgeError, ValueError):
+    template = "the device name {name!r} is claimed by both {first} and {second}; uninstall one of them"
