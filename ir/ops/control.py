@@ -100,8 +100,9 @@ def _match(op: str, what: str, found: Sequence[Type], expected: Sequence[Type]) 
             raise DtypeMismatch(op=f"{op} ({what})", found=f"{f}", expected=f"{e}")
 
 
-def _strong(types: Sequence[Type]) -> tuple[Type, ...]:
-    return tuple(Type(t.shape, t.dtype) for t in types)
+def _joined(first: Sequence[Type], second: Sequence[Type]) -> tuple[Type, ...]:
+    """Return the types of values that come from either of two: weak where both are."""
+    return tuple(Type(a.shape, a.dtype, a.weak and b.weak) for a, b in zip(first, second, strict=True))
 
 
 def _is_float(x: Value | Sym) -> bool:
@@ -142,7 +143,7 @@ def _scan_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     _match("scan", "inputs", types, [*wanted[: c + k], *stacked])
     outs = _types(body.outputs)
     _match("scan", "carry", outs[:k], wanted[c : c + k])
-    return (*_strong(outs[:k]), *(Type((length, *t.shape), t.dtype) for t in outs[k:]))
+    return (*_joined(outs[:k], types[c : c + k]), *(Type((length, *t.shape), t.dtype) for t in outs[k:]))
 
 
 def _scan_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
@@ -219,7 +220,7 @@ def _cond_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     _match("cond", "operands of true", types[1:], _types(true.inputs))
     _match("cond", "operands of false", types[1:], _types(false.inputs))
     _match("cond", "outputs of false", _types(false.outputs), _types(true.outputs))
-    return _strong(_types(true.outputs))
+    return _joined(_types(true.outputs), _types(false.outputs))
 
 
 def _cond_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
@@ -275,7 +276,7 @@ def _while_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     _match("while_loop", "inputs of body", [*body_consts, *init], _types(body.inputs))
     _match("while_loop", "output of cond", _types(cond.outputs), [Type((), np.dtype(bool))])
     _match("while_loop", "carry", _types(body.outputs), init)
-    return _strong(init)
+    return _joined(init, _types(body.outputs))
 
 
 def _while_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:

@@ -1,0 +1,157 @@
+"""``custom_vjp``: a function whose derivative the user writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kernelforge.dtypes import is_float
+from kernelforge.errors import ExpectedPair, KeywordOnly, LeafMismatch, RuleMissing, TreeMismatch
+from kernelforge.functions import Flat, flat, matched, name_of, trace_at
+from kernelforge.ir import autodiff
+from kernelforge.ir.build import Sym, apply, builder, tracing
+from kernelforge.ir.graph import Graph, Params
+from kernelforge.ir.ops.control import MaybeSyms, Refuse, close, materialize, present, scatter
+from kernelforge.trace import Tracer
+
+Fn = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Written:
+    """The rule of the call: the user's functions as graphs.
+
+    The call's inputs are what the function closed over, what ``fwd`` and ``bwd`` did, then the arguments.
+
+    Attributes:
+        forward: (captures of fwd, arguments) to (outputs, residuals).
+        backward: (captures of bwd, cotangents, residuals) to the cotangents that ``given`` marks.
+        given: whether ``bwd`` returned a cotangent for each argument.
+        counts: how many captures the function, ``fwd`` and ``bwd`` have.
+    """
+
+    forward: Graph
+    backward: Graph
+    given: tuple[bool, ...]
+    counts: tuple[int, int, int]
+
+    def _residuals(self, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...]) -> tuple[Sequence[Sym], list[Sym]]:
+        """Return what stands before and after the cotangents among the inputs of ``backward``."""
+        of_fn, of_fwd, of_bwd = self.counts
+        captured, args = inputs[of_fn : of_fn + of_fwd], inputs[of_fn + of_fwd + of_bwd :]
+        made = builder().inline(self.forward, [*captured, *args])
+        return inputs[of_fn + of_fwd :][:of_bwd], made[len(outputs) :]
+
+    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        captured, residuals = self._residuals(inputs, outputs)
+        got = builder().inline(self.backward, [*captured, *materialize(cts, outputs), *residuals])
+        # a zero, not None: it is how a differentiated capture reaches its refusal
+        zeros = materialize([None] * sum(self.counts), inputs[: sum(self.counts)])
+        return (*zeros, *scatter(self.given, got))
+
+    def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        """Transpose ``backward``, which is linear in the cotangents: its pullback maps tangents in to tangents out."""
+        captured, residuals = self._residuals(inputs, outputs)
+        floats = [is_float(s.dtype) for s in outputs]
+        wrt = [len(captured) + i for i, m in enumerate(floats) if m]
+        anywhere = materialize([None] * len(outputs), outputs)
+        _, pullback = autodiff.vjp(self.backward, [*captured, *anywhere, *residuals], wrt)
+        args_t = tangents[sum(self.counts) :]
+        return tuple(scatter(floats, pullback([t for t, m in zip(args_t, self.given, strict=True) if m])))
+
+
+def _guard(sym: Sym, name: str) -> Sym:
+    """Refuse derivatives by something the function closed over: its rule does not know of it."""
+    if not is_float(sym.dtype):
+        return sym
+    graph, _ = close(lambda x: [x], [sym.type])
+    reason = "it closes over an array that is being differentiated; make that array an argument"
+    (out,) = apply("call", sym, graph=graph, name=f"{name} closure", rule=Refuse(f"custom_vjp function {name}", reason))
+    return out  # type: ignore[no-any-return]
+
+
+class custom_vjp:  # noqa: N801 - a decorator
+    """A function with a reverse derivative of its own.
+
+    ``f.defvjp(fwd, bwd)`` gives it: ``fwd(*args)`` returns ``(f(*args), residuals)``; ``bwd(residuals, cotangent)`` returns a
+    tuple with a cotangent for each argument, None for zero. ``bwd`` must be linear in the cotangent; forward derivatives
+    are made from it by transposition. Outside of a trace the function runs as it is.
+
+    Args:
+        fn: takes pytrees of arrays by position.
+        nondiff_argnums: arguments that are not arrays; ``bwd`` gets them first.
+    """
+
+    def __init__(self, fn: Fn, nondiff_argnums: Sequence[int] = ()) -> None:
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+        self._static = tuple(nondiff_argnums)
+        self._rules: tuple[Fn, Fn] | None = None
+
+    def defvjp(self, fwd: Fn, bwd: Fn) -> None:
+        """Set the derivative."""
+        self._rules = fwd, bwd
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not tracing():
+            return self._fn(*args, **kwargs)
+        name = name_of(self._fn)
+        if self._rules is None:
+            raise RuleMissing(function=name)
+        bound = inspect.signature(self._fn).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise KeywordOnly(function=name, found=", ".join(bound.kwargs))
+        static = {i: bound.args[i] for i in self._static}
+        return self._call(name, *self._rules, bound.args, static)
+
+    def _call(self, name: str, fwd: Fn, bwd: Fn, args: tuple[Any, ...], static: dict[int, Any]) -> Any:
+        def merged(values: Sequence[Any]) -> list[Any]:
+            left = iter(values)
+            return [static[i] if i in static else next(left) for i in range(len(args))]
+
+        def forward(*values: Any) -> Any:
+            out = fwd(*merged(values))
+            if not (isinstance(out, tuple) and len(out) == 2):
+                expected = f"(what {name} returns, residuals)"
+                raise ExpectedPair(what="custom_vjp", function=name_of(fwd), found=type(out).__name__, expected=expected)
+            return out
+
+        given: list[bool] = []
+
+        def backward(cotangent: Any, residuals: Any) -> Any:
+            result = bwd(*static.values(), residuals, cotangent)
+            if isinstance(result, tuple) and len(result) == len(zero):
+                result = tuple(z if r is None else r for r, z in zip(result, zero, strict=True))
+            mask, syms = present(matched(f"bwd of {name}", "result", result, dynamic, optional=True))
+            given.extend(mask)
+            return [Tracer(s) for s in syms]
+
+        dynamic = flat(tuple(a for i, a in enumerate(args) if i not in static))
+        zero = dynamic.unflatten([None] * len(dynamic.syms))
+        run = trace_at(lambda *values: self._fn(*merged(values)), dynamic)
+        ahead = trace_at(forward, dynamic)
+        _require_alike(name, ahead.out, run.out)
+        back = trace_at(backward, ahead.out)
+        counts = len(run.captured), len(ahead.captured), len(back.captured)
+        inputs = [*(_guard(s, name) for s in (*run.captured, *ahead.captured, *back.captured)), *dynamic.syms]
+
+        def whole(*values: Sym) -> list[Sym]:
+            return builder().inline(run.graph, [*values[: counts[0]], *values[sum(counts) :]])
+
+        graph, _ = close(whole, [s.type for s in inputs])
+        rule = _Written(ahead.graph, back.graph, tuple(given), counts)
+        return run.out.restore(apply("call", *inputs, graph=graph, name=name, rule=rule))
+
+
+def _require_alike(name: str, ahead: Flat, run: Flat) -> None:
+    """Require that what ``fwd`` returns first is like what the function returns."""
+    structure = ahead.tree.children()[0]
+    if structure != run.tree:
+        raise TreeMismatch(what=f"fwd of {name}", name="result[0]", found=structure, expected=run.tree)
+    for found, expected, leaf in zip(ahead.syms, run.syms, run.names("result[0]"), strict=False):
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise LeafMismatch(what=f"fwd of {name}", name=leaf, found=found.type, expected=expected.type)

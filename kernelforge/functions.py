@@ -1,0 +1,120 @@
+"""Python functions over pytrees as graphs inside of the active trace: what transforms and control flow share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import optree
+
+from kernelforge.dtypes import is_float
+from kernelforge.errors import LeafMismatch, TreeMismatch
+from kernelforge.ir import autodiff
+from kernelforge.ir.build import Sym
+from kernelforge.ir.graph import Graph
+from kernelforge.ir.ops.control import close, materialize
+from kernelforge.ir.types import Type
+from kernelforge.trace import Tracer, is_array, to_sym
+
+Fn = Callable[..., Any]
+
+
+def name_of(fn: Fn) -> str:
+    return getattr(fn, "__qualname__", type(fn).__qualname__)
+
+
+class Flat(NamedTuple):
+    """A pytree with its arrays and numbers as symbols.
+
+    Attributes:
+        syms: a symbol for each leaf that is an array or a number, in order.
+        rest: for each leaf, the leaf itself where it is something else, None where a symbol stands for it.
+        tree: the structure.
+    """
+
+    syms: list[Sym]
+    rest: list[Any]
+    tree: Any
+
+    def names(self, root: str) -> list[str]:
+        """Name the leaves of the symbols as Python would reach them from ``root``: ``root['w'][0]``."""
+        paths = [accessor.codify(root) for accessor in self.tree.accessors()]
+        return [path for path, other in zip(paths, self.rest, strict=True) if other is None]
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        """Rebuild the tree with ``leaves`` in place of the symbols."""
+        left = iter(leaves)
+        return self.tree.unflatten([next(left) if other is None else other for other in self.rest])
+
+    def restore(self, syms: Sequence[Sym]) -> Any:
+        """Rebuild the tree with tracers of ``syms`` in place of its own."""
+        return self.unflatten([Tracer(s) for s in syms])
+
+
+def flat(tree: Any) -> Flat:
+    """Turn the arrays and numbers of a pytree into symbols of the active trace."""
+    leaves, structure = optree.tree_flatten(tree)
+    return Flat([to_sym(x) for x in leaves if is_array(x)], [None if is_array(x) else x for x in leaves], structure)
+
+
+class Trace(NamedTuple):
+    """A function traced at ``inputs``; its graph's inputs are ``captured``, the symbols it closed over, then ``inputs``."""
+
+    graph: Graph
+    captured: list[Sym]
+    inputs: list[Sym]
+    out: Flat
+
+    def vjp(self) -> tuple[list[Sym], Callable[[Sequence[Sym | None]], list[Sym]]]:
+        """Run the graph; return its outputs and what pulls their cotangents back to ``inputs``."""
+        given = [*self.captured, *self.inputs]
+        outputs, pullback = autodiff.vjp(self.graph, given, range(len(self.captured), len(given)))
+        return list(outputs), pullback
+
+    def jvp(self, tangents: Sequence[Sym | None]) -> tuple[list[Sym], list[Sym]]:
+        """Run the graph; return its outputs and their tangents."""
+        missing = [None] * len(self.captured)
+        outputs, outputs_t = autodiff.jvp(self.graph, [*self.captured, *self.inputs], [*missing, *tangents])
+        return list(outputs), materialize(outputs_t, outputs)
+
+
+def trace_at(fn: Fn, args: Flat) -> Trace:
+    """Trace ``fn``, of one argument for each entry of the tuple ``args`` was made from."""
+    made: list[Flat] = []
+
+    def body(*values: Sym) -> list[Sym]:
+        made.append(flat(fn(*args.restore(values))))
+        return made[0].syms
+
+    graph, captured = close(body, [s.type for s in args.syms])
+    return Trace(graph, captured, args.syms, made[0])
+
+
+def matched(what: str, root: str, found: Any, like: Flat, optional: bool = False) -> list[Sym | None]:
+    """Return a tangent or cotangent for each symbol of ``like`` from a tree of its structure, shapes and dtypes.
+
+    Integers and bools have none, and what stands for them is not looked at; with ``optional`` a None is a zero.
+
+    Raises:
+        TreeMismatch, LeafMismatch: when it has not.
+    """
+    try:
+        leaves = like.tree.flatten_up_to(found)
+    except ValueError:
+        structure = optree.tree_structure(found)
+        raise TreeMismatch(what=what, name=root, found=structure, expected=like.tree) from None
+    picked = [leaf for leaf, other in zip(leaves, like.rest, strict=True) if other is None]
+    result: list[Sym | None] = []
+    for leaf, sym, name in zip(picked, like.syms, like.names(root), strict=True):
+        if not is_float(sym.dtype) or (leaf is None and optional):
+            result.append(None)
+            continue
+        if not is_array(leaf):
+            raise LeafMismatch(what=what, name=name, found=type(leaf).__name__, expected=sym.type)
+        given = to_sym(leaf)
+        if given.type.weak and given.shape == sym.shape:
+            given = given.astype(sym.dtype)
+        if (given.shape, given.dtype) != (sym.shape, sym.dtype):
+            raise LeafMismatch(what=what, name=name, found=given.type, expected=Type(sym.shape, sym.dtype))
+        result.append(given)
+    return result

@@ -1,0 +1,19 @@
+"""Test functions and devices against NumPy: ``check``, ``check_grads``, ``check_backend``.
+
+Needs hypothesis, the extra ``test`` of this package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from kernelforge.errors import MissingExtra
+
+if importlib.util.find_spec("hypothesis") is None:
+    raise MissingExtra(what="kernelforge.testing", package="hypothesis", extra="test")
+
+from kernelforge.testing.check import check  # noqa: E402 - after the message above
+from kernelforge.testing.conformance import check_backend  # noqa: E402
+from kernelforge.testing.gradients import check_grads  # noqa: E402
+
+__all__ = ["check", "check_backend", "check_grads"]

@@ -1,0 +1,270 @@
+"""Derivatives of Python functions: every transform traces the function to a graph and differentiates that.
+
+While a trace is active the result goes into it, so transforms nest in each other and in ``jit``; arrays of an outer
+trace that the function closes over are constants of the derivative. Called on concrete arrays, a transformed function is
+traced, compiled and run, anew at each call: put ``jit`` around it to keep the compiled program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optree
+
+from kernelforge.dtypes import is_float
+from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, NotFloat, NotScalar
+from kernelforge.functions import Flat, flat, matched, name_of, trace_at
+from kernelforge.ir.build import Sym, apply, full, tracing
+from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
+from kernelforge.jit import freeze, run
+from kernelforge.trace import Tracer
+
+Fn = Callable[..., Any]
+Argnums = int | Sequence[int]
+
+
+def _argnums(what: str, argnums: Argnums, count: int) -> tuple[int, ...]:
+    nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    for n in nums:
+        if not -count <= n < count:
+            raise ArgnumsOutOfRange(what=what, found=n, count=count)
+    return tuple(n % count for n in nums)
+
+
+def _require_floats(what: str, args: Flat, names: Sequence[str]) -> None:
+    for sym, name in zip(args.syms, names, strict=True):
+        if not is_float(sym.dtype):
+            raise NotFloat(what=what, name=name, found=sym.type)
+
+
+class _Selected:
+    """The arguments that ``argnums`` names, and ``fn`` as a function of these alone."""
+
+    def __init__(self, what: str, fn: Fn, argnums: Argnums, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+        self.single = isinstance(argnums, int)
+        self.nums = _argnums(what, argnums, len(args))
+        self.flat = flat(tuple(args[n] for n in self.nums))
+        names = [name for n in self.nums for name in flat(args[n]).names(f"argument {n}")]
+        _require_floats(what, self.flat, names)
+
+    def call(self, *selected: Any) -> Any:
+        args = list(self.args)
+        for n, value in zip(self.nums, selected, strict=True):
+            args[n] = value
+        return self.fn(*args, **self.kwargs)
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        """Arrange a leaf for each symbol as the caller named the arguments."""
+        restored = self.flat.unflatten(leaves)
+        return restored[0] if self.single else restored
+
+
+def _transformed(fn: Fn, traced: Fn) -> Fn:
+    """Make ``traced`` callable on concrete arguments too."""
+
+    @functools.wraps(fn)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return traced(*args, **kwargs) if tracing() else run(traced, args, kwargs)
+
+    return wrapped
+
+
+def _value_and_grad(fn: Fn, argnums: Argnums, has_aux: bool) -> Fn:
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        selected = _Selected("grad", fn, argnums, args, kwargs)
+
+        def scalar(*values: Any) -> Any:
+            out = selected.call(*values)
+            if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+                raise ExpectedPair(what="grad", function=name_of(fn), found=type(out).__name__, expected="(value, aux)")
+            value = flat(out[0] if has_aux else out)
+            if len(value.syms) != 1 or value.syms[0].shape or not is_float(value.syms[0].dtype):
+                raise NotScalar(function=name_of(fn), found=", ".join(str(s.type) for s in value.syms) or "no array")
+            return Tracer(value.syms[0]), out[1] if has_aux else None
+
+        t = trace_at(scalar, selected.flat)
+        outputs, pullback = t.vjp()
+        cotangents = pullback([full(1.0, outputs[0]), *[None] * (len(outputs) - 1)])
+        value, aux = t.out.restore(outputs)
+        return ((value, aux) if has_aux else value), selected.unflatten([Tracer(s) for s in cotangents])
+
+    return traced
+
+
+def value_and_grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
+    """Make a function that returns the value of ``fn`` and its gradient.
+
+    Args:
+        fn: returns one float of shape (), or with ``has_aux`` a pair of that and any other results.
+        argnums: the positional arguments, pytrees of floats, to differentiate by; for a sequence the gradient is a tuple.
+
+    Raises:
+        ArgnumsOutOfRange, NotFloat, NotScalar: when the function that is returned is called; all are TypeErrors.
+    """
+    return _transformed(fn, _value_and_grad(fn, argnums, has_aux))
+
+
+def grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
+    """Make a function that returns the gradient of ``fn``; with ``has_aux`` a pair of it and the other results.
+
+    Arguments and errors are those of ``value_and_grad``.
+    """
+    both = _value_and_grad(fn, argnums, has_aux)
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        value, gradient = both(*args, **kwargs)
+        return (gradient, value[1]) if has_aux else gradient
+
+    return _transformed(fn, traced)
+
+
+def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
+    """Return ``fn(*primals)`` and a function from a cotangent of that to a tuple of cotangents of ``primals``.
+
+    With ``has_aux`` ``fn`` returns a pair, and the other results stand last: ``(out, pullback, aux)``. Integer and bool
+    outputs have no cotangent: what the cotangent tree holds for them is not looked at. On concrete primals each call of
+    the pullback computes the function again.
+
+    Raises:
+        NotFloat: when an array in ``primals`` is not of floats.
+        TreeMismatch, LeafMismatch: from the pullback.
+    """
+    if not tracing():
+        frozen = freeze(fn, primals)
+        out = run(frozen, primals, {})
+        value, *aux = out if has_aux else (out,)
+
+        def concrete(cotangent: Any) -> Any:
+            def both(primals: Any, cotangent: Any) -> Any:
+                return vjp(frozen, *primals, has_aux=has_aux)[1](cotangent)
+
+            return run(both, (primals, cotangent), {})
+
+        return value, concrete, *aux
+
+    args = flat(primals)
+    _require_floats("vjp", args, args.names("primals"))
+    def checked(*values: Any) -> Any:
+        out = fn(*values)
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise ExpectedPair(what="vjp", function=name_of(fn), found=type(out).__name__, expected="(out, aux)")
+        return out
+
+    t = trace_at(checked, args)
+    outputs, pull = t.vjp()
+    whole = t.out.restore(outputs)
+    value = flat(whole[0] if has_aux else whole)
+
+    def pullback(cotangent: Any) -> Any:
+        given = matched("pullback", "cotangent", cotangent, value)
+        return args.restore(pull([*given, *[None] * (len(outputs) - len(given))]))
+
+    return (value.restore(value.syms), pullback, *whole[1:]) if has_aux else (whole, pullback)
+
+
+def jvp(fn: Fn, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """Return ``fn(*primals)`` and its derivative in the direction ``tangents``; integer outputs have a zero tangent.
+
+    Raises:
+        NotFloat: when an array in ``primals`` is not of floats.
+        TreeMismatch, LeafMismatch: when ``tangents`` are not like ``primals``.
+    """
+    if not tracing():
+
+        def both(primals: Any, tangents: Any) -> Any:
+            return jvp(fn, primals, tangents)
+
+        return run(both, (primals, tangents), {})  # type: ignore[no-any-return]
+
+    args = flat(tuple(primals))
+    _require_floats("jvp", args, args.names("primals"))
+    given = matched("jvp", "tangents", tuple(tangents), args)
+    t = trace_at(fn, args)
+    outputs, outputs_t = t.jvp(given)
+    return t.out.restore(outputs), t.out.restore(outputs_t)
+
+
+def _one_hot(i: Sym, like: Sym) -> Sym:
+    """Make an array like ``like`` with a one at the flat index ``i``."""
+    ones: Sym = apply("iota", shape=(like.size,), axis=0, dtype="i64").eq(i).astype(like.dtype)
+    return ones.reshape(like.shape)
+
+
+def _counter(n: int) -> Sym:
+    return apply("iota", shape=(n,), axis=0, dtype="i64")  # type: ignore[no-any-return]
+
+
+def jacfwd(fn: Fn, argnums: Argnums = 0) -> Fn:
+    """Make a function that returns the Jacobian of ``fn``, by one forward derivative for each input element.
+
+    For each output leaf the Jacobian holds a tree like the arguments', of arrays of shape ``(*output, *input)``.
+    """
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        selected = _Selected("jacfwd", fn, argnums, args, kwargs)
+        t = trace_at(selected.call, selected.flat)
+        columns: list[list[Sym]] = []
+        for k, x in enumerate(t.inputs):
+
+            def step(i: Sym, k: int = k, x: Sym = x) -> list[Sym]:
+                return t.jvp([_one_hot(i, x) if j == k else None for j in range(len(t.inputs))])[1]
+
+            stacked = emit_scan(step, [], [_counter(x.size)], x.size, False)
+            columns.append([_last(ys).reshape((*ys.shape[1:], *x.shape)) for ys in stacked])
+        rows = [selected.unflatten([Tracer(column[o]) for column in columns]) for o in range(len(t.out.syms))]
+        return t.out.unflatten(rows)
+
+    return _transformed(fn, traced)
+
+
+def _last(x: Sym) -> Sym:
+    """Move axis 0 to the end."""
+    return x.transpose((*range(1, x.ndim), 0))
+
+
+def jacrev(fn: Fn, argnums: Argnums = 0) -> Fn:
+    """Make a function that returns the Jacobian of ``fn``, by one pullback for each output element; see ``jacfwd``."""
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        selected = _Selected("jacrev", fn, argnums, args, kwargs)
+        t = trace_at(selected.call, selected.flat)
+        _require_floats("jacrev", t.out, t.out.names("the result"))
+        outputs, pullback = t.vjp()
+        rows = []
+        for k, y in enumerate(outputs):
+
+            def step(i: Sym, k: int = k, y: Sym = y) -> list[Sym]:
+                return pullback([_one_hot(i, y) if j == k else None for j in range(len(outputs))])
+
+            stacked = emit_scan(step, [], [_counter(y.size)], y.size, False)
+            rows.append(selected.unflatten([Tracer(xs.reshape((*y.shape, *xs.shape[1:]))) for xs in stacked]))
+        return t.out.unflatten(rows)
+
+    return _transformed(fn, traced)
+
+
+def hessian(fn: Fn, argnums: Argnums = 0) -> Fn:
+    """Make a function that returns the second derivatives of ``fn``: ``jacfwd`` of ``jacrev``."""
+    return jacfwd(jacrev(fn, argnums), argnums)
+
+
+def checkpoint(fn: Fn) -> Fn:
+    """Make ``fn`` keep nothing but its inputs for the backward pass, which computes it again."""
+
+    @functools.wraps(fn)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not tracing():
+            return fn(*args, **kwargs)
+        t = trace_at(lambda args, kwargs: fn(*args, **kwargs), flat((args, kwargs)))
+        outputs = apply("call", *t.captured, *t.inputs, graph=t.graph, name=name_of(fn), rule=RECOMPUTE)
+        return t.out.restore(outputs)
+
+    return wrapped
+
+
+def stop_gradient(x: Any) -> Any:
+    """Return ``x``, a pytree, as a constant of every derivative."""
+    return optree.tree_map(lambda leaf: Tracer(apply("stop_gradient", to_sym(leaf))) if isinstance(leaf, Tracer) else leaf, x)
