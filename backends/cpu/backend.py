@@ -1,0 +1,143 @@
+"""The CPU as a device: kernels run in the calling thread and the pool's, on host memory in place."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite
+import numpy as np
+
+from kernelforge.backends.base import Argument, Backend, Limits
+from kernelforge.backends.cpu import loader
+from kernelforge.backends.cpu.host import Host, host
+from kernelforge.backends.cpu.printer import print_kernel
+from kernelforge.backends.cpu.threads import POOL
+from kernelforge.dtypes import DTYPES
+from kernelforge.errors import DeviceOutOfMemory
+from kernelforge.ir.kernel import Kernel
+
+_RUN = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p)
+"""``run(frame, pool)``; the GIL is released during the call."""
+
+
+class Handle:
+    """Memory at an address; ``owner`` keeps it."""
+
+    __slots__ = ("address", "nbytes", "owner")
+
+    def __init__(self, address: int, nbytes: int, owner: Any) -> None:
+        self.address = address
+        self.nbytes = nbytes
+        self.owner = owner
+
+
+class CpuExecutable:
+    """A kernel's machine code.
+
+    Attributes:
+        kernel: what it was compiled from.
+        binary: the packed object file.
+    """
+
+    __slots__ = ("_code", "_host", "_worker", "binary", "kernel", "pack", "run")
+
+    def __init__(self, kernel: Kernel, host: Host, obj: bytes, fingerprint: str) -> None:
+        self.kernel = kernel
+        self.binary = loader.pack(obj, fingerprint)
+        self._host = host
+        self._code = loader.load(obj, kernel.name)
+        # one hardware thread has no use for a pool
+        self._worker = self._code.symbols.get("worker", 0) if host.threads > 1 else 0
+        self.run = _RUN(self._code.symbols["run"])
+        self.pack = struct.Struct(f"={len(kernel.args) + len(kernel.params)}q").pack
+
+    @property
+    def source(self) -> str:
+        """The LLVM IR, printed again: a warm start does without it."""
+        return print_kernel(self.kernel, self._host)
+
+    def pool(self) -> int:
+        """Return the pool's state, starting its threads at the first kernel that can use them."""
+        return POOL.start(self._worker, self._code) if self._worker else 0
+
+
+class _Elements:
+    """What NumPy asks for to make a view that keeps a handle's owner alive."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, owner: Any, address: int, nbytes: int, readonly: bool) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"data": (address, readonly), "shape": (nbytes,), "typestr": "|u1", "version": 3}
+
+
+class CpuBackend:
+    """The nine members of ``kernelforge.backends.base.Backend``."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self.host = host()
+        h = self.host
+        self.limits = Limits(
+            form="vector",
+            vector_bytes=h.vector_bytes,
+            vector_registers=h.vector_registers,
+            threads=h.threads,
+            group=1,
+            local_bytes=h.cache_bytes[0],
+            cache_bytes=h.cache_bytes[1],
+            dtypes=frozenset(DTYPES),
+            host=True,
+            max_args=512,
+            fingerprint=f"cpu llvmlite-{llvmlite.__version__} {h.digest}",
+            native=frozenset({"f16"} if h.half else ()),
+        )
+
+    def allocate(self, nbytes: int) -> Handle:
+        try:
+            memory = np.empty(nbytes + 63, np.uint8)
+        except MemoryError:
+            raise DeviceOutOfMemory(device=self.name, nbytes=nbytes) from None
+        return Handle(_address(memory) + 63 & -64, nbytes, memory)
+
+    def free(self, handle: Handle) -> None:
+        """Do nothing: memory goes with the last reference, which a view from ``download`` may hold."""
+
+    def upload(self, array: np.ndarray[Any, Any]) -> Handle:
+        return Handle(_address(array), array.nbytes, array)
+
+    def download(self, handle: Handle, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        elements = _Elements(handle.owner, handle.address + offset, nbytes, not handle.owner.flags.writeable)
+        return np.asarray(elements).view(dtype).reshape(shape)
+
+    def compile(self, kernel: Kernel, binary: bytes | None = None) -> CpuExecutable:
+        fingerprint = self.limits.fingerprint
+        if binary is not None:
+            obj = loader.unpack(binary, kernel.name, fingerprint)
+        else:
+            from kernelforge.backends.cpu.compiler import compile_ir, contraction
+
+            obj = compile_ir(print_kernel(kernel, self.host), kernel.name, contraction(kernel))
+        return CpuExecutable(kernel, self.host, obj, fingerprint)
+
+    def launch(self, executable: CpuExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
+        frame = executable.pack(*[handle.address + offset for handle, offset in arguments], *params)
+        executable.run(frame, POOL.state or executable.pool())
+
+    def synchronize(self) -> None:
+        """Do nothing: a launch returns when it is done."""
+
+
+def _address(array: np.ndarray[Any, Any]) -> int:
+    """Return where the element at index 0 of every axis is."""
+    return int(array.__array_interface__["data"][0])
+
+
+def devices() -> dict[str, Backend]:
+    """Return the host's one device."""
+    return {"cpu": CpuBackend()}

@@ -1,0 +1,312 @@
+"""A pool of parked threads that run ranges of iterations, written in LLVM IR and started through the system's C library.
+
+The IR travels in every kernel that has independent iterations; the threads and their one block of state belong to the
+process. The threads know no Python: they spin a little, then sleep on a word of the state. A launch opens the ``gate``;
+a thread that finds it open enters, claims chunks until there are none, and leaves; the launch closes the gate when no
+chunk is left and waits for those inside, so a thread that wakes late costs nothing. While one launch has the pool,
+another one, from a second Python thread, runs its iterations itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from typing import Any
+
+from kernelforge.backends.cpu.host import Host, host
+
+WORTH = 1 << 16
+"""Estimated instructions (see ``work``) below which waking the threads costs more than it gains: about 10 microseconds."""
+CHUNKS = 8
+"""Chunks per thread: enough for balance when a thread is late, few enough to cost nothing."""
+SPIN = 4000
+"""Pauses before a thread sleeps: some 50 microseconds."""
+
+_EPOCH, _GATE, _NEXT, _BUSY, _SLEEPERS, _WAITING, _JOB = 0, 64, 128, 192, 256, 320, 384
+"""Offsets into the state, each on its own cache line; the job is function, frame, total, chunk, then threads."""
+STATE_BYTES = 512
+
+_PAUSE = {"x86_64": "llvm.x86.sse2.pause()", "aarch64": "llvm.aarch64.hint(i32 1)"}
+
+_SLEEP = {
+    "linux": (
+        "declare i64 @syscall(i64, ...)",
+        "call i64 (i64, ...) @syscall(i64 {futex}, ptr %word, i64 128, i32 %seen, ptr null, ptr null, i64 0)",
+        "call i64 (i64, ...) @syscall(i64 {futex}, ptr %word, i64 129, i64 2147483647, ptr null, ptr null, i64 0)",
+    ),
+    "darwin": (
+        "declare i32 @__ulock_wait(i32, ptr, i64, i32)\ndeclare i32 @__ulock_wake(i32, ptr, i64)",
+        "%wide = zext i32 %seen to i64\ncall i32 @__ulock_wait(i32 1, ptr %word, i64 %wide, i32 0)",
+        "call i32 @__ulock_wake(i32 257, ptr %word, i64 0)",
+    ),
+    "win32": (
+        "declare i32 @WaitOnAddress(ptr, ptr, i64, i32)\ndeclare void @WakeByAddressAll(ptr)",
+        "%copy = alloca i32\nstore i32 %seen, ptr %copy\ncall i32 @WaitOnAddress(ptr %word, ptr %copy, i64 4, i32 -1)",
+        "call void @WakeByAddressAll(ptr %word)",
+    ),
+}
+"""Declarations, "sleep while the word is %seen", "wake all who sleep on the word": Linux's private futex, Darwin's
+UL_COMPARE_AND_WAIT, Windows' address waits."""
+_FUTEX = {"x86_64": 202, "aarch64": 98}
+
+_TEXT = """
+{declarations}
+define internal void @pause() alwaysinline #0 {{
+{pause}
+ret void
+}}
+define internal void @sleep(ptr %word, i32 %seen) noinline #0 {{
+{wait}
+ret void
+}}
+define internal void @wake(ptr %word) noinline #0 {{
+{wake}
+ret void
+}}
+define internal void @claim(ptr %state) noinline #0 {{
+entry:
+%next = getelementptr i8, ptr %state, i64 {next}
+%job = getelementptr i8, ptr %state, i64 {job}
+%fn = load ptr, ptr %job, align 8
+%frame.at = getelementptr ptr, ptr %job, i64 1
+%frame = load ptr, ptr %frame.at, align 8
+%total.at = getelementptr i64, ptr %job, i64 2
+%total = load i64, ptr %total.at, align 8
+%chunk.at = getelementptr i64, ptr %job, i64 3
+%chunk = load i64, ptr %chunk.at, align 8
+br label %take
+take:
+%low = atomicrmw add ptr %next, i64 %chunk seq_cst
+%some = icmp slt i64 %low, %total
+br i1 %some, label %work, label %done
+work:
+%end = add i64 %low, %chunk
+%short = icmp slt i64 %end, %total
+%high = select i1 %short, i64 %end, i64 %total
+call void %fn(ptr %frame, i64 %low, i64 %high)
+br label %take
+done:
+ret void
+}}
+define void @worker(ptr %state) #0 {{
+entry:
+%gate = getelementptr i8, ptr %state, i64 {gate}
+%sleepers = getelementptr i8, ptr %state, i64 {sleepers}
+%waiting = getelementptr i8, ptr %state, i64 {waiting}
+br label %idle
+idle:
+%seen = phi i32 [ 0, %entry ], [ %new, %missed ], [ %new, %left ], [ %new, %signal ]
+br label %spin
+spin:
+%n = phi i32 [ 0, %idle ], [ %n1, %again ], [ 0, %slept ]
+%new = load atomic i32, ptr %state seq_cst, align 4
+%changed = icmp ne i32 %new, %seen
+br i1 %changed, label %enter, label %tired
+tired:
+%enough = icmp sgt i32 %n, {spin}
+br i1 %enough, label %slept, label %again
+again:
+call void @pause()
+%n1 = add i32 %n, 1
+br label %spin
+slept:
+%s1 = atomicrmw add ptr %sleepers, i32 1 seq_cst
+call void @sleep(ptr %state, i32 %seen)
+%s2 = atomicrmw sub ptr %sleepers, i32 1 seq_cst
+br label %spin
+enter:
+%g = atomicrmw add ptr %gate, i32 1 seq_cst
+%open = icmp slt i32 %g, 0
+br i1 %open, label %inside, label %missed
+missed:
+%g2 = atomicrmw sub ptr %gate, i32 1 seq_cst
+%w2 = load atomic i32, ptr %waiting seq_cst, align 4
+%told2 = icmp ne i32 %w2, 0
+br i1 %told2, label %signal, label %idle
+inside:
+call void @claim(ptr %state)
+%g3 = atomicrmw sub ptr %gate, i32 1 seq_cst
+%w = load atomic i32, ptr %waiting seq_cst, align 4
+%told = icmp ne i32 %w, 0
+br i1 %told, label %signal, label %left
+signal:
+call void @wake(ptr %gate)
+br label %idle
+left:
+br label %idle
+}}
+define internal void @fork(ptr %state, ptr %fn, ptr %frame, i64 %total, i64 %each) noinline #0 {{
+entry:
+%some = icmp sgt i64 %total, 0
+br i1 %some, label %sized, label %out
+sized:
+%pool = icmp ne ptr %state, null
+%several = icmp sgt i64 %total, 1
+%heavy.at = add i64 %each, 1
+%enough = udiv i64 {worth}, %heavy.at
+%worth = icmp ugt i64 %total, %enough
+%a = and i1 %pool, %several
+%b = and i1 %a, %worth
+br i1 %b, label %try, label %alone
+alone:
+call void %fn(ptr %frame, i64 0, i64 %total)
+br label %out
+try:
+%busy = getelementptr i8, ptr %state, i64 {busy}
+%lock = cmpxchg ptr %busy, i32 0, i32 1 seq_cst seq_cst
+%got = extractvalue {{ i32, i1 }} %lock, 1
+br i1 %got, label %open, label %alone
+open:
+%next = getelementptr i8, ptr %state, i64 {next}
+%gate = getelementptr i8, ptr %state, i64 {gate}
+%sleepers = getelementptr i8, ptr %state, i64 {sleepers}
+%waiting = getelementptr i8, ptr %state, i64 {waiting}
+%job = getelementptr i8, ptr %state, i64 {job}
+store ptr %fn, ptr %job, align 8
+%frame.at = getelementptr ptr, ptr %job, i64 1
+store ptr %frame, ptr %frame.at, align 8
+%total.at = getelementptr i64, ptr %job, i64 2
+store i64 %total, ptr %total.at, align 8
+%parts.at = getelementptr i64, ptr %job, i64 4
+%parts = load i64, ptr %parts.at, align 8
+%share = udiv i64 %total, %parts
+%least = udiv i64 {grain}, %heavy.at
+%small = icmp ult i64 %share, %least
+%fair = select i1 %small, i64 %least, i64 %share
+%chunk = add i64 %fair, 1
+%chunk.at = getelementptr i64, ptr %job, i64 3
+store i64 %chunk, ptr %chunk.at, align 8
+store atomic i64 0, ptr %next seq_cst, align 8
+%o = atomicrmw or ptr %gate, i32 -2147483648 seq_cst
+%e = atomicrmw add ptr %state, i32 1 seq_cst
+%asleep = load atomic i32, ptr %sleepers seq_cst, align 4
+%any = icmp ne i32 %asleep, 0
+br i1 %any, label %rouse, label %own
+rouse:
+call void @wake(ptr %state)
+br label %own
+own:
+call void @claim(ptr %state)
+%c = atomicrmw and ptr %gate, i32 2147483647 seq_cst
+br label %spin
+spin:
+%n = phi i32 [ 0, %own ], [ %n1, %again ], [ 0, %awake ]
+%inside = load atomic i32, ptr %gate seq_cst, align 4
+%empty = icmp eq i32 %inside, 0
+br i1 %empty, label %close, label %tired
+tired:
+%long = icmp sgt i32 %n, {spin}
+br i1 %long, label %rest, label %again
+again:
+call void @pause()
+%n1 = add i32 %n, 1
+br label %spin
+rest:
+store atomic i32 1, ptr %waiting seq_cst, align 4
+%still = load atomic i32, ptr %gate seq_cst, align 4
+%gone = icmp eq i32 %still, 0
+br i1 %gone, label %awake, label %nap
+nap:
+call void @sleep(ptr %gate, i32 %still)
+br label %awake
+awake:
+store atomic i32 0, ptr %waiting seq_cst, align 4
+br label %spin
+close:
+store atomic i32 0, ptr %busy seq_cst, align 4
+br label %out
+out:
+ret void
+}}
+"""
+
+
+def pool_ir(host: Host) -> str:
+    """Return the functions ``fork(state, fn, frame, total, work of each)`` and ``worker(state)``.
+
+    ``fork`` runs ``fn(frame, low, high)`` over ranges that cover 0 .. total-1.
+    """
+    declarations, wait, wake = _SLEEP.get(host.system, ("", "", ""))
+    pause = _PAUSE.get(host.arch)
+    if pause:
+        declarations += f"\ndeclare void @{pause.replace('i32 1', 'i32')}"
+    return _TEXT.format(
+        declarations=declarations,
+        pause=f"call void @{pause}" if pause else "",
+        wait=wait.format(futex=_FUTEX.get(host.arch, 0)),
+        wake=wake.format(futex=_FUTEX.get(host.arch, 0)),
+        gate=_GATE,
+        next=_NEXT,
+        busy=_BUSY,
+        sleepers=_SLEEPERS,
+        waiting=_WAITING,
+        job=_JOB,
+        spin=SPIN,
+        worth=WORTH,
+        grain=WORTH // 8,
+    )
+
+
+def supported(host: Host) -> bool:
+    """Whether the pool knows how to sleep here; elsewhere kernels run in the calling thread."""
+    return host.system in _SLEEP and (host.system != "linux" or host.arch in _FUTEX)
+
+
+class Pool:
+    """The threads of the process. ``state`` is what kernels take, 0 until threads are started."""
+
+    def __init__(self) -> None:
+        self.state = 0
+        self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        """Give up the state: its threads are not in this process."""
+        self.state = 0
+        self._lock = threading.Lock()
+
+    def start(self, worker: int, keep: Any) -> int:
+        """Start the threads at the address ``worker``; ``keep``, which owns the code, is never freed.
+
+        Returns the state; 0 where there is but one hardware thread.
+        """
+        this = host()
+        count = this.threads - 1
+        with self._lock:
+            if self.state or count < 1 or not supported(this):
+                return self.state
+            memory = mmap.mmap(-1, mmap.PAGESIZE)
+            # threads use both until the process is gone, which is later than any finalizer
+            for owner in (memory, keep):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+            state = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            ctypes.c_int64.from_address(state + _JOB + 32).value = this.threads * CHUNKS
+            started = [_spawn(worker, state) for _ in range(count)]
+            if not any(started):
+                return 0
+            self.state = state
+            return state
+
+
+def _spawn(worker: int, state: int) -> bool:
+    """Start one thread by the C library; return whether that worked."""
+    if sys.platform == "win32":
+        create = ctypes.WinDLL("kernel32").CreateThread
+        create.restype = ctypes.c_void_p
+        create.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
+        return bool(create(None, 0, worker, state, 0, None))
+    libc = ctypes.CDLL(None)
+    thread = ctypes.c_void_p()
+    create = libc.pthread_create
+    create.argtypes = [ctypes.c_void_p] * 4
+    if create(ctypes.byref(thread), None, worker, state):
+        return False
+    libc.pthread_detach(thread)
+    return True
+
+
+POOL = Pool()
