@@ -73,6 +73,11 @@ class Graph:
     outputs: tuple[Value, ...]
     consts: tuple[tuple[Value, np.ndarray[Any, Any]], ...] = ()
 
+    def __str__(self) -> str:
+        from kernelforge.ir.text import print_graph
+
+        return print_graph(self)
+
 
 class Kind(enum.Enum):
     """How a primitive's output depends on its inputs, which is what fusion asks for."""

@@ -384,6 +384,11 @@ class Kernel:
     params: tuple[str, ...]
     body: tuple[Stmt, ...]
 
+    def __str__(self) -> str:
+        from kernelforge.ir.text import print_kernel
+
+        return print_kernel(self)
+
 
 def map_exprs(stmt: Stmt, fn: Callable[[Expr], Expr]) -> Stmt:
     """Rebuild ``stmt`` with ``fn`` applied to each expression it holds, at any depth of statements."""

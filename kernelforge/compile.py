@@ -20,7 +20,8 @@ from kernelforge.ir.fuse import Region, fuse
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, If, Kernel, Op, Stmt, Store, exprs, walk
 from kernelforge.ir.lower import to_kernel
-from kernelforge.ir.passes.pipeline import finish, optimize
+from kernelforge.ir.passes.finish import finish
+from kernelforge.ir.passes.pipeline import optimize
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.verify import verify_kernel

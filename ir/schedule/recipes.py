@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.index import affine, flatten
 from kernelforge.ir.kernel import (
@@ -23,6 +23,7 @@ from kernelforge.ir.kernel import (
     Op,
     Stmt,
     Store,
+    Var,
     exprs,
     i64,
     map_exprs,
@@ -32,6 +33,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.schedule import contraction
 from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.steps import bind, fission, join, loops, reorder, rfactor, split, spread, tree
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 from kernelforge.ir.types import row_major
@@ -51,21 +53,16 @@ def schedule(kernel: Kernel, limits: Limits) -> Kernel:
     kernel = _spread(kernel, limits)
     bodies: list[Stmt] = []
     nests = [s for s in kernel.body if isinstance(s, For)]
-    for k, stmt in enumerate(kernel.body):
+    for stmt in kernel.body:
         if isinstance(stmt, For):
-            made = recipe(dataclasses.replace(kernel, body=(stmt,)), limits)
-            bodies += _renamed(made.body, f"_{k}") if len(nests) > 1 else made.body
+            made = merge(recipe(dataclasses.replace(kernel, body=(stmt,)), limits))
+            bodies += made.body
         else:
             bodies.append(stmt)
     kernel = dataclasses.replace(kernel, body=tuple(bodies))
     if len(nests) > 1 and len(nests) == len(kernel.body) and not _linked(kernel.body):
         kernel = join(kernel, "g")
     return scratch(kernel)
-
-
-def _renamed(body: Sequence[Stmt], suffix: str) -> tuple[Stmt, ...]:
-    del suffix
-    return tuple(body)
 
 
 def _linked(body: Sequence[Stmt]) -> bool:
@@ -182,15 +179,22 @@ def scratch(kernel: Kernel) -> Kernel:
     return dataclasses.replace(kernel, args=(*kernel.args, *args), body=body)
 
 
-def grid(kernel: Kernel, parallel: Sequence[For], enough: int) -> Kernel:
-    """Bind the outermost loops until there are ``enough`` iterations; the others stay with the thread."""
-    total = 1
-    for loop in parallel:
-        kernel = bind(kernel, loop.var.name, "grid")
+def grid(kernel: Kernel, allowed: Sequence[str], enough: int) -> Kernel:
+    """Bind the outermost loops of each nest until there are ``enough`` iterations; the others stay with the thread.
+
+    Only loops named in ``allowed``, and the outermost one in any case, as long as they stand directly in each other.
+    """
+
+    def bound(loop: For, total: int) -> For:
         total *= loop.static or 1
-        if total >= enough:
-            break
-    return kernel
+        body = loop.body
+        if total < enough and len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
+            if body[0].var.name in allowed:
+                body = (bound(body[0], total),)
+        return dataclasses.replace(loop, kind="grid", body=body)
+
+    made = [bound(s, 1) if isinstance(s, For) and s.kind == "parallel" else s for s in kernel.body]
+    return dataclasses.replace(kernel, body=tuple(made))
 
 
 def vector(kernel: Kernel, limits: Limits) -> Kernel:
@@ -204,8 +208,9 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
         return contraction.vector(kernel, parallel, limits, width)
     if all(isinstance(s, Store) for s in body):
         return _vector_map(kernel, parallel, limits, width)
+    outer = [p.var.name for p in parallel]
     if not any(isinstance(s, Alloc) for s in body):
-        return grid(kernel, parallel, enough)
+        return grid(kernel, outer, enough)
     running = any(isinstance(s, For) and s.kind == "serial" and any(isinstance(t, Store) and not t.op for t in s.body) for s in body)
     if running or not rowwise(body, parallel[-1]):
         return _vector_column(kernel, parallel, limits, width)
@@ -217,7 +222,7 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
                 kernel = _lane_reduction(kernel, inner, width)
             else:
                 kernel = _lanes(kernel, inner, width)
-    return grid(kernel, parallel, enough)
+    return grid(kernel, outer, enough)
 
 
 def _lanes(kernel: Kernel, loop: For, width: int) -> Kernel:
@@ -246,17 +251,14 @@ def _vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: 
         chunk = max(min(CHUNK, n // pieces), 1024) // 64 * 64
         if n > chunk:
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
-            (last,) = [s for s in loops(kernel, name) if s.static != 0]
             kernel = _lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width)
-            return grid(kernel, [*parallel[:-1], *loops(kernel, f"{name}g")], 1 << 62)
+            return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
     kernel = _lanes(kernel, last, width)
-    return grid(kernel, parallel[:-1] or loops(kernel, name)[:1] or [last], wanted) if len(parallel) > 1 else _solo(kernel)
+    return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else _solo(kernel)
 
 
 def _solo(kernel: Kernel) -> Kernel:
     """Put a small nest under one grid iteration."""
-    from kernelforge.ir.kernel import Var
-
     return dataclasses.replace(kernel, body=(For(Var("g", "i64", 1), i64(1), "grid", kernel.body),))
 
 
@@ -288,11 +290,11 @@ def _vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, widt
     name, n = last.var.name, last.static or 0
     outer = size(parallel[:-1])
     enough = 8 * limits.threads
+    names = [p.var.name for p in parallel]
     if width == 1 or n < width:
-        return grid(kernel, parallel, enough)
+        return grid(kernel, names, enough)
     unroll = max(u for u in (4, 2, 1) if u == 1 or (n >= u * width and outer * (n // (u * width)) >= limits.threads))
     kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")
-    main = [*loops(kernel, name)]
     if unroll > 1:
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         tile = [f"{name}v", f"{name}u"]
@@ -302,7 +304,7 @@ def _vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, widt
     if unroll > 1 and n % (unroll * width) >= width:
         kernel = split(kernel, f"{name}i_t", width, f"{name}r", f"{name}w", "cut")
         kernel = _tile(kernel, [f"{name}w"])
-    return grid(kernel, [*parallel[:-1], *main], enough)
+    return grid(kernel, names, enough)
 
 
 def _tile(kernel: Kernel, names: Sequence[str]) -> Kernel:
@@ -381,13 +383,11 @@ def _group_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], li
                 kernel = reorder(kernel, outer, f"{name}t")
         kernel = bind(kernel, f"{name}t", "group")
     kernel = _single_item(kernel, {s.buffer for s in body if isinstance(s, Alloc)})
-    return grid(kernel, parallel, 1 << 62)
+    return grid(kernel, [p.var.name for p in parallel], 1 << 62)
 
 
 def _single_item(kernel: Kernel, registers: set[str]) -> Kernel:
     """Let one work-item make the stores to memory that stand outside of ``group`` loops."""
-    from kernelforge.ir.kernel import Var
-
     allocated = {s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc)} | registers
 
     def visit(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
@@ -402,5 +402,3 @@ def _single_item(kernel: Kernel, registers: set[str]) -> Kernel:
 
     return dataclasses.replace(kernel, body=visit(kernel.body))
 
-
-Recipe = Callable[[Kernel, Limits], Kernel]

@@ -1,0 +1,151 @@
+"""Schedule steps and recipes: the interpreter gives the same before and after; what is not legal is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.interpret import run_kernel
+from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Store, Var, i64, stmts
+from kernelforge.ir.passes.share import share
+from kernelforge.ir.schedule import steps
+from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.verify import verify_kernel
+from tests.ir.naive import DEVICES, columns, double, gemm, kernel, softmax
+
+SHAPES = [
+    *(gemm(m, n, k) for m, n, k in [(13, 70, 19), (37, 80, 9), (64, 64, 16), (4, 16, 70), (1, 5, 3), (6, 64, 1)]),
+    *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000)]),
+    *(columns(m, n) for m, n in [(30, 200), (5, 64), (7, 10), (3000, 40), (40000, 1), (1, 17)]),
+    *(double(n) for n in [1, 5, 100, 40000]),
+]
+
+
+def arrays(k: Kernel, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    out = {}
+    for arg in k.args:
+        n = int(arg.size.value)  # type: ignore[attr-defined]
+        out[arg.name] = rng.uniform(0.5, 1.5, n).astype(np.float32) if arg.mode == "in" else np.full(n, np.nan, np.float32)
+    return out
+
+
+def same(before: Kernel, after: Kernel, tolerance: float = 1e-3, **options: int) -> None:
+    first, second = arrays(before), arrays(after)
+    run_kernel(before, first, {})
+    run_kernel(after, second, {}, **options)
+    np.testing.assert_allclose(second["o"], first["o"], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("naive", SHAPES, ids=lambda k: f"{k.name}-{k.args[0].size.value}-{k.args[-1].size.value}")
+def test_recipes_keep_the_meaning(naive: Kernel, device: str) -> None:
+    made = schedule(naive, DEVICES[device])
+    verify_kernel(made)
+    verify_kernel(share(made))
+    same(naive, share(made))
+    same(naive, made, shuffle=1)
+
+
+def test_a_product_is_packed_and_accumulated_in_registers() -> None:
+    made = schedule(gemm(64, 128, 64), DEVICES["avx512"])
+    spaces = {s.buffer: (s.space, len(s.shape)) for s in stmts(made.body) if isinstance(s, Alloc)}
+    assert spaces["a"] == ("register", 2)
+    assert spaces["rows"][0] == "local"
+    assert [a.name for a in made.args if a.mode == "scratch"] == ["columns"]
+
+
+def test_split_tails() -> None:
+    k = double(10)
+    for tail in ("guard", "clip", "cut"):
+        same(k, steps.split(k, "i", 4, "a", "b", tail))  # type: ignore[arg-type]
+    same(k, steps.split(k, "i", 5, "a", "b", "exact"))
+    with pytest.raises(IllegalSchedule, match="extent 10 is no multiple of 4"):
+        steps.split(k, "i", 4, "a", "b", "exact")
+    with pytest.raises(IllegalSchedule, match="there is no such loop"):
+        steps.split(k, "z", 4, "a", "b", "exact")
+
+
+def test_bind_needs_independence() -> None:
+    k = columns(8, 8)
+    with pytest.raises(IllegalSchedule, match="a serial loop cannot become grid"):
+        steps.bind(k, "r", "grid")
+    assert steps.loops(steps.bind(k, "r", "vector"), "r")[0].kind == "vector"
+    running = kernel(
+        "running", (("x", 8),), 8,
+        For(Var("i", "i64", 8), i64(8), "serial", (Store("o", (Var("i", "i64", 8),), Load("o", (i64(0),), "f32")),)),
+    )  # fmt: skip
+    with pytest.raises(IllegalSchedule, match="a serial loop cannot become vector"):
+        steps.bind(running, "i", "vector")
+
+
+def test_reorder_needs_nesting_and_freedom() -> None:
+    k = gemm(4, 4, 4)
+    same(k, steps.reorder(k, "i0", "i1"))
+    with pytest.raises(IllegalSchedule, match="they are not perfectly nested"):
+        steps.reorder(k, "i1", "r")
+    i, j = Var("i", "i64", 4), Var("j", "i64", 4)
+    store = Store("o", (i64(0),), Load("x", (i * 4 + j,), "f32"))
+    last = kernel("last", (("x", 16),), 1, For(i, i64(4), "serial", (For(j, i64(4), "serial", (store,)),)))
+    with pytest.raises(IllegalSchedule, match="both loops are serial and order matters"):
+        steps.reorder(last, "i", "j")
+
+
+def test_fission_grows_registers() -> None:
+    k = columns(6, 8)
+    made = steps.fission(k, "i")
+    assert len([s for s in made.body if isinstance(s, For)]) == 3
+    same(k, made)
+    same(k, steps.reorder(made, "i", "r"))
+    with pytest.raises(IllegalSchedule, match="a serial loop is not independent"):
+        steps.fission(k, "r")
+
+
+def test_rfactor_and_tree() -> None:
+    k = softmax(2, 32)
+    made = steps.split(k, "rb", 8, "o", "l", "exact")
+    made = steps.rfactor(made, "o", "l", "p")
+    same(k, made)
+    same(k, steps.tree(made, "l", "t"))
+    with pytest.raises(IllegalSchedule, match="not one combining store"):
+        steps.rfactor(k, "rc", "rc", "p")
+    odd = steps.rfactor(steps.split(columns(12, 2), "r", 3, "o", "l", "exact"), "o", "l", "p")
+    with pytest.raises(IllegalSchedule, match="3 values do not fold by halves"):
+        steps.tree(odd, "l", "t")
+
+
+def test_stage_refuses_what_changes() -> None:
+    k = gemm(4, 4, 4)
+    x = Load("x", (Var("i0", "i64", 4) * 4 + Var("r", "i64", 4),), "f32")
+    same(k, steps.stage(k, x, "i0", ["r"], "local", "t"))
+    same(k, steps.stage(k, x, "", ["i0", "r"], "global", "t"))
+    with pytest.raises(IllegalSchedule, match="depends on a loop that is not listed"):
+        steps.stage(k, x, "", ["r"], "global", "t")
+    with pytest.raises(IllegalSchedule, match="is written there"):
+        steps.stage(k, Load("a", (), "f32"), "i1", [], "local", "t")
+
+
+def test_join_makes_one_launch() -> None:
+    first = steps.bind(double(5), "i", "grid")
+    (nest,) = steps.bind(double(7), "i", "grid").body
+    rename = {"x": "x2", "o": "o2"}
+    i = Var("j", "i64", 7)
+    second = For(i, i64(7), "grid", (Store(rename["o"], (i,), Load(rename["x"], (i,), "f32") * 3.0),))
+    assert isinstance(nest, For)
+    args = (*first.args, *(dataclasses.replace(a, name=rename[a.name], size=i64(7)) for a in first.args))
+    both = Kernel("both", args, (), (*first.body, second))
+    made = steps.join(both, "g")
+    assert len(made.body) == 1
+    before, after = arrays(both), arrays(both)
+    run_kernel(both, before, {})
+    run_kernel(made, after, {})
+    for name in ("o", "o2"):
+        np.testing.assert_array_equal(before[name], after[name])
+    with pytest.raises(IllegalSchedule, match="it is not several loops"):
+        steps.join(first, "g")
+    clash = Kernel("clash", args, (), (*first.body, dataclasses.replace(second, body=(Store("o", (i,), Load("x2", (i,), "f32")),))))
+    with pytest.raises(IllegalSchedule, match="touches what another one writes"):
+        steps.join(clash, "g")

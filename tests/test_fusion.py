@@ -1,0 +1,157 @@
+"""How many kernels a function becomes, forward and with its gradients, and that they compute the right thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+
+F32 = np.float32
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(F32)
+
+
+def kernels(fn: Callable[..., Any], *args: Any) -> int:
+    return len(kf.jit(fn).lower(*args).kernels)
+
+
+def pulled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the function of a cotangent and ``fn``'s arguments that gives all gradients."""
+
+    def backward(ct: Any, *args: Any) -> Any:
+        _, pull = kf.vjp(fn, *args)
+        return pull(ct)
+
+    return backward
+
+
+def chain(x, a, b):
+    y = np.tanh(a * x + b)
+    return y * 2 + np.exp(-x * x), np.where(y > 0, y, np.sqrt(np.abs(x) + 1))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(x):
+    m = x.max(axis=-1, keepdims=True)
+    return x - m - np.log(np.exp(x - m).sum(axis=-1, keepdims=True))
+
+
+def layer_norm(x):
+    mean = x.mean(axis=-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + 1e-5)
+
+
+def rms_norm(x):
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5)
+
+
+def affine_norm(x, gamma, beta):
+    return layer_norm(x) * gamma + beta
+
+
+def around(x):
+    return np.tanh(softmax(x * 2.0 + 1.0)) * 3.0
+
+
+def layer(x, w, b):
+    return np.tanh(x @ w + b)
+
+
+def residual(x, w, b, r):
+    return np.maximum(x @ w + b, 0) * 0.5 + r
+
+
+X, W, B = normal(12, 20), normal(20, 36), normal(36)
+
+FORWARD = [
+    (chain, (X, normal(12, 20, seed=1), normal(20)), 1),
+    (softmax, (X,), 1),
+    (log_softmax, (X,), 1),
+    (layer_norm, (X,), 1),
+    (rms_norm, (X,), 1),
+    (affine_norm, (X, normal(20), normal(20, seed=2)), 1),
+    (around, (X,), 1),
+    (lambda x: x.var(axis=-1), (X,), 1),
+    (lambda x: np.sum(x, axis=0) * 2, (X,), 1),
+    (lambda x: x.sum(), (X,), 1),
+    (layer, (X, W, B), 1),
+    (residual, (X, W, B, normal(12, 36)), 1),
+    (lambda x: np.argmax(x, axis=-1), (X,), 1),
+    (lambda x: x[1:-1] * 2 - x[2:] - x[:-2], (X,), 1),
+    (lambda x, y: np.concatenate([x * 2, y.T], axis=0) + 1, (X, normal(20, 3)), 1),
+]
+
+
+@pytest.mark.parametrize(("fn", "args", "expected"), FORWARD, ids=lambda v: getattr(v, "__name__", None))
+def test_forward_counts(fn: Any, args: Any, expected: int) -> None:
+    assert kernels(fn, *args) == expected
+    for ours, theirs in zip(_flat(kf.jit(fn)(*args)), _flat(fn(*args)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+BACKWARD = [
+    (chain, (X, normal(12, 20, seed=1), normal(12, 20, seed=3)), 1),
+    (softmax, (X,), 1),
+    (log_softmax, (X,), 1),
+    (layer_norm, (X,), 1),
+    (rms_norm, (X,), 1),
+    (around, (X,), 1),
+]
+
+
+@pytest.mark.parametrize(("fn", "args", "expected"), BACKWARD, ids=lambda v: getattr(v, "__name__", None))
+def test_backward_counts(fn: Any, args: Any, expected: int) -> None:
+    out = fn(*args)
+    ct = tuple(normal(*o.shape, seed=7) for o in out) if isinstance(out, tuple) else normal(*out.shape, seed=7)
+    assert kernels(pulled(fn), ct, *args) <= expected
+
+
+def test_affine_parameters_cost_one_more() -> None:
+    args = (X, normal(20), normal(20, seed=2))
+    assert kernels(pulled(affine_norm), normal(12, 20, seed=5), *args) <= 3
+
+
+@pytest.mark.parametrize("fn", [layer, residual])
+def test_matmul_backward_is_three(fn: Any) -> None:
+    args = (X, W, B) if fn is layer else (X, W, B, normal(12, 36))
+    assert kernels(pulled(fn), normal(12, 36, seed=4), *args) <= 4
+    out, pull = kf.vjp(fn, *args)
+    assert kernels(lambda *a: fn(*a), *args) == 1
+    del out, pull
+
+
+def test_adam_is_one_kernel() -> None:
+    params = {"w": normal(30, 7), "b": normal(7), "c": {"k": normal(3, 3, 2, 4)}}
+    zeros = {"w": np.zeros((30, 7), F32), "b": np.zeros(7, F32), "c": {"k": np.zeros((3, 3, 2, 4), F32)}}
+
+    def adam(step, params, m, v, grads):
+        import optree
+
+        def one(p, m, v, g):
+            m2, v2 = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            return p - 0.01 * (m2 / (1 - 0.9**step)) / (np.sqrt(v2 / (1 - 0.999**step)) + 1e-8), m2, v2
+
+        return optree.tree_map(one, params, m, v, grads)
+
+    args = (np.float32(3), params, zeros, zeros, params)
+    assert kernels(adam, *args) == 1
+    ours, theirs = _flat(kf.jit(adam)(*args)), _flat(adam(*args))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def _flat(tree: Any) -> list[np.ndarray]:
+    import optree
+
+    return [np.asarray(x) for x in optree.tree_leaves(tree)]
