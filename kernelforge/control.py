@@ -1,7 +1,7 @@
 """Loops and branches inside of compiled functions, with JAX's signatures.
 
-On NumPy arrays and numbers alone, outside of a trace, each is the Python loop or branch it stands for; so a function that
-uses them still runs under NumPy. Functions may close over anything, traced arrays included.
+On NumPy arrays and numbers alone, outside of a trace, each is the Python loop or branch it stands for; so a function
+that uses them still runs under NumPy. Functions may close over anything, traced arrays included.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _carry_types(what: str, found: Flat, init: Flat) -> list[Type]:
 def _body(what: str, fn: Fn, init: Flat, x: Flat, x_types: Sequence[Type]) -> tuple[Graph, list[Sym], Flat, Flat]:
     """Trace ``fn(carry, x) -> (carry, y)``.
 
-    Returns its graph and captures as ``close`` does, ``init`` with its types made strong where the body asks for it, and
-    ``y``.
+    Returns its graph and captures as ``close`` does, ``init`` with its types made strong where the body asks for it,
+    and ``y``.
     """
     types = [s.type for s in init.syms]
     made: list[Flat] = []
@@ -144,7 +144,9 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
         NotAPredicate: when ``pred`` is something else.
         BranchMismatch, TreeMismatch: when the functions return different types.
     """
-    if isinstance(pred, bool | np.bool_) or (isinstance(pred, np.ndarray) and pred.dtype == np.bool_ and not pred.shape):
+    if isinstance(pred, bool | np.bool_) or (
+        isinstance(pred, np.ndarray) and pred.dtype == np.bool_ and not pred.shape
+    ):
         return (true_fun if pred else false_fun)(*operands)
     if not tracing():
         return run(lambda pred, operands: cond(pred, true_fun, false_fun, *operands), (pred, operands), {})
@@ -157,7 +159,9 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
     def branch(fn: Fn) -> Callable[..., list[Sym]]:
         def traced(*values: Sym) -> list[Sym]:
             made.append(flat(fn(*args.restore(values))))
-            return [s if s.dtype == t else s.astype(t) for s, t in zip(made[-1].syms, _branch_dtypes(made), strict=True)]
+            return [
+                s if s.dtype == t else s.astype(t) for s, t in zip(made[-1].syms, _branch_dtypes(made), strict=True)
+            ]
 
         return traced
 
@@ -175,12 +179,14 @@ def _describe(found: Flat) -> str:
 
 
 def _branch_dtypes(made: list[Flat]) -> list[np.dtype[Any]]:
-    """Return the dtypes both branches give their results, once both were traced; ``made`` holds true's, then false's."""
+    """Return the dtypes of the results once both branches were traced; ``made`` holds true's, then false's."""
     if len(made) == 1:
         return [s.dtype for s in made[0].syms]
     true, false = made[:2]
     if true.tree != false.tree:
-        raise TreeMismatch(what="cond", name="the result of false_fun", found=false.tree, expected=f"{true.tree}, as from true_fun")
+        raise TreeMismatch(
+            what="cond", name="the result of false_fun", found=false.tree, expected=f"{true.tree}, as from true_fun"
+        )
     dtypes = []
     for t, f, name in zip(true.syms, false.syms, true.names("result"), strict=True):
         dtype = promote([x.dtype for x in (t, f) if not x.type.weak], [x.dtype for x in (t, f) if x.type.weak])
@@ -206,7 +212,9 @@ def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
         return carry
     if not tracing():
         return run(lambda init: while_loop(cond_fun, body_fun, init), (init,), {})
-    body, body_consts, start, _ = _body("while_loop", lambda carry, _: (body_fun(carry), None), flat(init), flat(None), ())
+    body, body_consts, start, _ = _body(
+        "while_loop", lambda carry, _: (body_fun(carry), None), flat(init), flat(None), ()
+    )
 
     def test(*values: Sym) -> list[Sym]:
         found = flat(cond_fun(start.restore(values)))
@@ -222,8 +230,8 @@ def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
 def fori_loop(lower: Any, upper: Any, body_fun: Fn, init: Any) -> Any:
     """Repeat ``carry = body_fun(i, carry)`` for ``i`` from ``lower`` to ``upper - 1``.
 
-    With Python integers as bounds it is a ``scan`` and has all derivatives; with traced bounds it is a ``while_loop``. The
-    counter is weakly typed, as a Python integer is.
+    With Python integers as bounds it is a ``scan`` and has all derivatives; with traced bounds it is a ``while_loop``.
+    The counter is weakly typed, as a Python integer is.
     """
     bounds = isinstance(lower, int | np.integer) and isinstance(upper, int | np.integer)
     if bounds and _plain(init):
@@ -244,4 +252,6 @@ def fori_loop(lower: Any, upper: Any, body_fun: Fn, init: Any) -> Any:
     length = max(int(upper) - int(lower), 0)
     counter = apply("iota", shape=(length,), axis=0, dtype="i64") + int(lower)
     weak = Type((), np.dtype(np.int64), weak=True)
-    return _scan(lambda carry, i: (body_fun(i, carry), None), flat(init), flat(Tracer(counter)), [weak], length, False)[0]
+    return _scan(lambda carry, i: (body_fun(i, carry), None), flat(init), flat(Tracer(counter)), [weak], length, False)[
+        0
+    ]

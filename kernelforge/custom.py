@@ -76,9 +76,9 @@ def _guard(sym: Sym, name: str) -> Sym:
 class custom_vjp:  # noqa: N801 - a decorator
     """A function with a reverse derivative of its own.
 
-    ``f.defvjp(fwd, bwd)`` gives it: ``fwd(*args)`` returns ``(f(*args), residuals)``; ``bwd(residuals, cotangent)`` returns a
-    tuple with a cotangent for each argument, None for zero. ``bwd`` must be linear in the cotangent; forward derivatives
-    are made from it by transposition. Outside of a trace the function runs as it is.
+    ``f.defvjp(fwd, bwd)`` gives it: ``fwd(*args)`` returns ``(f(*args), residuals)``; ``bwd(residuals, cotangent)``
+    returns a tuple with a cotangent for each argument, None for zero. ``bwd`` must be linear in the cotangent; forward
+    derivatives are made from it by transposition. Outside of a trace the function runs as it is.
 
     Args:
         fn: takes pytrees of arrays by position.
@@ -117,7 +117,9 @@ class custom_vjp:  # noqa: N801 - a decorator
             out = fwd(*merged(values))
             if not (isinstance(out, tuple) and len(out) == 2):
                 expected = f"(what {name} returns, residuals)"
-                raise ExpectedPair(what="custom_vjp", function=name_of(fwd), found=type(out).__name__, expected=expected)
+                raise ExpectedPair(
+                    what="custom_vjp", function=name_of(fwd), found=type(out).__name__, expected=expected
+                )
             return out
 
         given: list[bool] = []

@@ -58,7 +58,7 @@ def flat(tree: Any) -> Flat:
 
 
 class Trace(NamedTuple):
-    """A function traced at ``inputs``; its graph's inputs are ``captured``, the symbols it closed over, then ``inputs``."""
+    """A function traced at ``inputs``; its graph takes ``captured``, the symbols it closed over, then ``inputs``."""
 
     graph: Graph
     captured: list[Sym]

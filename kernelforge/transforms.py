@@ -1,8 +1,8 @@
 """Derivatives of Python functions: every transform traces the function to a graph and differentiates that.
 
 While a trace is active the result goes into it, so transforms nest in each other and in ``jit``; arrays of an outer
-trace that the function closes over are constants of the derivative. Called on concrete arrays, a transformed function is
-traced, compiled and run, anew at each call: put ``jit`` around it to keep the compiled program.
+trace that the function closes over are constants of the derivative. Called on concrete arrays, a transformed function
+is traced, compiled and run, anew at each call: put ``jit`` around it to keep the compiled program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kernelforge.functions import Flat, flat, matched, name_of, trace_at
 from kernelforge.ir.build import Sym, apply, full, tracing
 from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
 from kernelforge.jit import freeze, run
-from kernelforge.trace import Tracer
+from kernelforge.trace import Tracer, to_sym
 
 Fn = Callable[..., Any]
 Argnums = int | Sequence[int]
@@ -99,7 +99,7 @@ def value_and_grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
 
     Args:
         fn: returns one float of shape (), or with ``has_aux`` a pair of that and any other results.
-        argnums: the positional arguments, pytrees of floats, to differentiate by; for a sequence the gradient is a tuple.
+        argnums: positional arguments, pytrees of floats, to differentiate by; with a sequence the gradient is a tuple.
 
     Raises:
         ArgnumsOutOfRange, NotFloat, NotScalar: when the function that is returned is called; all are TypeErrors.
@@ -147,6 +147,7 @@ def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
 
     args = flat(primals)
     _require_floats("vjp", args, args.names("primals"))
+
     def checked(*values: Any) -> Any:
         out = fn(*values)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
@@ -267,4 +268,6 @@ def checkpoint(fn: Fn) -> Fn:
 
 def stop_gradient(x: Any) -> Any:
     """Return ``x``, a pytree, as a constant of every derivative."""
-    return optree.tree_map(lambda leaf: Tracer(apply("stop_gradient", to_sym(leaf))) if isinstance(leaf, Tracer) else leaf, x)
+    return optree.tree_map(
+        lambda leaf: Tracer(apply("stop_gradient", to_sym(leaf))) if isinstance(leaf, Tracer) else leaf, x
+    )

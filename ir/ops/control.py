@@ -64,7 +64,7 @@ def emit_scan(step: Emit, init: Sequence[Sym], xs: Sequence[Sym], length: int, r
 
 
 def emit_cond(pred: Sym, true: Emit, false: Emit, operands: Sequence[Sym]) -> tuple[Sym, ...]:
-    """Append ``true(*operands)`` where ``pred``, a bool of shape (), holds and ``false(*operands)`` where it does not."""
+    """Append ``true(*operands)`` where ``pred``, a bool of shape (), holds and ``false(*operands)`` where not."""
     yes, no, consts = close_pair(true, false, [s.type for s in operands])
     return apply("cond", pred, *consts, *operands, true=yes, false=no)  # type: ignore[no-any-return]
 
@@ -163,10 +163,9 @@ def _scan_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...],
     body, c, k, length, reverse = (params[p] for p in ("body", "consts", "carry", "length", "reverse"))
     consts, init, xs = inputs[:c], inputs[c : c + k], inputs[c + k :]
 
-    def save(*step: Sym) -> list[Sym]:
-        return [*builder().inline(body, [*consts, *step])[:k], *step[:k]]
-
-    carries = emit_scan(save, init, xs, length, reverse)[k:]
+    # it shares its nodes with the forward scan, by which the pass prune knows that one can do for both
+    saving = Graph(body.inputs, body.nodes, (*body.outputs[:k], *body.inputs[c : c + k]), body.consts)
+    carries = apply("scan", *inputs, body=saving, consts=c, carry=k, length=length, reverse=reverse)[k:]
     floats = [_is_float(s) for s in inputs]
     wrt = [i for i, m in enumerate(floats) if m]
     carry_mask = floats[c : c + k]
@@ -309,11 +308,13 @@ def _while_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym,
 
 
 class Rule(Protocol):
-    """How a call is differentiated where that is not its graph's own derivative; ``vjp`` and ``jvp`` as in ``Primitive``."""
+    """How a call is differentiated; ``vjp`` and ``jvp`` are as in ``Primitive``."""
 
     def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms: ...
 
-    def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms: ...
+    def jvp(
+        self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params
+    ) -> MaybeSyms: ...
 
 
 class Plain:
@@ -330,7 +331,7 @@ class Plain:
 
 
 class Recompute(Plain):
-    """Keep the inputs alone for the backward pass: the barriers hold its copy of the graph apart from the forward one."""
+    """Keep the inputs alone for the backward pass: barriers hold its copy of the graph apart from the forward one."""
 
     def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
         return super().vjp(cts, tuple(apply("barrier", s) for s in inputs), outputs, params)
@@ -384,7 +385,8 @@ def _sample_scan() -> list[Sample]:
     body = _sample_graph(lambda w, h, x: [apply("tanh", h * w + x), h * x], (3,), (3,), (3,))
     inputs = (np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5]), np.linspace(-1.0, 1.0, 12).reshape(4, 3))
     return [
-        Sample(inputs, {"body": body, "consts": 1, "carry": 1, "length": 4, "reverse": reverse}) for reverse in (False, True)
+        Sample(inputs, {"body": body, "consts": 1, "carry": 1, "length": 4, "reverse": reverse})
+        for reverse in (False, True)
     ]
 
 
@@ -447,7 +449,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         ("cond", "body", "cond_consts", "body_consts"),
         _while_typing,
         _while_numpy,
-        "the number of iterations is not known before it runs, so there is no place to keep what the backward pass needs; "
+        "the number of iterations is not known before it runs, so nothing can keep what the backward pass needs; "
         "use fori_loop with Python integers as bounds, or scan",
         _while_jvp,
         None,

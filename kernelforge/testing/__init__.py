@@ -12,8 +12,8 @@ from kernelforge.errors import MissingExtra
 if importlib.util.find_spec("hypothesis") is None:
     raise MissingExtra(what="kernelforge.testing", package="hypothesis", extra="test")
 
-from kernelforge.testing.check import check  # noqa: E402 - after the message above
-from kernelforge.testing.conformance import check_backend  # noqa: E402
-from kernelforge.testing.gradients import check_grads  # noqa: E402
+from kernelforge.testing.check import check
+from kernelforge.testing.conformance import check_backend
+from kernelforge.testing.gradients import check_grads
 
 __all__ = ["check", "check_backend", "check_grads"]

@@ -35,16 +35,16 @@ def check(
 ) -> None:
     """Compare ``fn`` on every device with the undecorated function under NumPy: values, first and second derivatives.
 
-    Shapes (empty, one element, odd, around the sizes of tiles), strides, dtypes and values (NaN, infinities, -0.0, huge and
-    tiny ones) are drawn by hypothesis; a failure is shrunk to the smallest one and reported as code that shows it. Inputs
-    that the function refuses under NumPy are not counted.
+    Shapes (empty, one element, odd, around the sizes of tiles), strides, dtypes and values (NaN, infinities, -0.0, huge
+    and tiny ones) are drawn by hypothesis; a failure is shrunk to the smallest one and reported as code that shows it.
+    Inputs that the function refuses under NumPy are not counted.
 
     Args:
         fn: a function of arrays, decorated with ``jit`` or not.
-        examples: typical arguments. Arrays stand for their number of axes, their dtype if it is not of floats (integers are
-            drawn from the range of the example), and for which extents are equal; anything else is passed as it is.
-        shapes: instead of examples, the shape of each argument, ``"(m,k) (k,n) (n,)"``: equal names are equal extents. With
-            neither, relations that NumPy accepts are found by trying.
+        examples: typical arguments. Arrays stand for their number of axes, their dtype if it is not of floats (integers
+            are drawn from the range of the example), and for which extents are equal; others are passed as they are.
+        shapes: instead of examples, the shape of each argument, ``"(m,k) (k,n) (n,)"``: equal names are equal extents.
+            With neither, relations that NumPy accepts are found by trying.
         dtypes: of the float arguments; a device that lacks one is not asked for it.
         devices: names; every device there is if None.
         max_examples: number of inputs.
@@ -116,7 +116,11 @@ def _try(compiled: Fn, python: Fn, drawn: Sequence[Any], device: str, order: int
         problem = _difference(python, args, native, found)
     if problem:
         raise CheckFailed(function=name_of(python), device=device, problem=problem, code=code)
-    if order and any(is_float(n.dtype) for n in native) and not any(d.dtype.itemsize < 4 for d in drawn if isinstance(d, Example)):
+    if (
+        order
+        and any(is_float(n.dtype) for n in native)
+        and not any(d.dtype.itemsize < 4 for d in drawn if isinstance(d, Example))
+    ):
         _try_derivatives(compiled, python, drawn, device, order)
 
 
@@ -164,7 +168,11 @@ def _code(python: Fn, drawn: Sequence[Any], device: str) -> str:
         lines.append("import ml_dtypes")
     lines += [f"x{i} = {e}" for i, e in enumerate(expressions)]
     arguments = ", ".join(f"x{i}" for i in range(len(drawn)))
-    lines += [f"with kf.default_device({device!r}):", f"    print(kf.jit({function})({arguments}))", f"print({function}({arguments}))"]
+    lines += [
+        f"with kf.default_device({device!r}):",
+        f"    print(kf.jit({function})({arguments}))",
+        f"print({function}({arguments}))",
+    ]
     return "\n".join(lines)
 
 
@@ -196,7 +204,11 @@ def _of_examples(python: Fn, examples: Sequence[Any]) -> tuple[Shape | None, ...
     """Name equal extents alike; keep an extent as it is where NumPy refuses another one in its place."""
     relation = [tuple(f"n{e}" for e in a.shape) if isinstance(a, np.ndarray) else None for a in examples]
     sizes = {e: int(e[1:]) for s in relation if s is not None for e in s}
-    free = {e for e in sizes if all(_accepts(python, relation, sizes | {e: other}, examples) for other in (sizes[e] + 1, sizes[e] + 4))}
+    free = {
+        e
+        for e in sizes
+        if all(_accepts(python, relation, sizes | {e: other}, examples) for other in (sizes[e] + 1, sizes[e] + 4))
+    }
     return tuple(None if s is None else tuple(e if e in free else sizes[e] for e in s) for s in relation)
 
 
@@ -210,6 +222,8 @@ def _guessed(python: Fn) -> list[tuple[Shape | None, ...]]:
     tried = itertools.islice(itertools.product(kinds, repeat=count), 4096)
     found = [relation for relation in tried if _accepts(python, relation, sizes, [None] * count)]
     if not found:
-        raise InvalidParameter(op="check", name="shapes", found=None, expected=f"shapes for the {count} arguments, or examples of them")
+        raise InvalidParameter(
+            op="check", name="shapes", found=None, expected=f"shapes for the {count} arguments, or examples of them"
+        )
     step = max(1, len(found) // MOST_RELATIONS)
     return found[::step]

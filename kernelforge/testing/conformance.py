@@ -1,4 +1,4 @@
-"""What a backend must do: memory, launches, the primitive table, errors. A third party's device proves itself with this."""
+"""What a backend must do: memory, launches, the primitive table, errors. A third party's device proves itself here."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def _checks(device: Backend) -> Iterator[tuple[str, Check]]:
             for dtype in sorted(prim.dtypes & device.limits.dtypes):
                 yield f"{prim.name}, sample {k}, {dtype}", functools.partial(_primitive, device, prim, sample, dtype)
                 if dtype in ("f32", "f64") or prim.kind is Kind.OPAQUE:
-                    yield f"gradient of {prim.name}, sample {k}, {dtype}", functools.partial(_gradient, device, prim, sample, dtype)
+                    yield (
+                        f"gradient of {prim.name}, sample {k}, {dtype}",
+                        functools.partial(_gradient, device, prim, sample, dtype),
+                    )
 
 
 def _round_trip(device: Backend, dtype: str) -> str:
@@ -161,7 +164,10 @@ def _inputs(prim: Primitive, sample: Sample, dtype: str) -> list[Array]:
     """Cast the float inputs of a sample, and those of the dtype under test's kind, to it."""
     if prim.kind is Kind.OPAQUE:
         return [np.asarray(x) for x in sample.inputs]
-    return [np.asarray(x).astype(DTYPES[dtype]) if np.asarray(x).dtype == np.float64 else np.asarray(x) for x in sample.inputs]
+    return [
+        np.asarray(x).astype(DTYPES[dtype]) if np.asarray(x).dtype == np.float64 else np.asarray(x)
+        for x in sample.inputs
+    ]
 
 
 def _run(device: Backend, graph: Graph, arrays: Sequence[Array]) -> list[Array]:
@@ -188,7 +194,9 @@ def _compare(device: Backend, graph: Graph, arrays: Sequence[Array], ulps: float
 
 def _primitive(device: Backend, prim: Primitive, sample: Sample, dtype: str) -> str:
     arrays = _inputs(prim, sample, dtype)
-    return _compare(device, _graph(prim, [Type(a.shape, a.dtype) for a in arrays], sample.params), arrays, 4.0 + 2.0 * prim.bound)
+    return _compare(
+        device, _graph(prim, [Type(a.shape, a.dtype) for a in arrays], sample.params), arrays, 4.0 + 2.0 * prim.bound
+    )
 
 
 def _gradient(device: Backend, prim: Primitive, sample: Sample, dtype: str) -> str:
@@ -201,7 +209,10 @@ def _gradient(device: Backend, prim: Primitive, sample: Sample, dtype: str) -> s
     with b.active():
         outputs, pullback = autodiff.vjp(forward, [b.input(Type(a.shape, a.dtype)) for a in arrays], wrt)
         graph = b.finish(pullback([b.input(o.type) if is_float(o.dtype) else None for o in outputs]))
-    cotangents = [np.linspace(0.5, 1.5, v.type.size).reshape(v.type.shape).astype(v.type.dtype) for v in graph.inputs[len(arrays) :]]
+    cotangents = [
+        np.linspace(0.5, 1.5, v.type.size).reshape(v.type.shape).astype(v.type.dtype)
+        for v in graph.inputs[len(arrays) :]
+    ]
     return _compare(device, graph, [*arrays, *cotangents], 32.0 + 8.0 * prim.bound)
 
 
@@ -218,4 +229,6 @@ def _differ(found: Array, expected: Array, ulps: float = 0.0, exact: bool = Fals
     if not wrong.any():
         return ""
     at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return f"{int(wrong.sum())} of {wrong.size} elements are wrong; at {at} found {found[at]!s}, expected {expected[at]!s}"
+    return (
+        f"{int(wrong.sum())} of {wrong.size} elements are wrong; at {at} found {found[at]!s}, expected {expected[at]!s}"
+    )

@@ -16,6 +16,7 @@ from kernelforge.functions import name_of
 from kernelforge.testing.oracle import Array, Fn, epsilon, plain, widened
 from kernelforge.transforms import grad, jvp
 
+DIFFERENCES = "central differences of NumPy in float64"
 STEPS = {1: 1e-5, 2: 1e-3}
 """Steps of the differences by order of the derivative: their error and float64's rounding are then both below 1e-7."""
 
@@ -30,8 +31,8 @@ def devices_or_all(devices: Sequence[str] | None) -> list[str]:
 def check_grads(fn: Fn, args: Sequence[Any], order: int = 2, devices: Sequence[str] | None = None) -> None:
     """Compare reverse and forward derivatives of ``fn`` at ``args`` with differences along a random direction.
 
-    Arguments that are not arrays of floats are held fixed. At a kink, where the differences themselves do not settle, there
-    is nothing to compare.
+    Arguments that are not arrays of floats are held fixed. At a kink, where the differences themselves do not settle,
+    there is nothing to compare.
 
     Args:
         order: 1, or 2 for second derivatives too: forward over reverse.
@@ -47,7 +48,7 @@ def check_grads(fn: Fn, args: Sequence[Any], order: int = 2, devices: Sequence[s
 
 
 def scalarized(fn: Fn, args: Sequence[Any], picked: Sequence[int]) -> Callable[..., Any]:
-    """Make a scalar function of the ``picked`` arguments: the float outputs of ``fn``, weighted at random and summed."""
+    """Make a scalar function of the ``picked`` arguments: the float outputs of ``fn``, weighted and summed."""
 
     def phi(*values: Any) -> Any:
         given = list(args)
@@ -70,7 +71,9 @@ def compare(fn: Fn, args: Sequence[Any], order: int) -> str:
     if not sum(p.size for p in primals):
         return ""
     rng = np.random.default_rng(7)
-    directions = [np.asarray(rng.uniform(0.5, 1.5, p.shape) * rng.choice([-1.0, 1.0], p.shape)).astype(p.dtype) for p in primals]
+    directions = [
+        np.asarray(rng.uniform(0.5, 1.5, p.shape) * rng.choice([-1.0, 1.0], p.shape)).astype(p.dtype) for p in primals
+    ]
     numpy_phi = scalarized(plain(fn), widened(args), picked)
     phi = scalarized(fn, args, picked)
     coarsest = max(epsilon(p.dtype) for p in primals)
@@ -85,11 +88,16 @@ def compare(fn: Fn, args: Sequence[Any], order: int) -> str:
     allowed = max(1e-6, 64.0 * coarsest * np.sqrt(sum(p.size for p in primals))) * (abs(expected) + scale)
     if not abs(sum(dots) - expected) <= allowed:
         single = [_Line(numpy_phi, widened(primals), _only(k, directions)).settled(1) for k in range(len(primals))]
-        parts = [f"argument {i}: {d:.9g} where {s:.9g} is right" for i, d, s in zip(picked, dots, single, strict=True) if s is not None]
-        return f"the gradient along a direction is {sum(dots):.9g}; central differences of NumPy in float64 give {expected:.9g} ({'; '.join(parts)})"
+        parts = [
+            f"argument {i}: {d:.9g} where {s:.9g} is right"
+            for i, d, s in zip(picked, dots, single, strict=True)
+            if s is not None
+        ]
+        total = f"the gradient along a direction is {sum(dots):.9g}; {DIFFERENCES} give {expected:.9g}"
+        return f"{total} ({'; '.join(parts)})"
     forward = float(np.asarray(jvp(phi, primals, directions)[1]))
     if not abs(forward - expected) <= allowed:
-        return f"the jvp is {forward:.9g}; central differences of NumPy in float64 give {expected:.9g}"
+        return f"the jvp along a direction is {forward:.9g}; {DIFFERENCES} give {expected:.9g}"
     return _second(gradient, primals, directions, along, coarsest) if order > 1 else ""
 
 
@@ -103,7 +111,7 @@ def _second(gradient: Fn, primals: Sequence[Array], directions: Sequence[Array],
     size = sum(p.size for p in primals)
     allowed = max(1e-4, 64.0 * coarsest * np.sqrt(size)) * (abs(expected) + scale + abs(along.at(0.0)))
     if not abs(found - expected) <= allowed:
-        return f"the second derivative along a direction is {found:.9g}; differences of NumPy in float64 give {expected:.9g}"
+        return f"the second derivative along a direction is {found:.9g}; {DIFFERENCES} give {expected:.9g}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for arguments: shapes, strides, dtypes and values that find bugs, and the code that makes them."""
+"""Hypothesis strategies for arguments: shapes, strides, dtypes and values that find bugs, and code for them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ def parse_shapes(spec: str) -> list[Shape]:
     """
     groups = re.findall(r"\(([^()]*)\)", spec)
     extents = [[e.strip() for e in g.split(",") if e.strip()] for g in groups]
-    if not groups or re.sub(r"\([^()]*\)|[\s,]", "", spec) or not all(e.isidentifier() or e.isdigit() for g in extents for e in g):
+    if (
+        not groups
+        or re.sub(r"\([^()]*\)|[\s,]", "", spec)
+        or not all(e.isidentifier() or e.isdigit() for g in extents for e in g)
+    ):
         raise InvalidParameter(op="check", name="shapes", found=spec, expected='for example "(m,k) (k,n) (n,)"')
     return [tuple(int(e) if e.isdigit() else e for e in g) for g in extents]
 
@@ -97,7 +101,17 @@ def literal(array: Array, layout: str = "row-major") -> str:
 
 def _specials(dtype: np.dtype[Any]) -> list[float]:
     limits = np.finfo(np.float32) if dtype == BFLOAT16 else np.finfo(dtype)
-    return [0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), -float("inf"), float(limits.max) * 0.99, float(limits.tiny)]
+    return [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        float(limits.max) * 0.99,
+        float(limits.tiny),
+    ]
 
 
 @st.composite
@@ -118,7 +132,9 @@ def sized(shape: Shape, sizes: dict[str, int]) -> tuple[int, ...]:
 
 
 @st.composite
-def arrays(draw: st.DrawFn, shape: tuple[int, ...], dtype: np.dtype[Any], low: int, high: int, special: bool) -> Example:
+def arrays(
+    draw: st.DrawFn, shape: tuple[int, ...], dtype: np.dtype[Any], low: int, high: int, special: bool
+) -> Example:
     """Draw one argument."""
     size = int(np.prod(shape, dtype=np.int64))
     seed = draw(st.integers(0, 1000))

@@ -66,7 +66,7 @@ def expected(fn: Fn, args: Sequence[Any], found: Sequence[Array]) -> list[Expect
     """Evaluate the function under NumPy and bound the error of ``found``, one entry for each output.
 
     The bound is a few roundings of the result (growing with the square root of the number of input elements, as errors
-    of sums do), plus ``FACTOR`` times what NumPy loses in the dtype itself and what rounding the inputs once more changes.
+    of sums do), plus ``FACTOR`` times what NumPy loses in the dtype itself and what rounding the inputs changes.
     """
     exact = leaves(fn(*widened(args)))
     native = leaves(fn(*args))
