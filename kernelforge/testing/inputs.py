@@ -62,11 +62,15 @@ class Example:
     layout: str
     low: int = 0
     high: int = 0
+    unit: bool = False
 
     def base(self) -> Array:
         size = int(np.prod(self.shape, dtype=np.int64))
+        values: Array
         if not is_float(self.dtype):
             values = np.random.default_rng(self.seed).integers(self.low, self.high + 1, size)
+        elif self.unit:
+            values = np.random.default_rng(self.seed).uniform(0.1, 0.9, size)
         elif self.seed == 0:
             values = np.arange(1, size + 1) * 0.5
         else:
@@ -84,9 +88,9 @@ class Example:
         """Return an expression that makes the array."""
         return literal(self.base(), self.layout)
 
-    def smooth(self) -> Example:
-        """Return an argument of the same shape for derivatives: no specials, no ties."""
-        return dataclasses.replace(self, seed=self.seed + 1, scale=1.0, specials=())
+    def smooth(self, unit: bool) -> Example:
+        """Return an argument of the same shape for derivatives: no specials, no ties; ``unit`` is between 0 and 1."""
+        return dataclasses.replace(self, seed=self.seed + 1, scale=1.0, specials=(), unit=unit)
 
 
 def literal(array: Array, layout: str = "row-major") -> str:
