@@ -1,0 +1,511 @@
+"""The CPU backend against the interpreter and NumPy."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelforge.backends.cpu import CpuBackend
+from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
+from kernelforge.errors import CompilationFailed
+from kernelforge.ir.interpret import run_kernel
+from kernelforge.ir.kernel import (
+    Alloc,
+    Arg,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    LoopKind,
+    Mode,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    i64,
+    op,
+    select,
+)
+
+Array = np.ndarray[Any, Any]
+
+CPU = CpuBackend()
+SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.5, np.inf, -np.inf, np.nan, 1e-40, 3e38, -7.25, 65504.0, 1e-7, 12345.678)
+
+
+def execute(kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None) -> dict[str, Array]:
+    """Compile and launch; return copies of the arrays as the kernel left them."""
+    params = params or {}
+    done = {name: a.copy() for name, a in arrays.items()}
+    CPU.launch(CPU.compile(kernel), [(CPU.upload(done[a.name]), 0) for a in kernel.args], [params[p] for p in kernel.params])
+    return done
+
+
+def compare(kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None, rtol: float = 0.0) -> None:
+    """Check that the interpreter leaves the same in every array."""
+    params = params or {}
+    expected = {name: a.copy() for name, a in arrays.items()}
+    run_kernel(kernel, expected, params)
+    found = execute(kernel, arrays, params)
+    for arg in kernel.args:
+        a, b = (x[arg.name] for x in (found, expected))
+        if arg.dtype == "bf16":
+            a, b = a.astype(np.float32), b.astype(np.float32)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=0, err_msg=f"{kernel.name}.{arg.name}")
+        if a.dtype.kind == "f" and kernel.name not in ("min", "max"):
+            number = ~np.isnan(a)
+            np.testing.assert_array_equal(np.signbit(a[number]), np.signbit(b[number]), err_msg=f"zeros of {kernel.name}")
+
+
+def buffer(name: str, dtype: str, size: Expr | int, mode: Mode = "in") -> Arg:
+    return Arg(name, dtype, size if isinstance(size, Expr) else i64(size), mode)
+
+
+def values(dtype: str, n: int, seed: int = 0) -> Array:
+    """Return random elements, the special ones among them."""
+    rng = np.random.default_rng(seed)
+    if dtype == "bool":
+        return rng.integers(0, 2, n).astype(bool)
+    if dtype in INTEGERS:
+        info = np.iinfo(DTYPES[dtype])
+        found = rng.integers(info.min, info.max, n, dtype=DTYPES[dtype], endpoint=True)
+        small = rng.integers(max(-4, info.min), 5, n).astype(DTYPES[dtype])
+        found = np.where(rng.random(n) < 0.5, found, small)
+        found[: min(n, 2)] = (info.min, info.max)[: min(n, 2)]
+        return found
+    with np.errstate(over="ignore"):
+        found = (rng.standard_normal(n) * 10).astype(DTYPES[dtype])
+        return np.where(rng.random(n) < 0.4, rng.choice(SPECIAL, n).astype(DTYPES[dtype]), found)
+
+
+def each(n: int, kind: LoopKind, body: Any, lanes: int = 16) -> tuple[Stmt, ...]:
+    """Loop over n elements; a vector loop has a serial one around it and no tail."""
+    i = Var("i", bound=n)
+    if kind != "vector":
+        return (For(i, i64(n), kind, body(i)),)
+    o, v = Var("o", bound=n // lanes), Var("v", bound=lanes)
+    return (For(o, i64(n // lanes), "grid", (For(v, i64(lanes), "vector", body(o * lanes + v)),)),)
+
+
+def mapped(name: str, dtypes: tuple[str, ...], out: str, fn: Any, kind: LoopKind, n: int = 64, lanes: int = 16) -> Kernel:
+    args = tuple(buffer(f"x{k}", d, n) for k, d in enumerate(dtypes))
+
+    def body(i: Expr) -> tuple[Stmt, ...]:
+        return (Store("y", (i,), fn(*[Load(a.name, (i,), a.dtype) for a in args])),)
+
+    return Kernel(name, (*args, buffer("y", out, n, "out")), (), each(n, kind, body, lanes))
+
+
+def check_map(name: str, dtypes: tuple[str, ...], out: str, fn: Any, rtol: float = 0.0, n: int = 64) -> None:
+    arrays = {f"x{k}": values(d, n, k) for k, d in enumerate(dtypes)}
+    for kind in ("parallel", "vector"):
+        compare(mapped(name, dtypes, out, fn, kind, n), {**arrays, "y": np.zeros(n, DTYPES[out])}, rtol=rtol)  # type: ignore[arg-type]
+
+
+FLOAT_UNARY = ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
+FLOAT_BINARY = ("add", "sub", "mul", "div", "min", "max")
+INT_BINARY = ("add", "sub", "mul", "min", "max", "and", "or", "xor")
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_float_operations(dtype: str) -> None:
+    for name in FLOAT_UNARY:
+        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x))
+    for name in FLOAT_BINARY:
+        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y))
+    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        check_map(name, (dtype, dtype), "bool", lambda x, y, name=name: op(name, x, y))
+
+
+@pytest.mark.parametrize("dtype", sorted(INTEGERS))
+def test_integer_operations(dtype: str) -> None:
+    for name in INT_BINARY:
+        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y))
+    for name in ("neg", "abs", "not"):
+        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x))
+    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        check_map(name, (dtype, dtype), "bool", lambda x, y, name=name: op(name, x, y))
+    bits = DTYPES[dtype].itemsize * 8
+    for name in ("shl", "shr"):
+        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y & (bits - 1)))
+
+
+@pytest.mark.parametrize("dtype", sorted(INTEGERS))
+@pytest.mark.parametrize("name", ["floordiv", "mod"])
+def test_integer_division(dtype: str, name: str) -> None:
+    check_map(name, (dtype, dtype), dtype, lambda x, y: select(y.eq(0), Const(0, dtype), op(name, x, y)))
+    divisors = (1, 3, 7, 64, 100) + ((-1, -3, -64) if dtype in SIGNED else ())
+    for d in divisors:
+        check_map(name, (dtype,), dtype, lambda x, d=d: divided(name, x, d))
+
+
+def divided(name: str, x: Expr, d: int) -> Expr:
+    """Divide by a constant without folding."""
+    return Op(name, (x, Const(d, x.dtype)), x.dtype)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(DTYPES, 2)))
+def test_casts(source: str, target: str) -> None:
+    n = 64
+    x = values(source, n)
+    if source in FLOATS and target in INTEGERS:
+        info = np.iinfo(DTYPES[target])
+        with np.errstate(invalid="ignore"):
+            wide = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
+        x = np.where((wide > float(info.min)) & (wide < min(float(info.max), 2.0**62)), wide, 1.0).astype(DTYPES[source])
+    with np.errstate(over="ignore", invalid="ignore"):
+        if target == "bool":
+            expected = x.astype(np.float64) != 0 if source in FLOATS else x != 0
+        elif target == "bf16" and source == "f64":
+            expected = _nearest_bf16(x)
+        elif target in NARROW_FLOATS and source in INTEGERS | {"bool"}:
+            expected = x.astype(np.float32).astype(DTYPES[target])
+        elif source == "bf16":
+            expected = x.astype(np.float32).astype(DTYPES[target])
+        else:
+            expected = x.astype(DTYPES[target])
+    for kind in ("parallel", "vector"):
+        kernel = mapped("cast", (source,), target, lambda x: x.cast(target), kind, n)  # type: ignore[arg-type]
+        y = execute(kernel, {"x0": x, "y": np.zeros(n, DTYPES[target])})["y"]
+        wide = (np.float32 if target == "bf16" else DTYPES[target])
+        np.testing.assert_array_equal(y.astype(wide), expected.astype(wide))
+
+
+def _nearest_bf16(x: Array) -> Array:
+    """Round float64 to bfloat16 once."""
+    out = x.astype(DTYPES["bf16"])
+    bits = out.view(np.uint16)
+    best = out.copy()
+    for d in (-1, 1):
+        near = (bits + np.uint16(d % 65536)).view(DTYPES["bf16"]).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            closer = np.abs(near - x) < np.abs(best.astype(np.float64) - x)
+        best = np.where(closer, near.astype(DTYPES["bf16"]), best)
+    return best
+
+
+N, I, J = Var("n"), Var("i", bound=40), Var("j", bound=24)
+V = Var("v", bound=8)
+
+
+def f32(name: str, *index: Expr | int) -> Expr:
+    return Load(name, tuple(x if isinstance(x, Expr) else i64(x) for x in index), "f32")
+
+
+def nest(kind: LoopKind, *body: Stmt) -> tuple[Stmt, ...]:
+    return (For(V, i64(8), kind, body),)
+
+
+def over(*body: Stmt, rows: int = 5) -> tuple[Stmt, ...]:
+    """A grid of rows, each a statement list."""
+    return (For(Var("r", bound=rows), i64(rows), "grid", body),)
+
+
+R = Var("r", bound=5)
+X = Arg("x", "f32", i64(64), "in")
+Y = Arg("y", "f32", i64(64), "out")
+
+
+def check(name: str, body: tuple[Stmt, ...], *extra: Arg, rtol: float = 0.0, params: dict[str, int] | None = None) -> None:
+    kernel = Kernel(name, (X, *extra, Y), tuple(params or ()), body)
+    arrays = {"x": values("f32", 64, 3), "y": np.full(64, 7, np.float32)}
+    arrays["x"][:] = np.where(np.isfinite(arrays["x"]), arrays["x"], 2.0).clip(-100, 100)
+    rng = np.random.default_rng(5)
+    for arg in extra:
+        arrays[arg.name] = rng.integers(0, 8, 64).astype(DTYPES[arg.dtype])
+    compare(kernel, arrays, params, rtol)
+
+
+INDEX = Arg("k", "i64", i64(64), "in")
+AT = Load("k", (V,), "i64")
+
+
+@pytest.mark.parametrize("kind", ["vector", "serial", "unroll", "group", "parallel"])
+@pytest.mark.parametrize(
+    "index",
+    [V, 7 - V, V * 3 + 2, 23 - V * 2, (V + 3) % 8, V // 2, V * V, i64(5), AT, V + AT, AT * 2, V * 2 + R * 0],
+    ids=lambda e: str(e)[:40],
+)
+def test_loads_at_every_kind_of_index(kind: LoopKind, index: Expr) -> None:
+    check("load", over(*nest(kind, Store("y", (R * 8 + V,), f32("x", index)))), INDEX)
+
+
+@pytest.mark.parametrize("kind", ["vector", "serial", "unroll"])
+@pytest.mark.parametrize("index", [V, 7 - V, V * 3 + 2, 23 - V * 2, (V + 3) % 8])
+@pytest.mark.parametrize("combine", ["", "add", "mul", "min", "max"])
+def test_stores_at_every_kind_of_index(kind: LoopKind, index: Expr, combine: str) -> None:
+    check("store", nest(kind, Store("y", (index,), f32("x", V + 2), combine)))
+    masked = If(V.ne(3) & (f32("x", V) > 0.0), (Store("y", (index,), f32("x", V + 2), combine),))
+    check("masked", nest(kind, masked))
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("step", [1, -1, 2])
+def test_masked_memory_of_every_dtype(dtype: str, step: int) -> None:
+    at = V * step + (15 if step < 0 else 0)
+    body = nest("vector", If(V.ne(2) & (V < 7), (Store("y", (at,), Load("x", (at,), dtype)),)))
+    kernel = Kernel("masked", (buffer("x", dtype, 64), buffer("y", dtype, 64, "out")), (), body)
+    compare(kernel, {"x": values(dtype, 64), "y": values(dtype, 64, 9)})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "combine"),
+    [(d, c) for d in ("f32", "f64", "i32", "u8", "bool") for c in ("add", "mul", "min", "max") if d != "bool" or c in ("min", "max")],
+)
+def test_horizontal_combination(dtype: str, combine: str) -> None:
+    body = nest("vector", Store("y", (i64(1),), Load("x", (V,), dtype), combine))
+    masked = nest("vector", If(V > 2, (Store("y", (i64(1),), Load("x", (V,), dtype), combine),)))
+    uniform = nest("vector", Store("y", (i64(1),), Load("x", (i64(3),), dtype), combine))
+    for part in (body, masked, uniform):
+        kernel = Kernel("combine", (buffer("x", dtype, 64), buffer("y", dtype, 8, "out")), (), part)
+        x = values(dtype, 64) if dtype not in FLOATS else np.linspace(0.5, 1.5, 64).astype(DTYPES[dtype])
+        compare(kernel, {"x": x, "y": np.ones(8, DTYPES[dtype])}, rtol=1e-6 if dtype in FLOATS else 0)
+
+
+def test_horizontal_sum_is_a_tree_of_halves() -> None:
+    x = np.float32([1e8, 1, -1e8, 1, 3, 5, 7, 11])
+    kernel = Kernel("tree", (X, Y), (), nest("vector", Store("y", (i64(0),), f32("x", V), "add")))
+    y = execute(kernel, {"x": x, "y": np.zeros(1, np.float32)})["y"]
+    half = x[:4] + x[4:]
+    quarter = half[:2] + half[2:]
+    assert y[0] == np.float32(0) + (quarter[0] + quarter[1])
+
+
+def test_widths_that_are_no_power_of_two() -> None:
+    v = Var("v", bound=7)
+    total = For(v, i64(7), "vector", (Store("y", (i64(0),), f32("x", v), "add"),))
+    copy = For(v, i64(7), "vector", (Store("y", (v + 1,), f32("x", v) * 2.0),))
+    check("seven", (total, copy), rtol=1e-6)
+    wide = Var("v", bound=60)
+    check("sixty", (For(wide, i64(60), "vector", (Store("y", (wide,), f32("x", wide)),)),))
+    long = Var("v", bound=64)
+    check("long", (For(Var("q", bound=2), i64(2), "grid", (For(long, i64(64), "vector", (Store("y", (long,), f32("x", long)),)),)),))
+
+
+def test_lazy_select_does_not_load_out_of_range() -> None:
+    far = i64(1 << 50)
+    for kind in ("serial", "vector"):
+        body = nest(
+            kind,  # type: ignore[arg-type]
+            Store("y", (V,), select(V < 1, f32("x", V * far + 1), f32("x", 3))),
+            Store("y", (V,), select(V < 5, Const(1.0, "f32"), select(f32("x", V) < 1e9, 2.0, f32("x", far))), "add"),
+            Store("y", (V + 8,), select((V >= 2) & (V < 7), f32("x", V - 2), 0.0)),
+            Store("y", (V + 16,), select(i64(3) > 4, f32("x", far * V), f32("x", 2))),
+            Store("y", (V + 24,), select(f32("x", 0) > 1e9, f32("x", far), f32("x", 7 - V))),
+            Store("y", (V + 32,), select(V < 4, select(V > 1, f32("x", V - 2), -1.0), select(V > 8, f32("x", far - V), 3.0) * 2.0)),
+        )
+        kernel = Kernel("lazy", (X, Y), (), body)
+        x = np.arange(64, dtype=np.float32)
+        y = execute(kernel, {"x": x, "y": np.zeros(64, np.float32)})["y"]
+        v = np.arange(8)
+        np.testing.assert_array_equal(y[:8], np.where(v < 1, 1, 3) + np.where(v < 5, 1, 2))
+        np.testing.assert_array_equal(y[8:16], np.where((v >= 2) & (v < 7), v - 2, 0))
+        np.testing.assert_array_equal(y[16:24], 2)
+        np.testing.assert_array_equal(y[24:32], 7 - v)
+        np.testing.assert_array_equal(y[32:40], np.where(v < 4, np.where(v > 1, v - 2, -1), 6))
+
+
+def test_a_branch_guards_its_loads() -> None:
+    far = i64(1 << 50)
+    for kind in ("serial", "vector"):
+        body = nest(
+            kind,  # type: ignore[arg-type]
+            If(V > 8, (Store("y", (V,), f32("x", far)),)),
+            If(i64(3).eq(R), (Store("y", (V,), f32("x", far + V)),)),
+            If(V < 3, (Store("y", (V,), f32("x", 9 - V) + select(V > 5, f32("x", far), 1.0)),)),
+            If(V > 4, (If(f32("x", V) > 1e6, (Store("y", (V,), f32("x", far)),)), Store("y", (V,), f32("x", 1)))),
+        )
+        check("guard", (For(Var("r", bound=5), i64(3), "grid", body),))
+
+
+def test_statements_see_the_stores_before_them() -> None:
+    y = Load("y", (V,), "f32")
+    for kind in ("serial", "vector", "unroll"):
+        check(
+            "order",
+            over(
+                *nest(
+                    kind,  # type: ignore[arg-type]
+                    Store("y", (V,), f32("x", V)),
+                    Let("t", y * 2.0),
+                    Store("y", (V,), y + 1.0),
+                    Store("y", (V + 8,), Var("t", "f32") + y),
+                    For(Var("s", bound=3), i64(3), "serial", (Store("y", (V,), y * 0.5), Store("y", (V + 16,), y))),
+                    If(V > 3, (Store("y", (V,), y - 4.0),)),
+                    Store("y", (V + 24,), y),
+                ),
+                rows=1,
+            ),
+        )
+
+
+def test_registers_of_a_tile() -> None:
+    a, b, k = Var("a", bound=3), Var("b", bound=2), Var("k", bound=6)
+    tile = Load("s", (a, b * 8 + V), "f32")
+
+    def loops(*body: Stmt) -> Stmt:
+        return For(a, i64(3), "unroll", (For(b, i64(2), "unroll", (For(V, i64(8), "vector", body),)),))
+
+    body = (
+        Alloc("s", "f32", (i64(3), i64(16)), "register"),
+        loops(Store("s", (a, b * 8 + V), Const(0.0, "f32"))),
+        For(k, i64(6), "serial", (loops(Store("s", (a, b * 8 + V), f32("x", a * 6 + k) * f32("x", k * 8 + b * 8 + V), "add")),)),
+        loops(If((a * 16 + b * 8 + V) < 45, (Store("y", (a * 16 + b * 8 + V,), tile + 1.0),))),
+    )
+    check("tile", (For(Var("r", bound=1), i64(1), "grid", body),), rtol=1e-4)
+
+
+def test_masked_registers() -> None:
+    a = Var("a", bound=3)
+    s = Load("s", (a * 8 + V,), "f32")
+    body = (
+        Alloc("s", "f32", (i64(20),), "register"),
+        For(a, i64(3), "unroll", nest("vector", If(a * 8 + V < 20, (Store("s", (a * 8 + V,), f32("x", a * 8 + V)),)))),
+        For(a, i64(3), "unroll", nest("vector", If(a * 8 + V < 20, (Store("s", (a * 8 + V,), f32("x", V), "add"),)))),
+        For(a, i64(3), "serial", nest("vector", Store("y", (a * 8 + V,), select(a * 8 + V < 20, s, -1.0)))),
+    )
+    check("masked_registers", over(*body, rows=1))
+
+
+def test_buffers_of_a_lane() -> None:
+    k = Var("k", bound=4)
+    body = nest(
+        "vector",
+        Alloc("own", "f32", (i64(2), i64(4)), "register"),
+        For(k, i64(4), "serial", (Store("own", (i64(1), k), f32("x", V * 4 + k)),)),
+        For(k, i64(4), "serial", (Store("own", (i64(0), k), Load("own", (i64(1), 3 - k), "f32") * 2.0),)),
+        Alloc("sum", "f32", (), "register"),
+        Store("sum", (), Const(0.0, "f32")),
+        For(k, i64(4), "serial", (If(k < V, (Store("sum", (), Load("own", (i64(0), k), "f32"), "add"),)),)),
+        Store("y", (V,), Load("sum", (), "f32")),
+        Store("y", (V + 8,), Load("own", (i64(0), V % 4), "f32")),
+    )
+    check("own", body, rtol=1e-6)
+
+
+def test_local_buffers_small_and_large() -> None:
+    for size in (16, 40_000):
+        j = Var("j", bound=size)
+        body = (
+            Alloc("t", "f32", (i64(size),), "local"),
+            For(j, i64(size), "serial", (Store("t", (j,), j.cast("f32")),)),
+            Store("y", (R,), Load("t", (R + size - 6,), "f32")),
+        )
+        check("local", over(*body))
+
+
+def test_a_vector_loop_without_a_vector_form_runs_serially() -> None:
+    k = Var("k", bound=8)
+    ragged = nest("vector", For(k, V + 1, "serial", (Store("y", (V,), f32("x", k), "add"),)))
+    check("ragged", ragged, rtol=1e-6)
+    check("last", nest("vector", If(V.eq(3), (Store("y", (i64(2),), f32("x", V)),))))
+    colliding = nest("vector", Store("y", (Load("k", (V,), "i64"),), f32("x", V), "add"))
+    check("histogram", colliding, INDEX, rtol=1e-6)
+
+
+def test_bool_in_memory_is_one_byte_and_any_nonzero_byte_is_true() -> None:
+    for kind in ("parallel", "vector"):
+        kernel = mapped("flip", ("bool",), "bool", lambda x: ~x, kind)  # type: ignore[arg-type]
+        raw = np.array([0, 1, 2, 255] * 16, np.uint8)
+        y = execute(kernel, {"x0": raw.view(bool), "y": np.zeros(64, bool)})["y"]
+        np.testing.assert_array_equal(y.view(np.uint8), (raw == 0).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["parallel", "grid"])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (5, 1, 3), (2, 3, 4), (1, 60, 1)])
+def test_nests_of_run_time_extents(kind: LoopKind, shape: tuple[int, ...]) -> None:
+    names = ("a", "b", "c")
+    loops = [Var(f"i{n}") for n in names]
+    a, b, c = (Var(n) for n in names)
+    at = (loops[0] * b + loops[1]) * c + loops[2]
+    body: tuple[Stmt, ...] = (Store("y", (at,), f32("x", at) * 2.0 + loops[1].cast("f32")),)
+    for var, extent in zip(reversed(loops), (c, b, a), strict=True):
+        body = (For(var, extent, kind, body),)
+    check("nest", body, params=dict(zip(names, shape, strict=True)))
+
+
+def test_many_iterations_are_covered_once() -> None:
+    a, b = Var("a"), Var("b")
+    i, j = Var("i"), Var("j")
+    body = (For(i, a, "parallel", (For(j, b, "parallel", (Store("y", (i * b + j,), Const(1.0, "f32"), "add"),)),)),)
+    kernel = Kernel("count", (buffer("y", "f32", a * b, "out"),), ("a", "b"), body)
+    for shape in ((1, 1_000_003), (1_000_003, 1), (997, 1009), (3, 400_000)):
+        y = execute(kernel, {"y": np.zeros(shape[0] * shape[1], np.float32)}, dict(zip("ab", shape, strict=True)))["y"]
+        assert (y == 1).all()
+
+
+def test_phases_run_in_order() -> None:
+    i = Var("i")
+    n = 200_000
+    up = For(i, N, "parallel", (Store("t", (i,), f32("x", i) + 1.0),))
+    across = For(i, N, "parallel", (Store("y", (i,), f32("t", N - 1 - i) * 2.0),))
+    total = (Store("s", (i64(0),), Const(0.0, "f32")), For(i, N, "serial", (Store("s", (i64(0),), f32("y", i), "add"),)))
+    args = (buffer("x", "f32", N), buffer("t", "f32", N, "scratch"), buffer("y", "f32", N, "out"), buffer("s", "f32", 1, "out"))
+    kernel = Kernel("phases", args, ("n",), (up, across, *total))
+    x = np.arange(n, dtype=np.float32)
+    found = execute(kernel, {"x": x, "t": np.zeros_like(x), "y": np.zeros_like(x), "s": np.zeros(1, np.float32)}, {"n": n})
+    np.testing.assert_array_equal(found["y"], (x[::-1] + 1) * 2)
+    assert found["s"][0] == pytest.approx(float(found["y"].sum(dtype=np.float64)), rel=1e-2)
+
+
+def test_top_level_of_a_scalar_kernel() -> None:
+    k = Var("k", bound=64)
+    body: tuple[Stmt, ...] = (
+        Alloc("s", "f32", (), "register"),
+        Store("s", (), Const(1.0, "f32")),
+        For(k, i64(64), "serial", (Store("s", (), f32("x", k), "max"),)),
+        Let("m", Load("s", (), "f32")),
+        Store("y", (i64(0),), Var("m", "f32")),
+    )
+    check("scalar", body)
+
+
+def test_strided_views_are_read_in_place() -> None:
+    i, j = Var("i", bound=6), Var("j", bound=5)
+    base = np.arange(60, dtype=np.float64).reshape(6, 10)
+    for view in (base[:, ::2], base[::-1, 9::-2], base[:, ::-2], np.broadcast_to(base[:1, :5], (6, 5))):
+        s, t = (k // 8 for k in view.strides)
+        for kind in ("serial", "vector"):
+            inner = For(j, i64(5), kind, (Store("y", (i * 5 + j,), Load("x", (i * s + j * t,), "f64")),))  # type: ignore[arg-type]
+            kernel = Kernel("view", (buffer("x", "f64", 60), buffer("y", "f64", 30, "out")), (), (For(i, i64(6), "grid", (inner,)),))
+            y = np.zeros(30)
+            CPU.launch(CPU.compile(kernel), [(CPU.upload(view), 0), (CPU.upload(y), 0)], [])
+            np.testing.assert_array_equal(y.reshape(6, 5), view)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_library_functions(dtype: str) -> None:
+    for name in ("exp", "log", "sin", "tanh", "erf", "cbrt", "expm1"):
+        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x), rtol=1e-6 if dtype == "f32" else 1e-14)
+    for name in ("atan2", "pow", "fmod"):
+        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y), rtol=1e-6 if dtype == "f32" else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_fma_rounds_once(dtype: str) -> None:
+    check_map("fma", (dtype, dtype, dtype), dtype, lambda x, y, z: op("fma", x, y, z))
+
+
+def test_no_contraction_outside_of_fma() -> None:
+    check_map("mul_add", ("f32", "f32", "f32"), "f32", lambda x, y, z: x * y + z)
+
+
+def test_bitcasts() -> None:
+    for a, b in (("f32", "u32"), ("f32", "i32"), ("f64", "i64"), ("u16", "f16"), ("u64", "f64"), ("i8", "u8"), ("bf16", "u16")):
+        check_map("bitcast", (a,), b, lambda x, b=b: x.bitcast(b))
+        if "bf16" not in (a, b):
+            check_map("bitcast", (b,), a, lambda x, a=a: x.bitcast(a))
+
+
+def test_constants() -> None:
+    for dtype in sorted(FLOATS):
+        for value in SPECIAL:
+            check_map("const", (dtype,), dtype, lambda x, value=value, dtype=dtype: select(x.eq(x), Const(value, dtype), x), n=16)
+    check_map("ints", ("u64",), "u64", lambda x: x ^ Const(2**64 - 1, "u64"), n=16)
+    check_map("ints", ("i64",), "i64", lambda x: x ^ Const(-(2**63), "i64"), n=16)

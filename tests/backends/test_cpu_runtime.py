@@ -1,0 +1,265 @@
+"""The CPU backend's loader, threads and memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelforge.backends.cpu import CpuBackend, loader
+from kernelforge.backends.cpu.printer import print_kernel
+from kernelforge.errors import CompilationFailed, DamagedBinary, DeviceOutOfMemory
+from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Load, Store, Var, i64, op
+
+Array = np.ndarray[Any, Any]
+CPU = CpuBackend()
+N, I = Var("n"), Var("i")
+
+
+def scaled(factor: float = 2.0, library: bool = False) -> Kernel:
+    """y = factor * x, by way of the C library's exp(log(x)) on request."""
+    x: Expr = Load("x", (I,), "f64")
+    if library:
+        x = op("exp", op("log", x))
+    body = (For(I, N, "parallel", (Store("y", (I,), x * factor),)),)
+    return Kernel("scaled", (Arg("x", "f64", N, "in"), Arg("y", "f64", N, "out")), ("n",), body)
+
+
+def launch(executable: Any, x: Array) -> Array:
+    y = np.full_like(x, np.nan)
+    CPU.launch(executable, [(CPU.upload(x), 0), (CPU.upload(y), 0)], [len(x)])
+    return y
+
+
+BIG = np.arange(400_000, dtype=np.float64) + 1
+
+
+def test_launch_at_an_offset() -> None:
+    executable = CPU.compile(scaled())
+    handle = CPU.allocate(800)
+    CPU.download(handle, 0, (100,), np.dtype(np.float64))[:] = 1.0
+    x = np.arange(100, dtype=np.float64)
+    CPU.launch(executable, [(CPU.upload(x), 80), (handle, 160)], [20])
+    y = CPU.download(handle, 0, (100,), np.dtype(np.float64))
+    np.testing.assert_array_equal(y[20:40], 2 * x[10:30])
+    assert (y[:20] == 1).all() and (y[40:] == 1).all()
+
+
+def test_allocations_are_aligned_and_views_keep_them() -> None:
+    for nbytes in (1, 63, 64, 1000, 1 << 20):
+        handle = CPU.allocate(nbytes)
+        assert handle.address % 64 == 0 and handle.nbytes == nbytes
+    owner = weakref.ref(handle.owner)
+    view = CPU.download(handle, 64, (2, 3), np.dtype(np.int32))
+    view[:] = 5
+    CPU.free(handle)
+    del handle
+    gc.collect()
+    assert owner() is not None and (view == 5).all() and view.flags.writeable
+    del view
+    gc.collect()
+    assert owner() is None
+
+
+def test_uploads_share_memory_and_keep_it() -> None:
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for view in (x, x[::-1], x[:, ::2], x[1:, 1:]):
+        assert CPU.upload(view).address == view.ctypes.data
+    handle = CPU.upload(x)
+    down = CPU.download(handle, 16, (4,), np.dtype(np.float32))
+    x[1] = 9
+    assert (down == 9).all() and np.shares_memory(down, x)
+    fixed = np.broadcast_to(np.float32(3), (4,))
+    assert not CPU.download(CPU.upload(fixed), 0, (1,), np.dtype(np.float32)).flags.writeable
+    assert CPU.download(CPU.upload(np.zeros((0, 3))), 0, (0, 3), np.dtype(np.float64)).shape == (0, 3)
+
+
+def test_no_room() -> None:
+    with pytest.raises(DeviceOutOfMemory, match="cpu has no room for 1152921504606846976 bytes"):
+        CPU.allocate(1 << 60)
+
+
+def test_errors_of_compilation_name_the_kernel_and_the_problem() -> None:
+    bad = Kernel("bad", (Arg("y", "f32", N, "out"),), (), (Store("y", (Var("lost"),), Const(1, "f32")),))
+    with pytest.raises(CompilationFailed, match=r"kernel bad does not compile for cpu: variable 'lost' is not defined"):
+        CPU.compile(bad)
+    with pytest.raises(CompilationFailed, match="global buffer 't' has to be an argument"):
+        CPU.compile(Kernel("g", (), (), (Alloc("t", "f32", (i64(4),), "global"),)))
+    with pytest.raises(CompilationFailed, match="a value of f32 is stored to 'y', which holds f64"):
+        CPU.compile(Kernel("d", (Arg("y", "f64", N, "out"),), (), (Store("y", (i64(0),), Const(1, "f32")),)))
+
+
+# Binaries
+
+
+def test_a_binary_loads_without_the_compiler() -> None:
+    for library in (False, True):
+        kernel = scaled(library=library)
+        first = CPU.compile(kernel)
+        again = CPU.compile(kernel, first.binary)
+        assert again.source == first.source == print_kernel(kernel, CPU.host)
+        np.testing.assert_allclose(launch(again, BIG), 2 * BIG, rtol=1e-12)
+
+
+def test_a_warm_start_imports_no_compiler(tmp_path: Any) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(CPU.compile(scaled(library=True)).binary)
+    code = (
+        "import sys; from tests.backends.test_cpu_runtime import *\n"
+        f"e = CPU.compile(scaled(library=True), open({str(path)!r}, 'rb').read())\n"
+        "np.testing.assert_allclose(launch(e, BIG), 2 * BIG, rtol=1e-12)\n"
+        "assert sys.platform != 'linux' or 'llvmlite.binding' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_damaged_byte_is_found() -> None:
+    binary = CPU.compile(scaled()).binary
+    rng = np.random.default_rng(0)
+    for at in {*range(40), *rng.integers(0, len(binary), 200).tolist()}:
+        damaged = bytearray(binary)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(DamagedBinary):
+            CPU.compile(scaled(), bytes(damaged))
+    for size in (0, 1, 8, 23, 24, 25, 100, len(binary) - 1):
+        with pytest.raises(DamagedBinary):
+            CPU.compile(scaled(), binary[:size])
+    with pytest.raises(DamagedBinary):
+        CPU.compile(scaled(), binary + b"\0")
+    with pytest.raises(DamagedBinary, match="another|this machine"):
+        CPU.compile(scaled(), loader.pack(loader.unpack(binary, "k", CPU.limits.fingerprint), "another machine"))
+
+
+def test_an_object_that_is_cut_is_refused_even_with_a_right_checksum() -> None:
+    obj = loader.unpack(CPU.compile(scaled(library=True)).binary, "k", CPU.limits.fingerprint)
+    for size in range(0, len(obj) - 64, 101):
+        with pytest.raises(DamagedBinary):
+            CPU.compile(scaled(), loader.pack(obj[:size], CPU.limits.fingerprint))
+
+
+@pytest.mark.parametrize("library", [False, True])
+def test_the_compilers_loader_agrees(library: bool) -> None:
+    from kernelforge.backends.cpu.backend import _RUN
+
+    executable = CPU.compile(scaled(library=library))
+    code = loader._load_llvm(loader.unpack(executable.binary, "k", CPU.limits.fingerprint))
+    x = BIG[:100]
+    y = np.zeros_like(x)
+    _RUN(code.symbols["run"])(executable.pack(x.ctypes.data, y.ctypes.data, len(x)), None)
+    np.testing.assert_allclose(y, 2 * x, rtol=1e-12)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF is relocated here on Linux only")
+def test_code_is_not_writable() -> None:
+    executable = CPU.compile(scaled())
+    address = executable._code.symbols["run"]
+    rights = []
+    for line in pathlib.Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(x, 16) for x in line.split()[0].split("-"))
+        if low <= address < high:
+            rights.append(line.split()[1])
+    assert rights == ["r-xp"]
+
+
+# Threads
+
+
+def test_ranges_are_shared_among_threads() -> None:
+    if CPU.limits.threads < 2:
+        pytest.skip("one hardware thread")
+    executable = CPU.compile(scaled(library=True))
+    x = np.ones(3_000_000)
+    launch(executable, x)
+    before = time.process_time(), time.thread_time()
+    for _ in range(5):
+        launch(executable, x)
+    used, own = time.process_time() - before[0], time.thread_time() - before[1]
+    assert used > 1.2 * own, "no other thread did any of the work"
+
+
+def test_launches_from_many_threads() -> None:
+    executables = [CPU.compile(scaled(float(k))) for k in range(1, 5)]
+    failures: list[str] = []
+
+    def work(k: int) -> None:
+        rng = np.random.default_rng(k)
+        for _ in range(60):
+            x = BIG[: int(rng.integers(1, len(BIG)))]
+            if not np.array_equal(launch(executables[k], x), x * (k + 1)):
+                failures.append(f"thread {k}, {len(x)} elements")
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert not failures and not any(t.is_alive() for t in threads)
+
+
+def test_launches_after_the_threads_went_to_sleep() -> None:
+    executable = CPU.compile(scaled())
+    for pause in (0.0, 0.0005, 0.005, 0.05) * 3:
+        time.sleep(pause)
+        np.testing.assert_array_equal(launch(executable, BIG), 2 * BIG)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_launches() -> None:
+    executable = CPU.compile(scaled())
+    launch(executable, BIG)
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            ok = all(np.array_equal(launch(executable, BIG), 2 * BIG) for _ in range(5))
+            os._exit(0 if ok else 1)
+        children.append(child)
+    np.testing.assert_array_equal(launch(executable, BIG), 2 * BIG)
+    for child in children:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_interpreter_ends_cleanly_with_threads_asleep_and_awake() -> None:
+    code = (
+        "import threading; from tests.backends.test_cpu_runtime import *\n"
+        "e = CPU.compile(scaled()); launch(e, BIG)\n"
+        "threading.Thread(target=lambda: [launch(e, BIG) for _ in range(400)], daemon=True).start()\n"
+        "launch(e, BIG)\n"
+    )
+    for _ in range(3):
+        subprocess.run([sys.executable, "-X", "faulthandler", "-c", code], check=True, timeout=60)
+
+
+def test_the_gil_is_released() -> None:
+    executable = CPU.compile(scaled(library=True))
+    x = np.ones(2_000_000)
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: ([launch(executable, x) for _ in range(10)], stop.set()))
+    thread.start()
+    ticks = 0
+    while not stop.is_set():
+        ticks += 1
+        time.sleep(0.001)
+    thread.join()
+    assert ticks > 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF is relocated here on Linux only")
+def test_code_is_freed_with_its_executable() -> None:
+    launch(CPU.compile(scaled()), BIG)  # the first code to need the threads stays
+    executable = CPU.compile(scaled(3.0))
+    launch(executable, BIG)
+    memory = weakref.ref(executable._code.owner[0])
+    del executable
+    gc.collect()
+    assert memory() is None
