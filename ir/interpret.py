@@ -77,7 +77,11 @@ def _fma(a: float, b: float, c: float) -> float:
 
 def _elements(fn: Callable[..., float], arity: int) -> Callable[..., Array]:
     each = np.frompyfunc(fn, arity, 1)
-    return lambda *xs: np.asarray(each(*(x.astype(np.float64) for x in xs)), np.float64)
+
+    def run(*xs: Array) -> Array:
+        return np.asarray(each(*(x.astype(np.float64) for x in xs)), np.float64)
+
+    return run
 
 
 def _wide_fma(a: Array, b: Array, c: Array) -> Array:
@@ -90,7 +94,8 @@ def _wide_fma(a: Array, b: Array, c: Array) -> Array:
     error = (product - (total - back)) + (c - back)
     even = (np.asarray(total).view(np.int64) & 1) == 0
     toward = np.where(error > 0, np.inf, -np.inf)
-    return np.where((error != 0) & np.isfinite(error) & even, np.nextafter(total, toward), total)
+    rounded = np.where((error != 0) & np.isfinite(error) & even, np.nextafter(total, toward), total)
+    return np.asarray(rounded)
 
 
 MEANING: dict[str, Callable[..., Any]] = {
@@ -303,10 +308,18 @@ class _Run:
         return found
 
     def value(self, expr: Expr, at: _Lanes, memo: dict[Expr, Array]) -> Array:
-        found = memo.get(expr)
-        if found is None:
-            found = memo[expr] = self.evaluate(expr, at, memo)
-        return found
+        """Evaluate the operands first, without recursion: a chain of operations may be long."""
+        stack = [] if expr in memo else [expr]
+        while stack:
+            e = stack[-1]
+            operands = (e.args[:1] if e.op == "select" else e.args) if isinstance(e, Op) else ()
+            missing = [x for x in (e.index if isinstance(e, Load) else operands) if x not in memo]
+            if missing:
+                stack += missing
+            else:
+                stack.pop()
+                memo[e] = self.evaluate(e, at, memo)
+        return memo[expr]
 
     def evaluate(self, expr: Expr, at: _Lanes, memo: dict[Expr, Array]) -> Array:
         match expr:

@@ -61,6 +61,10 @@ class MalformedKernel(KernelforgeError, ValueError):
     template = "malformed kernel {kernel}: {problem}"
 
 
+class MalformedText(KernelforgeError, ValueError):
+    template = "line {line} of the text: found {found}; expected {expected}"
+
+
 class OutOfRange(KernelforgeError, IndexError):
     template = "kernel {kernel}: {access} {buffer}[{found}] is out of range; expected an index within {expected}: a lowering or schedule step made it"
 
