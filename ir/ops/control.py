@@ -15,6 +15,7 @@ from kernelforge.errors import DtypeMismatch, InvalidParameter, NotDifferentiabl
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Builder, Sym, apply, builder, full
 from kernelforge.ir.graph import Graph, Kind, Params, Primitive, Sample, Value
+from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.types import Type
 
 Arrays = Sequence[np.ndarray[Any, Any]]
@@ -76,13 +77,6 @@ def emit_while(test: Emit, step: Emit, init: Sequence[Sym]) -> tuple[Sym, ...]:
     body, body_consts = close(step, types)
     params = {"cond": cond, "body": body, "cond_consts": len(cond_consts), "body_consts": len(body_consts)}
     return apply("while_loop", *cond_consts, *body_consts, *init, **params)  # type: ignore[no-any-return]
-
-
-def _evaluate(graph: Graph, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
-    env: dict[Value, np.ndarray[Any, Any]] = dict(zip(graph.inputs, arrays, strict=True)) | dict(graph.consts)
-    for node in graph.nodes:
-        env.update(zip(node.outputs, node.prim.numpy([env[v] for v in node.inputs], node.params), strict=True))
-    return [env[v] for v in graph.outputs]
 
 
 def _types(values: Sequence[Value]) -> list[Type]:
@@ -151,7 +145,7 @@ def _scan_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], .
     consts, carry, xs = arrays[:c], list(arrays[c : c + k]), arrays[c + k :]
     ys = [np.empty((length, *t.shape), t.dtype) for t in _types(body.outputs[k:])]
     for t in range(length - 1, -1, -1) if params["reverse"] else range(length):
-        outs = _evaluate(body, [*consts, *carry, *(x[t] for x in xs)])
+        outs = run_graph(body, [*consts, *carry, *(x[t] for x in xs)])
         carry = outs[:k]
         for y, out in zip(ys, outs[k:], strict=True):
             y[t] = out
@@ -223,7 +217,7 @@ def _cond_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
 
 
 def _cond_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
-    return tuple(_evaluate(params["true" if arrays[0] else "false"], arrays[1:]))
+    return tuple(run_graph(params["true" if arrays[0] else "false"], arrays[1:]))
 
 
 def _cond_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
@@ -280,8 +274,8 @@ def _while_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
 
 def _while_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
     cond_consts, body_consts, carry = _split_while(arrays, params)
-    while _evaluate(params["cond"], [*cond_consts, *carry])[0]:
-        carry = _evaluate(params["body"], [*body_consts, *carry])
+    while run_graph(params["cond"], [*cond_consts, *carry])[0]:
+        carry = run_graph(params["body"], [*body_consts, *carry])
     return tuple(carry)
 
 
@@ -359,7 +353,7 @@ def _call_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
 
 
 def _call_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
-    return tuple(_evaluate(params["graph"], arrays))
+    return tuple(run_graph(params["graph"], arrays))
 
 
 def _call_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:

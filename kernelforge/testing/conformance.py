@@ -16,7 +16,8 @@ from kernelforge.dtypes import BFLOAT16, DTYPES, FLOATS, is_float
 from kernelforge.errors import BackendFailed, DeviceOutOfMemory, KernelforgeError, UnsupportedOnDevice
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Builder, Sym, apply
-from kernelforge.ir.graph import Graph, Kind, Primitive, Sample, Value
+from kernelforge.ir.graph import Graph, Kind, Primitive, Sample
+from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.kernel import Arg, Const, For, Kernel, Load, Store, Var, i64
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.types import Type
@@ -176,16 +177,8 @@ def _run(device: Backend, graph: Graph, arrays: Sequence[Array]) -> list[Array]:
     return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(buffers, graph.outputs, strict=True)]
 
 
-def _evaluate(graph: Graph, arrays: Sequence[Array]) -> list[Array]:
-    env: dict[Value, Array] = dict(zip(graph.inputs, arrays, strict=True)) | dict(graph.consts)
-    with np.errstate(all="ignore"):
-        for node in graph.nodes:
-            env.update(zip(node.outputs, node.prim.numpy([env[v] for v in node.inputs], node.params), strict=True))
-    return [env[v] for v in graph.outputs]
-
-
 def _compare(device: Backend, graph: Graph, arrays: Sequence[Array], ulps: float) -> str:
-    for found, expected in zip(_run(device, graph, arrays), _evaluate(graph, arrays), strict=True):
+    for found, expected in zip(_run(device, graph, arrays), run_graph(graph, arrays), strict=True):
         problem = _differ(found, expected, ulps=ulps)
         if problem:
             return problem
