@@ -162,3 +162,114 @@ class UnknownDevice(KernelforgeError, LookupError):
 
 class DeviceClash(KernelforgeError, ValueError):
     template = "the device name {name!r} is claimed by both {first} and {second}; uninstall one of them"
+
+
+class TracedTruth(KernelforgeError, TypeError):
+    template = (
+        "the truth of a traced array ({found}) is not known while a function is compiled; choose between arrays with np.where, "
+        "between branches with kf.cond, repeat with kf.while_loop, or name the argument in static_argnames"
+    )
+
+
+class TracedNumber(KernelforgeError, TypeError):
+    template = (
+        "{what} needs the value of a traced array ({found}), which is not known while a function is compiled; keep it an array "
+        "(np.sqrt in place of math.sqrt, x.astype in place of float), or name the argument in static_argnames"
+    )
+
+
+class TracedArray(KernelforgeError, TypeError):
+    template = (
+        "a traced array ({found}) cannot become a NumPy array while a function is compiled; use functions of numpy or "
+        "kernelforge.numpy, and make arrays to write into with np.zeros or np.empty inside of the function"
+    )
+
+
+class LeakedTracer(KernelforgeError, RuntimeError):
+    template = (
+        "a traced array ({found}) is used after the function it belongs to was compiled; return it from the function in place of "
+        "keeping it in a variable outside"
+    )
+
+
+class ReadOnlyArray(KernelforgeError, ValueError):
+    template = (
+        "{found} was not made in this function, and a compiled function changes no array but its own; "
+        "write x = x.copy() first, or x = x.at[index].set(value)"
+    )
+
+
+class WriteThroughView(KernelforgeError, ValueError):
+    template = (
+        "{found} is a view, and writing to it would change another array; write to that array by one index "
+        "(a[1:, 0] = v in place of b = a[1:]; b[:, 0] = v), or make it an array of its own with .copy()"
+    )
+
+
+class StaleView(KernelforgeError, RuntimeError):
+    template = "{found} is a view of an array that was written to since; take it after the write, or make it an array of its own with .copy()"
+
+
+class UnresolvedWrite(KernelforgeError, RuntimeError):
+    template = "an in-place operator wrote to a part of {found} through a view; write a[index] += v in one statement, or .copy() the part first"
+
+
+class UnsupportedFunction(KernelforgeError, TypeError):
+    template = "{name} is not supported in compiled functions{reason}"
+
+
+class UnsupportedArgument(KernelforgeError, TypeError):
+    template = "{op}: {name}={found} is not supported; {expected}"
+
+
+class NumberOutOfRange(KernelforgeError, OverflowError):
+    template = "{op}: the Python number {found} does not fit {dtype}; cast the array to a wider dtype first"
+
+
+class UnsafeCast(KernelforgeError, TypeError):
+    template = "{op}: {found} cannot be written into an array of {expected} in place; write a = a + v, or cast v with .astype"
+
+
+class IndexOutOfRange(KernelforgeError, IndexError):
+    template = "index {found} is out of range for axis {axis} of {extent} elements"
+
+
+class InvalidIndex(KernelforgeError, IndexError):
+    template = "{found} is not a valid index for an array of shape {shape}; {expected}"
+
+
+class TracedMask(KernelforgeError, TypeError):
+    template = (
+        "x[mask] has a shape that depends on the values of a traced mask; write np.where(mask, x, 0), np.sum(x, where=mask) "
+        "in place of x[mask].sum(), and x[mask] = v in place of x[mask] += v"
+    )
+
+
+class InvalidArgument(KernelforgeError, TypeError):
+    template = (
+        "{name} is {found}; expected arrays, numbers and pytrees of them: convert it, or name the argument in static_argnames"
+    )
+
+
+class InvalidResult(KernelforgeError, TypeError):
+    template = "{function} returned {found} at {name}; expected arrays, numbers and pytrees of them"
+
+
+class UnhashableStatic(KernelforgeError, TypeError):
+    template = "the static argument {name} is {found}, which cannot be hashed; pass a tuple or another immutable value, or an array as an ordinary argument"
+
+
+class UnknownStatic(KernelforgeError, ValueError):
+    template = "static argument {name!r} is no parameter of {function}, which has {expected}"
+
+
+class MixedDevices(KernelforgeError, ValueError):
+    template = "arrays of {first} and of {second} meet in one call; move one of them with .to_device"
+
+
+class ImmutableArray(KernelforgeError, TypeError):
+    template = "an Array is immutable; write x = x.at[index].set(value), or x = x + v in place of x += v"
+
+
+class UnsupportedOnDevice(KernelforgeError, TypeError):
+    template = "{device} has no {dtype}, only {supported}; cast the array, or choose another device"
