@@ -65,7 +65,7 @@ class Fusion:
 class _Item:
     """A node that computes, or a graph output that only moves elements (``node`` is None)."""
 
-    __slots__ = ("group", "node", "order", "outputs", "readers", "reads")
+    __slots__ = ("group", "node", "order", "outputs", "readers", "reads", "through")
 
     def __init__(self, node: Node | None, outputs: tuple[Value, ...], order: int) -> None:
         self.node = node
@@ -73,6 +73,7 @@ class _Item:
         self.order = order
         self.reads: dict[_Item, None] = {}
         self.readers: dict[_Item, None] = {}
+        self.through: set[_Item] = set()  # those read at another index than the own one
         self.group: _Group
 
     @property
@@ -84,10 +85,13 @@ class _Item:
 
 
 class _Group:
-    __slots__ = ("items",)
+    """Items of one kernel; ``shape`` is set where they are maps of one shape that read each other at their own index."""
 
-    def __init__(self, items: list[_Item]) -> None:
+    __slots__ = ("items", "shape")
+
+    def __init__(self, items: list[_Item], shape: tuple[int, ...] | None) -> None:
         self.items = items
+        self.shape = shape
 
     def kinds(self) -> set[Kind]:
         return {i.kind for i in self.items}
@@ -100,7 +104,7 @@ class _Group:
 
     def before(self) -> list[_Group]:
         """Return the groups that this one reads, those with reductions first, then the latest."""
-        found = {r.group: max(j.order for j in r.group.items) for i in self.items for r in i.reads}
+        found = {r.group: r.group.items[-1].order for i in self.items for r in i.reads}
         found.pop(self, None)
         return sorted(found, key=lambda g: (bool(g.reductions()), found[g]), reverse=True)
 
@@ -155,7 +159,10 @@ class _Fuser:
                 if source in by_value:
                     item.reads[by_value[source]] = None
                     by_value[source].readers[item] = None
-        item.group = _Group([item])
+                    if source is not value:
+                        item.through.add(by_value[source])
+        plain = item.node is not None and item.kind is Kind.MAP
+        item.group = _Group([item], item.outputs[0].type.shape if plain else None)
         self.items.append(item)
         for v in item.outputs:
             by_value.setdefault(v, item)
@@ -221,6 +228,10 @@ class _Fuser:
         if Kind.CONTRACT in kinds and len(reductions) > 1:
             return "a contraction shares its kernel with no other reduction"
         items = a.items + b.items
+        if a.shape is not None and a.shape == b.shape and not any(r.group is a for i in b.items for r in i.through):
+            if 3 * len(items) <= self.max_args or self.buffers(items) <= self.max_args:
+                self.merged(items, a.shape)
+                return ""
         part = self.part(items)
         rows = min((i.outputs[0].type.size for i in reductions), default=0)
         work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
@@ -237,10 +248,17 @@ class _Fuser:
             return str(refusal)
         if len(made.inputs) + len(made.outputs) > self.max_args:
             return f"a kernel of the device takes {self.max_args} buffers at most"
-        group = _Group(sorted(items, key=lambda i: i.order))
+        self.merged(items, None)
+        return ""
+
+    def merged(self, items: list[_Item], shape: tuple[int, ...] | None) -> None:
+        group = _Group(sorted(items, key=lambda i: i.order), shape)
         for item in items:
             item.group = group
-        return ""
+
+    def buffers(self, items: Sequence[_Item]) -> int:
+        part = self.part(items)
+        return len(part.outputs) + len(inputs(part))
 
     def vertical(self) -> None:
         """Let each group join the groups it reads."""
@@ -296,10 +314,7 @@ class _Fuser:
     def _fits(self, group: _Group, bundle: list[_Group]) -> bool:
         if _dtype(group) != _dtype(bundle[0]):
             return False
-        buffers = 0
-        for member in (*bundle, group):
-            part = self.part(member.items)
-            buffers += len(part.outputs) + len(inputs(part))
+        buffers = sum(self.buffers(member.items) for member in (*bundle, group))
         return buffers <= self.max_args and not self._dependent(group, bundle)
 
     def _dependent(self, group: _Group, bundle: list[_Group]) -> bool:

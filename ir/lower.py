@@ -24,6 +24,7 @@ from kernelforge.ir.kernel import (
     For,
     If,
     Kernel,
+    Let,
     Load,
     LoopKind,
     Op,
@@ -42,6 +43,9 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.types import row_major
 
 REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
+
+DEEP = 16
+"""Maps that follow each other in one expression at most."""
 
 RECOMPUTE = 4
 """A nest may evaluate each of its nodes this many times on average; above, its values are better stored."""
@@ -255,9 +259,36 @@ class _Builder:
         outputs = self.low.part.outputs
         root = max(outputs, key=lambda v: v.type.size)
         index = axes(root.type.shape, f"{self.low.prefix}i")
+        lets = self.named(root, index)
         self.low.at(root, index)
-        body = [self.store(v, self.home(v, root, index)) for v in outputs]
+        body = [*lets, *(self.store(v, self.home(v, root, index)) for v in outputs)]
         return self.top(variables(index), body)
+
+    def named(self, root: Value, index: tuple[Expr, ...]) -> list[Stmt]:
+        """Name every few steps of a long chain of maps, so that no expression grows deep."""
+        low = self.low
+        chain: set[Node] = set()
+        stack = [v for v in low.part.outputs if v.type.shape == root.type.shape]
+        while stack:
+            node = low.producer.get(stack.pop())
+            if node is not None and node.prim.kind is Kind.MAP and node not in chain:
+                chain.add(node)
+                stack.extend(node.inputs)
+        if len(chain) < DEEP:
+            return []
+        lets: list[Stmt] = []
+        depth: dict[Value, int] = {}
+        for node in low.part.nodes:
+            if node in chain:
+                level = 1 + max((depth.get(v, 0) for v in node.inputs), default=0)
+                value = low.at(node.output, index)
+                if level >= DEEP and not isinstance(value, Const):
+                    let = Let(f"{low.prefix}v{node.output.id}", value)
+                    lets.append(let)
+                    low.memo[node.output, index] = Var(let.name, value.dtype)
+                    level = 0
+                depth[node.output] = level
+        return lets
 
     def home(self, value: Value, root: Value, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
         """Find the index, in the root's axes, at which every element of ``value`` comes by once."""

@@ -68,6 +68,8 @@ class _Sharing:
                         wanted[e] = None
             for root in exprs(stmt):
                 self.invariants(root, depth, True, outward)
+            if isinstance(stmt, Let):
+                self.depth[Var(stmt.name, stmt.value.dtype)] = depth
             rows.append((stmt, wanted))
         return self.bind(rows), outward
 

@@ -19,6 +19,7 @@ from kernelforge.ir.kernel import (
     For,
     If,
     Kernel,
+    Let,
     Load,
     Op,
     Stmt,
@@ -206,7 +207,7 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
     enough = 8 * limits.threads
     if contraction.is_product(parallel, body):
         return contraction.vector(kernel, parallel, limits, width)
-    if all(isinstance(s, Store) for s in body):
+    if all(isinstance(s, Store | Let) for s in body):
         return _vector_map(kernel, parallel, limits, width)
     outer = [p.var.name for p in parallel]
     if not any(isinstance(s, Alloc) for s in body):
