@@ -26,7 +26,7 @@ Fn = Callable[..., Any]
 
 def _plain(*trees: Any) -> bool:
     """Whether nothing here asks for a device: no trace, and no arrays but NumPy's."""
-    leaves = optree.tree_leaves(trees)
+    leaves: list[Any] = optree.tree_leaves(trees)  # type: ignore[arg-type]
     return not tracing() and all(isinstance(x, np.ndarray | np.generic | bool | int | float) for x in leaves)
 
 

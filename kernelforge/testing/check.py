@@ -23,6 +23,9 @@ from kernelforge.testing.oracle import REFUSALS, Array, Fn, expected, leaves, pl
 
 MOST_RELATIONS = 48
 
+Relation = Sequence[Shape | None]
+"""The shape of each argument; None for one that is not an array."""
+
 
 def check(
     fn: Fn,
@@ -116,9 +119,9 @@ def _try(compiled: Fn, python: Fn, drawn: Sequence[Any], device: str, order: int
         problem = _difference(python, args, native, found)
     if problem:
         raise CheckFailed(function=name_of(python), device=device, problem=problem, code=code)
-        narrow = any(d.dtype.itemsize < 4 for d in drawn if isinstance(d, Example) and is_float(d.dtype))
-        if order and not narrow and any(is_float(n.dtype) for n in native):
-            _try_derivatives(compiled, python, drawn, device, order)
+    narrow = any(d.dtype.itemsize < 4 for d in drawn if isinstance(d, Example) and is_float(d.dtype))
+    if order and not narrow and any(is_float(n.dtype) for n in native):
+        _try_derivatives(compiled, python, drawn, device, order)
 
 
 def _try_derivatives(compiled: Fn, python: Fn, drawn: Sequence[Any], device: str, order: int) -> None:
@@ -178,7 +181,7 @@ def _code(python: Fn, drawn: Sequence[Any], device: str) -> str:
     return "\n".join(lines)
 
 
-def _accepts(python: Fn, relation: Sequence[Shape | None], sizes: dict[str, int], examples: Sequence[Any]) -> bool:
+def _accepts(python: Fn, relation: Relation, sizes: dict[str, int], examples: Sequence[Any]) -> bool:
     rng = np.random.default_rng(0)
     args = []
     for shape, given in itertools.zip_longest(relation, examples):
@@ -196,13 +199,13 @@ def _accepts(python: Fn, relation: Sequence[Shape | None], sizes: dict[str, int]
     return bool(results) and all(r.dtype != object for r in results)
 
 
-def _relations(python: Fn, examples: Sequence[Any], shapes: str | None) -> list[tuple[Shape | None, ...]]:
+def _relations(python: Fn, examples: Sequence[Any], shapes: str | None) -> list[Relation]:
     if shapes is not None:
         return [tuple(parse_shapes(shapes))]
     return [_of_examples(python, examples)] if examples else _guessed(python)
 
 
-def _of_examples(python: Fn, examples: Sequence[Any]) -> tuple[Shape | None, ...]:
+def _of_examples(python: Fn, examples: Sequence[Any]) -> Relation:
     """Name equal extents alike; keep an extent as it is where NumPy refuses another one in its place."""
     relation = [tuple(f"n{e}" for e in a.shape) if isinstance(a, np.ndarray) else None for a in examples]
     sizes = {e: int(e[1:]) for s in relation if s is not None for e in s}
@@ -214,7 +217,7 @@ def _of_examples(python: Fn, examples: Sequence[Any]) -> tuple[Shape | None, ...
     return tuple(None if s is None else tuple(e if e in free else sizes[e] for e in s) for s in relation)
 
 
-def _guessed(python: Fn) -> list[tuple[Shape | None, ...]]:
+def _guessed(python: Fn) -> list[Relation]:
     """Find relations of arrays of up to two axes that NumPy accepts, the simplest first."""
     parameters = inspect.signature(python).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
