@@ -8,9 +8,35 @@ from types import MappingProxyType
 from kernelforge.errors import DuplicatePrimitive
 from kernelforge.ir.build import REGISTRY
 from kernelforge.ir.graph import Primitive
-from kernelforge.ir.ops import arithmetic, compare, elementwise, transcendental
+from kernelforge.ir.ops import (
+    arithmetic,
+    compare,
+    contract,
+    control,
+    cumulate,
+    elementwise,
+    index,
+    random,
+    reduce,
+    transcendental,
+    view,
+    window,
+)
 
-_MODULES = (elementwise, arithmetic, compare, transcendental)
+_MODULES = (
+    elementwise,
+    arithmetic,
+    compare,
+    transcendental,
+    view,
+    window,
+    reduce,
+    contract,
+    cumulate,
+    index,
+    random,
+    control,
+)
 
 
 def _fill() -> Mapping[str, Primitive]:

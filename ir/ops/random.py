@@ -1,0 +1,90 @@
+"""Random bits from a counter: Threefry-2x32 with 20 rounds.
+
+J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Element i is the first word of the cipher of
+the counter (i mod 2^32, i / 2^32), so it depends on the key and on i alone: the same on every device, under any split
+or fusion, and free to be computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernelforge.dtypes import DTYPES
+from kernelforge.errors import DtypeMismatch
+from kernelforge.ir.graph import At, Kind, Params, Primitive, Sample
+from kernelforge.ir.index import flatten
+from kernelforge.ir.kernel import Const, Expr, i64
+from kernelforge.ir.ops.rules import Array, Arrays, ints, operands
+from kernelforge.ir.types import Type, row_major
+
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+PARITY = 0x1BD11BDA
+"""Both as in the authors' reference implementation, Random123, whose known answers the tests hold."""
+
+Pair = tuple[Any, Any]
+
+
+def threefry(key: Pair, counter: Pair, constant: Callable[[int], Any]) -> Pair:
+    """Encrypt a counter of two 32-bit words with 20 rounds; works on u32 arrays and on u32 kernel expressions."""
+    keys = (*key, key[0] ^ key[1] ^ constant(PARITY))
+    a, b = counter[0] + keys[0], counter[1] + keys[1]
+    for i in range(20):
+        a = a + b
+        left = ROTATIONS[i % 8]
+        b = ((b << constant(left)) | (b >> constant(32 - left))) ^ a
+        if i % 4 == 3:
+            step = i // 4 + 1
+            a, b = a + keys[step % 3], b + keys[(step + 1) % 3] + constant(step)
+    return a, b
+
+
+def _typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
+    operands("random_bits", types, 1)
+    if types[0].shape != (2,) or types[0].name != "u32":
+        raise DtypeMismatch(
+            op="random_bits", found=str(types[0]), expected="a key of type u32[2]; make one with random.key"
+        )
+    return (Type(ints("random_bits", params, "shape"), DTYPES["u32"]),)
+
+
+def _numpy(arrays: Arrays, params: Params) -> tuple[Array, ...]:
+    (out,) = _typing([Type(a.shape, a.dtype) for a in arrays], params)
+    i = np.arange(out.size, dtype=np.uint64)
+    counter = (i & np.uint64(0xFFFFFFFF)).astype(np.uint32), (i >> np.uint64(32)).astype(np.uint32)
+    key = arrays[0][0:1], arrays[0][1:2]
+    with np.errstate(over="ignore"):
+        bits, _ = threefry(key, counter, lambda value: np.full(1, value, np.uint32))
+    return (bits.reshape(out.shape),)
+
+
+def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, params: Params) -> Expr:
+    def constant(value: int) -> Expr:
+        return Const(value, "u32")
+
+    i = flatten(tuple(index), row_major(out.shape))
+    high = (i >> 32).cast("u32") if out.size > 2**32 else constant(0)
+    key = at(0, (i64(0),)), at(0, (i64(1),))
+    return threefry(key, (i.cast("u32"), high), constant)[0]
+
+
+_REASON = "random bits are integers; make floats of them, as random.uniform and random.normal do"
+
+PRIMITIVES: tuple[Primitive, ...] = (
+    Primitive(
+        "random_bits",
+        Kind.MAP,
+        "32 random bits for each element, from the key and the element's position.",
+        ("shape",),
+        _typing,
+        _numpy,
+        _REASON,
+        _REASON,
+        _lower,
+        lambda: [Sample((np.array([7, 2**31 + 5], np.uint32),), {"shape": shape}) for shape in ((3, 5), (), (0, 2))],
+        frozenset({"u32"}),
+        0.0,
+    ),
+)
