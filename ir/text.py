@@ -117,7 +117,7 @@ class _Printer:
     def write(self, expr: Expr) -> tuple[str, int]:
         if isinstance(expr, Op):
             infix = INFIX.get(expr.op)
-            if infix is not None:
+            if infix is not None and len(expr.args) == 2:
                 symbol, binds = infix
                 a, b = expr.args
                 # comparisons do not chain; the others group to the left
