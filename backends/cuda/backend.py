@@ -1,0 +1,206 @@
+"""NVIDIA GPUs: numba.cuda keeps contexts and memory, cuda.core loads and launches what ``offline`` compiles.
+
+Everything goes to the legacy default stream, so launches and copies happen in the order of the calls. CUDA does not
+survive ``fork``: a child process is refused, and should be started by ``spawn``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numba_cuda
+import numpy as np
+from cuda.bindings import nvjitlink
+from cuda.core import LaunchConfig, ObjectCode, Stream, launch
+from numba import cuda
+from numba.cuda.cudadrv.driver import CudaAPIError, driver
+from numba.cuda.cudadrv.nvvm import NVVM
+
+from kernelforge.backends.base import Argument, Limits
+from kernelforge.backends.cuda.launch import Launches
+from kernelforge.backends.cuda.offline import assemble, phase_ptx
+from kernelforge.backends.cuda.printer import Phase
+from kernelforge.dtypes import DTYPES
+from kernelforge.errors import DamagedBinary, DeviceOutOfMemory, DeviceUnavailable
+from kernelforge.ir.kernel import Kernel
+
+Array = np.ndarray[Any, Any]
+OUT_OF_MEMORY = 2
+"""``CUDA_ERROR_OUT_OF_MEMORY``."""
+DIGEST = 32
+
+
+class Memory:
+    """Bytes on the device; ``array`` is None once freed."""
+
+    __slots__ = ("address", "array")
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self.address: int = array.device_ctypes_pointer.value
+
+
+class CudaExecutable:
+    """A compiled kernel.
+
+    Attributes:
+        binary: a digest, a line of JSON naming the entries, and the cubins of the wide variant.
+        functions: for each phase its ``cuda.core`` kernel and the entry's name.
+    """
+
+    def __init__(self, kernel: Kernel, device: str, cc: tuple[int, int], binary: bytes | None) -> None:
+        self.launches = Launches(kernel, simulated=False)
+        self.source = self.launches.source
+        self.configs: dict[tuple[int, int], LaunchConfig] = {}
+        self._device, self._cc = device, cc
+        made = self._compile(self.launches.wide) if binary is None else unpack(binary, kernel.name)
+        self.binary = pack(made) if binary is None else binary
+        if len(made) != len(self.launches.wide):
+            raise DamagedBinary(kernel=kernel.name, problem=f"it has {len(made)} phases, not {len(self.launches.wide)}")
+        self._wide = load(made, kernel.name)
+        self._narrow: list[Any] | None = None
+
+    def _compile(self, phases: Sequence[Phase]) -> list[tuple[str, bytes]]:
+        made = []
+        for phase in phases:
+            ptx, entry = phase_ptx(self.launches.kernel, phase, self._cc, self._device)
+            made.append((entry, assemble(ptx, "sm_{}{}".format(*self._cc))[0]))
+        return made
+
+    def choose(self, addresses: dict[str, int]) -> list[Any]:
+        """The functions of the variant that the arguments' addresses allow; the scalar one is compiled on first need."""
+        if self.launches.fits(addresses):
+            return self._wide
+        if self._narrow is None:
+            self._narrow = load(self._compile(self.launches.narrow), self.launches.kernel.name)
+        return self._narrow
+
+    def config(self, blocks: int, threads: int) -> LaunchConfig:
+        found = self.configs.get((blocks, threads))
+        if found is None:
+            found = self.configs[blocks, threads] = LaunchConfig(grid=(blocks,), block=(threads,))
+        return found
+
+
+def pack(made: Sequence[tuple[str, bytes]]) -> bytes:
+    head = json.dumps([(entry, len(cubin)) for entry, cubin in made]).encode()
+    content = head + b"\n" + b"".join(cubin for _, cubin in made)
+    return hashlib.sha256(content).digest() + content
+
+
+def unpack(binary: bytes, kernel: str) -> list[tuple[str, bytes]]:
+    """Read what ``pack`` wrote.
+
+    Raises:
+        DamagedBinary: when a byte differs.
+    """
+    content = binary[DIGEST:]
+    if hashlib.sha256(content).digest() != binary[:DIGEST]:
+        raise DamagedBinary(kernel=kernel, problem="its checksum does not match its content")
+    head, _, rest = content.partition(b"\n")
+    out = []
+    for entry, size in json.loads(head):
+        out.append((entry, rest[:size]))
+        rest = rest[size:]
+    return out
+
+
+def load(made: Sequence[tuple[str, bytes]], kernel: str) -> list[Any]:
+    """Load cubins into the current context.
+
+    Raises:
+        DamagedBinary: when the driver does not take one.
+    """
+    try:
+        return [ObjectCode.from_cubin(cubin, name=kernel).get_kernel(entry) for entry, cubin in made]
+    except RuntimeError as error:
+        raise DamagedBinary(kernel=kernel, problem=f"the driver does not load it ({error})") from error
+
+
+class Cuda:
+    """One GPU."""
+
+    def __init__(self, number: int) -> None:
+        self.name = f"cuda:{number}"
+        self._number = number
+        self._process = os.getpid()
+        self._stream = Stream.from_handle(0)
+        device = cuda.gpus[number]
+        self._cc: tuple[int, int] = tuple(device.compute_capability)[:2]
+        self.limits = Limits(
+            form="group",
+            vector_bytes=16,
+            vector_registers=128,
+            threads=device.MULTIPROCESSOR_COUNT * device.MAX_THREADS_PER_MULTIPROCESSOR,
+            group=device.MAX_THREADS_PER_BLOCK,
+            local_bytes=device.MAX_SHARED_MEMORY_PER_BLOCK,
+            cache_bytes=device.L2_CACHE_SIZE,
+            dtypes=frozenset(DTYPES),
+            host=False,
+            max_args=480,
+            fingerprint=(
+                f"cuda-sm_{self._cc[0]}{self._cc[1]}-numba-cuda-{numba_cuda.__version__}"
+                f"-nvvm-{NVVM().get_version()}-nvjitlink-{nvjitlink.version()}-driver-{driver.get_version()}"
+            ),
+        )
+
+    def _enter(self) -> None:
+        """Make the device's context the calling thread's.
+
+        Raises:
+            DeviceUnavailable: in a process forked from the one that opened the device.
+        """
+        if os.getpid() != self._process:
+            reason = f"{self.name} was opened before this process was forked; start processes by 'spawn', or open it after"
+            raise DeviceUnavailable(reason=reason)
+        cuda.current_context(self._number)
+
+    def allocate(self, nbytes: int) -> Memory:
+        self._enter()
+        try:
+            return Memory(cuda.device_array(nbytes, np.uint8))
+        except CudaAPIError as error:
+            if int(error.code) == OUT_OF_MEMORY:
+                raise DeviceOutOfMemory(device=self.name, nbytes=nbytes) from error
+            raise
+
+    def free(self, handle: Memory) -> None:
+        """Drop the memory; the driver frees it after what is queued."""
+        handle.array = None
+
+    def upload(self, array: Array) -> Memory:
+        memory = self.allocate(max(array.nbytes, 1))
+        if array.nbytes:
+            memory.array[: array.nbytes].copy_to_device(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return memory
+
+    def download(self, handle: Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        self._enter()
+        out = np.empty(shape, dtype)
+        if out.nbytes:
+            handle.array[offset : offset + out.nbytes].copy_to_host(out.reshape(-1).view(np.uint8))
+        return out
+
+    def compile(self, kernel: Kernel, binary: bytes | None = None) -> CudaExecutable:
+        self._enter()
+        return CudaExecutable(kernel, self.name, self._cc, binary)
+
+    def launch(self, executable: CudaExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
+        self._enter()
+        launches = executable.launches
+        pointers = [handle.address + offset for handle, offset in arguments]
+        addresses = {a.name: p for a, p in zip(launches.kernel.args, pointers, strict=True)}
+        blocks = launches.blocks(params)
+        scratch = [self.allocate(n) for n in launches.scratch(params)]
+        values = (*pointers, *(memory.address for memory in scratch), *params)
+        for function, phase, count in zip(executable.choose(addresses), launches.wide, blocks, strict=True):
+            if count:
+                launch(self._stream, executable.config(count, phase.threads), function, *values)
+
+    def synchronize(self) -> None:
+        self._enter()
+        cuda.synchronize()
