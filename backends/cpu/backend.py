@@ -39,18 +39,20 @@ class CpuExecutable:
 
     Attributes:
         kernel: what it was compiled from.
-        binary: the packed object file.
+        binary: the packed object files of the pool and of the kernel.
+        pack: makes the frame that ``run`` takes.
     """
 
-    __slots__ = ("_code", "_host", "_worker", "binary", "kernel", "pack", "run")
+    __slots__ = ("_code", "_host", "binary", "kernel", "pack", "run")
 
-    def __init__(self, kernel: Kernel, host: Host, obj: bytes, fingerprint: str) -> None:
+    def __init__(self, kernel: Kernel, host: Host, binary: bytes, fingerprint: str) -> None:
+        pool, own = loader.unpack(binary, kernel.name, fingerprint)
         self.kernel = kernel
-        self.binary = loader.pack(obj, fingerprint)
+        self.binary = binary
         self._host = host
-        self._code = loader.load(obj, kernel.name)
-        # one hardware thread has no use for a pool
-        self._worker = self._code.symbols.get("worker", 0) if host.threads > 1 else 0
+        if not POOL.provided:
+            POOL.provide(loader.load(pool, kernel.name))
+        self._code = loader.load(own, kernel.name)
         self.run = _RUN(self._code.symbols["run"])
         self.pack = struct.Struct(f"={len(kernel.args) + len(kernel.params)}q").pack
 
@@ -58,10 +60,6 @@ class CpuExecutable:
     def source(self) -> str:
         """The LLVM IR, printed again: a warm start does without it."""
         return print_kernel(self.kernel, self._host)
-
-    def pool(self) -> int:
-        """Return the pool's state, starting its threads at the first kernel that can use them."""
-        return POOL.start(self._worker, self._code) if self._worker else 0
 
 
 class _Elements:
@@ -117,17 +115,16 @@ class CpuBackend:
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> CpuExecutable:
         fingerprint = self.limits.fingerprint
-        if binary is not None:
-            obj = loader.unpack(binary, kernel.name, fingerprint)
-        else:
-            from kernelforge.backends.cpu.compiler import compile_ir, contraction
+        if binary is None:
+            from kernelforge.backends.cpu.compiler import compile_ir, contraction, pool
 
-            obj = compile_ir(print_kernel(kernel, self.host), kernel.name, contraction(kernel))
-        return CpuExecutable(kernel, self.host, obj, fingerprint)
+            own = compile_ir(print_kernel(kernel, self.host), kernel.name, contraction(kernel))
+            binary = loader.pack((pool(self.host), own), fingerprint)
+        return CpuExecutable(kernel, self.host, binary, fingerprint)
 
     def launch(self, executable: CpuExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
         frame = executable.pack(*[handle.address + offset for handle, offset in arguments], *params)
-        executable.run(frame, POOL.state or executable.pool())
+        executable.run(frame, POOL.state or POOL.start())
 
     def synchronize(self) -> None:
         """Do nothing: a launch returns when it is done."""

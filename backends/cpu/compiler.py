@@ -8,6 +8,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from kernelforge.backends.cpu.host import Host
+from kernelforge.backends.cpu.threads import pool_ir
 from kernelforge.errors import CompilationFailed
 from kernelforge.ir.kernel import For, Kernel, Op, Store, stmts
 
@@ -30,6 +32,12 @@ def contraction(kernel: Kernel) -> bool:
         isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul" for s in stmts(kernel.body)
     )
     return products and any(isinstance(s, For) and s.kind == "unroll" for s in stmts(kernel.body))
+
+
+@functools.cache
+def pool(host: Host) -> bytes:
+    """Return the object file of the threads' code, which every binary carries."""
+    return compile_ir(pool_ir(host), "pool", thorough=False)
 
 
 def compile_ir(text: str, name: str, thorough: bool) -> bytes:

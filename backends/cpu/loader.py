@@ -15,6 +15,7 @@ import mmap
 import platform
 import struct
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kernelforge.errors import DamagedBinary
@@ -28,13 +29,14 @@ _SHF_ALLOC = 2
 _PAGE = mmap.PAGESIZE
 
 
-def pack(obj: bytes, fingerprint: str) -> bytes:
-    """Wrap an object file for the disk: magic, digest, object."""
-    return MAGIC + _digest(obj, fingerprint) + obj
+def pack(objects: Sequence[bytes], fingerprint: str) -> bytes:
+    """Wrap object files for the disk: magic, digest, then each with its length before it."""
+    body = b"".join(struct.pack("<Q", len(obj)) + obj for obj in objects)
+    return MAGIC + _digest(body, fingerprint) + body
 
 
-def unpack(binary: bytes, kernel: str, fingerprint: str) -> bytes:
-    """Return the object file of a packed binary.
+def unpack(binary: bytes, kernel: str, fingerprint: str) -> list[bytes]:
+    """Return the object files of a packed binary.
 
     Raises:
         DamagedBinary: when a byte is not as it was written, or it was compiled for another machine.
@@ -42,14 +44,19 @@ def unpack(binary: bytes, kernel: str, fingerprint: str) -> bytes:
     head = len(MAGIC) + _DIGEST
     if len(binary) < head or not binary.startswith(MAGIC):
         raise DamagedBinary(kernel=kernel, problem="it has no header")
-    obj = binary[head:]
-    if binary[len(MAGIC) : head] != _digest(obj, fingerprint):
+    body = binary[head:]
+    if binary[len(MAGIC) : head] != _digest(body, fingerprint):
         raise DamagedBinary(kernel=kernel, problem="its checksum does not match its content and this machine")
-    return obj
+    objects = []
+    while body:
+        size = struct.unpack_from("<Q", body)[0]
+        objects.append(body[8 : 8 + size])
+        body = body[8 + size :]
+    return objects
 
 
-def _digest(obj: bytes, fingerprint: str) -> bytes:
-    return hashlib.blake2b(obj, digest_size=_DIGEST, key=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest()).digest()
+def _digest(body: bytes, fingerprint: str) -> bytes:
+    return hashlib.blake2b(body, digest_size=_DIGEST, key=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest()).digest()
 
 
 class Code(NamedTuple):
@@ -260,5 +267,5 @@ def _load_llvm(obj: bytes) -> Code:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(obj))
     engine.finalize_object()
-    found = {name: engine.get_function_address(name) for name in ("run", "worker")}
+    found = {name: engine.get_function_address(name) for name in ("run", "fork", "worker")}
     return Code({name: address for name, address in found.items() if address}, engine)

@@ -1,7 +1,7 @@
 """Kernels to LLVM IR.
 
 Each phase of a kernel is a function over a range of its leading parallel loops' iterations, counted in row-major order;
-``run(frame, pool)`` runs the phases in order, each split among the pool's threads where that pays. ``frame`` is an
+``run(frame, pool)`` runs the phases in order, each by the ``fork`` of ``kernelforge.backends.cpu.threads``. ``frame`` is an
 array of 8-byte words: the addresses of the buffers, then the params.
 """
 
@@ -28,7 +28,7 @@ from kernelforge.backends.cpu.exprs import (
     typed,
 )
 from kernelforge.backends.cpu.host import Host
-from kernelforge.backends.cpu.threads import pool_ir
+from kernelforge.backends.cpu.threads import FORK
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES, FLOATS
 from kernelforge.ir.index import free_vars
@@ -82,8 +82,6 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     parts = phases(kernel)
     functions = [_Function(kernel, host, declared).phase(f"phase{k}", part) for k, part in enumerate(parts)]
     functions.append(_Function(kernel, host, declared).entry(parts))
-    if any(part.loops for part in parts):
-        functions.append(pool_ir(host))
     wide = f'"min-legal-vector-width"="{host.vector_bytes * 8}" "prefer-vector-width"="{host.vector_bytes * 8}" ' if host.arch == "x86_64" else ""
     attributes = f'attributes #0 = {{ nounwind {wide}"no-stack-arg-probe" "no-builtins" }}'
     return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, ""])
@@ -180,8 +178,9 @@ class _Function(Exprs):
             for loop in part.loops:
                 total = self.index_op("mul", total, self.emit(loop.extent))
             each = self.emit(work(part.loops, part.body, self.params, self.host.vector_bytes))
-            self.put(f"call void @fork(ptr %pool, ptr @phase{k}, ptr %frame, i64 {total.ref}, i64 {each.ref})")
-        return "\n".join(["define void @run(ptr %frame, ptr %pool) #0 {", *self.unpack(), *self.scopes[0].lines, "ret void", "}"])
+            self.put(f"call void %fork(ptr %pool, ptr @phase{k}, ptr %frame, i64 {total.ref}, i64 {each.ref})")
+        fork = [f"%fork.at = getelementptr i8, ptr %pool, i64 {FORK}", "%fork = load ptr, ptr %fork.at, align 8"]
+        return "\n".join(["define void @run(ptr %frame, ptr %pool) #0 {", *self.unpack(), *fork, *self.scopes[0].lines, "ret void", "}"])
 
     # Control flow
 

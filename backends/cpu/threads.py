@@ -1,7 +1,7 @@
 """A pool of parked threads that run ranges of iterations, written in LLVM IR and started through the system's C library.
 
-The IR travels in every kernel that has independent iterations; the threads and their one block of state belong to the
-process. The threads know no Python: they spin a little, then sleep on a word of the state. A launch opens the ``gate``;
+The code is compiled once and travels in every kernel's binary; the first that is loaded gives it to the process, which has
+one block of state. The threads know no Python: they spin a little, then sleep on a word of the state. A launch opens the ``gate``;
 a thread that finds it open enters, claims chunks until there are none, and leaves; the launch closes the gate when no
 chunk is left and waits for those inside, so a thread that wakes late costs nothing. While one launch has the pool,
 another one, from a second Python thread, runs its iterations itself.
@@ -14,9 +14,9 @@ import mmap
 import os
 import sys
 import threading
-from typing import Any
 
 from kernelforge.backends.cpu.host import Host, host
+from kernelforge.backends.cpu.loader import Code
 
 WORTH = 1 << 16
 """Estimated instructions (see ``work``) below which waking the threads costs more than it gains: about 10 microseconds."""
@@ -25,9 +25,9 @@ CHUNKS = 8
 SPIN = 4000
 """Pauses before a thread sleeps: some 50 microseconds."""
 
-_EPOCH, _GATE, _NEXT, _BUSY, _SLEEPERS, _WAITING, _JOB = 0, 64, 128, 192, 256, 320, 384
-"""Offsets into the state, each on its own cache line; the job is function, frame, total, chunk, then threads."""
-STATE_BYTES = 512
+_GATE, _NEXT, _BUSY, _SLEEPERS, _WAITING, _JOB, FORK = 64, 128, 192, 256, 320, 384, 448
+"""Offsets into the state, each on its own cache line, after the epoch, on which threads sleep. The job is function, frame,
+total, chunk, then how many parts to cut into, 0 when there is one thread; at ``FORK`` is the address of the function."""
 
 _PAUSE = {"x86_64": "llvm.x86.sse2.pause()", "aarch64": "llvm.aarch64.hint(i32 1)"}
 
@@ -138,12 +138,15 @@ br label %idle
 left:
 br label %idle
 }}
-define internal void @fork(ptr %state, ptr %fn, ptr %frame, i64 %total, i64 %each) noinline #0 {{
+define void @fork(ptr %state, ptr %fn, ptr %frame, i64 %total, i64 %each) #0 {{
 entry:
 %some = icmp sgt i64 %total, 0
 br i1 %some, label %sized, label %out
 sized:
-%pool = icmp ne ptr %state, null
+%job = getelementptr i8, ptr %state, i64 {job}
+%parts.at = getelementptr i64, ptr %job, i64 4
+%parts = load i64, ptr %parts.at, align 8
+%pool = icmp ne i64 %parts, 0
 %several = icmp sgt i64 %total, 1
 %heavy.at = add i64 %each, 1
 %enough = udiv i64 {worth}, %heavy.at
@@ -164,14 +167,11 @@ open:
 %gate = getelementptr i8, ptr %state, i64 {gate}
 %sleepers = getelementptr i8, ptr %state, i64 {sleepers}
 %waiting = getelementptr i8, ptr %state, i64 {waiting}
-%job = getelementptr i8, ptr %state, i64 {job}
 store ptr %fn, ptr %job, align 8
 %frame.at = getelementptr ptr, ptr %job, i64 1
 store ptr %frame, ptr %frame.at, align 8
 %total.at = getelementptr i64, ptr %job, i64 2
 store i64 %total, ptr %total.at, align 8
-%parts.at = getelementptr i64, ptr %job, i64 4
-%parts = load i64, ptr %parts.at, align 8
 %share = udiv i64 %total, %parts
 %least = udiv i64 {grain}, %heavy.at
 %small = icmp ult i64 %share, %least
@@ -221,11 +221,12 @@ br label %out
 out:
 ret void
 }}
+attributes #0 = {{ nounwind "no-stack-arg-probe" }}
 """
 
 
 def pool_ir(host: Host) -> str:
-    """Return the functions ``fork(state, fn, frame, total, work of each)`` and ``worker(state)``.
+    """Return the module of ``fork(state, fn, frame, total, work of each)`` and ``worker(state)``.
 
     ``fork`` runs ``fn(frame, low, high)`` over ranges that cover 0 .. total-1.
     """
@@ -250,16 +251,22 @@ def pool_ir(host: Host) -> str:
     )
 
 
-def supported(host: Host) -> bool:
-    """Whether the pool knows how to sleep here; elsewhere kernels run in the calling thread."""
-    return host.system in _SLEEP and (host.system != "linux" or host.arch in _FUTEX)
+def threads(host: Host) -> int:
+    """Return how many threads run a launch: one where the pool does not know how to sleep."""
+    known = host.system in _SLEEP and (host.system != "linux" or host.arch in _FUTEX)
+    return host.threads if known else 1
 
 
 class Pool:
-    """The threads of the process. ``state`` is what kernels take, 0 until threads are started."""
+    """The threads of the process.
+
+    Attributes:
+        state: address of what kernels take; 0 until ``start``, and again in a forked child.
+    """
 
     def __init__(self) -> None:
         self.state = 0
+        self._symbols: dict[str, int] = {}
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
@@ -269,27 +276,37 @@ class Pool:
         self.state = 0
         self._lock = threading.Lock()
 
-    def start(self, worker: int, keep: Any) -> int:
-        """Start the threads at the address ``worker``; ``keep``, which owns the code, is never freed.
+    @property
+    def provided(self) -> bool:
+        """Whether there is code."""
+        return bool(self._symbols)
 
-        Returns the state; 0 where there is but one hardware thread.
-        """
-        this = host()
-        count = this.threads - 1
+    def provide(self, code: Code) -> None:
+        """Take the loaded code of ``pool_ir``, unless there is some."""
         with self._lock:
-            if self.state or count < 1 or not supported(this):
+            if not self._symbols:
+                self._symbols = code.symbols
+                _keep(code.owner)
+
+    def start(self) -> int:
+        """Make the state and start the threads; return the state."""
+        with self._lock:
+            if self.state:
                 return self.state
             memory = mmap.mmap(-1, mmap.PAGESIZE)
-            # threads use both until the process is gone, which is later than any finalizer
-            for owner in (memory, keep):
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+            _keep(memory)
             state = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            ctypes.c_int64.from_address(state + _JOB + 32).value = this.threads * CHUNKS
-            started = [_spawn(worker, state) for _ in range(count)]
-            if not any(started):
-                return 0
+            ctypes.c_int64.from_address(state + FORK).value = self._symbols["fork"]
+            count = threads(host())
+            started = [_spawn(self._symbols["worker"], state) for _ in range(count - 1)]
+            ctypes.c_int64.from_address(state + _JOB + 32).value = (sum(started) + 1) * CHUNKS if any(started) else 0
             self.state = state
             return state
+
+
+def _keep(owner: object) -> None:
+    """Never free an object: the threads use it until the process is gone, which is later than any finalizer."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
 
 def _spawn(worker: int, state: int) -> bool:

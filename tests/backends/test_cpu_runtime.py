@@ -17,6 +17,7 @@ import pytest
 
 from kernelforge.backends.cpu import CpuBackend, loader
 from kernelforge.backends.cpu.printer import print_kernel
+from kernelforge.backends.cpu.threads import POOL
 from kernelforge.errors import CompilationFailed, DamagedBinary, DeviceOutOfMemory
 from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Load, Store, Var, i64, op
 
@@ -140,10 +141,10 @@ def test_every_damaged_byte_is_found() -> None:
 
 
 def test_an_object_that_is_cut_is_refused_even_with_a_right_checksum() -> None:
-    obj = loader.unpack(CPU.compile(scaled(library=True)).binary, "k", CPU.limits.fingerprint)
+    pool, obj = loader.unpack(CPU.compile(scaled(library=True)).binary, "k", CPU.limits.fingerprint)
     for size in range(0, len(obj) - 64, 101):
         with pytest.raises(DamagedBinary):
-            CPU.compile(scaled(), loader.pack(obj[:size], CPU.limits.fingerprint))
+            CPU.compile(scaled(), loader.pack((pool, obj[:size]), CPU.limits.fingerprint))
 
 
 @pytest.mark.parametrize("library", [False, True])
@@ -151,10 +152,11 @@ def test_the_compilers_loader_agrees(library: bool) -> None:
     from kernelforge.backends.cpu.backend import _RUN
 
     executable = CPU.compile(scaled(library=library))
-    code = loader._load_llvm(loader.unpack(executable.binary, "k", CPU.limits.fingerprint))
+    pool, own = (loader._load_llvm(o) for o in loader.unpack(executable.binary, "k", CPU.limits.fingerprint))
+    assert pool.symbols.keys() == {"fork", "worker"}
     x = BIG[:100]
     y = np.zeros_like(x)
-    _RUN(code.symbols["run"])(executable.pack(x.ctypes.data, y.ctypes.data, len(x)), None)
+    _RUN(own.symbols["run"])(executable.pack(x.ctypes.data, y.ctypes.data, len(x)), POOL.start())
     np.testing.assert_allclose(y, 2 * x, rtol=1e-12)
 
 
@@ -256,7 +258,6 @@ def test_the_gil_is_released() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF is relocated here on Linux only")
 def test_code_is_freed_with_its_executable() -> None:
-    launch(CPU.compile(scaled()), BIG)  # the first code to need the threads stays
     executable = CPU.compile(scaled(3.0))
     launch(executable, BIG)
     memory = weakref.ref(executable._code.owner[0])
