@@ -151,28 +151,22 @@ class _KernelParser(_Reader):
         self.need("(")
         # sizes may mention parameters, which stand after the arguments
         start = self.at
-        self.until(")", self.skip_arg)
-        params = tuple(self.params()) if self.take("params") else ()
-        after = self.at
-        self.vars = {p: Var(p) for p in params}
+        while self.word not in {"params", "{"} and self.kind != "end":
+            self.next()
+        self.vars = {p: Var(p) for p in self.params()}
         self.at = start
         args = tuple(self.until(")", self.arg))
-        self.at = after
+        params = self.params()
         self.buffers = {a.name: a.dtype for a in args}
         body = self.block()
         self.end()
         return Kernel(name, args, params, body)
 
-    def params(self) -> list[str]:
+    def params(self) -> tuple[str, ...]:
+        if not self.take("params"):
+            return ()
         self.need("(")
-        return self.until(")", self.name)
-
-    def skip_arg(self) -> None:
-        while self.word != "]":
-            if self.kind == "end":
-                self.fail("']'")
-            self.next()
-        self.next()
+        return tuple(self.until(")", self.name))
 
     def arg(self) -> Arg:
         mode: Mode = self.one_of(get_args(Mode))  # type: ignore[assignment]

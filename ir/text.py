@@ -43,7 +43,9 @@ INFIX: dict[str, tuple[str, int]] = {
 }  # fmt: skip
 """The operations written between their operands: symbol and precedence."""
 
-RESERVED = frozenset({"bound", "for", "global", "if", "inf", "let", "local", "nan", "register", "true", "false"})
+RESERVED = frozenset(
+    {"bound", "for", "global", "if", "inf", "let", "local", "nan", "params", "register", "true", "false"}
+)
 """Words that cannot name a variable or a buffer."""
 
 COMBINING: dict[str, str] = {"": "=", "add": "+=", "mul": "*=", "min": "min=", "max": "max="}
