@@ -74,7 +74,9 @@ def structure(graph: Graph) -> tuple[Any, ...]:
     for node in graph.nodes:
         for value in node.outputs:
             number[value] = len(number)
-        params = tuple((k, structure(v) if isinstance(v, Graph) else _literal(v)) for k, v in node.params.items())
+        # how a call would be differentiated says nothing of what it computes
+        given = [(k, v) for k, v in node.params.items() if k != "rule"]
+        params = tuple((k, structure(v) if isinstance(v, Graph) else _literal(v)) for k, v in given)
         nodes.append((node.prim.name, tuple(number[v] for v in node.inputs), params))
     return (
         tuple(v.type for v in graph.inputs),
@@ -122,7 +124,8 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
 
 def distinct(graph: Graph) -> Graph:
     """Give an output that stands twice, or is an input, a value of its own: each is written to a place of its own."""
-    if len(set(graph.outputs)) == len(graph.outputs):
+    taken = {*graph.inputs, *(v for v, _ in graph.consts)}
+    if len(taken.union(graph.outputs)) == len(taken) + len(graph.outputs):
         return graph
     b = Builder()
     with b.active():
@@ -130,8 +133,9 @@ def distinct(graph: Graph) -> Graph:
         outputs: list[Value] = []
         for value in graph.outputs:
             made = values[value]
-            if made in outputs:
+            if value in taken:
                 (made,) = b.emit(primitive("barrier"), [made], {})
+            taken.add(value)
             outputs.append(made)
     return Graph(tuple(b.inputs), tuple(b.nodes), tuple(outputs), tuple(b.consts))
 
