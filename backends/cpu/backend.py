@@ -108,7 +108,9 @@ class CpuBackend:
     def upload(self, array: np.ndarray[Any, Any]) -> Handle:
         return Handle(_address(array), array.nbytes, array)
 
-    def download(self, handle: Handle, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    def download(
+        self, handle: Handle, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> np.ndarray[Any, Any]:
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         elements = _Elements(handle.owner, handle.address + offset, nbytes, not handle.owner.flags.writeable)
         return np.asarray(elements).view(dtype).reshape(shape)

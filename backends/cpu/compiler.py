@@ -22,14 +22,19 @@ def _target() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, reloc="pic", codemodel="small"
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="pic",
+        codemodel="small",
     )
 
 
 def contraction(kernel: Kernel) -> bool:
     """Whether the kernel adds up products in an unrolled tile, which is worth LLVM's whole pipeline."""
     products = any(
-        isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul" for s in stmts(kernel.body)
+        isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul"
+        for s in stmts(kernel.body)
     )
     return products and any(isinstance(s, For) and s.kind == "unroll" for s in stmts(kernel.body))
 

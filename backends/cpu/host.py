@@ -54,7 +54,13 @@ def _linux_features() -> frozenset[str] | None:
             head = file.read(16384)
     except OSError:
         return None
-    fields = dict(re.findall(r"^(flags|Features|model name|cpu family|model|CPU part)\s*:[ \t]*(.*)$", head.split("\n\n")[0], re.M))
+    fields = dict(
+        re.findall(
+            r"^(flags|Features|model name|cpu family|model|CPU part)\s*:[ \t]*(.*)$",
+            head.split("\n\n")[0],
+            re.MULTILINE,
+        )
+    )
     flags = fields.pop("flags", "") or fields.pop("Features", "")
     return frozenset(flags.split()) | {f"{key}={value}".replace(" ", "_") for key, value in fields.items()}
 

@@ -56,7 +56,9 @@ def unpack(binary: bytes, kernel: str, fingerprint: str) -> list[bytes]:
 
 
 def _digest(body: bytes, fingerprint: str) -> bytes:
-    return hashlib.blake2b(body, digest_size=_DIGEST, key=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest()).digest()
+    return hashlib.blake2b(
+        body, digest_size=_DIGEST, key=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest()
+    ).digest()
 
 
 class Code(NamedTuple):
@@ -66,7 +68,7 @@ class Code(NamedTuple):
     owner: Any
 
 
-class _UnknownRelocation(Exception):
+class _UnknownRelocationError(Exception):
     """A relocation that this loader does not do; LLVM's does."""
 
 
@@ -81,7 +83,7 @@ def load(obj: bytes, kernel: str) -> Code:
             return _load_elf(obj)
         except (struct.error, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
             raise DamagedBinary(kernel=kernel, problem=f"it is not a whole ELF object ({error})") from error
-        except _UnknownRelocation:
+        except _UnknownRelocationError:
             pass
     return _load_llvm(obj)
 
@@ -127,7 +129,7 @@ def _load_elf(obj: bytes) -> Code:
     machine = struct.unpack_from("<H", obj, 18)[0]
     stub, relocate = _MACHINES.get(machine, (b"", None))
     if relocate is None:
-        raise _UnknownRelocation
+        raise _UnknownRelocationError
     table, _, _, _, _, width, count = struct.unpack_from("<QIHHHHH", obj, 40)
     sections = []
     for k in range(count):
@@ -138,7 +140,9 @@ def _load_elf(obj: bytes) -> Code:
     keep = {}
     size = 0
     for k, s in enumerate(sections):
-        if s.flags & _SHF_ALLOC and not _name(obj, names, struct.unpack_from("<I", obj, table + k * width)[0]).startswith(".eh_frame"):
+        if s.flags & _SHF_ALLOC and not _name(
+            obj, names, struct.unpack_from("<I", obj, table + k * width)[0]
+        ).startswith(".eh_frame"):
             size = -(-size // max(s.align, 1)) * max(s.align, 1)
             keep[k] = size
             size += s.size
@@ -197,7 +201,7 @@ def _x86_64(memory: mmap.mmap, at: int, kind: int, base: int, target: int, adden
     elif kind == 24:  # PC64
         memory[at : at + 8] = struct.pack("<q", target + addend - place)
     else:
-        raise _UnknownRelocation
+        raise _UnknownRelocationError
 
 
 def _aarch64(memory: mmap.mmap, at: int, kind: int, base: int, target: int, addend: int, slot: int) -> None:
@@ -205,7 +209,7 @@ def _aarch64(memory: mmap.mmap, at: int, kind: int, base: int, target: int, adde
     place = base + at
     if kind in (311, 312):  # ADR_GOT_PAGE, LD64_GOT_LO12_NC
         if not slot:
-            raise _UnknownRelocation
+            raise _UnknownRelocationError
         target, kind = slot, 275 if kind == 311 else 286
     value = target + addend
     if kind == 257:  # ABS64
@@ -226,7 +230,7 @@ def _aarch64(memory: mmap.mmap, at: int, kind: int, base: int, target: int, adde
     elif kind in _LOW12:
         word = word & 0xFFC003FF | (value & 0xFFF) >> _LOW12[kind] << 10
     else:
-        raise _UnknownRelocation
+        raise _UnknownRelocationError
     memory[at : at + 4] = struct.pack("<I", word)
 
 
@@ -245,7 +249,7 @@ def _protect(base: int, size: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     if libc.mprotect(base, size, mmap.PROT_READ | mmap.PROT_EXEC):
-        raise _UnknownRelocation
+        raise _UnknownRelocationError
     if platform.machine() != "x86_64":
         # elsewhere instruction fetch does not see what was stored until it is told
         ctypes.CDLL("libgcc_s.so.1").__clear_cache(ctypes.c_void_p(base), ctypes.c_void_p(base + size))
@@ -260,7 +264,9 @@ def _load_llvm(obj: bytes) -> Code:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(opt=3, reloc="pic", codemodel="small")
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        opt=3, reloc="pic", codemodel="small"
+    )
     for name in (*_SYMBOLS, *(f"{n}{end}" for n in (*MATH_UNARY, *MATH_BINARY) for end in ("", "f"))):
         with contextlib.suppress(KeyError):
             llvm.add_symbol(name, external(name))

@@ -1,8 +1,8 @@
 """Kernels to LLVM IR.
 
-Each phase of a kernel is a function over a range of its leading parallel loops' iterations, counted in row-major order;
-``run(frame, pool)`` runs the phases in order, each by the ``fork`` of ``kernelforge.backends.cpu.threads``. ``frame`` is an
-array of 8-byte words: the addresses of the buffers, then the params.
+Each phase of a kernel is a function over a range of its leading parallel loops' iterations, counted in row-major
+order; ``run(frame, pool)`` runs the phases in order, each by the ``fork`` of ``kernelforge.backends.cpu.threads``.
+``frame`` is an array of 8-byte words: the addresses of the buffers, then the params.
 """
 
 from __future__ import annotations
@@ -13,24 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kernelforge.backends.cpu.exprs import (
-    DUMMY,
-    DUMMY_BYTES,
-    MEMORY,
-    WIDEST,
-    Buffer,
-    Exprs,
-    NotVector,
-    Scope,
-    Val,
-    identity,
-    suffix,
-    typed,
-)
+from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST, Exprs
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.threads import FORK
+from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Scope, Val, identity, suffix, typed
 from kernelforge.backends.cpu.work import work
-from kernelforge.dtypes import DTYPES, FLOATS
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, If, Kernel, Let, Op, Stmt, Store, Var, stmts
 
@@ -82,7 +70,11 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     parts = phases(kernel)
     functions = [_Function(kernel, host, declared).phase(f"phase{k}", part) for k, part in enumerate(parts)]
     functions.append(_Function(kernel, host, declared).entry(parts))
-    wide = f'"min-legal-vector-width"="{host.vector_bytes * 8}" "prefer-vector-width"="{host.vector_bytes * 8}" ' if host.arch == "x86_64" else ""
+    wide = (
+        f'"min-legal-vector-width"="{host.vector_bytes * 8}" "prefer-vector-width"="{host.vector_bytes * 8}" '
+        if host.arch == "x86_64"
+        else ""
+    )
     attributes = f'attributes #0 = {{ nounwind {wide}"no-stack-arg-probe" "no-builtins" }}'
     return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, ""])
 
@@ -180,7 +172,16 @@ class _Function(Exprs):
             each = self.emit(work(part.loops, part.body, self.params, self.host.vector_bytes))
             self.put(f"call void %fork(ptr %pool, ptr @phase{k}, ptr %frame, i64 {total.ref}, i64 {each.ref})")
         fork = [f"%fork.at = getelementptr i8, ptr %pool, i64 {FORK}", "%fork = load ptr, ptr %fork.at, align 8"]
-        return "\n".join(["define void @run(ptr %frame, ptr %pool) #0 {", *self.unpack(), *fork, *self.scopes[0].lines, "ret void", "}"])
+        return "\n".join(
+            [
+                "define void @run(ptr %frame, ptr %pool) #0 {",
+                *self.unpack(),
+                *fork,
+                *self.scopes[0].lines,
+                "ret void",
+                "}",
+            ]
+        )
 
     # Control flow
 
@@ -307,7 +308,7 @@ class _Function(Exprs):
     def serial(self, loop: For) -> None:
         high = self.emit(loop.extent)
         if high.lanes:
-            raise NotVector
+            raise NotVectorError
         with self.loop(loop.var, "0", high.ref, stored(loop.body), nonempty=loop.static is not None):
             self.body(loop.body)
 
@@ -317,7 +318,7 @@ class _Function(Exprs):
         self.lane, self.lanes = loop.var, lanes
         try:
             self.once(loop, Val("<" + ", ".join(f"i64 {k}" for k in range(lanes)) + ">", "i64", lanes))
-        except NotVector:
+        except NotVectorError:
             # what was hoisted stays, unused; what control flow was finished here has to go
             del self.scopes[depth:]
             self.block, self.lane, self.lanes, self.mask, self.live = block, None, 0, None, True
@@ -364,7 +365,9 @@ class _Function(Exprs):
             ]
             self.frees.append(f"call void @free(ptr {ref}.raw)")
         self.forget(stmt.buffer)
-        self.buffers[stmt.buffer] = Buffer(ref, stmt.dtype, tuple(reversed(strides))[: len(shape)], tuple(shape), bool(self.lanes))
+        self.buffers[stmt.buffer] = Buffer(
+            ref, stmt.dtype, tuple(reversed(strides))[: len(shape)], tuple(shape), bool(self.lanes)
+        )
 
     # Stores
 
@@ -403,7 +406,7 @@ class _Function(Exprs):
     def store_uniform(self, stmt: Store, pointer: Val) -> None:
         """Combine all lanes into one element: lane k with lane k + n/2, and so on by halves, then with the element."""
         if not stmt.op or self.lanes & (self.lanes - 1):
-            raise NotVector
+            raise NotVectorError
         v = self.splat(self.emit(stmt.value), self.lanes)
         if self.mask is not None:
             neutral = self.splat(Val(identity(stmt.op, v.dtype), v.dtype), self.lanes)
@@ -432,7 +435,7 @@ class _Function(Exprs):
     def combine_lanes(self, stmt: Store, pointers: Val, buffer: Buffer) -> None:
         """Combine lane after lane, since two may meet in one element."""
         if self.mask is not None:
-            raise NotVector
+            raise NotVectorError
         v = self.splat(self.emit(stmt.value), self.lanes)
         for k in range(self.lanes):
             at = self.ins(f"extractelement {pointers.type} {pointers.ref}, i64 {k}", "ptr", 0, pointers)
@@ -448,7 +451,7 @@ class _Function(Exprs):
             raise self.refuse(f"a value of {v.dtype} is stored to {name!r}, which holds {buffer.dtype}")
         if step == 0:
             if v.lanes:
-                raise NotVector
+                raise NotVectorError
             byte = self.memory(v)
             self.put(f"store {scalar} {byte.ref}, ptr {pointer.ref}, align {align}")
             return
@@ -460,7 +463,9 @@ class _Function(Exprs):
         kind = typed(scalar, lanes)
         if mask is not None and whole:
             # a blend, which SROA turns into registers
-            old = self.loaded(self.read(name, f"load {kind}, ptr {pointer.ref}, align {align}", buffer.dtype, lanes, pointer))
+            old = self.loaded(
+                self.read(name, f"load {kind}, ptr {pointer.ref}, align {align}", buffer.dtype, lanes, pointer)
+            )
             v, mask = self.choose(mask, v, old), None
         byte = self.memory(v)
         if step in (1, -1) and mask is None:
@@ -475,11 +480,15 @@ class _Function(Exprs):
             on = mask if mask is not None else self.splat(self.const(True, "bool"), lanes)
             fn = f"llvm.masked.scatter.{suffix(scalar, lanes)}.{suffix('ptr', lanes)}"
             self.declare(fn, "void", f"{kind}, <{lanes} x ptr>, i32, <{lanes} x i1>")
-            self.put(f"call void @{fn}({kind} {byte.ref}, <{lanes} x ptr> {ptrs.ref}, i32 {align}, <{lanes} x i1> {on.ref})")
+            self.put(
+                f"call void @{fn}({kind} {byte.ref}, <{lanes} x ptr> {ptrs.ref}, i32 {align}, <{lanes} x i1> {on.ref})"
+            )
 
     def memory(self, v: Val) -> Val:
         """Turn a value into what is stored: a bool's bit into a byte."""
-        return self.ins(f"zext {v.type} {v.ref} to {typed('i8', v.lanes)}", "u8", v.lanes, v) if v.dtype == "bool" else v
+        return (
+            self.ins(f"zext {v.type} {v.ref} to {typed('i8', v.lanes)}", "u8", v.lanes, v) if v.dtype == "bool" else v
+        )
 
 
 class _Row:

@@ -1,10 +1,10 @@
-"""A pool of parked threads that run ranges of iterations, written in LLVM IR and started through the system's C library.
+"""A pool of parked threads that run ranges of iterations, in LLVM IR, started through the system's C library.
 
-The code is compiled once and travels in every kernel's binary; the first that is loaded gives it to the process, which has
-one block of state. The threads know no Python: they spin a little, then sleep on a word of the state. A launch opens the ``gate``;
-a thread that finds it open enters, claims chunks until there are none, and leaves; the launch closes the gate when no
-chunk is left and waits for those inside, so a thread that wakes late costs nothing. While one launch has the pool,
-another one, from a second Python thread, runs its iterations itself.
+The code is compiled once and travels in every kernel's binary; the first that is loaded gives it to the process, which
+has one block of state. The threads know no Python: they spin a little, then sleep on a word of the state. A launch
+opens the ``gate``; a thread that finds it open enters, claims chunks until there are none, and leaves; the launch
+closes the gate when no chunk is left and waits for those inside, so a thread that wakes late costs nothing. While one launch
+has the pool, another one, from a second Python thread, runs its iterations itself.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from kernelforge.backends.cpu.host import Host, host
 from kernelforge.backends.cpu.loader import Code
 
 WORTH = 1 << 16
-"""Estimated instructions (see ``work``) below which waking the threads costs more than it gains: about 10 microseconds."""
+"""Estimated instructions (see ``work``) below which waking the threads does not pay: some 10 microseconds."""
 CHUNKS = 8
 """Chunks per thread: enough for balance when a thread is late, few enough to cost nothing."""
 SPIN = 4000
 """Pauses before a thread sleeps: some 50 microseconds."""
 
 _GATE, _NEXT, _BUSY, _SLEEPERS, _WAITING, _JOB, FORK = 64, 128, 192, 256, 320, 384, 448
-"""Offsets into the state, each on its own cache line, after the epoch, on which threads sleep. The job is function, frame,
-total, chunk, then how many parts to cut into, 0 when there is one thread; at ``FORK`` is the address of the function."""
+"""Offsets into the state, each on its own cache line, after the epoch, on which threads sleep. The job is function,
+frame, total, chunk, then how many parts to cut into, 0 when there is one thread; at ``FORK`` is its address."""
 
 _PAUSE = {"x86_64": "llvm.x86.sse2.pause()", "aarch64": "llvm.aarch64.hint(i32 1)"}
 
@@ -314,7 +314,14 @@ def _spawn(worker: int, state: int) -> bool:
     if sys.platform == "win32":
         create = ctypes.WinDLL("kernel32").CreateThread
         create.restype = ctypes.c_void_p
-        create.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
+        create.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_uint32,
+            ctypes.c_void_p,
+        ]
         return bool(create(None, 0, worker, state, 0, None))
     libc = ctypes.CDLL(None)
     thread = ctypes.c_void_p()

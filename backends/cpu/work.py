@@ -6,7 +6,23 @@ from collections.abc import Sequence
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import normalize
-from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Expr, For, If, Load, Op, Stmt, Store, Var, exprs, i64, op, substitute, walk
+from kernelforge.ir.kernel import (
+    MATH_BINARY,
+    MATH_UNARY,
+    Expr,
+    For,
+    If,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    op,
+    substitute,
+    walk,
+)
 
 _SLOW = {"div": 4, "sqrt": 6, "floordiv": 10, "mod": 10} | dict.fromkeys(MATH_UNARY + MATH_BINARY, 40)
 UNKNOWN_EXTENT = 16
@@ -50,7 +66,7 @@ def _registers(dtype: str, vector_bytes: int, lanes: int) -> int:
 
 
 def _extent(extent: Expr, zeros: dict[Expr, Expr], params: frozenset[str]) -> Expr:
-    """Return an extent at the first iteration of the loops around it, which is the longest where extents are clipped."""
+    """Return an extent at the first iteration of the loops around it, the longest where they are clipped."""
     at_zero = normalize(substitute(extent, zeros))
     known = all(not isinstance(e, Load) and (not isinstance(e, Var) or e.name in params) for e in walk(at_zero))
     return op("max", at_zero, 0) if known else i64(UNKNOWN_EXTENT)

@@ -23,15 +23,15 @@ from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Load, St
 
 Array = np.ndarray[Any, Any]
 CPU = CpuBackend()
-N, I = Var("n"), Var("i")
+N, AT = Var("n"), Var("i")
 
 
 def scaled(factor: float = 2.0, library: bool = False) -> Kernel:
     """y = factor * x, by way of the C library's exp(log(x)) on request."""
-    x: Expr = Load("x", (I,), "f64")
+    x: Expr = Load("x", (AT,), "f64")
     if library:
         x = op("exp", op("log", x))
-    body = (For(I, N, "parallel", (Store("y", (I,), x * factor),)),)
+    body = (For(AT, N, "parallel", (Store("y", (AT,), x * factor),)),)
     return Kernel("scaled", (Arg("x", "f64", N, "in"), Arg("y", "f64", N, "out")), ("n",), body)
 
 
@@ -52,20 +52,22 @@ def test_launch_at_an_offset() -> None:
     CPU.launch(executable, [(CPU.upload(x), 80), (handle, 160)], [20])
     y = CPU.download(handle, 0, (100,), np.dtype(np.float64))
     np.testing.assert_array_equal(y[20:40], 2 * x[10:30])
-    assert (y[:20] == 1).all() and (y[40:] == 1).all()
+    assert (np.delete(y, np.s_[20:40]) == 1).all()
 
 
 def test_allocations_are_aligned_and_views_keep_them() -> None:
     for nbytes in (1, 63, 64, 1000, 1 << 20):
         handle = CPU.allocate(nbytes)
-        assert handle.address % 64 == 0 and handle.nbytes == nbytes
+        assert (handle.address % 64, handle.nbytes) == (0, nbytes)
     owner = weakref.ref(handle.owner)
     view = CPU.download(handle, 64, (2, 3), np.dtype(np.int32))
     view[:] = 5
     CPU.free(handle)
     del handle
     gc.collect()
-    assert owner() is not None and (view == 5).all() and view.flags.writeable
+    assert owner() is not None
+    assert (view == 5).all()
+    assert view.flags.writeable
     del view
     gc.collect()
     assert owner() is None
@@ -78,7 +80,8 @@ def test_uploads_share_memory_and_keep_it() -> None:
     handle = CPU.upload(x)
     down = CPU.download(handle, 16, (4,), np.dtype(np.float32))
     x[1] = 9
-    assert (down == 9).all() and np.shares_memory(down, x)
+    assert (down == 9).all()
+    assert np.shares_memory(down, x)
     fixed = np.broadcast_to(np.float32(3), (4,))
     assert not CPU.download(CPU.upload(fixed), 0, (1,), np.dtype(np.float32)).flags.writeable
     assert CPU.download(CPU.upload(np.zeros((0, 3))), 0, (0, 3), np.dtype(np.float64)).shape == (0, 3)
@@ -136,7 +139,7 @@ def test_every_damaged_byte_is_found() -> None:
             CPU.compile(scaled(), binary[:size])
     with pytest.raises(DamagedBinary):
         CPU.compile(scaled(), binary + b"\0")
-    with pytest.raises(DamagedBinary, match="another|this machine"):
+    with pytest.raises(DamagedBinary, match="this machine"):
         CPU.compile(scaled(), loader.pack(loader.unpack(binary, "k", CPU.limits.fingerprint), "another machine"))
 
 
@@ -204,7 +207,8 @@ def test_launches_from_many_threads() -> None:
         t.start()
     for t in threads:
         t.join(120)
-    assert not failures and not any(t.is_alive() for t in threads)
+    assert not failures
+    assert not any(t.is_alive() for t in threads)
 
 
 def test_launches_after_the_threads_went_to_sleep() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,14 +33,14 @@ class _Entry:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[_Entry]]:
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[_Entry]:
     """A list to put entry points in; the registry starts with nothing opened."""
     entries: list[_Entry] = []
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries if group == registry.GROUP else [])
     monkeypatch.setattr(registry, "_opened", {})
     monkeypatch.setattr(registry, "_failed", {})
     monkeypatch.setattr(registry, "BUILT_IN", ("cpu", "reference"))
-    yield entries
+    return entries
 
 
 def _reference() -> Backend:
@@ -59,8 +58,8 @@ def test_available_lists_devices_and_reasons() -> None:
     assert found["cpu"] is backend("cpu")
     assert found["reference"] is backend("reference")
     for name, device in found.items():
-        assert (device.strip() if isinstance(device, str) else device.name == name), name
-    assert any(name.startswith("opencl") for name in found) and any(name.startswith("cuda") for name in found)
+        assert device.strip() if isinstance(device, str) else device.name == name, name
+    assert {name.partition(":")[0] for name in found} >= {"cpu", "opencl", "cuda", "reference"}
 
 
 def test_built_in_devices_need_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +74,7 @@ def test_built_in_devices_need_no_metadata(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_package_adds_devices(installed: list[_Entry]) -> None:
     device = _reference()
     installed.append(_Entry("npu", "acme-npu", lambda: {"npu:0": device, "npu:1": device}))
-    assert backend("npu") is device and backend("npu:1") is device
+    assert backend("npu") is backend("npu:1") is device
     assert available()["npu:0"] is device
     with pytest.raises(UnknownDevice, match="no device is named 'npu:7'; there are npu:0, npu:1"):
         backend("npu:7")
@@ -110,7 +109,8 @@ def test_an_unavailable_device_says_why_each_time(installed: list[_Entry]) -> No
     for _ in range(2):
         with pytest.raises(DeviceUnavailable, match="the driver is too old"):
             backend("npu:0")
-    assert available()["npu"] == "the driver is too old" and len(calls) == 1
+    assert available()["npu"] == "the driver is too old"
+    assert len(calls) == 1
 
 
 def test_a_missing_package_is_a_reason(installed: list[_Entry]) -> None:
