@@ -25,10 +25,10 @@ def vjp(graph: Graph, inputs: Sequence[Sym], wrt: Sequence[int]) -> tuple[list[S
         wrt: positions of the inputs whose cotangents are asked for.
 
     Returns:
-        The outputs, and ``pullback(cotangents)``: from a cotangent, or None, for each output to one for each of ``wrt``.
+        The outputs, and ``pullback(cotangents)``: from one, or None, for each output to one for each of ``wrt``.
 
     Raises:
-        NotDifferentiable: by the pullback, when a cotangent on its way to ``wrt`` reaches a primitive without derivative.
+        NotDifferentiable: by the pullback, when a cotangent on its way reaches a primitive that has no derivative.
     """
     b = builder()
     made = b.replay(graph, inputs)

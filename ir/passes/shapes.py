@@ -1,0 +1,246 @@
+"""Rules of views, reductions and contractions: views of views are one view, and contractions take views in by names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from kernelforge.dtypes import NARROW_FLOATS
+from kernelforge.ir.build import Sym, apply
+from kernelforge.ir.graph import Kind, Node
+from kernelforge.ir.passes.rewrite import Rewriter, Rule
+
+REDUCE = ("sum", "prod", "max", "min")
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return node.output.type.shape
+
+
+def _source(r: Rewriter, node: Node) -> tuple[Sym, Node | None]:
+    """Return the first input, and the node that made it if that is of the same primitive."""
+    return r.sym(node.inputs[0]), r.producer(node.inputs[0], node.prim.name)
+
+
+def _full(r: Rewriter, node: Node, value: float) -> Sym:
+    return apply("full", value=value, shape=_shape(node), dtype=node.output.type.name)  # type: ignore[no-any-return]
+
+
+def _of_uniform(r: Rewriter, node: Node) -> Sym | None:
+    c = r.uniform(node.inputs[0])
+    return None if c is None else _full(r, node, c)
+
+
+def _broadcast(r: Rewriter, node: Node) -> Sym | None:
+    x, inner = _source(r, node)
+    if x.shape == _shape(node):
+        return x
+    if inner is not None:
+        return r.sym(inner.inputs[0]).broadcast(_shape(node))
+    reshaped = r.producer(x.value, "reshape")
+    if reshaped is not None:
+        source = r.sym(reshaped.inputs[0])
+        lead = x.ndim - source.ndim
+        if lead > 0 and x.shape == (*(1,) * lead, *source.shape):
+            return source.broadcast(_shape(node))
+    return None
+
+
+def _reshape(r: Rewriter, node: Node) -> Sym | None:
+    x, inner = _source(r, node)
+    if x.shape == _shape(node):
+        return x
+    return None if inner is None else r.sym(inner.inputs[0]).reshape(_shape(node))
+
+
+def _transpose(r: Rewriter, node: Node) -> Sym | None:
+    x, inner = _source(r, node)
+    order = node.params["axes"]
+    if order == tuple(range(len(order))):
+        return x
+    if inner is not None:
+        return r.sym(inner.inputs[0]).transpose([inner.params["axes"][a] for a in order])
+    moved = [a for a in order if x.shape[a] != 1]
+    if moved == sorted(moved):
+        return x.reshape(_shape(node))
+    made = r.producer(x.value, "contract")
+    if made is not None and r.once(x.value):
+        names = made.params["out_axes"]
+        return _contract(r, made, made.inputs, out_axes=tuple(names[a] for a in order))
+    return None
+
+
+def _slice(r: Rewriter, node: Node) -> Sym | None:
+    x, inner = _source(r, node)
+    if x.shape == _shape(node):
+        return x  # as long as the input, so from its start in steps of 1, or of one element or none
+    if inner is None:
+        return None
+    source = r.sym(inner.inputs[0])
+    starts, steps = [], []
+    for a in range(x.ndim):
+        outer_start, outer_step = node.params["starts"][a], node.params["steps"][a]
+        starts.append(inner.params["starts"][a] + outer_start * inner.params["steps"][a])
+        steps.append(outer_step * inner.params["steps"][a])
+    counts = _shape(node)
+    starts = [min(a, n) for a, n in zip(starts, source.shape, strict=True)]
+    stops = tuple(a + (m - 1) * s + 1 if m else a for a, s, m in zip(starts, steps, counts, strict=True))
+    return apply("slice", source, starts=tuple(starts), stops=stops, steps=tuple(steps))  # type: ignore[no-any-return]
+
+
+def _flip(r: Rewriter, node: Node) -> Sym | None:
+    x, inner = _source(r, node)
+    real = {a for a in node.params["axes"] if x.shape[a] > 1}
+    if inner is not None:
+        x, real = r.sym(inner.inputs[0]), real ^ {a for a in inner.params["axes"] if x.shape[a] > 1}
+    if not real:
+        return x
+    known = len(node.params["axes"]) == len(real) and inner is None
+    return None if known else apply("flip", x, axes=tuple(sorted(real)))
+
+
+def _pad(r: Rewriter, node: Node) -> Sym | None:
+    x, fill = (r.sym(v) for v in node.inputs)
+    if x.shape == _shape(node):
+        return x
+    if x.size == 0:
+        return fill.broadcast(_shape(node))
+    a, b = r.uniform(x.value), r.uniform(fill.value)
+    if a is not None and b is not None and a == b and math.copysign(1.0, a) == math.copysign(1.0, b):
+        return _full(r, node, a)
+    return None
+
+
+def _concatenate(r: Rewriter, node: Node) -> Sym | None:
+    axis = node.params["axis"]
+    parts: list[Sym] = []
+    for v in node.inputs:
+        inner = r.producer(v, "concatenate")
+        flat = inner.inputs if inner is not None and inner.params["axis"] == axis else (v,)
+        parts += [r.sym(p) for p in flat if p.type.shape[axis]]
+    if len(parts) == 1:
+        return parts[0]
+    if not parts or [p.value for p in parts] == list(node.inputs):
+        return None
+    return apply("concatenate", *parts, axis=axis)  # type: ignore[no-any-return]
+
+
+def _place(r: Rewriter, node: Node) -> Sym | None:
+    x, v = (r.sym(i) for i in node.inputs)
+    if v.size == 0:
+        return x
+    return v if v.shape == x.shape else None
+
+
+def _reduce(r: Rewriter, node: Node) -> Sym | None:
+    x, inner = _source(r, node)
+    drop = node.params["axes"]
+    if x.size and math.prod(x.shape[a] for a in drop) == 1:
+        return x.reshape(_shape(node))
+    if inner is not None and r.once(x.value) and x.type.name not in NARROW_FLOATS:
+        # a sum of sums of narrow floats rounds between them
+        source = r.sym(inner.inputs[0])
+        kept = [a for a in range(source.ndim) if a not in inner.params["axes"]]
+        axes = sorted((*inner.params["axes"], *(kept[a] for a in drop)))
+        return apply(node.prim.name, source, axes=tuple(axes))  # type: ignore[no-any-return]
+    c = r.uniform(x.value)
+    if c is None or not x.size:
+        return None
+    if node.prim.name in ("max", "min") or (node.prim.name == "sum" and c == 0 and math.copysign(1.0, c) > 0):
+        return _full(r, node, c)
+    return None
+
+
+def _contract(
+    r: Rewriter,
+    node: Node,
+    inputs: Sequence[object],
+    *,
+    x_axes: tuple[int, ...] | None = None,
+    y_axes: tuple[int, ...] | None = None,
+    out_axes: tuple[int, ...] | None = None,
+) -> Sym:
+    """Repeat a contraction with other operands or names."""
+    given = {"x_axes": x_axes, "y_axes": y_axes, "out_axes": out_axes}
+    params = {k: node.params[k] if v is None else v for k, v in given.items()}
+    x, y = (v if isinstance(v, Sym) else r.sym(v) for v in inputs)  # type: ignore[arg-type]
+    return apply("contract", x, y, **params)  # type: ignore[no-any-return]
+
+
+def _contract_transposed(r: Rewriter, node: Node) -> Sym | None:
+    """Give the operand's axes their names in the order before the transpose."""
+    for i, key in enumerate(("x_axes", "y_axes")):
+        made = r.producer(node.inputs[i], "transpose")
+        if made is None:
+            continue
+        names = [0] * len(node.params[key])
+        for axis, name in zip(made.params["axes"], node.params[key], strict=True):
+            names[axis] = name
+        inputs = [made.inputs[0] if k == i else v for k, v in enumerate(node.inputs)]
+        return _contract(r, node, inputs, **{key: tuple(names)})
+    return None
+
+
+def _contract_repeated(r: Rewriter, node: Node) -> Sym | None:
+    """Drop from an operand the batch axes along which it is only repeated: they become the other operand's own."""
+    for i, (key, other) in enumerate((("x_axes", "y_axes"), ("y_axes", "x_axes"))):
+        made = r.producer(node.inputs[i], "broadcast")
+        if made is None:
+            continue
+        source, names = r.sym(made.inputs[0]), node.params[key]
+        lead = len(names) - source.ndim
+        batch = {n for n in names if n in node.params[other] and n in node.params["out_axes"]}
+        target = _shape(made)
+        repeated = [a < lead or source.shape[a - lead] != target[a] for a in range(len(names))]
+        gone = [again and name in batch for again, name in zip(repeated, names, strict=True)]
+        if not any(gone):
+            continue
+        left = [a for a in range(len(names)) if not gone[a]]
+        if all(a >= lead for a in left):
+            x = source.reshape(tuple(source.shape[a - lead] for a in left))
+        else:
+            x = source.reshape((*(1 for a in left if a < lead), *(source.shape[a - lead] for a in left if a >= lead)))
+        x = x.broadcast(tuple(target[a] for a in left))
+        inputs = [x if k == i else v for k, v in enumerate(node.inputs)]
+        return _contract(r, node, inputs, **{key: tuple(names[a] for a in left)})
+    return None
+
+
+def _lift_broadcast(r: Rewriter, node: Node) -> Sym | None:
+    """Compute on what is repeated before it is repeated: f(broadcast(x), c) is broadcast(f(x, c))."""
+    if node.prim.kind is not Kind.MAP or node.prim.name == "barrier" or not node.inputs:
+        return None
+    source: tuple[int, ...] | None = None
+    for v in node.inputs:
+        made = r.producers.get(v)
+        if made is None or v.type.shape != _shape(node):
+            return None
+        if made.prim.name == "full":
+            continue
+        if made.prim.name != "broadcast" or (source is not None and made.inputs[0].type.shape != source):
+            return None
+        source = made.inputs[0].type.shape
+    if source is None:
+        return None
+    inputs: list[Sym] = []
+    for v in node.inputs:
+        made = r.producers[v]
+        same = made.prim.name == "broadcast"
+        inputs.append(r.sym(made.inputs[0]) if same else apply("full", **{**made.params, "shape": source}))
+    return apply(node.prim.name, *inputs, **node.params).broadcast(_shape(node))  # type: ignore[no-any-return]
+
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "broadcast": (_of_uniform, _broadcast),
+    "reshape": (_of_uniform, _reshape),
+    "transpose": (_of_uniform, _transpose),
+    "slice": (_of_uniform, _slice),
+    "flip": (_of_uniform, _flip),
+    "window": (_of_uniform,),
+    "pad": (_pad,),
+    "concatenate": (_concatenate,),
+    "place": (_place,),
+    **dict.fromkeys(REDUCE, (_reduce,)),
+    "contract": (_contract_transposed, _contract_repeated),
+    "": (_lift_broadcast,),
+}
