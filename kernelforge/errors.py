@@ -273,3 +273,7 @@ class ImmutableArray(KernelforgeError, TypeError):
 
 class UnsupportedOnDevice(KernelforgeError, TypeError):
     template = "{device} has no {dtype}, only {supported}; cast the array, or choose another device"
+
+
+class CommandFailed(KernelforgeError):
+    template = "{problem}; {advice}"

@@ -1,0 +1,5 @@
+"""``python -m kernelforge``."""
+
+from kernelforge.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""``kernelforge demo``: train a classifier of hand-written digits, written in plain NumPy, on any device."""
