@@ -1,7 +1,7 @@
 """The model: two layers, softmax cross entropy and Adam, in plain NumPy.
 
-``step`` is what kernelforge compiles; its gradient is derived. ``numpy_step`` does the same with a backward pass written
-by hand, as one would without kernelforge.
+``step`` is what kernelforge compiles; its gradient is derived. ``numpy_step`` does the same with a backward pass
+written by hand, as one would without kernelforge.
 """
 
 from __future__ import annotations
