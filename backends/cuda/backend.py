@@ -6,16 +6,17 @@ survive ``fork``: a child process is refused, and should be started by ``spawn``
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
-import numba_cuda
 import numpy as np
 from cuda.bindings import nvjitlink
-from cuda.core import LaunchConfig, ObjectCode, Stream, launch
+from cuda.core import Device, LaunchConfig, ObjectCode, Stream, launch
 from numba import cuda
 from numba.cuda.cudadrv.driver import CudaAPIError, driver
 from numba.cuda.cudadrv.nvvm import NVVM
@@ -32,6 +33,8 @@ Array = np.ndarray[Any, Any]
 OUT_OF_MEMORY = 2
 """``CUDA_ERROR_OUT_OF_MEMORY``."""
 DIGEST = 32
+COMPILERS = ("numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12")
+"""Packages whose version shows in what they compile; a toolkit outside of Python shows by its NVVM and nvJitLink."""
 
 
 class Memory:
@@ -72,7 +75,7 @@ class CudaExecutable:
         return made
 
     def choose(self, addresses: dict[str, int]) -> list[Any]:
-        """The functions of the variant that the arguments' addresses allow; the scalar one is compiled on first need."""
+        """The functions of the variant that the addresses allow; the scalar one is compiled on first need."""
         if self.launches.fits(addresses):
             return self._wide
         if self._narrow is None:
@@ -84,6 +87,15 @@ class CudaExecutable:
         if found is None:
             found = self.configs[blocks, threads] = LaunchConfig(grid=(blocks,), block=(threads,))
         return found
+
+
+def toolchain() -> str:
+    """The versions of what compiles: part of the key of a cached binary."""
+    parts = [f"nvvm-{NVVM().get_version()}", f"nvjitlink-{nvjitlink.version()}"]
+    for name in COMPILERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            parts.append(f"{name}-{metadata.version(name)}")
+    return "-".join(parts)
 
 
 def pack(made: Sequence[tuple[str, bytes]]) -> bytes:
@@ -126,8 +138,9 @@ class Cuda:
 
     def __init__(self, number: int) -> None:
         self.name = f"cuda:{number}"
-        self._number = number
         self._process = os.getpid()
+        self._device = Device(number)
+        self._device.set_current()
         self._stream = Stream.from_handle(0)
         device = cuda.gpus[number]
         self._cc: tuple[int, int] = tuple(device.compute_capability)[:2]
@@ -142,10 +155,7 @@ class Cuda:
             dtypes=frozenset(DTYPES),
             host=False,
             max_args=480,
-            fingerprint=(
-                f"cuda-sm_{self._cc[0]}{self._cc[1]}-numba-cuda-{numba_cuda.__version__}"
-                f"-nvvm-{NVVM().get_version()}-nvjitlink-{nvjitlink.version()}-driver-{driver.get_version()}"
-            ),
+            fingerprint=f"cuda-sm_{self._cc[0]}{self._cc[1]}-driver-{driver.get_version()}-{toolchain()}",
         )
 
     def _enter(self) -> None:
@@ -155,9 +165,9 @@ class Cuda:
             DeviceUnavailable: in a process forked from the one that opened the device.
         """
         if os.getpid() != self._process:
-            reason = f"{self.name} was opened before this process was forked; start processes by 'spawn', or open it after"
+            reason = f"{self.name} was opened before this process was forked; start processes by 'spawn'"
             raise DeviceUnavailable(reason=reason)
-        cuda.current_context(self._number)
+        self._device.set_current()
 
     def allocate(self, nbytes: int) -> Memory:
         self._enter()

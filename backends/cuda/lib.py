@@ -85,6 +85,14 @@ def _void(args: Any) -> Any:
     return types.void
 
 
+def _always(type: Any) -> Callable[[Any], Any]:
+    return lambda args: type
+
+
+def _viewed_as(dtype: np.dtype[Any]) -> Callable[[Any], Any]:
+    return lambda x: x.view(dtype)
+
+
 def _is_float(type: Any) -> bool:
     return isinstance(type, types.Float)
 
@@ -180,8 +188,10 @@ def _emit_division(remainder: bool) -> Callable[[Any, Any, Any, Any], Any]:
         a, b = values
         if not typed[0].signed:
             return builder.urem(a, b) if remainder else builder.udiv(a, b)
-        quotient, rest = builder.sdiv(a, b), builder.srem(a, b)
-        zero = a.type(0)
+        zero, minus = a.type(0), builder.icmp_signed("==", b, a.type(-1))
+        divisor = builder.select(minus, a.type(1), b)  # the least integer by -1 wraps, where LLVM leaves it open
+        dividend = builder.select(minus, builder.neg(a), a)
+        quotient, rest = builder.sdiv(dividend, divisor), builder.srem(dividend, divisor)
         signs_differ = builder.icmp_signed("<", builder.xor(rest, b), zero)
         adjust = builder.and_(signs_differ, builder.icmp_signed("!=", rest, zero))
         if remainder:
@@ -254,9 +264,7 @@ TABLE: dict[str, Entry] = {
     "small_mod": Entry(2, _first, _emit_small_division(remainder=True), lambda a, b: a % b),
     "choose": Entry(3, _second, _emit_choose, lambda c, a, b: a if c else b),
     **{
-        f"as_{name}": Entry(1, lambda _, t=typed: t, _emit_bitcast(name), lambda x, t=DTYPES[name]: x.view(t))
-        for name, typed in STORED.items()
-        if name != "bool"
+        f"as_{name}": Entry(1, _always(STORED[name]), _emit_bitcast(name), _viewed_as(DTYPES[name])) for name in SCALARS
     },
 }
 

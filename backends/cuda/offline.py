@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cuda.bindings import nvjitlink
@@ -126,7 +125,7 @@ def ptx_report(ptx: str, arch: str) -> Report:
 
 
 def _read(log: str) -> Report:
-    def numbers(pattern: str) -> Sequence[int]:
+    def numbers(pattern: str) -> list[int]:
         return [int(n) for n in re.findall(pattern, log)]
 
     registers = numbers(r"Used (\d+) registers")

@@ -98,7 +98,8 @@ class Buffer:
 
     def flat(self, index: tuple[Expr, ...]) -> Expr:
         """The element's number in row-major order."""
-        total, step = i64(0), i64(1)
+        total: Expr = i64(0)
+        step: Expr = i64(1)
         for i, extent in zip(reversed(index[self.skip :]), reversed(self.shape[self.skip :]), strict=True):
             total, step = total + i * step, step * extent
         return normalize(total)
@@ -259,7 +260,7 @@ class _Printer:
         self.header = []
         if self.grid:
             self.emit("block = i64(u32(cuda.blockIdx.x))")
-            step = i64(1)
+            step: Expr = i64(1)
             for k, loop in reversed(list(enumerate(self.grid))):
                 self.vars[loop.var.name] = name = self.spell(loop.var.name, "i64")
                 digit = "block" if step is i64(1) else f"small_div(block, {self.expr(step)})"
@@ -493,7 +494,8 @@ class _Printer:
                     stores[k] = start
         if not loads and not stores:
             return False
-        body, held = list(loop.body), {}
+        body = list(loop.body)
+        held: dict[Expr, Expr] = {}
         for load, start in loads.items():
             name = f"{load.buffer}_{len(self.taken)}"
             text = self.array(name, load.dtype, lanes, "local")
