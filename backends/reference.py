@@ -44,7 +44,7 @@ class Interpreted:
     binary: None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
 class Reference:
     """Runs kernels by ``kernelforge.ir.interpret``; memory is NumPy's, and starts as 0xFF bytes: NaN, or -1."""
 

@@ -257,6 +257,11 @@ def tracing() -> bool:
     return bool(_stack.get())
 
 
+def is_open(b: Builder) -> bool:
+    """Whether ``b`` is active in this thread; its symbols are of no use once it is not."""
+    return b in _stack.get()
+
+
 def builder() -> Builder:
     """Return the innermost active builder.
 
@@ -353,12 +358,17 @@ _PACKAGE = tuple(
 """The folders of this package's files, spelled with and without the links in ``kernelforge/``."""
 
 
+def in_package(file: str) -> bool:
+    """Whether ``file`` is one of this package's."""
+    return file.startswith(_PACKAGE)
+
+
 def user_line() -> Loc | None:
     """Return the innermost line on the stack that is not this package's (nor a library's it calls through)."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_PACKAGE) and "optree" not in name and "contextlib" not in name and name[0] != "<":
+        if not in_package(name) and "optree" not in name and "contextlib" not in name and name[0] != "<":
             return Loc(name, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -1,0 +1,190 @@
+"""The array on a device: what compiled functions return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernelforge import devices
+from kernelforge.backends import registry
+from kernelforge.backends.base import Backend
+from kernelforge.dtypes import as_dtype
+from kernelforge.errors import ImmutableArray, InvalidArgument
+from kernelforge.ir.build import tracing
+from kernelforge.ir.types import row_major
+from kernelforge.methods import FUNCTIONS, Methods
+from kernelforge.runtime.memory import Buffer, allocate, download, upload
+
+
+class Array(Methods):
+    """An immutable array of one device, in row-major order, with NumPy's operators, methods and functions.
+
+    Attributes:
+        shape: extents.
+        dtype: a NumPy dtype.
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_host", "dtype", "shape")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._buffer = buffer
+        self.shape = shape
+        self.dtype = dtype
+        self._host: np.ndarray[Any, Any] | None = None
+
+    @property
+    def device(self) -> str:
+        """The name of the device the elements are on."""
+        return self._buffer.backend.name
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from an element to the next one along each axis."""
+        return tuple(s * self.itemsize for s in row_major(self.shape))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        host = self._host
+        if host is None:
+            host = download(self._buffer, 0, self.shape, self.dtype)
+            host.flags.writeable = False
+            if self._buffer.backend.limits.host:
+                self._host = host
+        if dtype is not None and np.dtype(dtype) != host.dtype:
+            if copy is False:
+                raise ValueError(f"an array of {host.dtype} cannot become one of {dtype} without a copy")
+            return host.astype(dtype)
+        return host.copy() if copy else host
+
+    def __dlpack__(self, **options: Any) -> Any:
+        host = np.asarray(self)
+        # NumPy exports no read-only memory; the consumer gets the one copy it may write to
+        return host.copy().__dlpack__(**{k: v for k, v in options.items() if k != "copy"})
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return np.asarray(self).__dlpack_device__()
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        import kernelforge.numpy
+
+        return kernelforge.numpy
+
+    def __reduce__(self) -> Any:
+        return asarray, (np.array(self),)
+
+    def __repr__(self) -> str:
+        return f"Array({np.array2string(np.asarray(self), separator=', ', prefix='Array(')}, dtype={self.dtype}, device={self.device!r})"
+
+    def __str__(self) -> str:
+        return str(np.asarray(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(np.asarray(self)[()], spec)
+
+    def __bool__(self) -> bool:
+        return bool(np.asarray(self))
+
+    def __int__(self) -> int:
+        return int(np.asarray(self))
+
+    def __float__(self) -> float:
+        return float(np.asarray(self))
+
+    def __complex__(self) -> complex:
+        return complex(np.asarray(self))
+
+    def __index__(self) -> int:
+        return np.asarray(self).__index__()
+
+    def item(self, *index: int) -> Any:
+        return np.asarray(self).item(*index)
+
+    def tolist(self) -> Any:
+        return np.asarray(self).tolist()
+
+    def __getitem__(self, key: Any) -> Any:
+        return FUNCTIONS["getitem"](self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise ImmutableArray
+
+    def assign(self, op: str, value: Any) -> None:
+        raise ImmutableArray
+
+    def combine(self, op: str, key: Any, value: Any = None) -> None:
+        raise ImmutableArray
+
+    def to_device(self, device: str) -> Array:
+        """Return the array on another device; itself where it is there already."""
+        target = registry.backend(device)
+        return self if target is self._buffer.backend else put(np.asarray(self), target)
+
+    def block_until_ready(self) -> Array:
+        """Wait until the elements are computed."""
+        self._buffer.backend.synchronize()
+        return self
+
+
+def put(array: np.ndarray[Any, Any], backend: Backend) -> Array:
+    """Bring an array to a device; a ``host`` device shares the memory of a row-major one."""
+    array = ready(array)
+    if not array.flags.c_contiguous:
+        array = np.array(array, order="C", copy=True)
+    buffer = upload(backend, array) if array.size else allocate(backend, 1)
+    return Array(buffer, array.shape, as_dtype(array.dtype))
+
+
+def ready(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array that kernels can read in place, a copy where it is unaligned, byte-swapped or strided between elements.
+
+    Raises:
+        UnsupportedDtype: for a dtype kernels have not.
+    """
+    dtype = as_dtype(array.dtype)
+    even = all(s % dtype.itemsize == 0 for s in array.strides)
+    if array.flags.aligned and array.dtype.isnative and even:
+        return array
+    return np.array(array, dtype=dtype, order="C", copy=True)
+
+
+def to_numpy(x: Any) -> np.ndarray[Any, Any] | None:
+    """Return an array from anything that lends its memory to NumPy; None where ``x`` does not.
+
+    Raises:
+        InvalidArgument: for memory of a device that NumPy cannot read.
+    """
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
+    if hasattr(x, "__dlpack__"):
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise InvalidArgument(name="an array", found=f"{type(x).__name__}, which NumPy cannot read: {error}") from error
+    if hasattr(x, "__cuda_array_interface__"):
+        found = f"{type(x).__name__} in the memory of a device; copy it to the host first"
+        raise InvalidArgument(name="an array", found=found)
+    if hasattr(x, "__array_interface__"):
+        return np.asarray(x)
+    return None
+
+
+def asarray(x: Any, dtype: Any = None, device: str | None = None) -> Any:
+    """Make an array of a device from NumPy's, from numbers or nested lists of them.
+
+    A ``host`` device (``cpu``) shares the memory of an array that is row-major, aligned, and has the dtype already: do not
+    write to it while the result is in use. Inside of a compiled function the result is a traced array.
+
+    Args:
+        dtype: cast to it.
+        device: by default the one ``x`` is on, else that of ``default_device``.
+    """
+    if tracing():
+        return FUNCTIONS["asarray"](x, dtype=dtype)
+    if isinstance(x, Array):
+        moved = x if device is None else x.to_device(device)
+        return moved if dtype is None or as_dtype(dtype) == x.dtype else moved.astype(dtype)
+    found = to_numpy(x)
+    array = np.asarray(x) if found is None else found
+    array = array.astype(as_dtype(dtype), copy=False) if dtype is not None else array
+    return put(array, devices.current() if device is None else registry.backend(device))

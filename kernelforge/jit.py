@@ -1,0 +1,326 @@
+"""``jit``: compile a function when it is called with types that are new, and run what was compiled when they are not."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import threading
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optree
+
+from kernelforge import config, devices
+from kernelforge.array import Array, ready, to_numpy
+from kernelforge.backends.base import Backend
+from kernelforge.compile import compile_graph
+from kernelforge.dtypes import as_dtype
+from kernelforge.errors import InvalidArgument, MixedDevices, NumberOutOfRange, UnhashableStatic, UnknownStatic
+from kernelforge.ir.build import tracing
+from kernelforge.ir.graph import Graph
+from kernelforge.ir.text import print_graph, print_kernel
+from kernelforge.ir.types import Type
+from kernelforge.methods import Methods
+from kernelforge.runtime.memory import Buffer, allocate, upload
+from kernelforge.runtime.plan import Plan
+from kernelforge.trace import Tracer, is_array, to_sym, trace
+
+Fn = Callable[..., Any]
+
+KEPT_PROGRAMS = 1024
+"""Programs a function keeps; beyond that the oldest is forgotten."""
+
+BOOL, INT, FLOAT = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64)
+NUMBERS: dict[type, Type] = {bool: Type((), BOOL), int: Type((), INT, weak=True), float: Type((), FLOAT, weak=True)}
+"""The types of Python numbers, whose values are not part of what is compiled."""
+
+_of_ndarray = operator.attrgetter("shape", "strides", "dtype", "flags.aligned")
+_of_array = operator.attrgetter("shape", "dtype", "_buffer.backend")
+KEYS: dict[type, Callable[[Any], Any]] = {np.ndarray: _of_ndarray, Array: _of_array, bool: type, int: type, float: type}
+"""What of an argument is part of the key, by its type; one attribute lookup each, as it is done at every call."""
+
+
+class Leaf:
+    """How one argument reaches the device.
+
+    Attributes:
+        type: of the graph's input.
+        strides: in elements; None for row-major.
+        load: makes a buffer from the argument.
+    """
+
+    __slots__ = ("load", "strides", "type")
+
+    def __init__(self, type: Type, strides: tuple[int, ...] | None, load: Callable[[Backend, Any], Buffer]) -> None:
+        self.type = type
+        self.strides = strides
+        self.load = load
+
+
+def _share(backend: Backend, x: np.ndarray[Any, Any]) -> Buffer:
+    return upload(backend, x)
+
+
+def _copy(backend: Backend, x: np.ndarray[Any, Any]) -> Buffer:
+    array = np.array(ready(x), order="C")
+    return upload(backend, array.astype(as_dtype(array.dtype), copy=False))
+
+
+def _nothing(backend: Backend, x: Any) -> Buffer:
+    return allocate(backend, 1)
+
+
+def _buffer(backend: Backend, x: Array) -> Buffer:
+    return x._buffer
+
+
+def _number(dtype: np.dtype[Any]) -> Callable[[Backend, Any], Buffer]:
+    def load(backend: Backend, x: Any) -> Buffer:
+        try:
+            return upload(backend, np.array(x, dtype))
+        except OverflowError:
+            raise NumberOutOfRange(op="call", found=x, dtype=dtype) from None
+
+    return load
+
+
+def _leaf(x: Any, backend: Backend) -> Leaf:
+    """Say how an argument reaches the device."""
+    if type(x) in NUMBERS:
+        found = NUMBERS[type(x)]
+        return Leaf(found, None, _number(found.dtype))
+    if isinstance(x, Array):
+        return Leaf(Type(x.shape, x.dtype), None, _buffer)
+    dtype = as_dtype(x.dtype)
+    kind = Type(x.shape, dtype)
+    if not x.size:
+        return Leaf(kind, None, _nothing)
+    if ready(x) is not x or (not x.flags.c_contiguous and not backend.limits.host):
+        return Leaf(kind, None, _copy)
+    strides = None if x.flags.c_contiguous else tuple(s // dtype.itemsize for s in x.strides)
+    return Leaf(kind, strides, _share)
+
+
+class Program:
+    """A function compiled for the types of its arguments."""
+
+    __slots__ = ("_backend", "_loads", "_outputs", "_single", "_tree", "plan")
+
+    def __init__(self, plan: Plan, leaves: Sequence[Leaf], graph: Graph, tree: Any, backend: Backend) -> None:
+        self.plan = plan
+        self._loads = [leaf.load for leaf in leaves]
+        self._outputs = [(v.type.shape, v.type.dtype) for v in graph.outputs]
+        self._tree = tree
+        self._single = tree.is_leaf()
+        self._backend = backend
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        backend = self._backend
+        inputs = [(load(backend, x), 0) for load, x in zip(self._loads, leaves)]  # noqa: B905 - checked by the key
+        made = [Array(b, *t) for b, t in zip(self.plan.run(inputs), self._outputs)]  # noqa: B905
+        return made[0] if self._single else self._tree.unflatten(made)
+
+
+class Lowered:
+    """What a function was compiled to.
+
+    Attributes:
+        graph: after the passes.
+        regions: the groups of operations, one kernel each, in the order they run.
+        kernels: each with ``name``, ``ir``, ``source``, ``bytes``, ``flops``.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.graph = plan.graph
+        self.regions = plan.regions
+        self.kernels = plan.kernels
+
+    def text(self) -> str:
+        """Return the graph and the kernels in their text forms."""
+        return "\n\n".join([print_graph(self.graph), *(print_kernel(k.ir) for k in self.kernels)])
+
+
+def _device(leaves: Sequence[Any]) -> Backend:
+    """Return the device the arguments are on.
+
+    Raises:
+        MixedDevices: when they are on several.
+    """
+    found = list(dict.fromkeys(x._buffer.backend for x in leaves if isinstance(x, Array)))
+    if len(found) > 1:
+        raise MixedDevices(first=found[0].name, second=found[1].name)
+    return found[0] if found else devices.current()
+
+
+def _name_of(fn: Fn) -> str:
+    return getattr(fn, "__qualname__", type(fn).__qualname__)
+
+
+def compile(body: Callable[[list[Tracer]], Any], leaves: Sequence[Any], name: str) -> Program:
+    """Trace ``body``, a function of the list of arguments, and compile it for the device they are on."""
+    backend = _device(leaves)
+    found = [_leaf(x, backend) for x in leaves]
+    graph, tree = trace(body, [leaf.type for leaf in found], name)
+    plan = compile_graph(graph, backend, config.current(), tuple(leaf.strides for leaf in found))
+    return Program(plan, found, graph, tree, backend)
+
+
+def _argument(x: Any, name: Callable[[], str]) -> Any:
+    """Return an argument as an ndarray, an ``Array`` or a Python number."""
+    if type(x) in KEYS:
+        return x
+    if isinstance(x, Array | bool | int | float) and not isinstance(x, np.generic):
+        return x
+    try:
+        array = to_numpy(x)
+    except InvalidArgument as error:
+        raise InvalidArgument(name=name(), found=error.fields["found"]) from error.__cause__
+    if array is None:
+        raise InvalidArgument(name=name(), found=f"{type(x).__module__}.{type(x).__qualname__}")
+    return array
+
+
+def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    leaves, tree = optree.tree_flatten((args, kwargs))
+
+    def name(i: int) -> Callable[[], str]:
+        return lambda: f"argument {tree.accessors()[i].codify('')}".replace("[0]", "", 1)
+
+    return [_argument(x, name(i)) for i, x in enumerate(leaves)], tree
+
+
+def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Trace, compile and run a function once; graphs that were compiled before are not compiled again."""
+    leaves, tree = _flatten(args, kwargs)
+
+    def body(values: list[Tracer]) -> Any:
+        a, k = tree.unflatten(values)
+        return fn(*a, **k)
+
+    return compile(body, leaves, _name_of(fn))(leaves)
+
+
+class Jit:
+    """A compiled function; see ``jit``."""
+
+    __wrapped__: Fn
+
+    def __init__(self, fn: Fn, static_argnames: Sequence[str] | str, static_argnums: Sequence[int] | int) -> None:
+        functools.update_wrapper(self, fn)
+        names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+        nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+        self._static_names, self._static_nums = _statics(fn, names, nums) if names or nums else (frozenset(), frozenset())
+        self._static = bool(self._static_names or self._static_nums)
+        self._programs: dict[Any, Program] = {}
+        self._lock = threading.Lock()
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if tracing():
+            return self._inline(args, kwargs)
+        if not kwargs and not self._static:
+            try:
+                key = (config.current(), devices.current(), *[KEYS[type(x)](x) for x in args])
+            except KeyError:
+                key = None
+            if key is not None:
+                program = self._programs.get(key)
+                if program is None:
+                    program = self._remember(key, self._compile(args, {})[0])
+                return program(args)
+        program, leaves = self._compile(args, kwargs)
+        return program(leaves)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """Compile for these arguments, without running; return what it was compiled to."""
+        return Lowered(self._compile(args, kwargs)[0].plan)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        """Say in words what the function is compiled to for these arguments, and what fused and why."""
+        from kernelforge.explain import explain
+
+        return explain(self.lower(*args, **kwargs).plan)
+
+    def _remember(self, key: Any, program: Program) -> Program:
+        with self._lock:
+            while len(self._programs) >= KEPT_PROGRAMS:
+                del self._programs[next(iter(self._programs))]
+            return self._programs.setdefault(key, program)
+
+    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
+        """Return the program for these arguments and what to call it with."""
+        statics = {i: x for i, x in enumerate(args) if i in self._static_nums}
+        named = {k: v for k, v in kwargs.items() if k in self._static_names}
+        for where, value in (*statics.items(), *named.items()):
+            try:
+                hash(value)
+            except TypeError:
+                raise UnhashableStatic(name=where, found=type(value).__name__) from None
+        dynamic = tuple(x for i, x in enumerate(args) if i not in statics)
+        leaves, tree = _flatten(dynamic, {k: v for k, v in kwargs.items() if k not in named})
+        fixed = tuple((where, type(x), x) for where, x in (*statics.items(), *sorted(named.items())))
+        shapes = tuple(KEYS.get(type(x), _of_ndarray)(x) for x in leaves)
+        key = (tree, fixed, config.current(), devices.current(), shapes)
+        program = self._programs.get(key)
+        if program is None:
+            fn = self.__wrapped__
+
+            def body(values: list[Tracer]) -> Any:
+                a, k = tree.unflatten(values)
+                left = iter(a)
+                return fn(*[statics[i] if i in statics else next(left) for i in range(len(args))], **k, **named)
+
+            program = self._remember(key, compile(body, leaves, _name_of(fn)))
+        return program, leaves
+
+    def _inline(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run inside of another trace; what the function writes to are its own arrays all the same."""
+        args, kwargs = optree.tree_map(
+            lambda x: Tracer(to_sym(x)) if isinstance(x, Methods) else x, (args, kwargs), none_is_leaf=True
+        )
+        return self.__wrapped__(*args, **kwargs)
+
+
+def _statics(fn: Fn, names: tuple[str, ...], nums: tuple[int, ...]) -> tuple[frozenset[str], frozenset[int]]:
+    """Complete names and numbers of static parameters by each other."""
+    parameters = list(inspect.signature(fn).parameters.values())
+    listed = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    known = {p.name for p in parameters}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    for name in names:
+        if name not in known and not takes_any:
+            raise UnknownStatic(name=name, function=_name_of(fn), expected=", ".join(known) or "no parameters")
+    for n in nums:
+        if not (-len(listed) <= n < len(listed) or takes_more):
+            raise UnknownStatic(name=n, function=_name_of(fn), expected=f"{len(listed)} positional parameters")
+    at = frozenset(n + len(listed) if n < 0 else n for n in nums) | frozenset(listed.index(n) for n in names if n in listed)
+    return frozenset(names) | frozenset(listed[n] for n in at if n < len(listed)), at
+
+
+def jit(fn: Fn | None = None, *, static_argnames: Sequence[str] | str = (), static_argnums: Sequence[int] | int = ()) -> Any:
+    """Compile a function of arrays, written with NumPy or ``kernelforge.numpy``.
+
+    It is traced and compiled at the first call with new shapes, dtypes or strides, for the device its arguments are on.
+    NumPy arrays are read in place by host devices, whatever their strides. Results are ``Array``s in the structure that the
+    function returned. The undecorated function is ``__wrapped__``. Called while another function is compiled, it becomes a
+    part of that.
+
+    Args:
+        fn: takes and returns pytrees of arrays and numbers; a Python number counts by its kind only in promotion, and
+            calls with another value do not compile again.
+        static_argnames: parameters whose values are known while compiling; each value is compiled for anew.
+        static_argnums: the same, by position.
+    """
+    if fn is None:
+        return functools.partial(jit, static_argnames=static_argnames, static_argnums=static_argnums)
+    return Jit(fn, static_argnames, static_argnums)
+
+
+__all__ = ["Jit", "Lowered", "Program", "compile", "is_array", "jit", "run"]

@@ -1,0 +1,188 @@
+"""Functions that make arrays, and those that turn things into arrays."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernelforge.array import Array, put
+from kernelforge.devices import current
+from kernelforge.dtypes import BFLOAT16, as_dtype, short
+from kernelforge.errors import InvalidParameter
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
+from kernelforge.methods import FUNCTIONS
+from kernelforge.numpy.dispatch import array_function, lift, wrap
+from kernelforge.numpy.ufuncs import ufunc
+from kernelforge.trace import TRACED, Tracer, concrete
+
+Shape = int | Sequence[int]
+
+
+def shape_of(shape: Any) -> tuple[int, ...]:
+    """Return a shape as a tuple of Python integers.
+
+    Raises:
+        InvalidParameter: when an extent is negative.
+    """
+    found = (operator.index(shape),) if not isinstance(shape, tuple | list) else tuple(operator.index(n) for n in shape)
+    if any(n < 0 for n in found):
+        raise InvalidParameter(op="np.zeros", name="shape", found=found, expected="extents of at least 0", loc=user_line())
+    return found
+
+
+def filled(shape: tuple[int, ...], value: bool | int | float, dtype: Any) -> Any:
+    """Make an array of one value: in a trace a traced array that is known, else an array of the default device."""
+    dtype = as_dtype(dtype)
+    number = np.asarray(value).astype(dtype)
+    known = np.broadcast_to(number, shape)
+    if not tracing():
+        return put(np.array(known), current())
+    return Tracer(apply("full", value=number.astype(float if dtype == BFLOAT16 else dtype).item(), shape=shape, dtype=short(dtype)), known=known, own=True)
+
+
+def _creator(name: str, value: float, default: Any = np.float64) -> None:
+    def plain(shape: Shape, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None) -> Any:
+        return filled(shape_of(shape), value, default if dtype is None else dtype)
+
+    def like(a: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Shape | None = None, *, device: Any = None) -> Any:
+        given = a if hasattr(a, "dtype") else np.asarray(a)
+        return filled(given.shape if shape is None else shape_of(shape), value, given.dtype if dtype is None else dtype)
+
+    for fn, title in ((plain, name), (like, f"{name}_like")):
+        fn.__name__ = fn.__qualname__ = title
+        fn.__doc__ = f"``numpy.{title}``."
+        FUNCTIONS[title] = fn
+
+
+_creator("zeros", 0)
+_creator("ones", 1)
+_creator("empty", 0)
+
+
+def full(shape: Shape, fill_value: Any, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None) -> Any:
+    """``numpy.full``."""
+    extents = shape_of(shape)
+    value = concrete(fill_value)
+    if value is not TRACED and np.ndim(value) == 0:
+        return filled(extents, value, np.asarray(value).dtype if dtype is None else dtype)
+    made = FUNCTIONS["broadcast_to"](fill_value, extents)
+    return FUNCTIONS["copy"](made if dtype is None else made.astype(dtype))
+
+
+def full_like(a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Shape | None = None, *, device: Any = None) -> Any:
+    """``numpy.full_like``."""
+    given = a if hasattr(a, "dtype") else np.asarray(a)
+    return full(given.shape if shape is None else shape, fill_value, given.dtype if dtype is None else dtype)
+
+
+def _converter(name: str, copies: bool) -> None:
+    def convert(a: Any, dtype: Any = None, *, copy: bool | None = None, order: str | None = None, subok: bool = False, ndmin: int = 0, device: Any = None, like: Any = None) -> Any:
+        if isinstance(a, Sym):
+            return a if dtype is None else a.astype(dtype)
+        if not tracing():
+            known = np.array(concrete(a), ndmin=ndmin)
+            same = isinstance(a, Array) and not copies and known.ndim == a.ndim and (dtype is None or as_dtype(dtype) == a.dtype)
+            return a if same else put(known if dtype is None else known.astype(as_dtype(dtype)), current())
+        plain = isinstance(a, Tracer) and not copies and not copy and ndmin <= a.ndim
+        if plain and (dtype is None or as_dtype(dtype) == a.dtype):
+            return a
+        sym = lift(a)
+        sym = sym if dtype is None else sym.astype(dtype)
+        return wrap(sym.reshape((*(1,) * (ndmin - sym.ndim), *sym.shape)))
+
+    convert.__name__ = convert.__qualname__ = name
+    convert.__doc__ = f"``numpy.{name}``."
+    FUNCTIONS[name] = convert
+
+
+for _name, _copies in (("array", True), ("asarray", False), ("asanyarray", False), ("ascontiguousarray", False), ("asfarray", False)):
+    _converter(_name, _copies)
+
+
+@array_function("a")
+def copy(a: Sym) -> Sym:
+    return a
+
+
+@array_function("a")
+def astype(a: Sym, dtype: Any) -> Sym:
+    return a.astype(as_dtype(dtype))
+
+
+def creation(fn: Callable[..., Sym]) -> Callable[..., Any]:
+    """Enter a function without array arguments."""
+    return array_function()(fn)
+
+
+def iota(shape: tuple[int, ...], axis: int, dtype: str = "i64") -> Sym:
+    return apply("iota", shape=shape, axis=axis, dtype=dtype)  # type: ignore[no-any-return]
+
+
+@creation
+def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Sym:
+    """``numpy.arange``; the numbers are known while tracing."""
+    first, last = (0, start) if stop is None else (start, stop)
+    kind = as_dtype(dtype) if dtype is not None else np.result_type(*(np.asarray(v) for v in (first, last, step)))
+    count = len(range(first, last, step)) if all(isinstance(v, int) for v in (first, last, step)) else int(np.ceil((last - first) / step))
+    count = builtin_max(count, 0)
+    index = iota((count,), 0)
+    if kind.kind in "iu":
+        return ufunc("add", ufunc("multiply", index, int(step)), int(first)).astype(kind)
+    # NumPy fills with first + i * delta, where delta is what the first two elements differ by
+    wide = np.dtype(np.float64) if kind == np.float64 else np.dtype(np.float32)
+    delta = wide.type(first + step) - wide.type(first)
+    return (index.astype(wide) * float(delta) + float(first)).astype(kind)
+
+
+def builtin_max(a: int, b: int) -> int:
+    return a if a > b else b
+
+
+@array_function("start", "stop", numbers=True)
+def linspace(start: Operand, stop: Operand, num: int = 50, endpoint: bool = True, retstep: bool = False, dtype: Any = None, axis: int = 0) -> Any:
+    first, last = (as_sym(v) for v in (start, stop))
+    kind = np.result_type(np.float64, *(v.dtype for v in (first, last) if not v.type.weak)) if dtype is None else as_dtype(dtype)
+    first, last = (v.astype(np.float64) for v in (first, last))
+    parts = num - 1 if endpoint else num
+    delta = ufunc("subtract", last, first)
+    step = ufunc("divide", delta, float(parts)) if parts > 0 else ufunc("multiply", delta, np.nan)
+    index = iota((num,), 0).astype(np.float64).reshape((num, *(1,) * delta.ndim))
+    line = ufunc("add", ufunc("multiply", index, step if parts > 0 else delta), first)
+    if endpoint and num > 1:
+        is_last = ufunc("equal", iota((num,), 0).reshape((num, *(1,) * delta.ndim)), num - 1)
+        line = FUNCTIONS["where"](is_last, last, line)
+    line = FUNCTIONS["moveaxis"](line, 0, axis)
+    if as_dtype(kind).kind in "iu":
+        line = ufunc("floor", line)
+    line = line.astype(kind)
+    return (line, step) if retstep else line
+
+
+@creation
+def eye(N: int, M: int | None = None, k: int = 0, dtype: Any = float) -> Sym:
+    shape = (N, N if M is None else M)
+    return (iota(shape, 1) - iota(shape, 0)).eq(k).astype(as_dtype(dtype))
+
+
+@creation
+def identity(n: int, dtype: Any = float) -> Sym:
+    return eye_sym(n, n, 0, dtype)
+
+
+def eye_sym(n: int, m: int, k: int, dtype: Any) -> Sym:
+    return (iota((n, m), 1) - iota((n, m), 0)).eq(k).astype(as_dtype(dtype))
+
+
+@creation
+def tri(N: int, M: int | None = None, k: int = 0, dtype: Any = float) -> Sym:
+    shape = (N, N if M is None else M)
+    return (iota(shape, 0) + k >= iota(shape, 1)).astype(as_dtype(dtype))
+
+
+for _fn in (full, full_like):
+    FUNCTIONS[_fn.__name__] = _fn
+
+__all__ = ["arange", "eye", "filled", "full", "iota", "linspace", "shape_of"]

@@ -1,0 +1,367 @@
+"""Sums, extrema and what is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, short
+from kernelforge.errors import ShapeMismatch
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.ufuncs import boolean, floating, operand, ufunc, where
+
+Axis = int | Sequence[int] | None
+
+
+def axes_of(x: Sym, axis: Axis) -> tuple[int, ...]:
+    """Return the axes a reduction is over, non-negative and in order.
+
+    Raises:
+        numpy.exceptions.AxisError: when one is out of range.
+    """
+    return tuple(range(x.ndim)) if axis is None else tuple(sorted(normalize_axis_tuple(axis, x.ndim)))
+
+
+def count_of(x: Sym, axes: Sequence[int]) -> int:
+    return math.prod(x.shape[a] for a in axes)
+
+
+def keep(x: Sym, like: Sym, axes: Sequence[int]) -> Sym:
+    """Put the reduced axes back, of extent 1."""
+    return x.reshape(tuple(1 if a in axes else n for a, n in enumerate(like.shape)))
+
+
+def _finish(x: Sym, like: Sym, axes: Sequence[int], keepdims: bool) -> Sym:
+    return keep(x, like, axes) if keepdims else x
+
+
+def _masked(x: Sym, mask: Operand | None, instead: float) -> Sym:
+    return x if mask is None else where(mask, x, instead).astype(x.dtype)
+
+
+def _summed_in(x: Sym, dtype: Any) -> Sym:
+    """Cast to the dtype NumPy adds up in: small integers and bools as long ones."""
+    if dtype is not None:
+        return x.astype(as_dtype(dtype))
+    wide = {"b": np.int64, "i": np.int64, "u": np.uint64}.get(x.dtype.kind)
+    return x if wide is None else x.astype(wide)
+
+
+def _accumulated(name: str, x: Sym, axes: Sequence[int]) -> Sym:
+    return apply(name, x, axes=tuple(axes)) if axes else x  # type: ignore[no-any-return]
+
+
+@array_function("a", "where", "initial", numbers=True)
+def sum(
+    a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None
+) -> Sym:
+    x = _summed_in(as_sym(a), dtype)
+    axes = axes_of(x, axis)
+    result = _finish(_accumulated("sum", _spread(x, where, 0), axes), x, axes, keepdims)
+    return result if initial is None else ufunc("add", result, initial).astype(x.dtype)
+
+
+def _spread(x: Sym, mask: Operand | None, instead: float) -> Sym:
+    return _masked(x, mask, instead).broadcast(x.shape)
+
+
+@array_function("a", "where", "initial", numbers=True)
+def prod(
+    a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None
+) -> Sym:
+    x = _summed_in(as_sym(a), dtype)
+    axes = axes_of(x, axis)
+    result = _finish(_accumulated("prod", _spread(x, where, 1), axes), x, axes, keepdims)
+    return result if initial is None else ufunc("multiply", result, initial).astype(x.dtype)
+
+
+def least(dtype: np.dtype[Any]) -> bool | int | float:
+    """Return what is at most any element."""
+    return False if dtype.kind == "b" else int(np.iinfo(dtype).min) if dtype.kind in "iu" else -math.inf
+
+
+def greatest(dtype: np.dtype[Any]) -> bool | int | float:
+    """Return what is at least any element."""
+    return True if dtype.kind == "b" else int(np.iinfo(dtype).max) if dtype.kind in "iu" else math.inf
+
+
+def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | None, mask: Operand | None) -> Sym:
+    axes = axes_of(x, axis)
+    instead = least(x.dtype) if name == "max" else greatest(x.dtype)
+    if mask is not None and initial is None:
+        raise ShapeMismatch(op=f"np.{name}", found="where= alone", expected="initial= with it, as NumPy asks", loc=user_line())
+    if initial is None and count_of(x, axes) == 0 and axes:
+        raise ShapeMismatch(op=f"np.{name}", found=x.shape, expected="at least one element along the axis, or initial=", loc=user_line())
+    x = _spread(x, mask, instead)
+    result = _finish(_accumulated(name, x, axes), x, axes, keepdims)
+    return result if initial is None else ufunc("maximum" if name == "max" else "minimum", result, initial)
+
+
+@array_function("a", "where", "initial", numbers=True)
+def max(a: Operand, axis: Axis = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None) -> Sym:
+    return _extremum("max", as_sym(a), axis, keepdims, initial, where)
+
+
+@array_function("a", "where", "initial", numbers=True)
+def min(a: Operand, axis: Axis = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None) -> Sym:
+    return _extremum("min", as_sym(a), axis, keepdims, initial, where)
+
+
+@array_function("a", "where", numbers=True)
+def any(a: Operand, axis: Axis = None, *, keepdims: bool = False, where: Operand | None = None) -> Sym:
+    return _extremum("max", boolean(a), axis, keepdims, False, where)
+
+
+@array_function("a", "where", numbers=True)
+def all(a: Operand, axis: Axis = None, *, keepdims: bool = False, where: Operand | None = None) -> Sym:
+    return _extremum("min", boolean(a), axis, keepdims, True, where)
+
+
+def _averaged_in(x: Sym, dtype: Any) -> tuple[Sym, np.dtype[Any]]:
+    """Return ``x`` in the dtype in which averages are computed, and the dtype of the result."""
+    result = as_dtype(dtype) if dtype is not None else x.dtype if x.dtype.kind == "f" or x.dtype == BFLOAT16 else np.dtype(np.float64)
+    return x.astype(np.float32 if short(result) in NARROW_FLOATS else result), result
+
+
+def _count(x: Sym, axes: Sequence[int], mask: Operand | None) -> Operand:
+    """Count the elements that are averaged; an array of extent 1 along ``axes`` where a mask says."""
+    if mask is None:
+        return count_of(x, axes)
+    chosen = boolean(mask).broadcast(x.shape).astype(np.int64)
+    return keep(_accumulated("sum", chosen, axes), x, axes).astype(x.dtype)
+
+
+def _mean(x: Sym, axes: Sequence[int], mask: Operand | None) -> Sym:
+    return ufunc("divide", keep(_accumulated("sum", _spread(x, mask, 0), axes), x, axes), _as_float(_count(x, axes, mask)))
+
+
+def _as_float(n: Operand) -> Operand:
+    return float(n) if isinstance(n, int) else n
+
+
+@array_function("a", "where", numbers=True)
+def mean(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False, where: Operand | None = None) -> Sym:
+    x, result = _averaged_in(as_sym(a), dtype)
+    axes = axes_of(x, axis)
+    made = _mean(x, axes, where).astype(result)
+    return made if keepdims else drop(made, axes)
+
+
+def drop(x: Sym, axes: Sequence[int]) -> Sym:
+    """Take out axes of extent 1."""
+    return x.reshape(tuple(n for a, n in enumerate(x.shape) if a not in axes))
+
+
+def _variance(x: Sym, axes: Sequence[int], ddof: float, mask: Operand | None) -> Sym:
+    """Compute in two passes: the mean first, as the mean of squares loses what the mean has."""
+    apart = x - _mean(x, axes, mask)
+    total = keep(_accumulated("sum", _spread(apart * apart, mask, 0), axes), x, axes)
+    count = _count(x, axes, mask)
+    degrees = float(np.maximum(count - ddof, 0)) if isinstance(count, int) else ufunc("maximum", ufunc("subtract", count, ddof), 0.0)
+    return ufunc("divide", total, degrees)
+
+
+@array_function("a", "where", numbers=True)
+def var(
+    a: Operand, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False, where: Operand | None = None, correction: float | None = None
+) -> Sym:
+    x, result = _averaged_in(as_sym(a), dtype)
+    axes = axes_of(x, axis)
+    made = _variance(x, axes, ddof if correction is None else correction, where).astype(result)
+    return made if keepdims else drop(made, axes)
+
+
+@array_function("a", "where", numbers=True)
+def std(
+    a: Operand, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False, where: Operand | None = None, correction: float | None = None
+) -> Sym:
+    x, result = _averaged_in(as_sym(a), dtype)
+    axes = axes_of(x, axis)
+    made = ufunc("sqrt", _variance(x, axes, ddof if correction is None else correction, where)).astype(result)
+    return made if keepdims else drop(made, axes)
+
+
+@array_function("a", "weights", numbers=True)
+def average(a: Operand, axis: Axis = None, weights: Operand | None = None, *, keepdims: bool = False) -> Sym:
+    x = as_sym(a)
+    if weights is None:
+        return mean(x, axis, keepdims=keepdims)  # type: ignore[no-any-return]
+    w, axes = as_sym(weights), axes_of(x, axis)
+    if w.shape != x.shape:
+        if w.ndim != 1 or len(axes) != 1 or w.shape[0] != x.shape[axes[0]]:
+            expected = f"weights of shape {x.shape}, or of one axis as long as the one averaged over"
+            raise ShapeMismatch(op="np.average", found=w.shape, expected=expected, loc=user_line())
+        w = w.reshape(tuple(-1 if i == axes[0] else 1 for i in range(x.ndim)) if False else tuple(w.size if i == axes[0] else 1 for i in range(x.ndim)))
+    total = sum(ufunc("multiply", x, w), axis, keepdims=keepdims)
+    return ufunc("divide", total, sum(w.broadcast(x.shape), axis, keepdims=keepdims))
+
+
+def _arg(name: str, x: Sym, axis: int | None, keepdims: bool) -> Sym:
+    """Find the first of the elements that equal the extremum; NaN counts as one."""
+    ndim = x.ndim
+    if axis is None:
+        x = x.reshape((x.size,))
+    on = 0 if axis is None else normalize_axis_index(axis, ndim)
+    n = x.shape[on]
+    if n == 0:
+        raise ShapeMismatch(op=f"np.arg{name}", found=x.shape, expected="at least one element along the axis", loc=user_line())
+    best = keep(_accumulated(name, x, (on,)), x, (on,))
+    chosen = ufunc("equal", x, best)
+    if x.dtype.kind == "f" or x.dtype == BFLOAT16:
+        chosen = chosen | apply("isnan", x)
+    index = apply("iota", shape=x.shape, axis=on, dtype="i64")
+    first: Sym = apply("min", where(chosen, index, n), axes=(on,))
+    if not keepdims:
+        return first
+    return first.reshape((1,) * ndim) if axis is None else keep(first, x, (on,))
+
+
+@array_function("a", numbers=True)
+def argmax(a: Operand, axis: int | None = None, *, keepdims: bool = False) -> Sym:
+    return _arg("max", as_sym(a), axis, keepdims)
+
+
+@array_function("a", numbers=True)
+def argmin(a: Operand, axis: int | None = None, *, keepdims: bool = False) -> Sym:
+    return _arg("min", as_sym(a), axis, keepdims)
+
+
+@array_function("a", "where", numbers=True)
+def logsumexp(a: Operand, axis: Axis = None, *, keepdims: bool = False, where: Operand | None = None) -> Sym:
+    """The logarithm of the sum of exponentials, without overflow; -inf of no elements."""
+    x = _spread(floating(a, "exp"), where, -math.inf)
+    axes = axes_of(x, axis)
+    top = _extremum("max", x, axis, True, -math.inf, None)
+    shift = _finite_or_zero(top)
+    total = keep(_accumulated("sum", ufunc("exp", x - shift), axes), x, axes)
+    made = ufunc("log", total) + shift
+    return made if keepdims else drop(made, axes)
+
+
+def _finite_or_zero(x: Sym) -> Sym:
+    return where(ufunc("isfinite", x), x, 0)
+
+
+@array_function("a", numbers=True)
+def count_nonzero(a: Operand, axis: Axis = None, *, keepdims: bool = False) -> Sym:
+    return sum(boolean(a), axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+@array_function("a", numbers=True)
+def ptp(a: Operand, axis: Axis = None, keepdims: bool = False) -> Sym:
+    return ufunc("subtract", max(a, axis, keepdims=keepdims), min(a, axis, keepdims=keepdims))
+
+
+@array_function("a", numbers=True)
+def nansum(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Sym:
+    return sum(_without_nan(as_sym(a), 0), axis, dtype, keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+@array_function("a", numbers=True)
+def nanprod(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Sym:
+    return prod(_without_nan(as_sym(a), 1), axis, dtype, keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def _without_nan(x: Sym, instead: float) -> Sym:
+    return where(ufunc("isnan", x), instead, x).astype(x.dtype)
+
+
+def _number(x: Sym) -> Sym:
+    """Say which elements are numbers."""
+    return ufunc("invert", ufunc("isnan", x))
+
+
+def _nan_extremum(name: str, x: Sym, axis: Axis, keepdims: bool) -> Sym:
+    instead = least(x.dtype) if name == "max" else greatest(x.dtype)
+    best = _extremum(name, _without_nan(x, instead), axis, keepdims, None, None)
+    if x.dtype.kind in "iub":
+        return best
+    return where(_extremum("min", ufunc("isnan", x), axis, keepdims, None, None), math.nan, best).astype(x.dtype)
+
+
+@array_function("a", numbers=True)
+def nanmax(a: Operand, axis: Axis = None, *, keepdims: bool = False) -> Sym:
+    return _nan_extremum("max", as_sym(a), axis, keepdims)
+
+
+@array_function("a", numbers=True)
+def nanmin(a: Operand, axis: Axis = None, *, keepdims: bool = False) -> Sym:
+    return _nan_extremum("min", as_sym(a), axis, keepdims)
+
+
+@array_function("a", numbers=True)
+def nanmean(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Sym:
+    x = as_sym(a)
+    return mean(x, axis, dtype, keepdims=keepdims, where=_number(x))  # type: ignore[no-any-return]
+
+
+@array_function("a", numbers=True)
+def nanvar(a: Operand, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False) -> Sym:
+    x = as_sym(a)
+    made = var(x, axis, dtype, ddof=ddof, keepdims=keepdims, where=_number(x))
+    enough = ufunc("greater", sum(_number(x), axis, keepdims=keepdims), ddof)
+    return where(enough, made, math.nan).astype(made.dtype)
+
+
+@array_function("a", numbers=True)
+def nanstd(a: Operand, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False) -> Sym:
+    return ufunc("sqrt", nanvar(as_sym(a), axis, dtype, ddof=ddof, keepdims=keepdims))
+
+
+def _cumulated(name: str, x: Sym, axis: int | None) -> Sym:
+    if axis is None:
+        x, axis = x.reshape((x.size,)), 0
+    return apply(name, x, axis=normalize_axis_index(axis, x.ndim), reverse=False)  # type: ignore[no-any-return]
+
+
+@array_function("a", numbers=True)
+def cumsum(a: Operand, axis: int | None = None, dtype: Any = None) -> Sym:
+    return _cumulated("cumsum", _summed_in(as_sym(a), dtype), axis)
+
+
+@array_function("a", numbers=True)
+def cumprod(a: Operand, axis: int | None = None, dtype: Any = None) -> Sym:
+    return _cumulated("cumprod", _summed_in(as_sym(a), dtype), axis)
+
+
+@array_function("a", numbers=True)
+def nancumsum(a: Operand, axis: int | None = None, dtype: Any = None) -> Sym:
+    return cumsum(_without_nan(as_sym(a), 0), axis, dtype)  # type: ignore[no-any-return]
+
+
+@array_function("a", numbers=True)
+def cummax(a: Operand, axis: int | None = None) -> Sym:
+    """The running maximum: ``np.maximum.accumulate``."""
+    return _cumulated("cummax", as_sym(a), axis)
+
+
+@array_function("a", numbers=True)
+def cummin(a: Operand, axis: int | None = None) -> Sym:
+    """The running minimum: ``np.minimum.accumulate``."""
+    return _cumulated("cummin", as_sym(a), axis)
+
+
+@array_function("a", "b", "rtol", "atol", numbers=True)
+def allclose(a: Operand, b: Operand, rtol: Operand = 1e-5, atol: Operand = 1e-8, equal_nan: bool = False) -> Sym:
+    from kernelforge.numpy.ufuncs import isclose
+
+    return all(isclose(as_sym(a), b, rtol, atol, equal_nan))  # type: ignore[no-any-return]
+
+
+@array_function("a1", "a2", numbers=True)
+def array_equal(a1: Operand, a2: Operand, equal_nan: bool = False) -> Sym:
+    x, y = as_sym(a1), as_sym(a2)
+    if x.shape != y.shape:
+        return apply("full", value=False, shape=(), dtype="bool")  # type: ignore[no-any-return]
+    same = ufunc("equal", x, y)
+    return all(same | (ufunc("isnan", x) & ufunc("isnan", y)) if equal_nan else same)  # type: ignore[no-any-return]
+
+
+ALIASES = {"amax": "max", "amin": "min", "cumulative_sum": "cumsum", "cumulative_prod": "cumprod"}
+
+__all__ = ["ALIASES", "Axis", "axes_of", "drop", "full", "greatest", "keep", "least", "operand"]

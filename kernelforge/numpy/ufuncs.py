@@ -1,0 +1,402 @@
+"""Elementwise functions: NumPy's ufuncs by primitive, and those composed of them.
+
+What a ufunc computes in, and what it returns, is asked of NumPy itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kernelforge.dtypes import BFLOAT16, DTYPES, INTEGERS, as_dtype, promote, short
+from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.numpy.dispatch import OPERATORS, array_function
+
+Kindred = np.dtype[Any] | type[int] | type[float]
+
+BOOL = np.dtype(np.bool_)
+
+DIRECT = {
+    name: name
+    for name in (
+        "add subtract multiply divide floor_divide remainder fmod power maximum minimum arctan2 copysign nextafter hypot logaddexp "
+        "negative absolute sign floor ceil trunc rint sqrt cbrt exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos "
+        "arctan sinh cosh tanh arcsinh arccosh arctanh equal not_equal less less_equal greater greater_equal bitwise_and "
+        "bitwise_or bitwise_xor invert left_shift right_shift isnan isinf isfinite signbit"
+    ).split()
+}
+"""Ufuncs that are one primitive, by NumPy's name."""
+
+COMPARISONS = {"equal": "ne", "not_equal": "eq", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}
+ON_INTEGERS = {"isnan": False, "isinf": False, "isfinite": True}
+
+
+def kindred(x: Operand) -> Kindred:
+    """Return what an operand counts for in promotion: its dtype, or ``int`` or ``float`` where it stands for a Python number."""
+    if isinstance(x, Sym):
+        return (float if x.dtype.kind == "f" else int) if x.type.weak else x.dtype
+    if isinstance(x, np.generic):
+        return as_dtype(x.dtype)
+    return BOOL if isinstance(x, bool) else int if isinstance(x, int) else float
+
+
+@functools.lru_cache(maxsize=4096)
+def loop(name: str, kinds: tuple[Kindred, ...], dtype: np.dtype[Any] | None = None) -> tuple[np.dtype[Any], ...]:
+    """Return the dtypes in which the ufunc ``name`` takes its operands and gives its result.
+
+    Raises:
+        DtypeMismatch: when it has no such loop.
+    """
+    ufunc: np.ufunc = getattr(np, name)
+    if BFLOAT16 in kinds and dtype is None:
+        strong = promote([k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)])
+        kinds = (strong,) * len(kinds)
+    forced: dict[str, Any] = {} if dtype is None else {"signature": (*(None,) * ufunc.nin, dtype)}
+    try:
+        found = ufunc.resolve_dtypes((*kinds, *(None,) * ufunc.nout), **forced)  # type: ignore[arg-type]
+    except TypeError:
+        names = " and ".join(short(k) if isinstance(k, np.dtype) else f"a Python {k.__name__}" for k in kinds)
+        raise DtypeMismatch(op=f"np.{name}", found=names, expected="dtypes that NumPy takes; cast with .astype", loc=user_line()) from None
+    return tuple(as_dtype(d) for d in found)
+
+
+def shape_of(xs: tuple[Operand, ...], op: str) -> tuple[int, ...]:
+    """Broadcast the shapes of operands.
+
+    Raises:
+        ShapeMismatch: when they do not broadcast.
+    """
+    shapes = [x.shape for x in xs if isinstance(x, Sym | np.generic)]
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        expected = "extents that are equal or 1, counted from the last axis"
+        raise ShapeMismatch(op=f"np.{op}", found=" and ".join(map(str, shapes)), expected=expected, loc=user_line()) from None
+
+
+def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str, weak: bool = False) -> Sym:
+    """Make an operand of a primitive: of ``dtype``, broadcast to ``shape``; weak operands stay so with ``weak``.
+
+    Raises:
+        NumberOutOfRange: when ``x`` is a Python number that ``dtype`` cannot hold.
+    """
+    if isinstance(x, Sym):
+        return (x if weak and x.dtype == dtype else x.astype(dtype)).broadcast(shape)
+    if isinstance(x, np.generic):
+        x = x.item() if x.dtype != BFLOAT16 else float(x)
+    name = short(dtype)
+    if weak and not isinstance(x, bool) and not shape:
+        return as_sym(float(x) if dtype.kind == "f" else x)
+    if name in INTEGERS and not np.iinfo(dtype).min <= x <= np.iinfo(dtype).max:
+        raise NumberOutOfRange(op=f"np.{op}", found=x, dtype=dtype, loc=user_line())
+    value = bool(x) if name == "bool" else int(x) if name in INTEGERS else float(x)
+    return apply("full", value=value, shape=shape, dtype=name)  # type: ignore[no-any-return]
+
+
+def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
+    """Apply a ufunc that is one primitive, with NumPy's promotion and broadcasting.
+
+    The result of operands that all stand for Python numbers stands for one too.
+    """
+    kinds = tuple(kindred(x) for x in xs)
+    shape = shape_of(xs, name)
+    if name in COMPARISONS:
+        known = _beyond(name, xs, kinds)
+        if known is not None:
+            return apply("full", value=known, shape=shape, dtype="bool")  # type: ignore[no-any-return]
+    *ins, out = loop(name, kinds, None if dtype is None else as_dtype(dtype))
+    weak = dtype is None and not any(isinstance(k, np.dtype) for k in kinds)
+    if name in ON_INTEGERS and ins[0].kind in "iub":
+        return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")  # type: ignore[no-any-return]
+    if name == "power" and ins[0].kind in "iu" and isinstance(xs[1], int) and xs[1] < 0:
+        raise InvalidParameter(op="np.power", name="exponent", found=xs[1], expected="a non-negative one for integers; cast to float first", loc=user_line())
+    made: Sym = apply(DIRECT[name], *(operand(x, d, shape, name, weak) for x, d in zip(xs, ins, strict=True)))
+    return made if made.dtype == out else made.astype(out)
+
+
+def _beyond(name: str, xs: tuple[Operand, ...], kinds: tuple[Kindred, ...]) -> bool | None:
+    """Return what a comparison with a Python integer outside of the other operand's dtype is; None where it is inside."""
+    for number, other, sign in ((xs[1], kinds[0], 1), (xs[0], kinds[1], -1)):
+        if type(number) is int and isinstance(other, np.dtype) and other.kind in "iu":
+            info = np.iinfo(other)
+            if not info.min <= number <= info.max:
+                above = (number > 0) == (sign > 0)
+                return {"equal": False, "not_equal": True}.get(name, name.startswith("less") == above)
+    return None
+
+
+Fn = Callable[..., Any]
+
+
+def _direct(name: str) -> None:
+    if getattr(np, name).nin == 1:
+
+        def fn(x: Operand, /, *, dtype: Any = None) -> Sym:
+            return ufunc(name, x, dtype=dtype)
+
+        arrays = ("x",)
+    else:
+
+        def fn(x1: Operand, x2: Operand, /, *, dtype: Any = None) -> Sym:  # type: ignore[misc]
+            return ufunc(name, x1, x2, dtype=dtype)
+
+        arrays = ("x1", "x2")  # type: ignore[assignment]
+    fn.__name__ = fn.__qualname__ = name
+    fn.__doc__ = f"``numpy.{name}``."
+    array_function(*arrays, numbers=True)(fn)
+    array_function(*arrays, numbers=True, weak=True, table=OPERATORS)(fn)
+
+
+for _name in DIRECT:
+    _direct(_name)
+
+
+def elementwise(*arrays: str, operator: bool = False) -> Callable[[Fn], Fn]:
+    """Enter a composed elementwise function; with ``operator`` as what Python's operators apply, too."""
+
+    def decorate(fn: Fn) -> Fn:
+        if operator:
+            array_function(*arrays, numbers=True, weak=True, table=OPERATORS)(fn)
+        return array_function(*arrays, numbers=True)(fn)
+
+    return decorate
+
+
+def floating(x: Operand, like: str = "sqrt") -> Sym:
+    """Cast to the float dtype in which NumPy computes ``like`` of ``x``."""
+    dtype = loop(like, (kindred(x),))[0]
+    return operand(x, dtype, x.shape if isinstance(x, Sym | np.generic) else (), like)
+
+
+def boolean(x: Operand) -> Sym:
+    sym = as_sym(x)
+    return sym if sym.dtype == BOOL else sym.astype(BOOL)
+
+
+@elementwise("x", operator=True)
+def positive(x: Operand, /) -> Sym:
+    kind = kindred(x)
+    if kind == BOOL:
+        raise DtypeMismatch(op="np.positive", found="bool", expected="numbers", loc=user_line())
+    return as_sym(x)
+
+
+@elementwise("x1", "x2")
+def logical_and(x1: Operand, x2: Operand, /) -> Sym:
+    return ufunc("bitwise_and", boolean(x1), boolean(x2))
+
+
+@elementwise("x1", "x2")
+def logical_or(x1: Operand, x2: Operand, /) -> Sym:
+    return ufunc("bitwise_or", boolean(x1), boolean(x2))
+
+
+@elementwise("x1", "x2")
+def logical_xor(x1: Operand, x2: Operand, /) -> Sym:
+    return ufunc("bitwise_xor", boolean(x1), boolean(x2))
+
+
+@elementwise("x")
+def logical_not(x: Operand, /) -> Sym:
+    return ufunc("invert", boolean(x))
+
+
+@elementwise("x")
+def square(x: Operand, /) -> Sym:
+    return ufunc("multiply", x, x)
+
+
+@elementwise("x")
+def reciprocal(x: Operand, /) -> Sym:
+    sym = as_sym(x)
+    return ufunc("floor_divide" if sym.dtype.kind in "iu" else "divide", 1, sym)
+
+
+@elementwise("x")
+def fabs(x: Operand, /) -> Sym:
+    return ufunc("absolute", floating(x))
+
+
+@elementwise("x", "y", operator=True)
+def divmod(x: Operand, y: Operand, /) -> tuple[Sym, Sym]:
+    return ufunc("floor_divide", x, y), ufunc("remainder", x, y)
+
+
+@elementwise("x1", "x2")
+def float_power(x1: Operand, x2: Operand, /) -> Sym:
+    return ufunc("power", as_sym(x1).astype(np.float64), as_sym(x2).astype(np.float64))
+
+
+@elementwise("x")
+def deg2rad(x: Operand, /) -> Sym:
+    return floating(x) * (math.pi / 180)
+
+
+@elementwise("x")
+def rad2deg(x: Operand, /) -> Sym:
+    return floating(x) * (180 / math.pi)
+
+
+@elementwise("x1", "x2")
+def logaddexp2(x1: Operand, x2: Operand, /) -> Sym:
+    dtype = loop("logaddexp2", (kindred(x1), kindred(x2)))[0]
+    x, y = (operand(v, dtype, shape_of((x1, x2), "logaddexp2"), "logaddexp2") for v in (x1, x2))
+    apart = where(x.eq(y), 0, ufunc("absolute", x - y))
+    return ufunc("maximum", x, y) + ufunc("log1p", ufunc("exp2", -apart)) * (1 / math.log(2))
+
+
+@elementwise("x1", "x2")
+def heaviside(x1: Operand, x2: Operand, /) -> Sym:
+    dtype = loop("heaviside", (kindred(x1), kindred(x2)))[0]
+    x, y = (operand(v, dtype, shape_of((x1, x2), "heaviside"), "heaviside") for v in (x1, x2))
+    return where(x < 0, 0, where(x.eq(0), y, where(x > 0, 1, x)))
+
+
+@elementwise("x", "y")
+def fmax(x: Operand, y: Operand, /) -> Sym:
+    return _ignoring_nan("maximum", x, y)
+
+
+@elementwise("x", "y")
+def fmin(x: Operand, y: Operand, /) -> Sym:
+    return _ignoring_nan("minimum", x, y)
+
+
+def _ignoring_nan(name: str, x: Operand, y: Operand) -> Sym:
+    return where(ufunc("isnan", x), y, where(ufunc("isnan", y), x, ufunc(name, x, y)))
+
+
+@elementwise("x1", "x2")
+def ldexp(x1: Operand, x2: Operand, /) -> Sym:
+    """Scale by a power of two, in two steps that neither overflow nor underflow on the way."""
+    x, n = floating(x1), as_sym(x2).astype(np.float64)
+    half = ufunc("floor", n * 0.5)
+    scaled = x.astype(np.float64) * ufunc("exp2", half) * ufunc("exp2", n - half)
+    return scaled.astype(x.dtype)
+
+
+@elementwise("x")
+def modf(x: Operand, /) -> tuple[Sym, Sym]:
+    value = floating(x)
+    whole = ufunc("trunc", value)
+    part = where(ufunc("isinf", value), 0, value - whole)
+    return ufunc("copysign", part, value), whole
+
+
+@elementwise("x")
+def sinc(x: Operand) -> Sym:
+    value = floating(x, "sin") * math.pi
+    safe = where(value.eq(0), 1, value)
+    return where(value.eq(0), 1, ufunc("sin", safe) / safe)
+
+
+@elementwise("x")
+def conjugate(x: Operand, /) -> Sym:
+    return as_sym(x)
+
+
+@elementwise("x")
+def erf(x: Operand, /) -> Sym:
+    """The error function."""
+    return apply("erf", floating(x))  # type: ignore[no-any-return]
+
+
+@elementwise("x")
+def erfc(x: Operand, /) -> Sym:
+    """One minus the error function."""
+    return apply("erfc", floating(x))  # type: ignore[no-any-return]
+
+
+@elementwise("x")
+def sigmoid(x: Operand, /) -> Sym:
+    """The logistic function 1 / (1 + exp(-x))."""
+    return 1 / (ufunc("exp", -floating(x)) + 1)
+
+
+@elementwise("condition", "x", "y")
+def where(condition: Operand, x: Operand | None = None, y: Operand | None = None, /) -> Sym:
+    """``numpy.where`` with three arguments; with one, the shape would depend on values."""
+    if x is None or y is None:
+        raise InvalidParameter(op="np.where", name="y", found=None, expected="three arguments: the shape of np.where(mask) depends on values")
+    kinds = [kindred(v) for v in (x, y)]
+    dtype = promote(
+        [k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)]
+    )
+    shape = shape_of((condition, x, y), "where")
+    chosen = boolean(condition).broadcast(shape)
+    return apply("where", chosen, operand(x, dtype, shape, "where"), operand(y, dtype, shape, "where"))  # type: ignore[no-any-return]
+
+
+@elementwise("x", "min", "max")
+def clip(
+    x: Operand, a_min: Operand | None = None, a_max: Operand | None = None, *, min: Operand | None = None, max: Operand | None = None, dtype: Any = None
+) -> Sym:
+    low, high = (a if a is not None else b for a, b in ((a_min, min), (a_max, max)))
+    result = as_sym(x)
+    if low is not None:
+        result = ufunc("maximum", result, low, dtype=dtype)
+    return result if high is None else ufunc("minimum", result, high, dtype=dtype)
+
+
+@elementwise("x", "nan", "posinf", "neginf")
+def nan_to_num(x: Operand, copy: bool = True, nan: Operand = 0.0, posinf: Operand | None = None, neginf: Operand | None = None) -> Sym:
+    value = as_sym(x)
+    if value.dtype.kind in "iub":
+        return value
+    limits = _finfo(value.dtype)
+    high = float(limits.max) if posinf is None else posinf
+    low = float(limits.min) if neginf is None else neginf
+    value = where(ufunc("isnan", value), nan, value).astype(value.dtype)
+    infinite = ufunc("isinf", value)
+    return where(infinite, where(value > 0, high, low), value).astype(value.dtype)
+
+
+def _finfo(dtype: np.dtype[Any]) -> Any:
+    import ml_dtypes
+
+    return ml_dtypes.finfo(dtype)
+
+
+@elementwise("a", "b", "rtol", "atol")
+def isclose(a: Operand, b: Operand, rtol: Operand = 1e-5, atol: Operand = 1e-8, equal_nan: bool = False) -> Sym:
+    x, y = as_sym(a), as_sym(b)
+    if y.dtype.kind in "iub":
+        y = y.astype(np.float64)
+    near = ufunc("less_equal", ufunc("absolute", ufunc("subtract", x, y)), ufunc("add", atol, ufunc("multiply", rtol, ufunc("absolute", y))))
+    result = (near & ufunc("isfinite", y)) | ufunc("equal", x, y)
+    return result | (ufunc("isnan", x) & ufunc("isnan", y)) if equal_nan else result
+
+
+@elementwise("a")
+def round(a: Operand, decimals: int = 0) -> Sym:
+    x = as_sym(a)
+    if x.dtype.kind in "iub" and decimals >= 0:
+        return x
+    if decimals == 0:
+        return ufunc("rint", x)
+    scale = 10.0 ** abs(decimals)
+    first, second = ("multiply", "divide") if decimals > 0 else ("divide", "multiply")
+    value = x if x.dtype.kind == "f" or x.dtype == BFLOAT16 else x.astype(np.float64)
+    return ufunc(second, ufunc("rint", ufunc(first, value, scale)), scale).astype(x.dtype)
+
+
+@elementwise("x")
+def angle(x: Operand) -> Sym:
+    """The angle of a real number: pi where it is negative."""
+    value = floating(x)
+    return where(value < 0, math.pi, where(ufunc("isnan", value), value, 0)).astype(value.dtype)
+
+
+ALIASES = {
+    "abs": "absolute", "true_divide": "divide", "mod": "remainder", "bitwise_not": "invert", "bitwise_invert": "invert",
+    "acos": "arccos", "asin": "arcsin", "atan": "arctan", "acosh": "arccosh", "asinh": "arcsinh", "atanh": "arctanh",
+    "atan2": "arctan2", "pow": "power", "conj": "conjugate", "radians": "deg2rad", "degrees": "rad2deg", "around": "round",
+    "bitwise_left_shift": "left_shift", "bitwise_right_shift": "right_shift", "fix": "trunc",
+}  # fmt: skip
+
+__all__ = ["ALIASES", "DTYPES", "Kindred", "boolean", "floating", "kindred", "loop", "operand", "shape_of", "ufunc", "where"]

@@ -1,0 +1,339 @@
+"""Traced arrays: what a compiled function computes with while it is compiled.
+
+A ``Tracer`` is a cell that holds a symbol. Writing to it (``a[i] = v``, ``a += v``) puts another symbol into the cell, so
+the graph stays pure. What NumPy's sharing of memory would let a write change besides is refused: a view cannot be written
+to, and a view taken before its base was written to cannot be read.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import optree
+
+from kernelforge import indexing
+from kernelforge.dtypes import as_dtype
+from kernelforge.errors import (
+    InvalidResult,
+    LeakedTracer,
+    ReadOnlyArray,
+    StaleView,
+    TracedArray,
+    TracedNumber,
+    TracedTruth,
+    UnresolvedWrite,
+    UnsafeCast,
+    WriteThroughView,
+)
+from kernelforge.intercept import intercepted
+from kernelforge.ir.build import Builder, Sym, as_sym, builder, is_open, tracing, user_line
+from kernelforge.ir.graph import Graph, Loc
+from kernelforge.ir.types import Type
+from kernelforge.methods import FUNCTIONS, OPERATORS, Methods, is_array
+
+_pending: contextvars.ContextVar[list[Tracer] | None] = contextvars.ContextVar("kernelforge_pending", default=None)
+"""Arrays of this thread's trace whose parts an in-place operator wrote to."""
+
+
+TRACED = object()
+"""What ``concrete`` gives for a value that is not known."""
+
+
+class Tracer(Methods):
+    """A traced array. ``Tracer(sym)`` is read-only, as an argument is.
+
+    Args:
+        sym: its value; None where ``known`` is all there is.
+        known: the value as far as it is known already: of ``np.zeros`` and the like, until something traced is written in.
+        base: the array this is a view of.
+        key: the index that made the view, where a single one did.
+        own: whether the array was made here and may be written to.
+    """
+
+    __slots__ = ("__weakref__", "_base", "_home", "_key", "_known", "_sym", "_version", "_write")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        sym: Sym | None,
+        *,
+        known: np.ndarray[Any, Any] | None = None,
+        base: Tracer | None = None,
+        key: Any = None,
+        own: bool = False,
+    ) -> None:
+        self._sym = sym
+        self._known = known
+        self._base = base if base is None or base._base is None else base._base
+        self._key = key if self._base is base else None
+        self._version = 0 if self._base is None else self._base._version
+        self._home = builder() if own else None
+        self._write: tuple[Tracer, Loc | None] | None = None
+
+    @property
+    def sym(self) -> Sym:
+        """The value, as a symbol.
+
+        Raises:
+            LeakedTracer, StaleView, UnresolvedWrite: when there is no value that NumPy would agree with.
+        """
+        self._check()
+        if self._sym is None:
+            assert self._known is not None
+            if not tracing():
+                raise LeakedTracer(found=self._describe())
+            return builder().constant(self._known)
+        if not is_open(self._sym.builder):
+            raise LeakedTracer(found=self._describe())
+        return self._sym
+
+    def _check(self) -> None:
+        for array in (self, self._base):
+            if array is not None and array._write is not None:
+                raise UnresolvedWrite(found=array._describe(), loc=array._write[1])
+        if self._base is not None and self._base._version != self._version:
+            raise StaleView(found=self._describe(), loc=user_line())
+
+    def _describe(self) -> str:
+        return str(Type(self.shape, as_dtype(self.dtype)))
+
+    def __repr__(self) -> str:
+        return f"Tracer({self._describe()})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._sym.shape if self._sym is not None else self._known.shape  # type: ignore[union-attr]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._sym.dtype if self._sym is not None else self._known.dtype  # type: ignore[union-attr]
+
+    # a view ends where its base was written to; a known value ends where something traced is written in
+
+    def _number(self, what: str) -> np.ndarray[Any, Any]:
+        if self._known is None:
+            raise TracedNumber(what=what, found=self._describe(), loc=user_line())
+        self._check()
+        return self._known
+
+    def __bool__(self) -> bool:
+        if self._known is None:
+            raise TracedTruth(found=self._describe(), loc=user_line())
+        return bool(self._number("bool"))
+
+    def __int__(self) -> int:
+        return int(self._number("int()"))
+
+    def __float__(self) -> float:
+        return float(self._number("float() or a function of math"))
+
+    def __complex__(self) -> complex:
+        return complex(self._number("complex()"))
+
+    def __index__(self) -> int:
+        return self._number("an index, a shape or range()").__index__()
+
+    def item(self, *index: int) -> Any:
+        return self._number("item()").item(*index)
+
+    def tolist(self) -> Any:
+        return self._number("tolist()").tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if self._known is None:
+            raise TracedArray(found=self._describe(), loc=user_line())
+        self._check()
+        return np.array(self._known, dtype=dtype)
+
+    def __getitem__(self, key: Any) -> Tracer:
+        index, basic = concrete(key), indexing.is_basic(key)
+        if self._known is not None and index is not TRACED:
+            self._check()
+            part = np.asarray(self._known[index])
+            basic = basic and part.ndim > 0
+            return Tracer(None, known=part, base=self if basic else None, key=key, own=not basic and part.ndim > 0)
+        sym = indexing.get(self.sym, _syms(key))
+        return Tracer(sym, base=self, key=key) if basic and sym.ndim else Tracer(sym, own=not basic and sym.ndim > 0)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._resolve(key, value)
+        self._require_own()
+        index = concrete(key)
+        held = concrete(value)
+        if self._known is not None and index is not TRACED and held is not TRACED:
+            if not self._known.flags.writeable:
+                self._known = self._known.copy()
+            self._known[index] = held
+            self._sym = None
+            self._version += 1
+        else:
+            self._replace(indexing.put(self.sym, _syms(key), to_sym(value), "set"))
+
+    def _resolve(self, key: Any, value: Any) -> None:
+        """Let ``a[key] = v`` complete the in-place operator that Python applied to ``a[key]`` before."""
+        if self._write is not None and self._write[0] is value and _same(key, value._key):
+            self._write = None
+        self._check()
+
+    def _require_own(self) -> None:
+        if self._base is not None:
+            raise WriteThroughView(found=self._describe(), loc=user_line())
+        if self._home is not builder():
+            raise ReadOnlyArray(found=self._describe(), loc=user_line())
+
+    def _replace(self, sym: Sym) -> None:
+        self._sym = sym
+        self._known = None
+        self._version += 1
+
+    def _cast(self, op: str, value: Any) -> Sym:
+        """Make ``value`` fit to be written over the whole array by a ufunc, with NumPy's rule for casts."""
+        sym = to_sym(value)
+        if not np.can_cast(sym.dtype, self.dtype, "same_kind"):
+            raise UnsafeCast(op=op, found=sym.type, expected=self._describe(), loc=user_line())
+        return indexing.fitted(sym.astype(self.dtype), self.shape)
+
+    def assign(self, op: str, value: Any) -> None:
+        """Write over the whole array, for ``out=``."""
+        self._check()
+        self._require_own()
+        self._replace(self._cast(op, value))
+
+    def combine(self, op: str, key: Any, value: Any = None) -> None:
+        """Write what a ufunc makes of the elements at ``key`` and ``value``, each in turn: ``np.add.at``."""
+        self._check()
+        self._require_own()
+        self._replace(to_sym(FUNCTIONS["at"](self, key, value, indexing.mode_of(op))))
+
+    def _inplace(self, name: str, other: Any) -> Tracer:
+        result = OPERATORS[name](self, other)
+        if not self.shape and self._home is None and self._key is None:
+            return result  # type: ignore[no-any-return]  # a scalar: another one takes the name
+        if self._base is None:
+            self.assign(name, result)
+            return self
+        base = self._base
+        base._require_own()
+        if self._key is None:
+            raise WriteThroughView(found=self._describe(), loc=user_line())
+        sym = self._cast(name, result)
+        base._write = self, user_line()
+        pending = _pending.get()
+        if pending is not None:
+            pending.append(base)
+        self._sym, self._known = sym, None
+        return self
+
+    def __iadd__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("add", other)
+
+    def __isub__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("subtract", other)
+
+    def __imul__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("multiply", other)
+
+    def __itruediv__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("divide", other)
+
+    def __ifloordiv__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("floor_divide", other)
+
+    def __imod__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("remainder", other)
+
+    def __ipow__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("power", other)
+
+    def __imatmul__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("matmul", other)
+
+    def __iand__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("bitwise_and", other)
+
+    def __ior__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("bitwise_or", other)
+
+    def __ixor__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("bitwise_xor", other)
+
+    def __ilshift__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("left_shift", other)
+
+    def __irshift__(self, other: Any) -> Tracer:  # noqa: PYI034
+        return self._inplace("right_shift", other)
+
+    def fill(self, value: Any) -> None:
+        self[...] = value
+
+
+def concrete(x: Any) -> Any:
+    """Return a number, an array or an index, possibly a tuple or list of them, with what is known in place of tracers.
+
+    Returns ``TRACED`` when something is not known.
+    """
+    if isinstance(x, Tracer):
+        return x.__array__() if x._known is not None else TRACED
+    if isinstance(x, Sym):
+        return TRACED
+    if isinstance(x, Methods):
+        return np.asarray(x)
+    if isinstance(x, tuple | list):
+        parts = [concrete(v) for v in x]
+        return TRACED if any(p is TRACED for p in parts) else type(x)(parts)
+    return x
+
+
+def _syms(key: Any) -> Any:
+    """Return an index with symbols in place of the tracers whose values are not known."""
+    if isinstance(key, tuple):
+        return tuple(_syms(k) for k in key)
+    known = concrete(key)
+    return to_sym(FUNCTIONS["asarray"](key)) if known is TRACED else known
+
+
+def _same(key: Any, other: Any) -> bool:
+    """Whether two indices of one statement are the same; the two slices of ``a[i:] += v`` are made one by one."""
+    if key is other:
+        return True
+    return isinstance(key, slice) and isinstance(other, slice) and (key.start, key.stop, key.step) == (other.start, other.stop, other.step)
+
+
+def to_sym(x: Any) -> Sym:
+    """Return the symbol of an array or a number; a concrete array becomes a constant of the innermost trace."""
+    if isinstance(x, Tracer):
+        return x.sym
+    if isinstance(x, Methods):
+        return builder().constant(np.asarray(x))
+    return as_sym(x)
+
+
+def trace(fn: Callable[[list[Tracer]], Any], types: Sequence[Type], name: str) -> tuple[Graph, Any]:
+    """Run ``fn`` on traced arrays of ``types``; return the graph of what it did and the tree of its results.
+
+    Raises:
+        InvalidResult: when ``name`` returned something that is neither an array nor a number.
+        UnresolvedWrite: when an in-place operator wrote through a view that nothing wrote back.
+    """
+    b = Builder()
+    written: list[Tracer] = []
+    token = _pending.set(written)
+    try:
+        with b.active(), intercepted():
+            out = fn([Tracer(b.input(t)) for t in types])
+            leaves, tree = optree.tree_flatten(out)
+            for leaf, accessor in zip(leaves, tree.accessors(), strict=True):
+                if not is_array(leaf):
+                    raise InvalidResult(function=name, found=type(leaf).__name__, name=accessor.codify("result"))
+            outputs = [to_sym(leaf) for leaf in leaves]
+            for array in written:
+                array._check()
+            return b.finish(outputs), tree
+    finally:
+        _pending.reset(token)
+
+
+__all__ = ["TRACED", "Tracer", "concrete", "is_array", "to_sym", "trace"]
