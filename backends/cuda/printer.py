@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import keyword
 import math
@@ -234,6 +235,8 @@ class _Printer:
         self.buffers: dict[str, Buffer] = {}
         self.vars: dict[str, str] = {}
         self.aligned: set[str] = set()
+        self.uses: collections.Counter[Expr] = collections.Counter()
+        self.known: list[dict[Expr, str]] = []
         self.arguments: list[str] = []
         for arg in kernel.args:
             text = self.spell(arg.name, "argument")
@@ -540,7 +543,29 @@ class _Printer:
     # expressions
 
     def expr(self, e: Expr) -> str:
+        """The Python expression for ``e``; what it repeats is computed by lines before."""
+        self.uses = collections.Counter(child for node in self.nodes(e) for child in self.children(node))
+        self.known = [{}]
         return self.text(e)[0]
+
+    def children(self, e: Expr) -> tuple[Expr, ...]:
+        if isinstance(e, Op):
+            return e.args
+        if isinstance(e, Load) and not self.buffers[e.buffer].scalar:
+            return (self.buffers[e.buffer].flat(e.index),)
+        return ()
+
+    def nodes(self, e: Expr, certain: bool = False) -> dict[Expr, None]:
+        """Each sub-expression once; with ``certain`` those that are evaluated whatever the selects choose."""
+        found: dict[Expr, None] = {}
+        todo = [e]
+        while todo:
+            node = todo.pop()
+            if node not in found:
+                found[node] = None
+                lazy = certain and isinstance(node, Op) and node.op == "select" and not cheap(node)
+                todo += self.children(node)[: 1 if lazy else None]
+        return found
 
     def const(self, e: Const) -> str:
         if e.dtype == "bool":
@@ -553,36 +578,53 @@ class _Printer:
         return f"{e.dtype}({e.value!r})"
 
     def text(self, e: Expr) -> tuple[str, int]:
-        """The Python expression and how deep its parentheses go; what Python cannot nest is cut by temporaries."""
+        """The Python expression, and how deep its parentheses go; temporaries cut what Python cannot nest."""
         if e.dtype in ("f16", "bf16"):
             raise self.refuse(f"{e.dtype} is not lowered to bits; run kernelforge.ir.passes.widen first")
         if isinstance(e, Const):
             return self.const(e), 1
         if isinstance(e, Var):
             return self.vars[e.name], 0
-        if isinstance(e, Load):
-            buffer = self.buffers[e.buffer]
-            if buffer.scalar:
-                return buffer.text, 0
-            at, depth = self.text(buffer.flat(e.index))
-            found = f"{buffer.text}[{at}]"
-            return (f"({found} != 0)" if buffer.dtype == "bool" else found), depth + 2
+        for scope in self.known:
+            if e in scope:
+                return scope[e], 0
+        text, depth = self.load(e) if isinstance(e, Load) else self.compute(e)
+        if depth > DEEPEST or (depth > 1 and self.uses[e] > 1):
+            text, depth = self.temporary(text), 0
+        if depth == 0:
+            self.known[-1][e] = text
+        return text, depth
+
+    def load(self, e: Load) -> tuple[str, int]:
+        buffer = self.buffers[e.buffer]
+        if buffer.scalar:
+            return buffer.text, 0
+        at, depth = self.text(buffer.flat(e.index))
+        found = f"{buffer.text}[{at}]"
+        return (f"({found} != 0)" if buffer.dtype == "bool" else found), depth + 2
+
+    def compute(self, e: Expr) -> tuple[str, int]:
         assert isinstance(e, Op)
         if e.op == "select" and not cheap(e):
             return self.lazy(e)
         parts = [self.text(a) for a in e.args]
-        text, depth = self.operation(e, [p[0] for p in parts]), max(p[1] for p in parts) + 2
-        return (self.temporary(text), 0) if depth > DEEPEST else (text, depth)
+        return self.operation(e, [p[0] for p in parts]), max(p[1] for p in parts) + 2
 
     def lazy(self, e: Op) -> tuple[str, int]:
-        """A select that evaluates one arm."""
+        """A select that evaluates one arm, after what both arms need."""
         cond, depth = self.text(e.args[0])
+        always = [self.nodes(arm, certain=True) for arm in e.args[1:]]
+        for node in reversed(always[0]):
+            if node in always[1] and isinstance(node, Op | Load):
+                self.text(node)
         before = self.lines
         arms: list[tuple[list[str], str, int]] = []
         self.depth += 1
         for arm in e.args[1:]:
             self.lines = []
+            self.known.append({})
             text, deep = self.text(arm)
+            self.known.pop()
             arms.append((self.lines, text, deep))
         self.depth -= 1
         self.lines = before
