@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import re
@@ -97,3 +98,14 @@ def test_every_error_has_a_template() -> None:
     for name, found in vars(errors).items():
         if isinstance(found, type) and issubclass(found, errors.KernelforgeError):
             assert found.template.split(), name
+
+
+@pytest.mark.parametrize("path", sources(*FOLDERS), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_function_is_taken_for_its_module(path: Path) -> None:
+    """``kernelforge.jit`` is the function: ``from kernelforge import jit`` never means the module of that name."""
+    modules = {p.stem for p in (ROOT / "kernelforge").glob("*.py")}
+    hidden = {name for name in modules if not isinstance(getattr(kernelforge, name, kernelforge), type(kernelforge))}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "kernelforge":
+            taken = {alias.name for alias in node.names} & hidden
+            assert not taken, f"line {node.lineno}: import from kernelforge.{taken.pop()}"
