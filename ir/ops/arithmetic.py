@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from kernelforge.dtypes import FLOATS, INTEGERS, NARROW_FLOATS, SIGNED, UNSIGNED
-from kernelforge.ir.build import Sym, apply, full
+from kernelforge.ir.build import Sym, full
 from kernelforge.ir.graph import Primitive
 from kernelforge.ir.kernel import Const, Expr, op, select
-from kernelforge.ir.ops.elementwise import ALL, NUMBERS, Array, elementwise, where
+from kernelforge.ir.ops.elementwise import ALL, NUMBERS, Array, call, elementwise, where
 
 INF = float("inf")
 WIDTH = {"i8": 8, "i16": 16, "i32": 32, "i64": 64, "u8": 8, "u16": 16, "u32": 32, "u64": 64}
@@ -125,11 +125,11 @@ def _float_power(x: Expr, y: Expr) -> Expr:
 
 def _power_dx(t: Sym, _: Sym, x: Sym, y: Sym) -> Sym:
     # y * x**(y - 1) is 0 * inf where both are zero, so there the exponent is replaced
-    return t * (y * apply("power", x, where(y.eq(0), 1.0, y - 1)))
+    return t * (y * call("power", x, where(y.eq(0), 1.0, y - 1)))
 
 
 def _power_dy(t: Sym, z: Sym, x: Sym, _: Sym) -> Sym:
-    return t * (apply("log", where(x.eq(0), 1.0, x)) * z)
+    return t * (call("log", where(x.eq(0), 1.0, x)) * z)
 
 
 def copysign(x: Expr, y: Expr) -> Expr:
@@ -173,8 +173,8 @@ def _logaddexp(x: Expr, y: Expr) -> Expr:
 
 def _logaddexp_partial(t: Sym, x: Sym, y: Sym) -> Sym:
     """The weight 1 / (1 + exp(y - x)); two equal infinities share it."""
-    apart = where(x.eq(y) & apply("isinf", x), 0.0, y - x)
-    return t / (apply("exp", apart) + 1)
+    apart = where(x.eq(y) & call("isinf", x), 0.0, y - x)
+    return t / (call("exp", apart) + 1)
 
 
 def _extremum_partial(t: Sym, beaten: Sym, tie: Sym) -> Sym:
@@ -302,7 +302,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "The magnitude of x with the sign of y.",
         numpy=np.copysign,
         lower=copysign,
-        partials=(lambda t, z, x, y: t * (apply("sign", x) * apply("copysign", full(1.0, y), y)), None),
+        partials=(lambda t, z, x, y: t * (call("sign", x) * call("copysign", full(1.0, y), y)), None),
         arity=2,
     ),
     elementwise(
@@ -346,7 +346,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "The magnitude; the least integer stays as it is.",
         numpy=np.absolute,
         lower=_keep_integers("abs", UNSIGNED | {"bool"}),
-        partials=(lambda t, y, x: t * apply("sign", x),),
+        partials=(lambda t, y, x: t * call("sign", x),),
         dtypes=ALL,
     ),
     elementwise(

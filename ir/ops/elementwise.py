@@ -21,8 +21,10 @@ from kernelforge.ir.types import Type
 
 Array = np.ndarray[Any, Any]
 Partial = Callable[..., Sym] | None
-"""``partial(t, y, *inputs)`` gives ``t * dy/dx_i``, linear in ``t``; None is zero. The Jacobian of a map is diagonal, so
-the same function pushes tangents forward and pulls cotangents back."""
+"""``partial(t, y, *inputs)`` gives ``t * dy/dx_i``, linear in ``t``; None is zero.
+
+The Jacobian of a map is diagonal, so the same function pushes tangents forward and pulls cotangents back.
+"""
 
 ALL = frozenset(DTYPES)
 NUMBERS = ALL - {"bool"}
@@ -144,12 +146,17 @@ def same(name: str, types: Sequence[Type], arity: int, dtypes: frozenset[str]) -
         raise DtypeMismatch(op=name, found=" and ".join(t.name for t in types), expected=expected)
 
 
+def call(name: str, *inputs: Sym) -> Sym:
+    """Apply a primitive that has no parameters, for derivative rules."""
+    return apply(name, *inputs)  # type: ignore[no-any-return]
+
+
 def where(condition: Sym, x: Sym | float, y: Sym | float) -> Sym:
     """Choose elements, for derivative rules; a number takes the type of the other arm."""
     like = x if isinstance(x, Sym) else y
     assert isinstance(like, Sym)
     x, y = (v if isinstance(v, Sym) else full(v, like) for v in (x, y))
-    return apply("where", condition, x, y)  # type: ignore[no-any-return]
+    return call("where", condition, x, y)
 
 
 def _dtype_param(name: str, params: Params) -> str:
@@ -180,7 +187,8 @@ def _where_jvp(
 
 def _where_sample() -> list[Sample]:
     x, y = np.random.default_rng(5).uniform(0.25, 4.0, (2, 3, 5))
-    return [Sample((np.arange(15).reshape(3, 5) % 3, x, y), {}), Sample((np.array([1, 0]), SPECIAL[5:7], SPECIAL[:2]), {})]
+    condition = np.arange(15).reshape(3, 5) % 3
+    return [Sample((condition, x, y), {}), Sample((np.array([1, 0]), SPECIAL[5:7], SPECIAL[:2]), {})]
 
 
 WHERE = Primitive(
@@ -259,7 +267,9 @@ def _bitcast_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     return (Type(t.shape, dtype),)
 
 
-_NO_BITS = "reading the bits of a value as another dtype is not a smooth function of it; use astype to convert the value"
+_NO_BITS = (
+    "reading the bits of a value as another dtype is not a smooth function of it; use astype to convert the value"
+)
 
 BITCAST = Primitive(
     "bitcast",

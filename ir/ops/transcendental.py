@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernelforge.ir.build import Sym, apply, full
+from kernelforge.ir.build import Sym, full
 from kernelforge.ir.graph import Primitive
 from kernelforge.ir.kernel import Expr, op
-from kernelforge.ir.ops.elementwise import Array, elementwise, where
+from kernelforge.ir.ops.elementwise import Array, call, elementwise, where
 
 POSITIVE = (0.25, 4.0)
 INSIDE = (-0.9, 0.9)
@@ -46,18 +46,18 @@ def _each(fn: Callable[[float], float]) -> Callable[[Array], Array]:
 
 
 def _erf_slope(t: Sym, x: Sym) -> Sym:
-    return t * (apply("exp", -(x * x)) * (2 / math.sqrt(math.pi)))
+    return t * (call("exp", -(x * x)) * (2 / math.sqrt(math.pi)))
 
 
 def _arctan2_partial(t: Sym, side: Sym, other: Sym) -> Sym:
     """``t * side / (side**2 + other**2)``, 0 at the origin."""
-    h = apply("hypot", side, other)
+    h = call("hypot", side, other)
     h = where(h.eq(0), 1.0, h)
     return t * (side / h / h)
 
 
 def _sqrt(x: Sym) -> Sym:
-    return apply("sqrt", x)  # type: ignore[no-any-return]
+    return call("sqrt", x)
 
 
 PRIMITIVES: tuple[Primitive, ...] = (
@@ -65,28 +65,32 @@ PRIMITIVES: tuple[Primitive, ...] = (
     _unary("cbrt", "The cube root.", lambda t, y, x: t / (y * y * 3), domain=POSITIVE),
     _unary("exp", "e to the power of x.", lambda t, y, x: t * y, bound=1),
     _unary("exp2", "2 to the power of x.", lambda t, y, x: t * (y * math.log(2))),
-    _unary("expm1", "exp(x) - 1, also near 0.", lambda t, y, x: t * apply("exp", x)),
+    _unary("expm1", "exp(x) - 1, also near 0.", lambda t, y, x: t * call("exp", x)),
     _unary("log", "The natural logarithm.", lambda t, y, x: t / x, domain=POSITIVE),
     _unary("log2", "The logarithm to base 2.", lambda t, y, x: t / (x * math.log(2)), domain=POSITIVE),
     _unary("log10", "The logarithm to base 10.", lambda t, y, x: t / (x * math.log(10)), domain=POSITIVE),
     _unary("log1p", "log(1 + x), also near 0.", lambda t, y, x: t / (x + 1), domain=(-0.5, 4.0)),
-    _unary("sin", "The sine.", lambda t, y, x: t * apply("cos", x)),
-    _unary("cos", "The cosine.", lambda t, y, x: -(t * apply("sin", x))),
+    _unary("sin", "The sine.", lambda t, y, x: t * call("cos", x)),
+    _unary("cos", "The cosine.", lambda t, y, x: -(t * call("sin", x))),
     _unary("tan", "The tangent.", lambda t, y, x: t * (y * y + 1), domain=(-1.2, 1.2)),
     _unary(
         "arcsin", "The inverse of sin.", lambda t, y, x: t / _sqrt((1 - x) * (x + 1)), operation="asin", domain=INSIDE
     ),
     _unary(
-        "arccos", "The inverse of cos.", lambda t, y, x: -(t / _sqrt((1 - x) * (x + 1))), operation="acos", domain=INSIDE
+        "arccos",
+        "The inverse of cos.",
+        lambda t, y, x: -(t / _sqrt((1 - x) * (x + 1))),
+        operation="acos",
+        domain=INSIDE,
     ),
     _unary("arctan", "The inverse of tan.", lambda t, y, x: t / (x * x + 1), operation="atan"),
-    _unary("sinh", "The hyperbolic sine.", lambda t, y, x: t * apply("cosh", x)),
-    _unary("cosh", "The hyperbolic cosine.", lambda t, y, x: t * apply("sinh", x)),
+    _unary("sinh", "The hyperbolic sine.", lambda t, y, x: t * call("cosh", x)),
+    _unary("cosh", "The hyperbolic cosine.", lambda t, y, x: t * call("sinh", x)),
     _unary("tanh", "The hyperbolic tangent.", lambda t, y, x: t * (1 - y * y), bound=2),
     _unary(
         "arcsinh",
         "The inverse of sinh.",
-        lambda t, y, x: t / apply("hypot", x, full(1.0, x)),
+        lambda t, y, x: t / call("hypot", x, full(1.0, x)),
         operation="asinh",
     ),
     _unary(

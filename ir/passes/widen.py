@@ -27,11 +27,11 @@ HALF_BITS = 0x3F000000  # of 0.5f, whose last place is float16's least subnormal
 def widen(kernel: Kernel, native: frozenset[str]) -> Kernel:
     """Leave no operation on a narrow float but casts, and those only of the dtypes in ``native``.
 
-    A Store that combines into a narrow buffer becomes a load, the operation and a store; such a Store must not stand in a
-    ``vector`` loop that combines lanes (lowering accumulates in f32, so there is none).
+    A Store that combines into a narrow buffer becomes a load, the operation and a store; such a Store must not stand
+    in a ``vector`` loop that combines lanes (lowering accumulates in f32, so there is none).
     """
     rewriter = _Widener(native)
-    args = tuple(dataclasses.replace(a, dtype=rewriter.storage(a.dtype), size=rewriter.visit(a.size)) for a in kernel.args)
+    args = tuple(dataclasses.replace(a, dtype=rewriter.storage(a.dtype)) for a in kernel.args)
     return dataclasses.replace(kernel, args=args, body=rewriter.body(kernel.body))
 
 

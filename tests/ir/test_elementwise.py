@@ -14,7 +14,7 @@ from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import REGISTRY, Builder, Sym
 from kernelforge.ir.graph import Kind, Primitive
 from kernelforge.ir.kernel import Const, Expr, Op, Var, walk
-from kernelforge.ir.ops import PRIMITIVES, arithmetic, compare, elementwise, transcendental
+from kernelforge.ir.ops import PRIMITIVES, arithmetic, compare, transcendental
 from kernelforge.ir.types import Type
 from tests.ir.evaluate import evaluate
 
@@ -44,7 +44,20 @@ def specials(dtype: str) -> np.ndarray:
         return np.array(sorted(edge | ({-1, -2, -3, -7} if info.min else set())), DTYPES[dtype])
     kind = DTYPES[dtype]
     info = np.finfo(np.float16 if dtype == "f16" else kind) if dtype != "bf16" else np.finfo(np.float32)
-    values = [0.0, 0.5, 1.0, 1.5, 2.5, 3.0, 7.25, 100.0, float(info.tiny), float(info.tiny) / 4, float(info.max), np.inf]
+    values = [
+        0.0,
+        0.5,
+        1.0,
+        1.5,
+        2.5,
+        3.0,
+        7.25,
+        100.0,
+        float(info.tiny),
+        float(info.tiny) / 4,
+        float(info.max),
+        np.inf,
+    ]
     with np.errstate(over="ignore"):
         return np.array([s * v for v in values for s in (1, -1)] + [np.nan]).astype(kind)
 
@@ -183,12 +196,14 @@ def test_type_rules_refuse_with_found_and_expected() -> None:
 def test_numbers_stay_weak_only_together() -> None:
     weak, strong = Type((), DTYPES["f64"], weak=True), Type((), DTYPES["f64"])
     add = PRIMITIVES["add"]
-    assert add.typing([weak, weak], {})[0].weak and not add.typing([weak, strong], {})[0].weak
+    assert add.typing([weak, weak], {})[0].weak
+    assert not add.typing([weak, strong], {})[0].weak
     assert not PRIMITIVES["less"].typing([weak, weak], {})[0].weak
 
 
 def test_the_table_is_read_only_and_is_the_registry() -> None:
-    assert isinstance(PRIMITIVES, MappingProxyType) and dict(PRIMITIVES) == REGISTRY
+    assert isinstance(PRIMITIVES, MappingProxyType)
+    assert dict(PRIMITIVES) == REGISTRY
 
 
 def run(builder: Builder, env: dict[Any, np.ndarray], outputs: list[Sym]) -> list[np.ndarray]:
@@ -215,9 +230,12 @@ def test_derivatives_agree_with_finite_differences(prim: Primitive) -> None:
         if out.type.name != "f64":
             return
         ct = builder.input(out.type)
-        assert callable(prim.vjp) and callable(prim.jvp)
+        assert callable(prim.vjp)
+        assert callable(prim.jvp)
         pulled = prim.vjp((ct,), syms, (out,), {})
-        pushed = [prim.jvp(tuple(ct if j == i else None for j in range(len(xs))), syms, (out,), {})[0] for i in range(len(xs))]
+        pushed = [
+            prim.jvp(tuple(ct if j == i else None for j in range(len(xs))), syms, (out,), {})[0] for i in range(len(xs))
+        ]
     env = {s.value: x for s, x in zip(syms, xs, strict=True)} | {ct.value: np.full(out.shape, 1.5)}
     for i, (back, fore) in enumerate(zip(pulled, pushed, strict=True)):
         step = [x + 1e-6 * (i == j) for j, x in enumerate(xs)], [x - 1e-6 * (i == j) for j, x in enumerate(xs)]
@@ -263,6 +281,8 @@ def test_derivatives_at_kinks_and_limits() -> None:
 
 @pytest.mark.parametrize("dtype", sorted(NARROW_FLOATS))
 def test_narrow_floats_compute_in_float32(dtype: str) -> None:
-    expr = PRIMITIVES["add"].lower(lambda i, _: Var(f"x{i}", dtype), (), [Type((), DTYPES[dtype])] * 2, Type((), DTYPES[dtype]), {})  # type: ignore[misc]
-    assert expr.op == "cast" and expr.args[0].dtype == "f32"
-    assert elementwise.CAST.lower is not None
+    expr = PRIMITIVES["add"].lower(
+        lambda i, _: Var(f"x{i}", dtype), (), [Type((), DTYPES[dtype])] * 2, Type((), DTYPES[dtype]), {}
+    )  # type: ignore[misc]
+    assert expr.op == "cast"
+    assert expr.args[0].dtype == "f32"

@@ -28,7 +28,7 @@ from kernelforge.ir.passes.widen import from_bits, round_to, round_to_odd, to_bi
 from tests.ir.evaluate import evaluate
 
 NARROW = ["f16", "bf16"]
-I = Var("i", "i64", 65536)
+INDEX = Var("i", "i64", 65536)
 
 
 def patterns(dtype: str) -> np.ndarray:
@@ -49,7 +49,9 @@ def around_ties(dtype: str) -> np.ndarray:
     random = np.random.default_rng(0).integers(0, 2**32, 50_000, dtype=np.uint32).view(np.float32)
     edge = np.array([65519.99, 65520.0, 65536.0, 1e10, 3.4e38, np.inf, -np.inf, np.nan, -0.0, 0.0], np.float32)
     with np.errstate(over="ignore"):
-        return np.concatenate([middle, np.nextafter(middle, np.float32(9e9)), np.nextafter(middle, np.float32(-9e9)), random, edge])
+        return np.concatenate(
+            [middle, np.nextafter(middle, np.float32(9e9)), np.nextafter(middle, np.float32(-9e9)), random, edge]
+        )
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -75,7 +77,9 @@ def test_float64_rounds_once() -> None:
     narrow = patterns("f16").astype(np.float64)
     narrow = np.sort(narrow[np.isfinite(narrow)])
     middle = (narrow[:-1] + narrow[1:]) / 2
-    values = np.concatenate([middle, middle * (1 + 2**-40), middle * (1 - 2**-40), [1e300, -1e300, np.inf, np.nan, 65520.0, 1e-300]])
+    values = np.concatenate(
+        [middle, middle * (1 + 2**-40), middle * (1 - 2**-40), [1e300, -1e300, np.inf, np.nan, 65520.0, 1e-300]]
+    )
     x = Var("x", "f64")
     got = evaluate(to_bits(round_to_odd(x), "f16"), {x: values}).view(np.float16)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -98,8 +102,12 @@ def run(kernel: Kernel, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def loop(dtype: str, value: Expr, *lets: Let) -> Kernel:
-    args = (Arg("x", dtype, i64(65536), "in"), Arg("y", dtype, i64(65536), "in"), Arg("z", value.dtype, i64(65536), "out"))
-    return Kernel("k", args, (), (For(I, i64(65536), "parallel", (*lets, Store("z", (I,), value))),))
+    args = (
+        Arg("x", dtype, i64(65536), "in"),
+        Arg("y", dtype, i64(65536), "in"),
+        Arg("z", value.dtype, i64(65536), "out"),
+    )
+    return Kernel("k", args, (), (For(INDEX, i64(65536), "parallel", (*lets, Store("z", (INDEX,), value))),))
 
 
 @pytest.mark.parametrize("native", [frozenset(), frozenset(NARROW)], ids=["bits", "casts"])
@@ -108,7 +116,7 @@ def loop(dtype: str, value: Expr, *lets: Let) -> Kernel:
 def test_operations_round_as_numpy(dtype: str, native: frozenset[str]) -> None:
     kind = DTYPES[dtype]
     xs, ys = patterns(dtype), np.random.default_rng(1).permutation(patterns(dtype))
-    x, y = Load("x", (I,), dtype), Load("y", (I,), dtype)
+    x, y = Load("x", (INDEX,), dtype), Load("y", (INDEX,), dtype)
     named = Var("t", dtype)
     cases = [
         (loop(dtype, x + y), xs + ys),
@@ -138,19 +146,27 @@ def test_operations_round_as_numpy(dtype: str, native: frozenset[str]) -> None:
 
 
 def test_buffers_and_combining_stores() -> None:
-    acc = Store("z", (i64(0),), Load("x", (I,), "bf16"), "add")
+    acc = Store("z", (i64(0),), Load("x", (INDEX,), "bf16"), "add")
     local = Alloc("s", "f16", (i64(4),), "register")
-    kernel = Kernel("k", (Arg("x", "bf16", i64(8), "in"), Arg("z", "bf16", i64(1), "out")), (), (local, For(I, i64(8), "serial", (acc,))))
+    kernel = Kernel(
+        "k",
+        (Arg("x", "bf16", i64(8), "in"), Arg("z", "bf16", i64(1), "out")),
+        (),
+        (local, For(INDEX, i64(8), "serial", (acc,))),
+    )
     wide = widen(kernel, frozenset())
     assert [a.dtype for a in wide.args] == ["u16", "u16"]
-    assert isinstance(wide.body[0], Alloc) and wide.body[0].dtype == "u16"
+    assert isinstance(wide.body[0], Alloc)
+    assert wide.body[0].dtype == "u16"
     (store,) = wide.body[1].body  # type: ignore[union-attr]
-    assert isinstance(store, Store) and store.op == "" and store.value.dtype == "u16"
+    assert isinstance(store, Store)
+    assert store.op == ""
+    assert store.value.dtype == "u16"
     assert widen(wide, frozenset()) == wide
 
 
 def test_a_rounding_before_a_store_is_made_once() -> None:
-    x, y = Load("x", (I,), "bf16"), Load("y", (I,), "bf16")
+    x, y = Load("x", (INDEX,), "bf16"), Load("y", (INDEX,), "bf16")
     wide = widen(loop("bf16", x + y), frozenset({"bf16"}))
     (store,) = wide.body[0].body  # type: ignore[union-attr]
     assert store.value is (x.cast("f32") + y.cast("f32")).cast("bf16")

@@ -1,0 +1,138 @@
+"""What the expansions of ``kernelforge.ir.math`` share: the layout of floats, polynomials, and work on bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from kernelforge.ir.coefficients import POLYNOMIALS
+from kernelforge.ir.kernel import Const, Expr, op, select
+
+INF = math.inf
+NAN = math.nan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Format:
+    """The layout of a float and where its functions saturate.
+
+    Attributes:
+        integer: signed integer of the same size.
+        unsigned: unsigned integer of the same size.
+        fraction: bits of the fraction.
+        bias: of the exponent.
+        exp: below the first exp(x) is 0, above the second it is infinite; likewise for exp2.
+        exp2: the same for exp2.
+        flat: where tanh, erf and expm1(-x) have reached their limit.
+        medium: up to here four pieces of pi/2 reduce an angle well enough.
+        erfc_center: the k of the erfc polynomial's variable.
+    """
+
+    integer: str
+    unsigned: str
+    fraction: int
+    bias: int
+    exp: tuple[float, float]
+    exp2: tuple[float, float]
+    flat: tuple[float, float, float]
+    medium: float
+    erfc_center: float
+    erfc_zero: float
+
+    @property
+    def sign(self) -> int:
+        return -(1 << (self.fraction + self.bias.bit_length() + 1))
+
+    @property
+    def least(self) -> float:
+        """The least normal number."""
+        return 2.0 ** (1 - self.bias)
+
+    @property
+    def magic(self) -> float:
+        """Adding it rounds to a whole number, which then stands in the low bits."""
+        return 1.5 * 2.0**self.fraction
+
+    @property
+    def half_root(self) -> int:
+        """The bits of sqrt(1/2), from where on the logarithm's argument starts."""
+        return 0x3F3504F3 if self.fraction == 23 else 0x3FE6A09E667F3BCD
+
+
+FORMATS = {
+    "f32": Format("i32", "u32", 23, 127, (-104, 89), (-150, 128), (10, 3.95, 18), 1024.0, 2, 10.1),
+    "f64": Format("i64", "u64", 52, 1023, (-746, 710), (-1075, 1024), (20, 6, 38), 2.0**19, 4, 27.3),
+}
+
+
+def poly(name: str, x: Expr) -> Expr:
+    *lower, last = POLYNOMIALS[name, x.dtype]
+    result: Expr = Const(last, x.dtype)
+    for coefficient in reversed(lower):
+        result = result * x + coefficient
+    return result
+
+
+def bits_of(x: Expr) -> Expr:
+    return x.bitcast(FORMATS[x.dtype].integer)
+
+
+def with_sign(magnitude: Expr, x: Expr) -> Expr:
+    """Give a result that is not negative the sign of ``x``."""
+    f = FORMATS[x.dtype]
+    return (bits_of(magnitude) | (bits_of(x) & f.sign)).bitcast(x.dtype)
+
+
+def odd(fn: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
+    return lambda x: with_sign(fn(op("abs", x)), x)
+
+
+def clamp(x: Expr, low: float, high: float) -> Expr:
+    """Unlike min and max, one instruction each; NaN passes."""
+    return select(x > high, high, select(x < low, low, x))
+
+
+def power_of_two(i: Expr, dtype: str) -> Expr:
+    """2**i, where the low bits of ``i`` are a whole number in [1 - bias, bias]."""
+    f = FORMATS[dtype]
+    return ((i << f.fraction) + (f.bias << f.fraction)).bitcast(dtype)
+
+
+def scale(x: Expr, i: Expr) -> Expr:
+    """X * 2**i in two steps, so that a subnormal result is rounded once and overflow gives infinity."""
+    half = i >> 1
+    return x * power_of_two(half, x.dtype) * power_of_two(i - half, x.dtype)
+
+
+def nearest(x: Expr) -> tuple[Expr, Expr]:
+    """The nearest whole number, as a float and in the low bits of an integer."""
+    shifted = x + FORMATS[x.dtype].magic
+    return shifted - FORMATS[x.dtype].magic, bits_of(shifted)
+
+
+def to_float(i: Expr, dtype: str) -> Expr:
+    """Convert a small integer without the conversion that vector units lack for 64 bits."""
+    f = FORMATS[dtype]
+    magic = (f.bias + f.fraction) << f.fraction | 1 << (f.fraction - 1)
+    return (i + magic).bitcast(dtype) - f.magic
+
+
+def halves(x: Expr) -> tuple[Expr, Expr]:
+    """X as a sum of two floats of half its bits, whose products are exact."""
+    f = FORMATS[x.dtype]
+    high = (bits_of(x) & -(1 << (f.fraction // 2 + 1))).bitcast(x.dtype)
+    return high, x - high
+
+
+def two_product(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """A * b and what its rounding lost (Dekker 1971, with halves by masking)."""
+    (a1, a0), (b1, b0) = halves(a), halves(b)
+    p = a * b
+    return p, ((a1 * b1 - p) + a1 * b0 + a0 * b1) + a0 * b0
+
+
+def two_sum(a: Expr | float, b: Expr) -> tuple[Expr, Expr]:
+    """A + b and what its rounding lost, where a is 0 or not the smaller of the two in magnitude."""
+    s = b + a
+    return s, b - (s - a)
