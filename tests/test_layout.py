@@ -22,17 +22,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = ("kernelforge", "ir", "backends")
 LONGEST_FILE = 550
 
-HEAVY = (
-    "llvmlite",
-    "numba",
-    "pyopencl",
-    "rich",
-    "hypothesis",
-    "scipy",
-    "matplotlib",
-    "platformdirs",
-    "importlib.metadata",
-)
+HEAVY = ("hypothesis", "llvmlite", "numba", "platformdirs", "pyopencl", "rich", "scipy")
+"""What the first use of a feature loads, not the import of the package."""
 
 
 def sources(*folders: str) -> list[Path]:
