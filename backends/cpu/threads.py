@@ -3,8 +3,8 @@
 The code is compiled once and travels in every kernel's binary; the first that is loaded gives it to the process, which
 has one block of state. The threads know no Python: they spin a little, then sleep on a word of the state. A launch
 opens the ``gate``; a thread that finds it open enters, claims chunks until there are none, and leaves; the launch
-closes the gate when no chunk is left and waits for those inside, so a thread that wakes late costs nothing. While one launch
-has the pool, another one, from a second Python thread, runs its iterations itself.
+closes the gate when no chunk is left and waits for those inside, so a thread that wakes late costs nothing. While one
+launch has the pool, another one, from a second Python thread, runs its iterations itself.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 import threading
@@ -175,6 +177,25 @@ def test_code_is_not_writable() -> None:
     assert rights == ["r-xp"]
 
 
+def test_relocations_of_aarch64() -> None:
+    """Words before and after, by the instruction encodings of the Arm architecture reference manual."""
+    base, target, slot = 0x7F0000010000, 0x7F0000023458, 0x7F0000034568
+    cases = [
+        (275, 0x90000000, 0x90000080 | 3 << 29, target),  # adrp x0: 0x13 pages on
+        (277, 0x91000000, 0x91116000, target),  # add x0, x0, #0x458
+        (286, 0xF9400000, 0xF9422C00, target),  # ldr x0, [x0, #0x458]
+        (299, 0x3DC00000, 0x3DC11400, target - 8),  # ldr q0, [x0, #0x450]
+        (283, 0x94000000, 0x94004D16, target),  # bl: 0x13458 bytes on
+        (312, 0xF9400000, 0xF942B400, target),  # ldr x0, [x0, #0x568], the slot's
+        (261, 0, 0x13458, target),
+    ]
+    for kind, before, after, to in cases:
+        memory = mmap.mmap(-1, 64)
+        memory[0:4] = struct.pack("<I", before)
+        loader._aarch64(memory, 0, kind, base, to, 0, slot)
+        assert memory[0:4] == struct.pack("<I", after), kind
+
+
 # Threads
 
 
@@ -250,7 +271,13 @@ def test_the_gil_is_released() -> None:
     executable = CPU.compile(scaled(library=True))
     x = np.ones(2_000_000)
     stop = threading.Event()
-    thread = threading.Thread(target=lambda: ([launch(executable, x) for _ in range(10)], stop.set()))
+
+    def work() -> None:
+        for _ in range(10):
+            launch(executable, x)
+        stop.set()
+
+    thread = threading.Thread(target=work)
     thread.start()
     ticks = 0
     while not stop.is_set():
