@@ -64,7 +64,7 @@ def _body(what: str, fn: Fn, init: Flat, x: Flat, x_types: Sequence[Type]) -> tu
     wanted: list[Type] = []
 
     def step(*values: Sym) -> list[Sym]:
-        carry, y = (flat(t) for t in fn(init.restore(values[: len(types)]), x.restore(values[len(types) :])))
+        carry, y = (flat(t) for t in fn(init.arguments(values[: len(types)]), x.arguments(values[len(types) :])))
         made.append(y)
         wanted.extend(_carry_types(what, carry, init))
         kept = [s if s.dtype == t.dtype else s.astype(t.dtype) for s, t in zip(carry.syms, types, strict=True)]
@@ -131,7 +131,7 @@ def _scan(f: Fn, init: Flat, xs: Flat, x_types: Sequence[Type], length: int, rev
     n = len(init.syms)
     params = {"body": body, "consts": len(consts), "carry": n, "length": length, "reverse": reverse}
     outputs = apply("scan", *consts, *init.syms, *xs.syms, **params)
-    return init.restore(outputs[:n]), y.restore(outputs[n:])
+    return init.results(outputs[:n]), y.results(outputs[n:])
 
 
 def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
@@ -158,7 +158,7 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
 
     def branch(fn: Fn) -> Callable[..., list[Sym]]:
         def traced(*values: Sym) -> list[Sym]:
-            made.append(flat(fn(*args.restore(values))))
+            made.append(flat(fn(*args.arguments(values))))
             return [
                 s if s.dtype == t else s.astype(t) for s, t in zip(made[-1].syms, _branch_dtypes(made), strict=True)
             ]
@@ -168,7 +168,7 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
     # traced twice: the first time for the types, which a weak one takes from the other branch
     close_pair(branch(true_fun), branch(false_fun), [s.type for s in args.syms])
     true, false, consts = close_pair(branch(true_fun), branch(false_fun), [s.type for s in args.syms])
-    return made[0].restore(apply("cond", chosen.syms[0], *consts, *args.syms, true=true, false=false))
+    return made[0].results(apply("cond", chosen.syms[0], *consts, *args.syms, true=true, false=false))
 
 
 _BOOL = Type((), np.dtype(np.bool_))
@@ -217,14 +217,14 @@ def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
     )
 
     def test(*values: Sym) -> list[Sym]:
-        found = flat(cond_fun(start.restore(values)))
+        found = flat(cond_fun(start.arguments(values)))
         if len(found.syms) != 1 or found.syms[0].type != _BOOL:
             raise NotAPredicate(what="while_loop", name=f"what {name_of(cond_fun)} returned", found=_describe(found))
         return found.syms
 
     test_graph, test_consts = close(test, [s.type for s in start.syms])
     params = {"cond": test_graph, "body": body, "cond_consts": len(test_consts), "body_consts": len(body_consts)}
-    return start.restore(apply("while_loop", *test_consts, *body_consts, *start.syms, **params))
+    return start.results(apply("while_loop", *test_consts, *body_consts, *start.syms, **params))
 
 
 def fori_loop(lower: Any, upper: Any, body_fun: Fn, init: Any) -> Any:
@@ -250,8 +250,10 @@ def fori_loop(lower: Any, upper: Any, body_fun: Fn, init: Any) -> Any:
 
         return while_loop(lambda carry: carry[0] < upper, step, (lower, init))[1]
     length = max(int(upper) - int(lower), 0)
-    counter = apply("iota", shape=(length,), axis=0, dtype="i64") + int(lower)
+    counts = apply("iota", shape=(length,), axis=0, dtype="i64") + int(lower)
     weak = Type((), np.dtype(np.int64), weak=True)
-    return _scan(lambda carry, i: (body_fun(i, carry), None), flat(init), flat(Tracer(counter)), [weak], length, False)[
-        0
-    ]
+
+    def indexed(carry: Any, i: Any) -> Any:
+        return body_fun(i, carry), None
+
+    return _scan(indexed, flat(init), flat(Tracer(counts)), [weak], length, False)[0]

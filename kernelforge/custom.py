@@ -146,7 +146,7 @@ class custom_vjp:  # noqa: N801 - a decorator
 
         graph, _ = close(whole, [s.type for s in inputs])
         rule = _Written(ahead.graph, back.graph, tuple(given), counts)
-        return run.out.restore(apply("call", *inputs, graph=graph, name=name, rule=rule))
+        return run.out.results(apply("call", *inputs, graph=graph, name=name, rule=rule))
 
 
 def _require_alike(name: str, ahead: Flat, run: Flat) -> None:

@@ -1,4 +1,4 @@
-"""Python functions over pytrees as graphs inside of the active trace: what transforms and control flow share."""
+"""Python functions over pytrees as graphs: what transforms and control flow share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 import optree
 
-from kernelforge.dtypes import is_float
+from kernelforge.dtypes import as_dtype, is_float
 from kernelforge.errors import LeafMismatch, TreeMismatch
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Sym
+from kernelforge.ir.build import Sym, builder
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, materialize
 from kernelforge.ir.types import Type
-from kernelforge.trace import Tracer, is_array, to_sym
+from kernelforge.jit import NUMBERS
+from kernelforge.jit import run as run_arrays
+from kernelforge.methods import is_array
+from kernelforge.trace import Tracer, to_sym, trace
 
 Fn = Callable[..., Any]
 
@@ -46,9 +49,18 @@ class Flat(NamedTuple):
         left = iter(leaves)
         return self.tree.unflatten([next(left) if other is None else other for other in self.rest])
 
-    def restore(self, syms: Sequence[Sym]) -> Any:
-        """Rebuild the tree with tracers of ``syms`` in place of its own."""
+    def arguments(self, syms: Sequence[Sym]) -> Any:
+        """Rebuild the tree with arrays of ``syms`` that cannot be written to."""
         return self.unflatten([Tracer(s) for s in syms])
+
+    def results(self, syms: Sequence[Sym]) -> Any:
+        """Rebuild the tree with arrays of ``syms`` that belong to the caller."""
+        return self.unflatten([result(s) for s in syms])
+
+
+def result(sym: Sym) -> Tracer:
+    """Make an array that may be written to; a number is replaced instead."""
+    return Tracer(sym, own=sym.ndim > 0)
 
 
 def flat(tree: Any) -> Flat:
@@ -83,7 +95,7 @@ def trace_at(fn: Fn, args: Flat) -> Trace:
     made: list[Flat] = []
 
     def body(*values: Sym) -> list[Sym]:
-        made.append(flat(fn(*args.restore(values))))
+        made.append(flat(fn(*args.arguments(values))))
         return made[0].syms
 
     graph, captured = close(body, [s.type for s in args.syms])
@@ -118,3 +130,45 @@ def matched(what: str, root: str, found: Any, like: Flat, optional: bool = False
             raise LeafMismatch(what=what, name=name, found=given.type, expected=Type(sym.shape, sym.dtype))
         result.append(given)
     return result
+
+
+def _is_input(x: Any) -> bool:
+    """Whether a concrete argument is traced; integers, bools and whatever else stay what they are."""
+    return (is_array(x) and type(x) not in (bool, int)) or hasattr(x, "__dlpack__")
+
+
+def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Trace ``fn``, compile and run it once. Arrays and Python floats are traced; all else is passed as it is."""
+    leaves, tree = optree.tree_flatten((args, kwargs))
+    made: list[Flat] = []
+
+    def body(inputs: list[Any]) -> list[Tracer]:
+        left = iter(inputs)
+        a, k = tree.unflatten([next(left) if _is_input(x) else x for x in leaves])
+        made.append(flat(fn(*a, **k)))
+        return [Tracer(s) for s in made[0].syms]
+
+    found = run_arrays(body, ([x for x in leaves if _is_input(x)],), {})
+    return made[0].unflatten(found)
+
+
+def freeze(fn: Fn, args: tuple[Any, ...]) -> Fn:
+    """Trace ``fn`` at concrete arguments; return what repeats it in a trace, at arguments of the same types."""
+    leaves, tree = optree.tree_flatten(args)
+    types = [
+        NUMBERS[float] if type(x) is float else Type(x.shape, as_dtype(x.dtype)) for x in leaves if _is_input(x)
+    ]
+    made: list[Flat] = []
+
+    def body(inputs: list[Tracer]) -> list[Tracer]:
+        left = iter(inputs)
+        made.append(flat(fn(*tree.unflatten([next(left) if _is_input(x) else x for x in leaves]))))
+        return [Tracer(s) for s in made[0].syms]
+
+    graph, _ = trace(body, types, name_of(fn))
+
+    def frozen(*values: Any) -> Any:
+        given = [to_sym(v) for v, x in zip(optree.tree_leaves(values), leaves, strict=True) if _is_input(x)]
+        return made[0].results(builder().inline(graph, given))
+
+    return frozen

@@ -15,10 +15,9 @@ import optree
 
 from kernelforge.dtypes import is_float
 from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, NotFloat, NotScalar
-from kernelforge.functions import Flat, flat, matched, name_of, trace_at
+from kernelforge.functions import Flat, flat, freeze, matched, name_of, result, run, trace_at
 from kernelforge.ir.build import Sym, apply, full, tracing
 from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
-from kernelforge.jit import freeze, run
 from kernelforge.trace import Tracer, to_sym
 
 Fn = Callable[..., Any]
@@ -69,6 +68,8 @@ def _transformed(fn: Fn, traced: Fn) -> Fn:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return traced(*args, **kwargs) if tracing() else run(traced, args, kwargs)
 
+    # of jit and the like it names the same function under NumPy, which this is not
+    del wrapped.__wrapped__
     return wrapped
 
 
@@ -88,8 +89,8 @@ def _value_and_grad(fn: Fn, argnums: Argnums, has_aux: bool) -> Fn:
         t = trace_at(scalar, selected.flat)
         outputs, pullback = t.vjp()
         cotangents = pullback([full(1.0, outputs[0]), *[None] * (len(outputs) - 1)])
-        value, aux = t.out.restore(outputs)
-        return ((value, aux) if has_aux else value), selected.unflatten([Tracer(s) for s in cotangents])
+        value, aux = t.out.results(outputs)
+        return ((value, aux) if has_aux else value), selected.unflatten([result(s) for s in cotangents])
 
     return traced
 
@@ -156,14 +157,14 @@ def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
 
     t = trace_at(checked, args)
     outputs, pull = t.vjp()
-    whole = t.out.restore(outputs)
+    whole = t.out.results(outputs)
     value = flat(whole[0] if has_aux else whole)
 
     def pullback(cotangent: Any) -> Any:
         given = matched("pullback", "cotangent", cotangent, value)
-        return args.restore(pull([*given, *[None] * (len(outputs) - len(given))]))
+        return args.results(pull([*given, *[None] * (len(outputs) - len(given))]))
 
-    return (value.restore(value.syms), pullback, *whole[1:]) if has_aux else (whole, pullback)
+    return (value.results(value.syms), pullback, *whole[1:]) if has_aux else (whole, pullback)
 
 
 def jvp(fn: Fn, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
@@ -185,7 +186,7 @@ def jvp(fn: Fn, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
     given = matched("jvp", "tangents", tuple(tangents), args)
     t = trace_at(fn, args)
     outputs, outputs_t = t.jvp(given)
-    return t.out.restore(outputs), t.out.restore(outputs_t)
+    return t.out.results(outputs), t.out.results(outputs_t)
 
 
 def _one_hot(i: Sym, like: Sym) -> Sym:
@@ -215,7 +216,7 @@ def jacfwd(fn: Fn, argnums: Argnums = 0) -> Fn:
 
             stacked = emit_scan(step, [], [_counter(x.size)], x.size, False)
             columns.append([_last(ys).reshape((*ys.shape[1:], *x.shape)) for ys in stacked])
-        rows = [selected.unflatten([Tracer(column[o]) for column in columns]) for o in range(len(t.out.syms))]
+        rows = [selected.unflatten([result(column[o]) for column in columns]) for o in range(len(t.out.syms))]
         return t.out.unflatten(rows)
 
     return _transformed(fn, traced)
@@ -241,7 +242,7 @@ def jacrev(fn: Fn, argnums: Argnums = 0) -> Fn:
                 return pullback([_one_hot(i, y) if j == k else None for j in range(len(outputs))])
 
             stacked = emit_scan(step, [], [_counter(y.size)], y.size, False)
-            rows.append(selected.unflatten([Tracer(xs.reshape((*y.shape, *xs.shape[1:]))) for xs in stacked]))
+            rows.append(selected.unflatten([result(xs.reshape((*y.shape, *xs.shape[1:]))) for xs in stacked]))
         return t.out.unflatten(rows)
 
     return _transformed(fn, traced)
@@ -261,13 +262,15 @@ def checkpoint(fn: Fn) -> Fn:
             return fn(*args, **kwargs)
         t = trace_at(lambda args, kwargs: fn(*args, **kwargs), flat((args, kwargs)))
         outputs = apply("call", *t.captured, *t.inputs, graph=t.graph, name=name_of(fn), rule=RECOMPUTE)
-        return t.out.restore(outputs)
+        return t.out.results(outputs)
 
     return wrapped
 
 
 def stop_gradient(x: Any) -> Any:
     """Return ``x``, a pytree, as a constant of every derivative."""
-    return optree.tree_map(
-        lambda leaf: Tracer(apply("stop_gradient", to_sym(leaf))) if isinstance(leaf, Tracer) else leaf, x
-    )
+
+    def stopped(leaf: Any) -> Any:
+        return result(apply("stop_gradient", to_sym(leaf))) if isinstance(leaf, Tracer) else leaf
+
+    return optree.tree_map(stopped, x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 from kernelforge.ir.graph import Graph, Kind, Node, Value
@@ -70,7 +71,7 @@ def _scan(node: Node, used: Sequence[bool]) -> Node:
     if all(keep) and all(inputs):
         return node
     counts = {"consts": sum(inputs[:c]), "carry": sum(keep[:k])}
-    params = {**node.params, "body": _cut(body, inputs, keep), **counts}
+    params = MappingProxyType({**node.params, "body": _cut(body, inputs, keep), **counts})
     kept = _pick(inputs, node.inputs)
     return dataclasses.replace(node, inputs=kept, params=params, outputs=_pick(keep, node.outputs))
 
@@ -81,7 +82,7 @@ def _cond(node: Node, used: Sequence[bool]) -> Node:
     inputs = [t in live or f in live for t, f in zip(true.inputs, false.inputs, strict=True)]
     if all(used) and all(inputs):
         return node
-    params = {"true": _cut(true, inputs, used), "false": _cut(false, inputs, used)}
+    params = MappingProxyType({"true": _cut(true, inputs, used), "false": _cut(false, inputs, used)})
     kept = (node.inputs[0], *_pick(inputs, node.inputs[1:]))
     return dataclasses.replace(node, inputs=kept, params=params, outputs=_pick(used, node.outputs))
 
@@ -100,12 +101,14 @@ def _while(node: Node, used: Sequence[bool]) -> Node:
     body_inputs = [*(v in live for v in body.inputs[:m]), *keep]
     if all(cond_inputs) and all(body_inputs):
         return node
-    params = {
-        "cond": _cut(cond, cond_inputs, [True]),
-        "body": _cut(body, body_inputs, keep),
-        "cond_consts": sum(cond_inputs[:n]),
-        "body_consts": sum(body_inputs[:m]),
-    }
+    params = MappingProxyType(
+        {
+            "cond": _cut(cond, cond_inputs, [True]),
+            "body": _cut(body, body_inputs, keep),
+            "cond_consts": sum(cond_inputs[:n]),
+            "body_consts": sum(body_inputs[:m]),
+        }
+    )
     inputs = _pick([*cond_inputs[:n], *body_inputs[:m], *keep], node.inputs)
     return dataclasses.replace(node, inputs=inputs, params=params, outputs=_pick(keep, node.outputs))
 
@@ -134,7 +137,8 @@ def _merge_scans(graph: Graph) -> Graph:
             merged[node] = None
         whole = Graph(body.inputs, body.nodes, (*body.outputs[:k], *stacked), body.consts)
         outputs = (*first.outputs[:k], *stacked.values())
-        merged[first] = dataclasses.replace(first, params={**first.params, "body": whole}, outputs=outputs)
+        params = MappingProxyType({**first.params, "body": whole})
+        merged[first] = dataclasses.replace(first, params=params, outputs=outputs)
     if not merged:
         return graph
     nodes = []

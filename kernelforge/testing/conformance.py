@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from kernelforge import config
 from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
 from kernelforge.compile import compile_graph
+from kernelforge.config import current
 from kernelforge.dtypes import BFLOAT16, DTYPES, FLOATS, is_float
 from kernelforge.errors import BackendFailed, DeviceOutOfMemory, KernelforgeError, UnsupportedOnDevice
 from kernelforge.ir import autodiff
@@ -172,7 +172,7 @@ def _inputs(prim: Primitive, sample: Sample, dtype: str) -> list[Array]:
 
 
 def _run(device: Backend, graph: Graph, arrays: Sequence[Array]) -> list[Array]:
-    plan = compile_graph(graph, device, config.current())
+    plan = compile_graph(graph, device, current())
     buffers = plan.run([(upload(device, np.ascontiguousarray(a)), 0) for a in arrays])
     return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(buffers, graph.outputs, strict=True)]
 
