@@ -1,12 +1,66 @@
-"""kernelforge: write NumPy, get fused kernels."""
+"""kernelforge: write NumPy, get fused kernels, forward and backward, on every vendor's device."""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import kernelforge.ir.ops as _ops
-from kernelforge import numpy
+from kernelforge import numpy, random
 from kernelforge.array import Array, asarray
 from kernelforge.config import config
+from kernelforge.control import cond, fori_loop, scan, while_loop
+from kernelforge.custom import custom_vjp
 from kernelforge.devices import default_device, devices
+from kernelforge.errors import KernelforgeError
 from kernelforge.jit import jit
+from kernelforge.transforms import (
+    checkpoint,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stop_gradient,
+    value_and_grad,
+    vjp,
+)
 
-__all__ = ["Array", "asarray", "config", "default_device", "devices", "jit", "numpy"]
+if TYPE_CHECKING:
+    from kernelforge import testing
+
+assert _ops.PRIMITIVES
+
+__all__ = [
+    "Array",
+    "KernelforgeError",
+    "asarray",
+    "checkpoint",
+    "cond",
+    "config",
+    "custom_vjp",
+    "default_device",
+    "devices",
+    "fori_loop",
+    "grad",
+    "hessian",
+    "jacfwd",
+    "jacrev",
+    "jit",
+    "jvp",
+    "numpy",
+    "random",
+    "scan",
+    "stop_gradient",
+    "testing",
+    "value_and_grad",
+    "vjp",
+    "while_loop",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # testing loads hypothesis, which most programs never need
+    if name == "testing":
+        return importlib.import_module("kernelforge.testing")
+    raise AttributeError(f"module 'kernelforge' has no attribute {name!r}")

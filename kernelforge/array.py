@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kernelforge import devices
 from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
+from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import ImmutableArray, InvalidArgument
 from kernelforge.ir.build import tracing
@@ -187,4 +187,4 @@ def asarray(x: Any, dtype: Any = None, device: str | None = None) -> Any:
     found = to_numpy(x)
     array = np.asarray(x) if found is None else found
     array = array.astype(as_dtype(dtype), copy=False) if dtype is not None else array
-    return put(array, devices.current() if device is None else registry.backend(device))
+    return put(array, current_device() if device is None else registry.backend(device))

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import optree
 
-from kernelforge import config, devices
 from kernelforge.array import Array, ready, to_numpy
 from kernelforge.backends.base import Backend
 from kernelforge.compile import compile_graph
+from kernelforge.config import current as current_config
+from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import InvalidArgument, MixedDevices, NumberOutOfRange, UnhashableStatic, UnknownStatic
 from kernelforge.ir.build import tracing
@@ -153,7 +154,7 @@ def _device(leaves: Sequence[Any]) -> Backend:
     found = list(dict.fromkeys(x._buffer.backend for x in leaves if isinstance(x, Array)))
     if len(found) > 1:
         raise MixedDevices(first=found[0].name, second=found[1].name)
-    return found[0] if found else devices.current()
+    return found[0] if found else current_device()
 
 
 def _name_of(fn: Fn) -> str:
@@ -165,7 +166,7 @@ def compile(body: Callable[[list[Tracer]], Any], leaves: Sequence[Any], name: st
     backend = _device(leaves)
     found = [_leaf(x, backend) for x in leaves]
     graph, tree = trace(body, [leaf.type for leaf in found], name)
-    plan = compile_graph(graph, backend, config.current(), tuple(leaf.strides for leaf in found))
+    plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found))
     return Program(plan, found, graph, tree, backend)
 
 
@@ -226,7 +227,7 @@ class Jit:
             return self._inline(args, kwargs)
         if not kwargs and not self._static:
             try:
-                key = (config.current(), devices.current(), *[KEYS[type(x)](x) for x in args])
+                key = (current_config(), current_device(), *[KEYS[type(x)](x) for x in args])
             except KeyError:
                 key = None
             if key is not None:
@@ -266,7 +267,7 @@ class Jit:
         leaves, tree = _flatten(dynamic, {k: v for k, v in kwargs.items() if k not in named})
         fixed = tuple((where, type(x), x) for where, x in (*statics.items(), *sorted(named.items())))
         shapes = tuple(KEYS.get(type(x), _of_ndarray)(x) for x in leaves)
-        key = (tree, fixed, config.current(), devices.current(), shapes)
+        key = (tree, fixed, current_config(), current_device(), shapes)
         program = self._programs.get(key)
         if program is None:
             fn = self.__wrapped__
