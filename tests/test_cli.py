@@ -1,0 +1,127 @@
+"""The command line, run in this process; the demo trained briefly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernelforge.cli import main
+from kernelforge.demo import model
+from kernelforge.demo.digits import load
+from kernelforge.runtime import cache
+
+MODULE = """
+import numpy as np
+import kernelforge as kf
+
+@kf.jit
+def double(x):
+    return x * 2
+
+def double_args():
+    return (np.ones(3, np.float32),)
+
+@kf.jit
+def bare(x):
+    return x
+
+def plain(x):
+    return x
+"""
+
+
+def test_devices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("reference: serial form, 1 threads") for line in lines)
+    assert {line.split(":")[0] for line in lines} >= {"cpu", "opencl", "cuda", "reference"}
+
+
+def test_cache_is_described_and_emptied(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERNELFORGE_CACHE_DIR", str(tmp_path / "cache"))
+    assert main(["cache", "info"]) == 0
+    assert capsys.readouterr().out == f"0 files, 0 bytes, in {tmp_path / 'cache'}\n"
+    cache.store("a" * 64, b"12345")
+    assert main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out == f"removed 1 files, 5 bytes, from {tmp_path / 'cache'}\n"
+    assert cache.files() == []
+
+
+def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "explained.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["explain", "explained:double"]) == 0
+    assert "1 kernel on cpu" in capsys.readouterr().out
+    for wrong, message in (
+        ("explained", "'explained' names no function; write module:name"),
+        ("nowhere:f", "there is no module 'nowhere'"),
+        ("explained:plain", "explained has no compiled function 'plain'; put @kf.jit on it"),
+        ("explained:bare", "nothing says with what 'bare' is called; define bare_args() in explained"),
+    ):
+        assert main(["explain", wrong]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_unknown_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--device", "abacus"]) == 1
+    assert "no device is named 'abacus'" in capsys.readouterr().err
+
+
+def test_digits() -> None:
+    training, held_out = load()
+    assert training.images.shape == (1437, 64)
+    assert held_out.images.shape == (360, 64)
+    assert sorted(set(training.labels)) == list(range(10))
+    assert training.images.min() == 0
+    assert training.images.max() == 1
+
+
+def test_hand_written_gradient_is_right() -> None:
+    """The baseline of the demo: its update follows the slope of the loss."""
+    training, _ = load()
+    images, labels = training.images[:16].astype(np.float64), training.labels[:16]
+    state = model.init(5)
+    state["params"] = {name: p.astype(np.float64) for name, p in state["params"].items()}
+    made, _ = model.numpy_step(state, images, labels)
+    for name, p in state["params"].items():
+        at = (0,) * p.ndim if name == "b1" else (20, 2)[: p.ndim] if p.shape[0] > 20 else (2,) * p.ndim
+        losses = []
+        for side in (1e-6, -1e-6):
+            moved = p.copy()
+            moved[at] += side
+            losses.append(float(model.loss(state["params"] | {name: moved}, images, labels)))
+        slope = (losses[0] - losses[1]) / 2e-6
+        np.testing.assert_allclose(made["mean"][name][at], (1 - model.DECAY) * slope, rtol=1e-5)
+
+
+def test_compiled_step_is_numpys() -> None:
+    training, _ = load()
+    images, labels = training.images[:32], training.labels[:32]
+    state = model.init(16)
+    made, value = model.step(state, images, labels)
+    expected, expected_value = model.numpy_step(state, images, labels)
+    np.testing.assert_allclose(np.asarray(value), expected_value, rtol=1e-5)
+    for part in ("params", "mean", "square"):
+        for name in expected[part]:
+            np.testing.assert_allclose(np.asarray(made[part][name]), expected[part][name], rtol=2e-3, atol=2e-6)
+    assert float(made["count"]) == 1
+
+
+def test_demo_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--epochs", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "digits it never saw are recognised" in out
+    assert "under NumPy with the gradient written by hand" in out
+    assert float(out.split("%")[0].split()[-1]) > 85
+
+
+def test_module_is_runnable() -> None:
+    done = subprocess.run([sys.executable, "-m", "kernelforge", "--help"], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
