@@ -61,9 +61,9 @@ def _resolve(shape: Shape, indices: Arrays, listed: Shape) -> tuple[tuple[Array,
     made = []
     for a, raw in zip(listed, indices, strict=True):
         n = shape[a]
-        # u64 does not fit: what lies above any extent is out of range all the same
-        i = np.minimum(raw, np.iinfo(np.int64).max).astype(np.int64) if raw.dtype.kind == "u" else raw.astype(np.int64)
-        i = np.where(i < 0, i + n, i)
+        i = raw.astype(np.int64)
+        if raw.dtype.kind == "i":  # an unsigned index too large for int64 became negative, and out of range it is
+            i = np.where(i < 0, i + n, i)
         inside &= (i >= 0) & (i < n)
         made.append(i)
     return tuple(np.where(inside, i, 0) for i in made), inside
