@@ -24,5 +24,5 @@ def load(held_out: int = 360, seed: int = 0) -> tuple[Digits, Digits]:
     packed = importlib.resources.files("kernelforge.demo").joinpath("digits.csv.gz").read_bytes()
     numbers = np.array(gzip.decompress(packed).decode().replace("\n", ",").rstrip(",").split(","), np.float32)
     table = np.random.default_rng(seed).permutation(numbers.reshape(-1, 65))
-    images, labels = table[:, :64] / np.float32(16), table[:, 64].astype(np.int64)
+    images, labels = np.asarray(table[:, :64] / 16, np.float32), table[:, 64].astype(np.int64)
     return Digits(images[held_out:], labels[held_out:]), Digits(images[:held_out], labels[:held_out])

@@ -23,7 +23,7 @@ def init(hidden: int, seed: int = 0) -> Tree:
     rng = np.random.default_rng(seed)
 
     def weight(rows: int, columns: int) -> np.ndarray[Any, Any]:
-        return (rng.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
+        return np.asarray(rng.standard_normal((rows, columns)) / np.sqrt(rows), np.float32)
 
     params = {
         "w1": weight(64, hidden),
