@@ -26,7 +26,7 @@ class Host:
         vector_registers: how many there are.
         fma: whether a fused multiply-add is one instruction.
         half: whether conversions between f16 and f32 are instructions.
-        cache_bytes: sizes of the data caches of levels 1 and 2.
+        cache_bytes: sizes of the caches for data of levels 1, 2 and 3.
         threads: hardware threads this process may use.
     """
 
@@ -37,7 +37,7 @@ class Host:
     vector_registers: int
     fma: bool
     half: bool
-    cache_bytes: tuple[int, int]
+    cache_bytes: tuple[int, int, int]
     threads: int
 
     @property
@@ -101,6 +101,6 @@ def host() -> Host:
         vector_registers=32 if wide or not x86 else 16,
         fma="fma" in features if x86 else True,
         half="f16c" in features if x86 else True,
-        cache_bytes=(_cache(1, 32 << 10), _cache(2, 1 << 20)),
+        cache_bytes=(_cache(1, 32 << 10), _cache(2, 1 << 20), _cache(3, 32 << 20)),
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )

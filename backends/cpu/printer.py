@@ -13,14 +13,30 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST, Exprs
+from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
 from kernelforge.backends.cpu.host import Host
+from kernelforge.backends.cpu.stores import Stores
 from kernelforge.backends.cpu.threads import FORK
-from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Scope, Val, identity, suffix, typed
+from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Scope, Val
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, If, Kernel, Let, Op, Stmt, Store, Var, stmts
+from kernelforge.ir.kernel import (
+    Alloc,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    stmts,
+    walk,
+)  # fmt: skip
 
 STACK_BYTES = 16 << 10
 """Buffers up to this size are on the stack; larger ones come from malloc for each range."""
@@ -60,6 +76,22 @@ def stored(body: Sequence[Stmt]) -> set[str]:
     return {s.buffer for s in stmts(body) if isinstance(s, Store)}
 
 
+def streamed(kernel: Kernel, host: Host) -> frozenset[str]:
+    """Return the outputs that are too large to be in the cache when the next kernel reads them.
+
+    Storing them past the cache saves reading each line before it is overwritten.
+    """
+    read = {e.buffer for s in stmts(kernel.body) for top in exprs(s) for e in walk(top) if isinstance(e, Load)}
+    return frozenset(
+        a.name
+        for a in kernel.args
+        if a.mode == "out"
+        and a.name not in read
+        and isinstance(a.size, Const)
+        and int(a.size.value) * DTYPES[a.dtype].itemsize >= host.cache_bytes[2]
+    )
+
+
 def print_kernel(kernel: Kernel, host: Host) -> str:
     """Return the text of an LLVM module that defines ``run``.
 
@@ -68,22 +100,29 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     """
     declared: dict[str, str] = {}
     parts = phases(kernel)
-    functions = [_Function(kernel, host, declared).phase(f"phase{k}", part) for k, part in enumerate(parts)]
-    functions.append(_Function(kernel, host, declared).entry(parts))
+    large = streamed(kernel, host)
+    functions = []
+    for k, part in enumerate(parts):
+        functions.append(_Function(kernel, host, declared).phase(f"phase{k}", part))
+        if large & stored(part.body):
+            functions.append(_Function(kernel, host, declared, large).phase(f"phase{k}.stream", part))
+    functions.append(_Function(kernel, host, declared, large).entry(parts))
     wide = (
         f'"min-legal-vector-width"="{host.vector_bytes * 8}" "prefer-vector-width"="{host.vector_bytes * 8}" '
         if host.arch == "x86_64"
         else ""
     )
     attributes = f'attributes #0 = {{ nounwind {wide}"no-stack-arg-probe" "no-builtins" }}'
-    return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, ""])
+    return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, "!0 = !{i32 1}", ""])
 
 
-class _Function(Exprs):
+class _Function(Stores):
     """Emits the statements of one function."""
 
-    def __init__(self, kernel: Kernel, host: Host, declared: dict[str, str]) -> None:
-        super().__init__(kernel.name, host, declared)
+    def __init__(
+        self, kernel: Kernel, host: Host, declared: dict[str, str], streamed: frozenset[str] = frozenset()
+    ) -> None:
+        super().__init__(kernel.name, host, declared, streamed)
         self.args = kernel.args
         self.params = kernel.params
         self.block = "entry"
@@ -117,7 +156,9 @@ class _Function(Exprs):
         if any(DUMMY in line for line in lines):
             self.declare("llvm.memset.p0.i64", "void", "ptr, i8, i64, i1")
             self.allocas += [dummy, zero]
-        body = [*self.allocas, *lines, *self.frees, "ret void"]
+        # stores past the cache are not ordered with those that tell other threads that the work is done
+        fence = ["fence seq_cst"] if self.streamed else []
+        body = [*self.allocas, *lines, *self.frees, *fence, "ret void"]
         return "\n".join(
             [
                 f"define internal void @{name}.body({takes}) noinline #0 {{",
@@ -170,7 +211,11 @@ class _Function(Exprs):
             for loop in part.loops:
                 total = self.index_op("mul", total, self.emit(loop.extent))
             each = self.emit(work(part.loops, part.body, self.params, self.host.vector_bytes))
-            self.put(f"call void %fork(ptr %pool, ptr @phase{k}, ptr %frame, i64 {total.ref}, i64 {each.ref})")
+            function = f"@phase{k}"
+            if self.streamed & stored(part.body):
+                function = self.fresh("phase")
+                self.put(f"{function} = select i1 {self.aligned().ref}, ptr @phase{k}.stream, ptr @phase{k}")
+            self.put(f"call void %fork(ptr %pool, ptr {function}, ptr %frame, i64 {total.ref}, i64 {each.ref})")
         fork = [f"%fork.at = getelementptr i8, ptr %pool, i64 {FORK}", "%fork = load ptr, ptr %fork.at, align 8"]
         return "\n".join(
             [
@@ -182,6 +227,14 @@ class _Function(Exprs):
                 "}",
             ]
         )
+
+    def aligned(self) -> Val:
+        """Return whether all streamed buffers begin at a multiple of 64 bytes."""
+        low = self.const(0, "i64")
+        for name in sorted(self.streamed):
+            address = self.ins(f"ptrtoint ptr {self.buffers[name].ptr} to i64", "i64", 0)
+            low = self.binary("or", low, address)
+        return self.binary("icmp eq", self.binary("and", low, self.const(63, "i64")), self.const(0, "i64"), "bool")
 
     # Control flow
 
@@ -367,127 +420,6 @@ class _Function(Exprs):
         self.forget(stmt.buffer)
         self.buffers[stmt.buffer] = Buffer(
             ref, stmt.dtype, tuple(reversed(strides))[: len(shape)], tuple(shape), bool(self.lanes)
-        )
-
-    # Stores
-
-    def forget(self, buffer: str) -> None:
-        """Let no value read from ``buffer`` outlive a store to it."""
-        for scope in self.scopes:
-            scope.forget(buffer)
-            if scope.fixed is not None:
-                scope.fixed.add(buffer)
-
-    def store(self, stmt: Store) -> None:
-        pointer, step = self.address(stmt.buffer, stmt.index)
-        buffer = self.buffers[stmt.buffer]
-        whole = self.whole(buffer, stmt.index, step)
-        if step == 0 and self.lanes:
-            self.store_uniform(stmt, pointer)
-        elif step is None and stmt.op:
-            self.combine_lanes(stmt, pointer, buffer)
-        else:
-            if stmt.op:
-                old = self.load_at(stmt.buffer, pointer, step, None if whole else self.mask)
-                new = self.combine(stmt.op, old, stmt.value)
-            else:
-                new = self.emit(stmt.value)
-            self.write(buffer, stmt.buffer, pointer, step, new, whole)
-        self.forget(stmt.buffer)
-
-    def combine(self, op: str, old: Val, value: Expr) -> Val:
-        """Return ``old op value``; a product is added with one rounding where the host has the instruction."""
-        fused = op == "add" and old.dtype in ("f32", "f64") and self.host.fma
-        if fused and isinstance(value, Op) and value.op == "mul":
-            a, b = (self.emit(x) for x in value.args)
-            return self.call("fma", old.dtype, a, b, old)
-        return self.apply(op, [old, self.emit(value)])
-
-    def store_uniform(self, stmt: Store, pointer: Val) -> None:
-        """Combine all lanes into one element: lane k with lane k + n/2, and so on by halves, then with the element."""
-        if not stmt.op or self.lanes & (self.lanes - 1):
-            raise NotVectorError
-        v = self.splat(self.emit(stmt.value), self.lanes)
-        if self.mask is not None:
-            neutral = self.splat(Val(identity(stmt.op, v.dtype), v.dtype), self.lanes)
-            v = self.choose(self.mask, v, neutral)
-        half = self.lanes // 2
-        while half:
-            low, high = (
-                self.ins(
-                    f"shufflevector {v.type} {v.ref}, {v.type} poison, <{half} x i32> <"
-                    + ", ".join(f"i32 {k}" for k in range(first, first + half))
-                    + ">",
-                    v.dtype,
-                    half,
-                    v,
-                )
-                for first in (0, half)
-            )
-            v = self.apply(stmt.op, [low, high])
-            half //= 2
-        v = self.ins(f"extractelement {v.type} {v.ref}, i64 0", v.dtype, 0, v)
-        mask, self.mask = self.mask, None
-        old = self.load_at(stmt.buffer, pointer, 0, None)
-        self.write(self.buffers[stmt.buffer], stmt.buffer, pointer, 0, self.apply(stmt.op, [old, v]))
-        self.mask = mask
-
-    def combine_lanes(self, stmt: Store, pointers: Val, buffer: Buffer) -> None:
-        """Combine lane after lane, since two may meet in one element."""
-        if self.mask is not None:
-            raise NotVectorError
-        v = self.splat(self.emit(stmt.value), self.lanes)
-        for k in range(self.lanes):
-            at = self.ins(f"extractelement {pointers.type} {pointers.ref}, i64 {k}", "ptr", 0, pointers)
-            one = self.ins(f"extractelement {v.type} {v.ref}, i64 {k}", v.dtype, 0, v)
-            old = self.load_at(stmt.buffer, at, 0, None)
-            self.write(buffer, stmt.buffer, at, 0, self.apply(stmt.op, [old, one]))
-            self.forget(stmt.buffer)
-
-    def write(self, buffer: Buffer, name: str, pointer: Val, step: int | None, v: Val, whole: bool = False) -> None:
-        """Store a value, or the lanes of it that the mask lets through."""
-        scalar, align, lanes = MEMORY[buffer.dtype], DTYPES[buffer.dtype].itemsize, self.lanes
-        if v.dtype != buffer.dtype:
-            raise self.refuse(f"a value of {v.dtype} is stored to {name!r}, which holds {buffer.dtype}")
-        if step == 0:
-            if v.lanes:
-                raise NotVectorError
-            byte = self.memory(v)
-            self.put(f"store {scalar} {byte.ref}, ptr {pointer.ref}, align {align}")
-            return
-        v = self.splat(v, lanes)
-        mask = self.splat(self.mask, lanes) if self.mask is not None else None
-        if step == -1:
-            v, mask = self.reversed(v), self.reversed(mask) if mask is not None else None
-            pointer = self.ins(f"getelementptr {scalar}, ptr {pointer.ref}, i64 {1 - lanes}", "ptr", 0, pointer)
-        kind = typed(scalar, lanes)
-        if mask is not None and whole:
-            # a blend, which SROA turns into registers
-            old = self.loaded(
-                self.read(name, f"load {kind}, ptr {pointer.ref}, align {align}", buffer.dtype, lanes, pointer)
-            )
-            v, mask = self.choose(mask, v, old), None
-        byte = self.memory(v)
-        if step in (1, -1) and mask is None:
-            self.put(f"store {kind} {byte.ref}, ptr {pointer.ref}, align {align}")
-        elif step in (1, -1):
-            assert mask is not None
-            fn = f"llvm.masked.store.{suffix(scalar, lanes)}.p0"
-            self.declare(fn, "void", f"{kind}, ptr, i32, <{lanes} x i1>")
-            self.put(f"call void @{fn}({kind} {byte.ref}, ptr {pointer.ref}, i32 {align}, <{lanes} x i1> {mask.ref})")
-        else:
-            ptrs = pointer if step is None else self.lane_pointers(pointer, step, scalar)
-            on = mask if mask is not None else self.splat(self.const(True, "bool"), lanes)
-            fn = f"llvm.masked.scatter.{suffix(scalar, lanes)}.{suffix('ptr', lanes)}"
-            self.declare(fn, "void", f"{kind}, <{lanes} x ptr>, i32, <{lanes} x i1>")
-            self.put(
-                f"call void @{fn}({kind} {byte.ref}, <{lanes} x ptr> {ptrs.ref}, i32 {align}, <{lanes} x i1> {on.ref})"
-            )
-
-    def memory(self, v: Val) -> Val:
-        """Turn a value into what is stored: a bool's bit into a byte."""
-        return (
-            self.ins(f"zext {v.type} {v.ref} to {typed('i8', v.lanes)}", "u8", v.lanes, v) if v.dtype == "bool" else v
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import mmap
 import os
@@ -20,6 +21,7 @@ import pytest
 from kernelforge.backends.cpu import CpuBackend, loader
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import POOL
+from kernelforge.dtypes import DTYPES
 from kernelforge.errors import CompilationFailed, DamagedBinary, DeviceOutOfMemory
 from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Load, Store, Var, i64, op
 
@@ -102,6 +104,40 @@ def test_errors_of_compilation_name_the_kernel_and_the_problem() -> None:
         CPU.compile(Kernel("g", (), (), (Alloc("t", "f32", (i64(4),), "global"),)))
     with pytest.raises(CompilationFailed, match="a value of f32 is stored to 'y', which holds f64"):
         CPU.compile(Kernel("d", (Arg("y", "f64", N, "out"),), (), (Store("y", (i64(0),), Const(1, "f32")),)))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "u8", "bool"])
+@pytest.mark.parametrize("lanes", [4, 16, 32])
+def test_large_outputs_are_stored_past_the_cache(dtype: str, lanes: int) -> None:
+    tiny = CpuBackend()
+    tiny.host = dataclasses.replace(CPU.host, cache_bytes=(256, 512, 1024))
+    n = 4096 + lanes
+    out, lane = Var("o", bound=n // lanes), Var("v", bound=lanes)
+    at = out * lanes + lane
+    loop = For(lane, i64(lanes), "vector", (Store("y", (at,), Load("x", (at,), dtype)),))
+    tail = For(AT, i64(n % lanes), "serial", (Store("y", (AT + n // lanes * lanes,), Const(1, dtype)),))
+    args = (Arg("x", dtype, i64(n), "in"), Arg("y", dtype, i64(n), "out"))
+    kernel = Kernel("large", args, (), (For(out, i64(n // lanes), "grid", (loop,)), tail))
+    executable = tiny.compile(kernel)
+    assert "!nontemporal" in executable.source
+    assert "!nontemporal" not in CPU.compile(kernel).source
+    np_dtype = DTYPES[dtype]
+    x = np.random.default_rng(0).integers(0, 2, n).astype(np_dtype)
+    handle = tiny.allocate((n + 8) * np_dtype.itemsize)
+    for offset in (0, 1, 4):  # also where the output begins at no multiple of 64 bytes
+        tiny.launch(executable, [(tiny.upload(x), 0), (handle, offset * np_dtype.itemsize)], [])
+        np.testing.assert_array_equal(tiny.download(handle, offset * np_dtype.itemsize, (n,), np_dtype), x)
+
+
+def test_outputs_that_are_read_again_stay_in_the_cache() -> None:
+    tiny = CpuBackend()
+    tiny.host = dataclasses.replace(CPU.host, cache_bytes=(256, 512, 1024))
+    lane = Var("v", bound=16)
+    store = Store("y", (lane,), Load("x", (lane,), "f32"))
+    again = Store("y", (lane,), Load("y", (lane,), "f32") * 2.0)
+    body = (For(lane, i64(16), "vector", (store,)), For(lane, i64(16), "vector", (again,)))
+    kernel = Kernel("read", (Arg("x", "f32", i64(4096), "in"), Arg("y", "f32", i64(4096), "out")), (), body)
+    assert "!nontemporal" not in tiny.compile(kernel).source
 
 
 # Binaries
