@@ -145,8 +145,13 @@ class _Fuser:
         self.items: list[_Item] = []
         by_value: dict[Value, _Item] = {}
         for node in graph.nodes:
-            if node not in self.free:
-                self._add(_Item(node, node.outputs, len(self.items)), node.inputs, by_value)
+            if node in self.free:
+                continue
+            if node.prim.kind is Kind.OPAQUE:
+                for value in node.inputs:
+                    if self.producer.get(value) in self.free and value not in by_value:
+                        self._add(_Item(None, (value,), len(self.items)), (value,), by_value)
+            self._add(_Item(node, node.outputs, len(self.items)), node.inputs, by_value)
         for value in dict.fromkeys(graph.outputs):
             if value not in by_value:
                 self._add(_Item(None, (value,), len(self.items)), (value,), by_value)
@@ -154,8 +159,10 @@ class _Fuser:
         self.joined: list[list[_Group]] = []
 
     def _add(self, item: _Item, inputs: Sequence[Value], by_value: dict[Value, _Item]) -> None:
+        opaque = item.node is not None and item.kind is Kind.OPAQUE
         for value in inputs:
-            for source in self._sources(value):
+            # what the plan reads is in memory, whatever made it
+            for source in [value] if opaque else self._sources(value):
                 if source in by_value:
                     item.reads[by_value[source]] = None
                     by_value[source].readers[item] = None

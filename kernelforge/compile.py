@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -17,13 +18,14 @@ from kernelforge.config import Config
 from kernelforge.errors import DamagedBinary, UnsupportedOnDevice
 from kernelforge.ir.build import Builder, primitive
 from kernelforge.ir.fuse import Region, fuse
-from kernelforge.ir.graph import Graph, Value
+from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, If, Kernel, Op, Stmt, Store, exprs, walk
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.text import print_kernel
+from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime import cache
 from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
@@ -92,7 +94,7 @@ def _literal(value: Any) -> Any:
 
 
 def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple[int, ...] | None, ...]) -> Plan:
-    optimized = distinct(optimize(graph, config.verify))
+    optimized = row_major_inside(distinct(optimize(graph, config.verify)), layout)
     limits = backend.limits
     for value in [*optimized.inputs, *(v for n in optimized.nodes for v in n.outputs)]:
         if value.type.name not in limits.dtypes:
@@ -138,6 +140,21 @@ def distinct(graph: Graph) -> Graph:
             taken.add(value)
             outputs.append(made)
     return Graph(tuple(b.inputs), tuple(b.nodes), tuple(outputs), tuple(b.consts))
+
+
+def row_major_inside(graph: Graph, layout: Sequence[tuple[int, ...] | None]) -> Graph:
+    """Copy the strided inputs that control flow reads: the plans inside of it take row-major ones."""
+    read = {v for n in graph.nodes if n.prim.kind is Kind.OPAQUE for v in n.inputs}
+    strided = [v for v, s in zip(graph.inputs, layout, strict=True) if s is not None and v in read]
+    if not strided:
+        return graph
+    first = 1 + max(v.id for v in [*graph.inputs, *(c[0] for c in graph.consts), *(v for n in graph.nodes for v in n.outputs)])
+    copies = {v: Value(first + k, Type(v.type.shape, v.type.dtype)) for k, v in enumerate(strided)}
+    nodes = [Node(primitive("barrier"), (v,), {}, (copy,)) for v, copy in copies.items()]
+    for node in graph.nodes:
+        opaque = node.prim.kind is Kind.OPAQUE
+        nodes.append(dataclasses.replace(node, inputs=tuple(copies.get(v, v) for v in node.inputs)) if opaque else node)
+    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Region) -> Compiled:

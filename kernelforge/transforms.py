@@ -135,7 +135,13 @@ def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
     """
     if not tracing():
         frozen = freeze(fn, primals)
-        out = run(frozen, primals, {})
+
+        def forward(*primals: Any) -> Any:
+            args = flat(primals)
+            _require_floats("vjp", args, args.names("primals"))
+            return frozen(*primals)
+
+        out = run(forward, primals, {})
         value, *aux = out if has_aux else (out,)
 
         def concrete(cotangent: Any) -> Any:
