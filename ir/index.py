@@ -7,6 +7,7 @@ remainders, minima and loads whose operands are normal themselves. Two equal ind
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 
 from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, op, select
@@ -26,7 +27,7 @@ def normalize(expr: Expr) -> Expr:
     if isinstance(expr, Load):
         return Load(expr.buffer, tuple(normalize(i) for i in expr.index), expr.dtype)
     assert isinstance(expr, Op)
-    if expr.dtype == "i64" and expr.op in ("add", "sub", "mul", "neg", "floordiv", "mod"):
+    if expr.dtype == "i64" and expr.op in ("add", "sub", "mul", "neg", "floordiv", "mod") and not is_data(expr):
         return from_poly(_poly(expr))
     args = tuple(normalize(a) for a in expr.args)
     if expr.op in ("lt", "le", "gt", "ge", "eq", "ne") and args[0].dtype == "i64":
@@ -42,7 +43,17 @@ def normalize(expr: Expr) -> Expr:
     return expr if args == expr.args else Op(expr.op, args, expr.dtype)
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def is_data(expr: Expr) -> bool:
+    """Whether ``expr`` depends on elements of arrays: then it may wrap, and no identity of the integers is applied to it."""
+    if isinstance(expr, Op):
+        return any(is_data(a) for a in expr.args)
+    return isinstance(expr, Load) or (isinstance(expr, Var) and expr.bound is None)
+
+
 def _compare(name: str, a: Expr, b: Expr) -> Expr:
+    if is_data(a) or is_data(b):
+        return op(name, a, b)
     low, high = bounds(from_poly(_sub(_poly(a), _poly(b))))
     verdict: bool | None = None
     if name in ("lt", "ge"):
@@ -70,6 +81,8 @@ def _logic(name: str, args: tuple[Expr, ...]) -> Expr:
 
 
 def _extremum(name: str, a: Expr, b: Expr) -> Expr:
+    if is_data(a) or is_data(b):
+        return op(name, a, b)
     low, high = bounds(from_poly(_sub(_poly(a), _poly(b))))
     if (high is not None and high <= 0) or (low is not None and low >= 0):
         return a if (high is not None and high <= 0) == (name == "min") else b
@@ -96,6 +109,8 @@ def _poly(expr: Expr) -> Poly:
             return _recombine(_sub(_poly(expr.args[0]), _poly(expr.args[1])))
         if expr.op == "neg":
             return _scale(_poly(expr.args[0]), -1)
+        if is_data(expr) and not (expr.op == "mul" and any(isinstance(a, Const) for a in expr.args)):
+            return _atom(normalize(expr))
         if expr.op == "mul":
             return _mul(_poly(expr.args[0]), _poly(expr.args[1]))
         if expr.op in ("floordiv", "mod") and isinstance(expr.args[1], Const) and int(expr.args[1].value) > 0:
@@ -141,8 +156,19 @@ def _mul(a: Poly, b: Poly) -> Poly:
     return out
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _order(expr: Expr) -> tuple[str, str]:
-    return (expr.name, "") if isinstance(expr, Var) else ("~", repr(expr))
+    """Order atoms alike in every process: variables by name, others by a digest of their structure."""
+    if isinstance(expr, Var):
+        return expr.name, ""
+    parts: list[object] = [type(expr).__name__, expr.dtype]
+    if isinstance(expr, Op):
+        parts += [expr.op, *map(_order, expr.args)]
+    elif isinstance(expr, Load):
+        parts += [expr.buffer, *map(_order, expr.index)]
+    elif isinstance(expr, Const):
+        parts.append(expr.value)
+    return "~", hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 def _halves(a: Poly, divisor: int) -> tuple[Poly, Poly]:
@@ -282,8 +308,7 @@ def _atom_bounds(atom: Expr) -> tuple[int | None, int | None]:
     if isinstance(atom, Const):
         return int(atom.value), int(atom.value)
     if isinstance(atom, Var):
-        # params are extents: not negative
-        return (0, atom.bound - 1 if atom.bound is not None else None) if atom.dtype == "i64" else (None, None)
+        return (0, atom.bound - 1) if atom.bound is not None else (None, None)
     if isinstance(atom, Op):
         if atom.op == "mod" and isinstance(atom.args[1], Const) and int(atom.args[1].value) > 0:
             return 0, int(atom.args[1].value) - 1
@@ -345,10 +370,10 @@ def affine(expr: Expr, var: Var) -> int | None:
 
 def flatten(index: tuple[Expr, ...], strides: tuple[int, ...]) -> Expr:
     """Return the element offset of ``index`` in normal form."""
-    total: Expr = i64(0)
+    total: Poly = {}
     for i, s in zip(index, strides, strict=True):
-        total = total + i * s
-    return normalize(total)
+        total = _add(total, _scale(_poly(i), s))
+    return from_poly(_recombine(total))
 
 
 def unflatten(flat: Expr, shape: tuple[int, ...]) -> tuple[Expr, ...]:

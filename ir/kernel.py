@@ -159,7 +159,18 @@ class Expr:
         raise TypeError("a kernel expression has no truth value; use select(condition, a, b)")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}{self._fields!r}"
+        return _shown(self, 4)
+
+
+def _shown(item: object, depth: int) -> str:
+    """Show an expression to a few levels: written out whole, shared parts repeat without end."""
+    if isinstance(item, tuple):
+        return f"({', '.join(_shown(x, depth) for x in item)})"
+    if not isinstance(item, Expr):
+        return repr(item)
+    if not depth:
+        return "..."
+    return f"{type(item).__name__}({', '.join(_shown(x, depth - 1) for x in item._fields)})"
 
 
 def _intern(cls: type[Any], key: tuple[Any, ...], fields: tuple[Any, ...], dtype: str) -> Any:

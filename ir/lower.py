@@ -438,7 +438,8 @@ def collapse(loops: list[Var], body: list[Stmt]) -> tuple[list[Var], list[Stmt]]
     k = len(loops) - 2
     while k >= 0:
         outer, inner = loops[k], loops[k + 1]
-        if all(_as_one(e, outer, inner) for s in stmts(body) for e in exprs(s)):
+        known: dict[Expr, bool] = {}
+        if all(_as_one(e, outer, inner, known) for s in stmts(body) for e in exprs(s)):
             joined = Var(outer.name, "i64", (outer.bound or 0) * (inner.bound or 0))
             replace: dict[Expr, Expr] = {outer: i64(0), inner: joined}
             memo: dict[Expr, Expr] = {}
@@ -448,16 +449,24 @@ def collapse(loops: list[Var], body: list[Stmt]) -> tuple[list[Var], list[Stmt]]
     return loops, body
 
 
-def _as_one(expr: Expr, outer: Var, inner: Var) -> bool:
+def _as_one(expr: Expr, outer: Var, inner: Var, known: dict[Expr, bool]) -> bool:
+    """Whether ``outer`` and ``inner`` occur in ``expr`` only as the two digits of one counter."""
+    found = known.get(expr)
+    if found is None:
+        found = known[expr] = _one_counter(expr, outer, inner, known)
+    return found
+
+
+def _one_counter(expr: Expr, outer: Var, inner: Var, known: dict[Expr, bool]) -> bool:
     free = free_vars(expr)
     if outer not in free and inner not in free:
         return True
     if isinstance(expr, Load):
-        return all(_as_one(i, outer, inner) for i in expr.index)
+        return all(_as_one(i, outer, inner, known) for i in expr.index)
     if expr.dtype == "i64" and not any(isinstance(e, Load) for e in walk(expr)):
         a, b = affine(expr, outer), affine(expr, inner)
         return a is not None and b is not None and a == b * (inner.bound or 0)
-    return isinstance(expr, Op) and all(_as_one(a, outer, inner) for a in expr.args)
+    return isinstance(expr, Op) and all(_as_one(a, outer, inner, known) for a in expr.args)
 
 
 def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]]) -> tuple[Kernel, list[Value]]:

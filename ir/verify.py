@@ -251,19 +251,19 @@ class _Verifier:
     def operation(self, stmt: Stmt | None, e: Op) -> None:
         if ARITY.get(e.op) != len(e.args):
             self.fail(stmt, f"{e.op} does not take {len(e.args)} operands")
-        text, last = print_expr(e), e.args[-1].dtype
+        last = e.args[-1].dtype
         if e.op == "select" and e.args[0].dtype != "bool":
-            self.fail(stmt, f"the condition of {text} is {e.args[0].dtype}; expected bool")
+            self.fail(stmt, f"the condition of {print_expr(e)} is {e.args[0].dtype}; expected bool")
         same = e.args[1:] if e.op == "select" else e.args
         if any(a.dtype != last for a in same):
-            self.fail(stmt, f"the operands of {text} are {', '.join(a.dtype for a in same)}; expected one dtype")
+            self.fail(stmt, f"the operands of {print_expr(e)} are {', '.join(a.dtype for a in same)}; expected one dtype")
         if last not in OPERANDS[e.op]:
-            self.fail(stmt, f"{text}: {e.op} is not defined for {last}")
+            self.fail(stmt, f"{print_expr(e)}: {e.op} is not defined for {last}")
         if e.op in ("cast", "bitcast"):
             if e.dtype not in DTYPES or (e.op == "bitcast" and DTYPES[e.dtype].itemsize != DTYPES[last].itemsize):
                 self.fail(stmt, f"{last} cannot become {e.dtype} by {e.op}")
         elif e.dtype != ("bool" if e.op in COMPARE else last):
-            self.fail(stmt, f"{text} is taken for {e.dtype}, which is not what {e.op} of {last} gives")
+            self.fail(stmt, f"{print_expr(e)} is taken for {e.dtype}, which is not what {e.op} of {last} gives")
 
     def work_items(self, nest: Stmt) -> None:
         """Check what a work-item may write.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from kernelforge.ir.kernel import Const, Expr, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, exprs, map_exprs, op, stmts
@@ -66,8 +67,9 @@ class _Sharing:
                         outward[e] = None
                     else:
                         wanted[e] = None
+            seen: set[tuple[Expr, bool]] = set()
             for root in exprs(stmt):
-                self.invariants(root, depth, True, outward)
+                self.invariants(root, depth, True, outward, seen)
             if isinstance(stmt, Let):
                 self.depth[Var(stmt.name, stmt.value.dtype)] = depth
             rows.append((stmt, wanted))
@@ -87,18 +89,23 @@ class _Sharing:
     def target(self, expr: Expr) -> int:
         return max(self.depth_of(expr), self.first)
 
-    def invariants(self, expr: Expr, depth: int, always: bool, found: dict[Expr, None]) -> None:
+    def invariants(
+        self, expr: Expr, depth: int, always: bool, found: dict[Expr, None], seen: set[tuple[Expr, bool]]
+    ) -> None:
         """Collect the largest sub-expressions that can be bound further out."""
+        if (expr, always) in seen:
+            return
+        seen.add((expr, always))
         if not isinstance(expr, Op):
             if isinstance(expr, Load):
                 for i in expr.index:
-                    self.invariants(i, depth, always, found)
+                    self.invariants(i, depth, always, found, seen)
             return
         if expr.dtype != "i64" and self.target(expr) < depth and (always or not _loads(expr)):
             found[expr] = None
             return
         for k, arg in enumerate(expr.args):
-            self.invariants(arg, depth, always and not (expr.op == "select" and k), found)
+            self.invariants(arg, depth, always and not (expr.op == "select" and k), found, seen)
 
     def bind(self, rows: Sequence[tuple[Stmt, dict[Expr, None]]]) -> list[Stmt]:
         names: dict[Expr, Expr] = {}
@@ -171,6 +178,7 @@ def _leading(stmt: Stmt) -> int:
     return depth
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _loads(expr: Expr) -> bool:
     if isinstance(expr, Load):
         return True

@@ -1,0 +1,79 @@
+"""Every primitive through fusion, lowering and both kinds of schedule, in the interpreter, against its NumPy rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.build import apply, build
+from kernelforge.ir.fuse import fuse
+from kernelforge.ir.graph import Graph, Kind
+from kernelforge.ir.interpret import run_graph, run_kernel
+from kernelforge.ir.lower import Part, Refused, lower, to_kernel
+from kernelforge.ir.ops import PRIMITIVES
+from kernelforge.ir.passes.finish import finish
+from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.types import Type
+from kernelforge.ir.verify import verify_kernel
+from tests.ir.cases import close, dtypes, names, samples, tolerance
+from tests.ir.naive import AVX512, TINY
+
+F32 = np.dtype(np.float32)
+WITH_KERNEL = [n for n in names() if PRIMITIVES[n].kind is not Kind.OPAQUE]
+
+
+def run(graph: Graph, inputs: list[np.ndarray], limits) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+    values = dict(zip(graph.inputs, inputs, strict=True)) | dict(graph.consts)
+    for region in fuse(graph).regions:
+        kernel, held = to_kernel("k", region.parts, {})
+        if limits is not None:
+            kernel = finish(schedule(kernel, limits), frozenset({"f16", "bf16"}))
+        verify_kernel(kernel)
+        arrays = {a.name: np.zeros(a.size.value, DTYPES[a.dtype]) for a in kernel.args}  # type: ignore[attr-defined]
+        for arg, value in zip(kernel.args, held, strict=False):
+            if arg.mode == "in":
+                arrays[arg.name] = np.ascontiguousarray(values[value]).reshape(-1)
+        run_kernel(kernel, arrays, {})
+        for arg, value in zip(kernel.args, held, strict=False):
+            if arg.mode == "out":
+                values[value] = arrays[arg.name].reshape(value.type.shape)
+    return [values[v] for v in graph.outputs]
+
+
+@pytest.mark.parametrize("form", ["naive", "vector", "group"])
+@pytest.mark.parametrize("name", WITH_KERNEL)
+def test_every_primitive(name: str, form: str) -> None:
+    prim = PRIMITIVES[name]
+    limits = {"naive": None, "vector": AVX512, "group": TINY}[form]
+    for dtype in dtypes(prim) if form == "naive" else dtypes(prim)[-1:]:
+        for graph, inputs in samples(prim, dtype):
+            if not graph.outputs[0].type.size:
+                continue
+            for got, want in zip(run(graph, inputs, limits), run_graph(graph, inputs), strict=True):
+                close(got, want, tolerance(prim, dtype))
+
+
+def part(fn, *shapes: tuple[int, ...]) -> Part:  # type: ignore[no-untyped-def]
+    graph = build(fn, [Type(s, F32) for s in shapes])
+    return Part(graph.nodes, graph.outputs)
+
+
+def test_refusals_say_why() -> None:
+    def stencil(x):  # type: ignore[no-untyped-def]
+        for _ in range(8):
+            y = apply("exp", x)
+            x = apply("slice", y, starts=(0,), stops=(y.shape[0] - 1,), steps=(1,)) + apply(
+                "slice", y, starts=(1,), stops=(y.shape[0],), steps=(1,)
+            )
+        return (x, y)
+
+    with pytest.raises(Refused, match=r"outputs of shapes|computed again"):
+        lower(part(stencil, (40,)))
+    with pytest.raises(Refused, match="different numbers of results"):
+        lower(part(lambda x: (x.sum((0,)), x.sum((1,))), (4, 6)))
+    with pytest.raises(Refused, match="from several rows"):
+        lower(part(lambda x: (x.sum((1,)) + apply("flip", x.sum((1,)), axes=(0,)),), (4, 6)))
+    with pytest.raises(Refused, match="a contraction shares its kernel"):
+        both = lambda x, y: (apply("contract", x, y, x_axes=(0, 1), y_axes=(1, 2), out_axes=(0, 2)), x.sum((1,)))  # noqa: E731
+        lower(part(both, (4, 6), (6, 1)))
