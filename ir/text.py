@@ -229,7 +229,8 @@ def elements(array: np.ndarray[Any, Any]) -> str:
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.dtype.kind in "biu":
         return f"[{', '.join(map(repr, flat.tolist()))}]"
-    wide = flat.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        wide = flat.astype(np.float64)
     bits = flat.view(f"u{flat.dtype.itemsize}")
     usual = np.array(np.nan, flat.dtype).view(bits.dtype)[()]
     texts = [
