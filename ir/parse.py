@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 import numpy as np
 
-from kernelforge.dtypes import DTYPES
+from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.errors import MalformedText
 from kernelforge.ir.build import primitive
 from kernelforge.ir.graph import Graph, Loc, Node, Value
@@ -114,6 +114,11 @@ class _Reader:
 
     def name(self, expected: str = "a name") -> str:
         return self.a("name", expected)
+
+    def integer(self, expected: str) -> int:
+        if not self.word.isdecimal():
+            self.fail(expected)
+        return int(self.next())
 
     def one_of(self, words: tuple[str, ...]) -> str:
         if self.word not in words:
@@ -229,7 +234,7 @@ class _KernelParser(_Reader):
         extent = self.expr()
         bound = int(extent.value) if isinstance(extent, Const) else None
         if self.take("bound"):
-            bound = None if self.take("none") else int(self.a("number", "a number or none"))
+            bound = None if self.take("none") else self.integer("a number or none")
         outer = dict(self.vars)
         var = self.vars[name] = Var(name, dtype, bound)
         body = self.block()
@@ -291,10 +296,10 @@ class _KernelParser(_Reader):
         found = _NUMBER.fullmatch(self.a("number", "a number"))
         assert found is not None
         digits, dtype = found[1], found[2] or "i64"
-        if dtype not in DTYPES:
+        if dtype not in DTYPES or (dtype in INTEGERS and not digits.isdecimal()):
             self.at -= 1
             self.fail("a number of a known dtype")
-        if dtype[0] in "iu":
+        if dtype in INTEGERS:
             return i64(int(sign + digits)) if dtype == "i64" else Const(int(sign + digits), dtype)
         return Const(float(sign + digits), dtype)
 
@@ -329,7 +334,7 @@ class _GraphParser(_Reader):
         weak = self.take("~")
         dtype = DTYPES[self.dtype()]
         self.need("[")
-        shape = tuple(self.until("]", lambda: int(self.a("number", "an extent"))))
+        shape = tuple(self.until("]", lambda: self.integer("an extent")))
         made = values[name] = Value(int(name[1:]), Type(shape, dtype, weak))
         return made
 

@@ -221,6 +221,8 @@ def test_shared_expressions_stay_shared() -> None:
         ("kernel k() {\n  let t = max(1)\n}", "an operation of 1 operands, not max"),
         ("kernel k() {\n  let t = $1\n}", "a part that is defined above"),
         ("kernel k() {\n  let t = 1f7\n}", "expected a number of a known dtype"),
+        ("kernel k() {\n  let t = 0.5\n}", "expected a number of a known dtype"),
+        ("kernel k() {\n  for serial i < 3 bound 1.5 {\n  }\n}", "expected a number or none"),
         ("kernel k() {\n  for warp i < 3 {\n  }\n}", "one of serial, parallel"),
         ("kernel k() {\n  let t = ;\n}", "expected a token"),
         ("kernel k() {\n  let t = 1\n", "found 'the end'"),
@@ -347,6 +349,7 @@ def test_long_constants_can_be_left_out() -> None:
         ("graph () {\n  const %1: f32[2] = [1.0]\n  return\n}", "expected 2 elements"),
         ("graph () {\n  const %1: f32[2] = [1.0, 2.0, 3.0]\n  return\n}", "expected 2 elements"),
         ("graph () {\n  return\n} x", "nothing more"),
+        ("graph (%0: f32[2.5]) {\n  return\n}", "expected an extent"),
         ("graph (%0: f32[2])", r"expected '\{'"),
     ],
 )
