@@ -156,6 +156,13 @@ class DeviceUnavailable(KernelforgeError, RuntimeError):
     template = "{reason}"
 
 
+class DeviceForked(KernelforgeError, RuntimeError):
+    template = (
+        "{device} was opened before this process was forked, and its driver's threads did not come along; "
+        "start processes with multiprocessing's spawn, or use the device in the child only"
+    )
+
+
 class UnknownDevice(KernelforgeError, LookupError):
     template = "no device is named {name!r}; there are {expected}{reason}"
 

@@ -1,0 +1,264 @@
+"""OpenCL devices: memory, programs and launches through pyopencl.
+
+Division and square root of f32 are correctly rounded where the device offers that
+(``-cl-fp32-correctly-rounded-divide-sqrt``); elsewhere OpenCL allows 2.5 and 3 units in the last place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from kernelforge.backends.base import Argument, Backend
+from kernelforge.backends.opencl.icd import discover
+from kernelforge.backends.opencl.printer import Phase, print_opencl
+from kernelforge.dtypes import DTYPES
+from kernelforge.errors import (
+    CompilationFailed,
+    DamagedBinary,
+    DeviceForked,
+    DeviceOutOfMemory,
+    DeviceUnavailable,
+    UnsupportedOnDevice,
+)
+from kernelforge.ir.interpret import evaluate
+from kernelforge.ir.kernel import Alloc, Const, Expr, Kernel, exprs, stmts, walk
+from kernelforge.ir.schedule.limits import Limits
+
+MAGIC = b"kernelforge-opencl\n"
+
+CORRECTLY_ROUNDED = 1 << 7
+"""CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT of CL_DEVICE_SINGLE_FP_CONFIG."""
+
+OUT_OF_MEMORY = ("MEM_OBJECT_ALLOCATION_FAILURE", "OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY", "INVALID_BUFFER_SIZE")
+
+
+def open_devices() -> dict[str, Backend]:
+    """Make a backend of each device that compiles an empty program.
+
+    Raises:
+        DeviceUnavailable: when there is none, with what each runtime says.
+    """
+    try:
+        found = discover()
+    except cl.Error as error:
+        raise DeviceUnavailable(reason=f"no OpenCL runtime was found ({error}); install a driver, or pip install intel-opencl-rt") from error
+    refused: list[str] = []
+    out: dict[str, Backend] = {}
+    for device in found:
+        context = cl.Context([device])
+        try:
+            _build(cl.Program(context, "__kernel void nothing(void) {}"), ())
+        except cl.Error as error:
+            refused.append(f"{describe(device)} compiles nothing: {_last_line(error)}")
+            continue
+        name = f"opencl:{len(out)}"
+        out[name] = OpenCL(name, device, context)
+    if not out:
+        raise DeviceUnavailable(reason="; ".join(refused) or "the OpenCL runtimes that were found have no device")
+    return out
+
+
+def describe(device: Any) -> str:
+    return f"{device.name.strip()} ({device.platform.name.strip()} {device.driver_version})"
+
+
+def _last_line(error: Exception) -> str:
+    said = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
+    return said[-1] if said else str(error).splitlines()[0]
+
+
+def _build(program: Any, options: Sequence[str]) -> Any:
+    with warnings.catch_warnings():
+        # what a compiler remarks about sources that it accepts is of no use to those who did not write them
+        warnings.simplefilter("ignore", cl.CompilerWarning)
+        return program.build(list(options), cache_dir=False)
+
+
+def limits_of(device: Any) -> Limits:
+    """Read a device's limits; cache sizes, which OpenCL does not tell of each level, are those of common processors."""
+    cpu = bool(device.type & cl.device_type.CPU)
+    dtypes = frozenset(DTYPES) if device.double_fp_config else frozenset(DTYPES) - {"f64"}
+    width = 4 * max(device.native_vector_width_float, device.preferred_vector_width_float)
+    version = "|".join((device.platform.name, device.platform.version, device.name, device.driver_version, cl.VERSION_TEXT))
+    return Limits(
+        form="vector" if cpu else "group",
+        vector_bytes=max(width, 16) if cpu else 16,
+        vector_registers=32 if width >= 64 else 16,
+        threads=device.max_compute_units if cpu else device.max_compute_units * 2048,
+        group=device.max_work_group_size,
+        local_bytes=1 << 15 if cpu else device.local_mem_size,
+        cache_bytes=min(device.global_mem_cache_size or 1 << 19, 1 << 20) if cpu else device.global_mem_cache_size,
+        dtypes=dtypes,
+        host=False,
+        # a pointer and an offset for each buffer, beside as many parameters as 128 bytes hold
+        max_args=(device.max_parameter_size - 128) // 16,
+        fingerprint=f"opencl|{version}",
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class OpenCLExecutable:
+    """A compiled kernel: its program's functions, with the phases that they run."""
+
+    kernel: Kernel
+    source: str
+    binary: bytes
+    phases: tuple[tuple[Phase, Any], ...]
+    scratch: tuple[Alloc, ...]
+
+
+class OpenCL:
+    """One OpenCL device, with one queue that runs in order."""
+
+    def __init__(self, name: str, device: Any, context: Any) -> None:
+        self._name = name
+        self.device = device
+        self._context = context
+        self._queue = cl.CommandQueue(context, device)
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._limits = limits_of(device)
+        self._cpu = self._limits.form == "vector"
+        self._options = ["-cl-std=CL1.2"]
+        if device.single_fp_config & CORRECTLY_ROUNDED:
+            self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def description(self) -> str:
+        """The device and its driver, for people."""
+        return describe(self.device)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.description}>"
+
+    def _alive(self) -> None:
+        if os.getpid() != self._pid:
+            raise DeviceForked(device=self.name)
+
+    def allocate(self, nbytes: int) -> Any:
+        return self._buffer(nbytes)
+
+    def _buffer(self, nbytes: int, content: Any = None) -> Any:
+        self._alive()
+        flags = cl.mem_flags.READ_WRITE | (cl.mem_flags.COPY_HOST_PTR if content is not None else 0)
+        try:
+            return cl.Buffer(self._context, flags, nbytes if content is None else 0, hostbuf=content)
+        except (cl.Error, MemoryError) as error:
+            if isinstance(error, cl.Error) and not any(text in str(error) for text in OUT_OF_MEMORY):
+                raise
+            raise DeviceOutOfMemory(device=self.name, nbytes=nbytes) from error
+
+    def free(self, handle: Any) -> None:
+        # the driver keeps the memory until the commands that use it have run
+        handle.release()
+
+    def upload(self, array: np.ndarray[Any, Any]) -> Any:
+        if not array.size:
+            return self.allocate(1)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return self._buffer(flat.nbytes, flat)
+
+    def download(self, handle: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        self._alive()
+        out = np.empty(shape, dtype)
+        if out.size:
+            self._wait(lambda: cl.enqueue_copy(self._queue, out.reshape(-1).view(np.uint8), handle, src_offset=offset, is_blocking=True))
+        return out
+
+    def _wait(self, command: Any) -> Any:
+        try:
+            return command()
+        except cl.Error as error:
+            if any(text in str(error) for text in OUT_OF_MEMORY):
+                raise DeviceOutOfMemory(device=self.name, nbytes="what a launch needs, in") from error
+            raise
+
+    def compile(self, kernel: Kernel, binary: bytes | None = None) -> OpenCLExecutable:
+        self._alive()
+        self._check(kernel)
+        source = print_opencl(kernel, self._cpu)
+        if binary is None:
+            program = self._compile(kernel, source.text)
+            (body,) = program.get_info(cl.program_info.BINARIES)
+            binary = MAGIC + self._digest(body) + body
+        else:
+            program = self._load(kernel, binary)
+        phases = tuple((p, cl.Kernel(program, p.name)) for p in source.phases)
+        for phase, function in phases:
+            function.set_scalar_arg_dtypes([None, np.int64] * len(phase.buffers) + [np.int64] * len(kernel.params))
+        return OpenCLExecutable(kernel, source.text, binary, phases, source.scratch)
+
+    def _check(self, kernel: Kernel) -> None:
+        """Refuse a dtype that the device or the printer lacks."""
+        able = self.limits.dtypes - {"f16", "bf16"}
+        inside = list(stmts(kernel.body))
+        found = {a.dtype for a in kernel.args} | {s.dtype for s in inside if isinstance(s, Alloc)}
+        found |= {e.dtype for s in inside for r in exprs(s) for e in walk(r)}
+        for dtype in sorted(found - able):
+            raise UnsupportedOnDevice(device=self.name, dtype=dtype, supported=", ".join(sorted(able)))
+
+    def _compile(self, kernel: Kernel, source: str) -> Any:
+        try:
+            return _build(cl.Program(self._context, source), self._options)
+        except cl.Error as error:
+            raise CompilationFailed(kernel=kernel.name, device=self.name, log=str(error), source=f"\n{source}") from error
+
+    def _digest(self, body: bytes) -> bytes:
+        return hashlib.sha256(self.limits.fingerprint.encode() + body).digest()
+
+    def _load(self, kernel: Kernel, binary: bytes) -> Any:
+        head = len(MAGIC) + hashlib.sha256().digest_size
+        body = binary[head:]
+        if not binary.startswith(MAGIC) or binary[len(MAGIC) : head] != self._digest(body):
+            raise DamagedBinary(kernel=kernel.name, problem="its checksum does not match its content and this device")
+        try:
+            return _build(cl.Program(self._context, [self.device], [body]), self._options)
+        except cl.Error as error:
+            raise DamagedBinary(kernel=kernel.name, problem=f"the driver does not load it ({_last_line(error)})") from error
+
+    def launch(self, executable: OpenCLExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
+        self._alive()
+        kernel = executable.kernel
+        values = dict(zip(kernel.params, params, strict=True))
+        places: dict[str, tuple[Any, int]] = {}
+        for arg, (handle, offset) in zip(kernel.args, arguments, strict=True):
+            places[arg.name] = (handle, offset // DTYPES[arg.dtype].itemsize)
+        for s in executable.scratch:
+            count = int(np.prod([_number(n, values) for n in s.shape], dtype=np.int64))
+            places[s.buffer] = (self.allocate(max(count, 1) * DTYPES[s.dtype].itemsize), 0)
+        with self._lock:  # the arguments of a kernel object are set one by one
+            for phase, function in executable.phases:
+                count = _number(phase.count, values)
+                if count > 0:
+                    groups = count if phase.grouped else -(-count // phase.items)
+                    given = [x for b in phase.buffers for x in places[b]]
+                    size = (groups * phase.items,)
+                    self._wait(lambda: function(self._queue, size, (phase.items,), *given, *params))
+            self._queue.flush()
+        for s in executable.scratch:
+            self.free(places[s.buffer][0])
+
+    def synchronize(self) -> None:
+        self._alive()
+        self._wait(self._queue.finish)
+
+
+def _number(e: Expr, values: dict[str, int]) -> int:
+    return int(e.value) if isinstance(e, Const) else evaluate(e, values)

@@ -1,0 +1,420 @@
+"""Printing expressions as OpenCL C: scalars, and vectors inside of a ``vector`` loop.
+
+A value is printed as a vector where it depends on the loop's variable. Its Loads are one vector access where the index steps
+by one element a lane, and one access a lane otherwise. Where evaluating all lanes could touch what the program would
+not, an arm of a ``select`` is printed once a lane.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kernelforge.backends.opencl.lib import MASKS, Functions, ctype, has_function, literal, size, unsigned
+from kernelforge.dtypes import INTEGERS, SIGNED
+from kernelforge.ir.index import affine, bounds, flatten, free_vars
+from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, op, substitute, walk
+
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
+    "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
+}  # fmt: skip
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+ON_BOOL = {
+    "and": "({0} & {1})", "or": "({0} | {1})", "xor": "({0} ^ {1})", "min": "({0} & {1})", "max": "({0} | {1})", "not": "({n}{0})",
+    "eq": "({n}({0} ^ {1}))", "ne": "({0} ^ {1})", "lt": "(({n}{0}) & {1})", "le": "(({n}{0}) | {1})", "gt": "({0} & ({n}{1}))",
+    "ge": "({0} | ({n}{1}))",
+}  # fmt: skip
+"""Operations on bool, as 0 and 1 (``n`` is ``!``) or as the 0 and -1 of a vector's lanes (``n`` is ``~``)."""
+
+
+
+class Code(NamedTuple):
+    """A printed value: ``lanes`` is 1 for a scalar; ``mask`` the bytes of a lane of a bool vector."""
+
+    text: str
+    dtype: str
+    lanes: int = 1
+    mask: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Buffer:
+    """How a buffer is reached: ``space`` is the qualifier of its pointers, ``dropped`` the leading indices it does not have."""
+
+    name: str
+    dtype: str
+    space: str
+    strides: tuple[int | Expr, ...]
+    dropped: int = 0
+
+    def flat(self, index: Sequence[Expr]) -> Expr:
+        index = tuple(index[self.dropped :])
+        if all(isinstance(s, int) for s in self.strides):
+            return flatten(index, tuple(s for s in self.strides if isinstance(s, int)))
+        total: Expr = i64(0)
+        for i, s in zip(index, self.strides, strict=True):
+            total = total + (i * s if isinstance(s, Expr) else i * i64(s))
+        return total
+
+
+class Scope:
+    """What is known while statements are printed: names, buffers, and the vector loop around them.
+
+    Attributes:
+        names: how each variable is printed.
+        lanes: the vector loop's extent, and ``var`` its variable; 1 and None outside of one.
+        lane: the lane that is printed where lanes are printed one by one, else None.
+        vectors: names that have a value for each lane.
+        indices: i64 values of such names, where they can be put in place of the name.
+        counters: names of loop variables and parameters, which are not negative.
+    """
+
+    def __init__(self, functions: Functions, emit: Callable[[str], None]) -> None:
+        self.functions = functions
+        self.emit = emit
+        self.names: dict[str, Code] = {}
+        self.buffers: dict[str, Buffer] = {}
+        self.var: Var | None = None
+        self.lanes = 1
+        self.lane: int | None = None
+        self.vectors: set[str] = set()
+        self.indices: dict[Expr, Expr] = {}
+        self.counters: set[str] = set()
+        self._memo: dict[tuple[Expr, bool, int | None], Code] = {}
+        self._hoisted: set[Expr] = set()
+        self._count = 0
+
+    def begin(self, roots: Sequence[Expr]) -> None:
+        """Start a statement: what its expressions share is named before it, where all of it may be evaluated."""
+        self._memo = {}
+        always = _always(roots)
+        uses = Counter(roots)
+        seen: set[Expr] = set()
+        for root in roots:
+            for e in walk(root, seen):
+                uses.update(_operands(e))
+        self._hoisted = {
+            e for e, n in uses.items() if n > 1 and isinstance(e, Op | Load) and (e in always or total(e))
+        }  # fmt: skip
+
+    def temporary(self, code: Code) -> Code:
+        """Name a value."""
+        self._count += 1
+        name = f"kf_t{self._count}"
+        self.declare(name, code)
+        return code._replace(text=name)
+
+    def declare(self, name: str, code: Code) -> None:
+        kind = MASKS[code.mask] + str(code.lanes) if code.mask else "bool" if code.dtype == "bool" else ctype(code.dtype, code.lanes)
+        self.emit(f"const {kind} {name} = {code.text};")
+
+    def varies(self, e: Expr) -> bool:
+        """Whether ``e`` has a value for each lane."""
+        return self.lane is None and self.var is not None and any(v.name in self.vectors for v in free_vars(e))
+
+    def value(self, e: Expr, index: bool = False) -> Code:
+        """Print an expression; ``index`` says that it is an index, which does not overflow."""
+        key = (e, index, self.lane)
+        code = self._memo.get(key)
+        if code is None:
+            code = self._print(e, index)
+            if self.lane is None and e in self._hoisted:
+                code = self.temporary(code)
+            self._memo[key] = code
+        return code
+
+    def _print(self, e: Expr, index: bool) -> Code:
+        match e:
+            case Const():
+                return Code(literal(e.value, e.dtype), e.dtype)
+            case Var():
+                return self._name(e)
+            case Load():
+                return self._load(e)
+            case Op(op="select"):
+                return self._select(e, index)
+            case Op():
+                return self._operation(e, index)
+        raise AssertionError(f"{e!r} is not an expression")
+
+    def _name(self, e: Var) -> Code:
+        if self.lane is not None and e is self.var:
+            return Code(literal(self.lane, "i64"), "i64")
+        code = self.names[e.name]
+        if self.lane is None or code.lanes == 1:
+            return code
+        text = f"{code.text}.s{self.lane:x}"
+        return Code(f"({text} != 0)" if code.mask else text, e.dtype)
+
+    # memory
+
+    def resolved(self, e: Expr) -> Expr:
+        """Put the named indices that depend on the lane in place of their names."""
+        return substitute(e, self.indices) if self.indices else e
+
+    def step(self, flat: Expr) -> int | None:
+        """Return by how many elements an index steps a lane, None where that is no constant."""
+        if not self.varies(flat):
+            return 0
+        flat = self.resolved(flat)
+        assert self.var is not None
+        if any(v.name in self.vectors for v in free_vars(flat) if v is not self.var):
+            return None
+        return affine(flat, self.var)
+
+    def first(self, flat: Expr) -> str:
+        """Print the index that lane 0 has."""
+        assert self.var is not None
+        return self.value(substitute(self.resolved(flat), {self.var: i64(0)}), index=True).text
+
+    def pointer(self, buffer: Buffer, flat: Expr, const: str = "") -> str:
+        """Print the elements of all lanes, which are side by side, as one vector."""
+        kind = self.functions.unaligned(buffer.dtype, self.lanes)
+        return f"*({buffer.space}{const}{kind}*)({buffer.name} + {self.first(flat)})"
+
+    def _load(self, e: Load) -> Code:
+        buffer = self.buffers[e.buffer]
+        flat = buffer.flat(e.index)
+        if not self.varies(flat):
+            text = f"{buffer.name}[{self.value(flat, index=True).text}]"
+            return Code(f"({text} != 0)" if e.dtype == "bool" else text, e.dtype)
+        if self.step(flat) == 1:
+            text = f"({self.pointer(buffer, flat, 'const ')})"
+        else:
+            at = self.value(flat, index=True)
+            if not at.text.isidentifier():
+                at = self.temporary(at)
+            each = (f"{buffer.name}[{at.text}.s{k:x}]" for k in range(self.lanes))
+            text = f"(({ctype(e.dtype, self.lanes)})({', '.join(each)}))"
+        if e.dtype == "bool":
+            return Code(f"({text} != (uchar{self.lanes})(0))", "bool", self.lanes, 1)
+        return Code(text, e.dtype, self.lanes)
+
+    # lanes
+
+    def splat(self, code: Code, mask: int = 0) -> Code:
+        """Give every lane the value; a bool becomes a mask of ``mask`` bytes a lane."""
+        if code.dtype == "bool":
+            kind = f"{MASKS[mask]}{self.lanes}"
+            if code.lanes == 1:
+                return Code(f"(({kind})({code.text} ? -1 : 0))", "bool", self.lanes, mask)
+            return code if code.mask == mask else Code(f"kf_convert({code.text}, {kind})", "bool", self.lanes, mask)
+        if code.lanes > 1:
+            return code
+        return Code(f"(({ctype(code.dtype, self.lanes)})({code.text}))", code.dtype, self.lanes)
+
+    def by_lane(self, e: Expr) -> Code:
+        """Print an expression once a lane."""
+        parts = []
+        for k in range(self.lanes):
+            self.lane = k
+            parts.append(self.value(e).text)
+            self.lane = None
+        if e.dtype == "bool":
+            return Code(f"((char{self.lanes})({', '.join(f'{p} ? -1 : 0' for p in parts)}))", "bool", self.lanes, 1)
+        return Code(f"(({ctype(e.dtype, self.lanes)})({', '.join(parts)}))", e.dtype, self.lanes)
+
+    def whole(self, cond: Expr) -> Expr | None:
+        """Return a condition, the same for all lanes, under which ``cond`` holds in every lane; None where none is known."""
+        if not self.varies(cond):
+            return cond
+        cond = self.resolved(cond)
+        if not isinstance(cond, Op) or self.var is None:
+            return None
+        if cond.op == "and":
+            parts = [self.whole(a) for a in cond.args]
+            return None if parts[0] is None or parts[1] is None else op("and", parts[0], parts[1])
+        if cond.op not in ("lt", "le", "gt", "ge") or cond.args[0].dtype != "i64" or not all(map(total, cond.args)):
+            return None
+        low, high = cond.args if cond.op in ("lt", "le") else cond.args[::-1]
+        c = self.step(low - high)
+        return None if c is None else substitute(cond, {self.var: i64(self.lanes - 1 if c > 0 else 0)})
+
+    def _select(self, e: Op, index: bool) -> Code:
+        cond, *arms = e.args
+        vector = self.varies(e)
+        if vector and self.varies(cond):
+            if not all(map(total, arms)):
+                return self._guarded(e)
+            a, b = (self.value(x, index) for x in arms)
+            mask = size(e.dtype)
+            if e.dtype == "bool":
+                mask = a.mask or b.mask or 1
+            a, b = self.splat(a, mask), self.splat(b, mask)
+            test = self.splat(self.value(cond), mask)
+            return Code(f"({test.text} ? {a.text} : {b.text})", e.dtype, self.lanes, a.mask)
+        test = self.value(cond)
+        if vector and not all(map(total, arms)):
+            codes = self._inline(arms)
+            if codes is None:
+                return self.by_lane(e)
+        else:
+            codes = [self.value(x, index) for x in arms]
+        a, b = codes
+        if vector:
+            mask = (a.mask or b.mask) if e.dtype == "bool" else 0
+            a, b = self.splat(a, mask), self.splat(b, mask)
+        return Code(f"({test.text} ? {a.text} : {b.text})", e.dtype, a.lanes, a.mask)
+
+    def _guarded(self, e: Op) -> Code:
+        """Print a select that may not evaluate both arms in all lanes: as vectors where all lanes choose the first one."""
+        slow = self.by_lane(e)
+        guard = self.whole(e.args[0])
+        arms = self._inline(e.args[1:2])
+        if guard is None or arms is None:
+            return slow
+        fast = self.splat(arms[0], slow.mask)
+        return Code(f"({self.value(guard).text} ? {fast.text} : {slow.text})", e.dtype, self.lanes, slow.mask)
+
+    def _inline(self, arms: Sequence[Expr]) -> list[Code] | None:
+        """Print arms of which nothing may be named ahead of the choice; None where that cannot be."""
+        kept = self._hoisted, self.emit, dict(self._memo)
+        lines: list[str] = []
+        self._hoisted, self.emit = set(), lines.append
+        codes = [self.value(a) for a in arms]
+        self._hoisted, self.emit, self._memo = kept
+        return None if lines else codes
+
+    # operations
+
+    def _operation(self, e: Op, index: bool) -> Code:
+        if self.varies(e) and e.op in ("floordiv", "mod") and not total(e):
+            return self.by_lane(e)
+        args = [self.value(a, index) for a in e.args]
+        if e.dtype == "i64" and e.op in ("floordiv", "mod") and self._counts(e.args[0]) and _positive(e.args[1]):
+            return self.plain("/" if e.op == "floordiv" else "%", "i64", args)
+        if index and e.dtype == "i64" and e.op in ("add", "sub", "mul"):
+            return self.plain(INFIX[e.op], "i64", args)
+        if e.op in ("cast", "bitcast"):
+            return self.convert(e, args[0])
+        return self.apply(e.op, e.dtype, args)
+
+    def _counts(self, e: Expr) -> bool:
+        """Whether an i64 expression of loop variables and parameters is known not to be negative."""
+        low = bounds(e)[0]
+        return low is not None and low >= 0 and all(v.name in self.counters for v in free_vars(e))
+
+    def plain(self, sign: str, dtype: str, args: Sequence[Code]) -> Code:
+        if any(a.lanes > 1 for a in args):
+            args = [self.splat(a) for a in args]
+        return Code(f"({args[0].text} {sign} {args[1].text})", dtype, args[0].lanes)
+
+    def apply(self, name: str, dtype: str, args: Sequence[Code]) -> Code:
+        """Print an operation on printed operands; ``dtype`` is the result's."""
+        lanes = max(a.lanes for a in args)
+        kind = args[0].dtype
+        if kind == "bool":
+            mask = max(a.mask for a in args) if lanes > 1 else 0
+            args = [self.splat(a, mask) if lanes > 1 else a for a in args]
+            return Code(ON_BOOL[name].format(*(a.text for a in args), n="~" if mask else "!"), "bool", lanes, mask)
+        if lanes > 1:
+            args = [self.splat(a) for a in args]
+        texts = [a.text for a in args]
+        if name in COMPARISONS:
+            return Code(f"({texts[0]} {INFIX[name]} {texts[1]})", "bool", lanes, size(kind) if lanes > 1 else 0)
+        if kind in INTEGERS:
+            return Code(self._integer(name, dtype, lanes, texts), dtype, lanes)
+        if has_function(name, dtype):
+            return Code(f"{self.functions.call(name, dtype, lanes)}({', '.join(texts)})", dtype, lanes)
+        if name in INFIX:
+            return Code(f"({texts[0]} {INFIX[name]} {texts[1]})", dtype, lanes)
+        if name == "neg":
+            return Code(f"(-{texts[0]})", dtype, lanes)
+        return Code(f"{name}({', '.join(texts)})", dtype, lanes)
+
+    def _integer(self, name: str, dtype: str, lanes: int, texts: Sequence[str]) -> str:
+        """Print integer arithmetic, which wraps: signed overflow would be undefined, and narrow scalars become int."""
+        a, b = (*texts, "")[:2]
+        if name in ("min", "max"):
+            return f"{self.functions.call(name, dtype, lanes)}({a}, {b})"
+        if name == "abs":
+            zero = f"(({ctype(dtype, lanes)})(0))"
+            return f"({a} < {zero} ? {self._integer('neg', dtype, lanes, texts)} : {a})" if dtype in SIGNED else a
+        if name in ("floordiv", "mod"):
+            if dtype not in SIGNED:
+                text = f"({a} {'/' if name == 'floordiv' else '%'} {b})"
+                return text if lanes > 1 else f"(({ctype(dtype)}){text})"
+            function = self.functions.call(name, dtype, 1)
+            if lanes == 1:
+                return f"{function}({a}, {b})"
+            a, b = (self.temporary(Code(t, dtype, lanes)).text for t in (a, b))
+            return f"(({ctype(dtype, lanes)})({', '.join(f'{function}({a}.s{k:x}, {b}.s{k:x})' for k in range(lanes))}))"
+        into, bits = self._wrap(dtype, lanes)
+        if name in ("and", "or", "xor"):
+            text = f"({a} {INFIX[name]} {b})"
+        elif name == "not":
+            text = f"(~{a})"
+        elif name == "shr":
+            text = f"({a} >> {b})"
+        else:
+            x, y = bits.format(a), bits.format(b)
+            # the amount of a shift is small in either type
+            text = f"(0 - {x})" if name == "neg" else f"({x} {INFIX[name]} {y})"
+            if name == "neg" and lanes > 1:
+                text = f"(-{x})"
+            return into.format(text)
+        return text if lanes > 1 or size(dtype) >= 4 else f"(({ctype(dtype)}){text})"
+
+    @staticmethod
+    def _wrap(dtype: str, lanes: int) -> tuple[str, str]:
+        """Return the patterns of the casts from and to the unsigned type in which a dtype's arithmetic is done."""
+        if lanes > 1:
+            same = dtype not in SIGNED
+            return ("{}" if same else f"as_{ctype(dtype, lanes)}({{}})"), ("{}" if same else f"as_{unsigned(dtype, lanes)}({{}})")
+        return f"(({ctype(dtype)}){{}})", "((ulong){})" if size(dtype) == 8 else "((uint){})"
+
+    def convert(self, e: Op, code: Code) -> Code:
+        """Print a cast or a bitcast."""
+        source, target, lanes = e.args[0].dtype, e.dtype, code.lanes
+        if "bool" in (source, target):
+            if source == target:
+                return code
+            if target == "bool":
+                zero = "0" if lanes == 1 else f"(({ctype(source, lanes)})(0))"
+                return Code(f"({code.text} != {zero})", "bool", lanes, size(source) if lanes > 1 else 0)
+            if lanes == 1:
+                return Code(f"(({ctype(target)})({code.text} ? 1 : 0))", target)
+            own = ctype(target, lanes)
+            return Code(f"({self.splat(code, size(target)).text} ? ({own})(1) : ({own})(0))", target, lanes)
+        if e.op == "bitcast":
+            # a narrow scalar's text may be an int, and as_ wants the exact size
+            inner = code.text if lanes > 1 else f"({ctype(source)})({code.text})"
+            return Code(f"as_{ctype(target, lanes)}({inner})", target, lanes)
+        if lanes == 1:
+            return Code(f"(({ctype(target)})({code.text}))", target)
+        return Code(f"kf_convert({code.text}, {ctype(target, lanes)})", target, lanes)
+
+
+def _positive(e: Expr) -> bool:
+    return isinstance(e, Const) and e.value > 0
+
+
+def total(e: Expr) -> bool:
+    """Whether ``e`` may be evaluated where the program does not: it reads no memory and does not divide by a variable."""
+    return not any(
+        isinstance(x, Load) or (isinstance(x, Op) and x.op in ("floordiv", "mod") and not (isinstance(x.args[1], Const) and x.args[1].value))
+        for x in walk(e)
+    )
+
+
+def _operands(e: Expr) -> tuple[Expr, ...]:
+    return e.args if isinstance(e, Op) else e.index if isinstance(e, Load) else ()
+
+
+def _always(roots: Sequence[Expr]) -> set[Expr]:
+    """Return the sub-expressions that are evaluated whatever the selects choose."""
+    found: set[Expr] = set()
+    waiting = list(roots)
+    while waiting:
+        e = waiting.pop()
+        if e not in found:
+            found.add(e)
+            waiting += e.args[:1] if isinstance(e, Op) and e.op == "select" else _operands(e)
+    return found
+
+
+

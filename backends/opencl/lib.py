@@ -1,0 +1,166 @@
+"""The spelling of types, literals and the functions that OpenCL C lacks.
+
+The functions are plain arithmetic: PoCL's wheel inlines no ``fma``, ``rint``, ``clamp`` or ``vload`` on a processor newer than
+itself, and then runs forty times slower. Each works on scalars and on vectors, since OpenCL's ``?:`` takes both the 0 and
+1 of a scalar comparison and the 0 and -1 of a vector one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kernelforge.dtypes import DTYPES, FLOATS, SIGNED, UNSIGNED
+
+NAMES = {
+    "bool": "uchar", "i8": "char", "i16": "short", "i32": "int", "i64": "long", "u8": "uchar", "u16": "ushort", "u32": "uint",
+    "u64": "ulong", "f32": "float", "f64": "double",
+}  # fmt: skip
+"""dtype to the OpenCL C type that stores it."""
+
+MASKS = {1: "char", 2: "short", 4: "int", 8: "long"}
+"""Bytes of an element to the element type of a vector comparison's result."""
+
+WIDTHS = (2, 4, 8, 16)
+"""Extents of vector loops that are vectors; a vector of 3 has the size of one of 4."""
+
+
+def ctype(dtype: str, lanes: int = 1) -> str:
+    """Name the type that stores ``lanes`` elements."""
+    return NAMES[dtype] + (str(lanes) if lanes > 1 else "")
+
+
+def unsigned(dtype: str, lanes: int = 1) -> str:
+    """Name the unsigned type of a dtype's width."""
+    return ctype(f"u{size(dtype) * 8}", lanes)
+
+
+def size(dtype: str) -> int:
+    """Return the bytes of an element."""
+    return DTYPES[dtype].itemsize
+
+
+def literal(value: float, dtype: str) -> str:
+    """Spell a scalar constant, exactly."""
+    if dtype == "bool":
+        return "true" if value else "false"
+    if dtype in FLOATS:
+        return _float(float(value), dtype)
+    value = int(value)
+    suffix = {"i64": "L", "u64": "UL", "u32": "u"}.get(dtype, "")
+    if dtype in SIGNED and value == np.iinfo(DTYPES[dtype]).min:
+        return f"(-{-(value + 1)}{suffix} - 1)"
+    return f"{value}{suffix}" if value >= 0 else f"({value}{suffix})"
+
+
+def _float(value: float, dtype: str) -> str:
+    if math.isnan(value):
+        return "as_float(0x7fc00000u)" if dtype == "f32" else "as_double(0x7ff8000000000000UL)"
+    rounded = np.float32(value) if dtype == "f32" else np.float64(value)
+    if np.isinf(rounded):
+        text = "INFINITY" if dtype == "f32" else "as_double(0x7ff0000000000000UL)"
+        return text if rounded > 0 else f"(-{text})"
+    text = repr(rounded.item()) if dtype == "f64" else np.format_float_scientific(rounded, unique=True, trim="0")
+    text += "f" if dtype == "f32" else ""
+    return f"({text})" if text.startswith("-") else text
+
+
+PREAMBLE = """\
+#pragma OPENCL FP_CONTRACT OFF
+#ifdef cl_khr_fp64
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#endif
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_convertvector)
+#define kf_convert(x, to) __builtin_convertvector(x, to)
+#endif
+#endif
+#ifndef kf_convert
+#define kf_convert(x, to) convert_##to(x)
+#endif
+"""
+
+_CONTRACT = """{{
+#pragma OPENCL FP_CONTRACT ON
+    return a * b + c;
+}}"""
+
+# magnitudes from ``whole`` on have no fraction; adding it rounds a smaller one to an integer, to nearest even
+_RINT = """{{
+    {T} m = as_{T}(as_{U}(a) & ({U}){magnitude});
+    m = m < ({T}){whole} ? (m + ({T}){whole}) - ({T}){whole} : m;
+    return as_{T}(as_{U}(m) | (as_{U}(a) & ({U}){sign}));
+}}"""
+
+_FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
+    ("abs", "float"): ("a", "{{ return as_{T}(as_{U}(a) & ({U}){magnitude}); }}"),
+    ("min", "float"): ("a, b", "{{ return (a < b) | (a != a) ? a : b; }}"),
+    ("max", "float"): ("a, b", "{{ return (a > b) | (a != a) ? a : b; }}"),
+    ("rint", "float"): ("a", _RINT),
+    ("floor", "float"): ("a", "{{ {T} r = {rint}(a); return r > a ? r - ({T})1 : r; }}"),
+    ("ceil", "float"): ("a", "{{ {T} r = {rint}(a); r = r < a ? r + ({T})1 : r; return as_{T}(as_{U}(r) | (as_{U}(a) & ({U}){sign})); }}"),
+    ("trunc", "float"): ("a", "{{ {T} m = as_{T}(as_{U}(a) & ({U}){magnitude}), r = {rint}(m);\n"
+        "    r = r > m ? r - ({T})1 : r; return as_{T}(as_{U}(r) | (as_{U}(a) & ({U}){sign})); }}"),
+    ("mad", "float"): ("a, b, c", _CONTRACT),
+    ("fma", "float"): ("a, b, c", "{{\n#ifdef {fast}\n    return {mad}(a, b, c);\n#else\n    return fma(a, b, c);\n#endif\n}}"),
+    ("min", "integer"): ("a, b", "{{ return a < b ? a : b; }}"),
+    ("max", "integer"): ("a, b", "{{ return a > b ? a : b; }}"),
+    # scalars only; the least integer divided by -1 overflows, which some processors trap
+    ("floordiv", "signed"): ("a, b", "{{\n    if (b == -1) return ({T})(({U})0 - ({U})a);\n"
+        "    {T} q = a / b; return q * b != a && (a ^ b) < 0 ? q - 1 : q;\n}}"),
+    ("mod", "signed"): ("a, b", "{{\n    if (b == -1) return 0;\n    {T} r = a % b; return r != 0 && (r ^ b) < 0 ? r + b : r;\n}}"),
+}  # fmt: skip
+"""Operation and kind of dtype to the parameters and the body of its function."""
+
+_NEEDS = {"floor": "rint", "ceil": "rint", "trunc": "rint", "fma": "mad"}
+
+
+def kinds(dtype: str) -> tuple[str, ...]:
+    """Return the kinds of dtype, as ``_FUNCTIONS`` is keyed, that ``dtype`` is of."""
+    if dtype in FLOATS:
+        return ("float",)
+    return ("signed", "integer") if dtype in SIGNED else ("integer",) if dtype in UNSIGNED else ()
+
+
+def has_function(name: str, dtype: str) -> bool:
+    return any((name, kind) in _FUNCTIONS for kind in kinds(dtype))
+
+
+class Functions:
+    """Collects the functions and vector types that a source uses, in an order in which each is defined before it is used."""
+
+    def __init__(self) -> None:
+        self._text: dict[str, str] = {}
+
+    def call(self, name: str, dtype: str, lanes: int) -> str:
+        """Return the C name of an operation's function, defining it."""
+        own = f"kf_{name}_{dtype}" + (f"x{lanes}" if lanes > 1 else "")
+        if own in self._text:
+            return own
+        if name in _NEEDS:
+            self.call(_NEEDS[name], dtype, lanes)
+        params, body = next(_FUNCTIONS[name, kind] for kind in kinds(dtype) if (name, kind) in _FUNCTIONS)
+        double, value = dtype == "f64", ctype(dtype, lanes)
+        body = body.format(
+            magnitude="0x7fffffffffffffffUL" if double else "0x7fffffffu",
+            sign="0x8000000000000000UL" if double else "0x80000000u",
+            whole="4503599627370496.0" if double else "8388608.0f",
+            fast="FP_FAST_FMA" if double else "FP_FAST_FMAF",
+            rint=own.replace(name, "rint"),
+            mad=own.replace(name, "mad"),
+            T=value,
+            U=unsigned(dtype, lanes),
+        )
+        arguments = ", ".join(f"{value} {p}" for p in params.split(", "))
+        self._text[own] = f"static {value} {own}({arguments}) {body}\n"
+        return own
+
+    def unaligned(self, dtype: str, lanes: int) -> str:
+        """Return the name of a vector type that may start at any element."""
+        own = f"kf_{ctype(dtype, lanes)}"
+        self._text.setdefault(own, f"typedef {ctype(dtype, lanes)} {own} __attribute__((aligned({size(dtype)})));\n")
+        return own
+
+    def text(self) -> str:
+        return "".join(self._text.values())

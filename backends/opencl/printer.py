@@ -1,0 +1,518 @@
+"""A kernel as OpenCL C 1.2: one ``__kernel`` for each phase, that is each nest at the top level.
+
+The grid loops of a phase are numbered as one; a work-item (or, where the phase has ``group`` loops, a work-group) takes one
+iteration. Group loops are run by as many work-items as they have iterations, and a barrier stands between two
+statements of which one writes local or global memory that the other touches. A vector loop of 2, 4, 8 or 16 becomes
+OpenCL's vectors; lanes are combined by adding the upper half to the lower one until one is left. Every other loop is
+a loop, which is its meaning.
+
+Buffers are followed by an offset in elements. The source is the same on every device of one type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from kernelforge.backends.opencl.exprs import Buffer, Code, Scope, total
+from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal
+from kernelforge.errors import MalformedKernel
+from kernelforge.ir.index import free_vars
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, exprs, i64, stmts, walk
+from kernelforge.ir.types import row_major
+
+ITEMS = 64
+"""Work-items of a work-group where the program does not say: a multiple of every GPU's width."""
+
+_BUILT_IN = re.compile(
+    r"(bool|u?char|u?short|u?int|u?long|half|float|double|size_t|void)(2|3|4|8|16)?|s[0-9a-f]+|"
+    r"[a-z]*(sin|cos|tan|exp|log|pow|sqrt|abs|min|max|mod|fma|floor|ceil|trunc|rint|erf|cbrt)[a-z0-9]*|"
+    r"auto|break|case|const|continue|default|do|else|enum|extern|for|goto|if|inline|register|restrict|return|signed|sizeof|static|"
+    r"struct|switch|typedef|union|unsigned|volatile|while|kernel|global|local|constant|private|image\w*|event_t|sampler_t|read_only|"
+    r"write_only|read_write|pipe|uniform|vec_step|as_\w+|convert_\w+|get_\w+|barrier|kf_\w*|[A-Z_]+|_\w*"
+)
+"""Names that OpenCL C or this package's sources give a meaning."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Phase:
+    """One ``__kernel`` and how to launch it.
+
+    Attributes:
+        buffers: the arguments and global scratch it takes, in order, each followed by its offset; then come the parameters.
+        count: work-groups where the phase is ``grouped``, else work-items.
+        items: work-items of a group.
+    """
+
+    name: str
+    buffers: tuple[str, ...]
+    count: Expr
+    items: int
+    grouped: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A printed kernel; ``scratch`` are the global buffers that a launch allocates."""
+
+    text: str
+    phases: tuple[Phase, ...]
+    scratch: tuple[Alloc, ...]
+
+
+def print_opencl(kernel: Kernel, cpu: bool) -> Source:
+    """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
+
+    Raises:
+        MalformedKernel: for what ``kernelforge.ir.verify`` would refuse.
+    """
+    functions = Functions()
+    scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
+    rest = [s for s in kernel.body if s not in scratch]
+    bodies = [(s,) for s in rest] if all(isinstance(s, For) for s in rest) else [tuple(rest)]
+    printed = [_Printer(kernel, scratch, functions, cpu).phase(f"{_identifier(kernel.name)}_{k}", b) for k, b in enumerate(bodies)]
+    text = "\n".join((PREAMBLE + functions.text(), *(t for t, _ in printed)))
+    return Source(text, tuple(p for _, p in printed), scratch)
+
+
+def _identifier(name: str) -> str:
+    name = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return f"{name}_" if _BUILT_IN.fullmatch(name) or name[0].isdigit() else name
+
+
+class _Touched:
+    """Local and global buffers read and written since the last barrier."""
+
+    def __init__(self, reads: set[str] | None = None, writes: set[str] | None = None) -> None:
+        self.reads = set(reads or ())
+        self.writes = set(writes or ())
+
+    def conflict(self, other: _Touched) -> bool:
+        return bool((self.writes & (other.reads | other.writes)) | (self.reads & other.writes))
+
+    def add(self, other: _Touched) -> None:
+        self.reads |= other.reads
+        self.writes |= other.writes
+
+    def copy(self) -> _Touched:
+        return _Touched(self.reads, self.writes)
+
+
+class _Printer:
+    """Prints one phase."""
+
+    def __init__(self, kernel: Kernel, scratch: Sequence[Alloc], functions: Functions, cpu: bool) -> None:
+        self.kernel = kernel
+        self.cpu = cpu
+        self.lines: list[str] = []
+        self.shared: dict[str, str] = {}
+        self.depth = 1
+        self.scope = Scope(functions, self.emit)
+        self.outer: dict[str, tuple[str, bool]] = {a.name: (a.dtype, a.mode == "in") for a in kernel.args}
+        self.outer |= {s.buffer: (s.dtype, False) for s in scratch}
+        for name, (dtype, _) in self.outer.items():
+            shape = next((s.shape for s in scratch if s.buffer == name), (i64(1),))
+            self.scope.buffers[name] = Buffer(_identifier(name), dtype, "__global ", _strides(shape))
+        for param in kernel.params:
+            self.scope.names[param] = Code(_identifier(param), "i64")
+            self.scope.counters.add(param)
+        self.groups: tuple[For, ...] = ()
+        self.items = 1
+        self.grouped = False
+        self.owned: dict[str, int] = {}
+        self.pending = _Touched()
+
+    def emit(self, line: str) -> None:
+        self.lines.append("    " * self.depth + line)
+
+    @contextlib.contextmanager
+    def block(self, head: str = "") -> Iterator[None]:
+        """Put what the body prints in braces."""
+        self.emit(f"{head} {{" if head else "{")
+        self.depth += 1
+        yield
+        self.depth -= 1
+        self.emit("}")
+
+    def fail(self, problem: str) -> MalformedKernel:
+        return MalformedKernel(kernel=self.kernel.name, problem=problem)
+
+    # phases
+
+    def phase(self, name: str, body: Sequence[Stmt]) -> tuple[str, Phase]:
+        """Print statements of the top level as one ``__kernel``."""
+        inside = list(stmts(body))
+        nests = [chain for s in inside if isinstance(s, For) and s.kind == "group" for chain in [_chain(s)]]
+        self.grouped = bool(nests)
+        grid: list[For] = []
+        while len(body) == 1 and isinstance(body[0], For) and body[0].kind in ("grid", "parallel"):
+            loop = body[0]
+            if free_vars(loop.extent) & {g.var for g in grid}:
+                break
+            grid.append(loop)
+            body = loop.body
+        if self.grouped:
+            self.items = max(math.prod(g.static or 0 for g in chain) for chain in nests)
+            self.owned = _owned(inside)
+        else:
+            heavy = any(isinstance(s, For) and s.kind != "unroll" for s in stmts(body))
+            self.items = 1 if self.cpu and heavy else ITEMS
+        used = _buffers(inside, self.outer)
+        for buffer in used:
+            own = self.scope.buffers[buffer].name
+            self.emit(f"{own} += {own}_offset;")
+        self.iteration(grid)
+        if self.grouped:
+            self.emit("const uint kf_item = (uint)get_local_id(0);")
+        mark = len(self.lines)
+        self.uniform(body)
+        self.lines[mark:mark] = self.shared.values()
+        arguments = []
+        for buffer in used:
+            dtype, const = self.outer[buffer]
+            own = self.scope.buffers[buffer].name
+            arguments.append(f"__global {'const ' if const else ''}{ctype(dtype)}* {own}, const long {own}_offset")
+        arguments += [f"const long {_identifier(p)}" for p in self.kernel.params]
+        head = f"__kernel __attribute__((reqd_work_group_size({self.items}, 1, 1)))\nvoid {name}({', '.join(arguments)})"
+        count: Expr = i64(1)
+        for loop in grid:
+            count = count * loop.extent
+        text = "\n".join((f"{head} {{", *self.lines, "}", ""))
+        return text, Phase(name, used, count, self.items, self.grouped)
+
+    def iteration(self, grid: Sequence[For]) -> None:
+        """Find the iteration of the grid loops, which are numbered with the last one running fastest."""
+        rest = "get_group_id(0)" if self.grouped else "get_global_id(0)"
+        extents = []
+        for loop in grid:
+            self.scope.begin([loop.extent])
+            extents.append(self.scope.value(loop.extent, index=True).text)
+        self.emit(f"const long kf_at = {rest};")
+        if not self.grouped and self.items > 1:
+            self.emit(f"if (kf_at >= {' * '.join(extents) or '1'}) return;")
+        for k, loop in enumerate(grid):
+            inner = " * ".join(extents[k + 1 :])
+            text = f"kf_at / ({inner})" if inner else "kf_at"
+            self.emit(f"const long {self.counter(loop.var)} = {f'{text} % {extents[k]}' if k else text};")
+
+    def counter(self, var: Var) -> str:
+        name = _identifier(var.name)
+        self.scope.names[var.name] = Code(name, "i64")
+        self.scope.counters.add(var.name)
+        return name
+
+    # statements that every work-item of a group runs alike, and their barriers
+
+    def uniform(self, body: Sequence[Stmt]) -> None:
+        if not self.grouped:
+            self.body(body)
+            return
+        for stmt in body:
+            held = [s for s in stmts((stmt,)) if isinstance(s, For) and s.kind == "group"]
+            if isinstance(stmt, For) and stmt.kind == "group":
+                self.sync(self.touched((stmt,)))
+                self.nest(stmt)
+            elif isinstance(stmt, For | If) and held:
+                self.sync(self.touched_by(exprs(stmt)))
+                before = self.pending.copy()
+                if isinstance(stmt, For):
+                    # what an iteration leaves meets the next one
+                    self.pending.add(self.touched(stmt.body))
+                with self.block(self.head(stmt)):
+                    self.uniform(stmt.body)
+                self.pending.add(before)
+            else:
+                self.sync(self.touched((stmt,)))
+                self.statement(stmt)
+
+    def sync(self, now: _Touched) -> None:
+        if self.pending.conflict(now):
+            touched = self.pending.reads | self.pending.writes
+            fences = ["CLK_LOCAL_MEM_FENCE"] * bool(touched - set(self.outer))
+            fences += ["CLK_GLOBAL_MEM_FENCE"] * bool(touched & set(self.outer))
+            self.emit(f"barrier({' | '.join(fences)});")
+            self.pending = _Touched()
+        self.pending.add(now)
+
+    def touched(self, body: Sequence[Stmt]) -> _Touched:
+        """Return what local and global memory statements touch."""
+        out = _Touched()
+        private = {s.buffer for s in stmts(body) if isinstance(s, Alloc) and s.space == "register"}
+        for s in stmts(body):
+            out.add(self.touched_by(exprs(s), private))
+            if isinstance(s, Store) and s.buffer not in private and self.visible(s.buffer):
+                out.writes.add(s.buffer)
+                if s.op:
+                    out.reads.add(s.buffer)
+        return out
+
+    def touched_by(self, roots: Iterator[Expr], private: set[str] | None = None) -> _Touched:
+        found = {e.buffer for r in roots for e in walk(r) if isinstance(e, Load)}
+        return _Touched({b for b in found - (private or set()) if self.visible(b)})
+
+    def visible(self, buffer: str) -> bool:
+        """Whether other work-items see a buffer; one that is not known yet is local, and declared further down."""
+        known = self.scope.buffers.get(buffer)
+        return known is None or known.space != ""
+
+    def nest(self, stmt: For) -> None:
+        """Print group loops that stand directly in each other: one work-item an iteration."""
+        chain = _chain(stmt)
+        count = math.prod(g.static or 0 for g in chain)
+        with self.block(f"if (kf_item < {count}u)" if count < self.items else ""):
+            inner = count
+            for k, loop in enumerate(chain):
+                n = loop.static or 0
+                inner //= max(n, 1)
+                text = "kf_item" if inner == 1 else f"kf_item / {inner}u"
+                self.emit(f"const long {self.counter(loop.var)} = {f'{text} % {n}u' if k else text};")
+            self.groups = tuple(chain)
+            self.body(chain[-1].body)
+            self.groups = ()
+
+    # statements
+
+    def body(self, body: Sequence[Stmt]) -> None:
+        for stmt in body:
+            self.statement(stmt)
+
+    def statement(self, stmt: Stmt) -> None:
+        match stmt:
+            case Let():
+                self.let(stmt)
+            case Store():
+                self.store(stmt)
+            case Alloc():
+                self.alloc(stmt)
+            case If(_, body):
+                with self.block(self.head(stmt)):
+                    self.body(body)
+            case For(kind="unroll"):
+                self.unroll(stmt, self.body)
+            case For(kind="vector") if self.fits(stmt):
+                self.vector(stmt)
+            case For(_, _, _, body):
+                with self.block(self.head(stmt)):
+                    self.body(body)
+
+    def head(self, stmt: For | If) -> str:
+        (e,) = exprs(stmt)
+        self.scope.begin([e])
+        if isinstance(stmt, If):
+            return f"if ({self.scope.value(e).text})"
+        extent = self.scope.value(e, index=True).text
+        name = self.counter(stmt.var)
+        return f"for (long {name} = 0; {name} < {extent}; ++{name})"
+
+    def let(self, stmt: Let) -> None:
+        self.scope.begin([stmt.value])
+        code = self.scope.value(stmt.value)
+        name = _identifier(stmt.name)
+        self.scope.declare(name, code)
+        self.scope.names[stmt.name] = code._replace(text=name)
+        if code.lanes > 1:
+            self.scope.vectors.add(stmt.name)
+            if stmt.value.dtype == "i64" and total(stmt.value):
+                self.scope.indices[Var(stmt.name, "i64")] = self.scope.resolved(stmt.value)
+
+    def alloc(self, stmt: Alloc) -> None:
+        dropped = self.owned.get(stmt.buffer, 0)
+        shape = stmt.shape[dropped:]
+        count = math.prod(int(n.value) for n in shape if isinstance(n, Const))
+        name = _identifier(stmt.buffer)
+        # the memory of a work-group of one is its own, and is not on the stack
+        local = stmt.space == "local" and (self.grouped or self.items == 1) and not self.groups
+        kind, extent = ctype(stmt.dtype), f"[{max(count, 1)}] __attribute__((aligned(64)));"
+        if local:
+            # two statement lists may each have a buffer of one name
+            while self.shared.setdefault(name, f"    __local {kind} {name}{extent}") != f"    __local {kind} {name}{extent}":
+                name += "_"
+        else:
+            self.emit(f"{kind} {name}{extent}")
+        self.scope.buffers[stmt.buffer] = Buffer(name, stmt.dtype, "__local " if local else "", _strides(shape), dropped)
+
+    def unroll(self, stmt: For, run: Callable[[Sequence[Stmt]], None]) -> None:
+        for k in range(stmt.static or 0):
+            self.scope.names[stmt.var.name] = Code(literal(k, "i64"), "i64")
+            self.scope.counters.add(stmt.var.name)
+            with self.block():
+                run(stmt.body)
+
+    def store(self, stmt: Store) -> None:
+        scope = self.scope
+        buffer = scope.buffers[stmt.buffer]
+        flat = buffer.flat(stmt.index)
+        value = stmt.value
+        product = stmt.op == "add" and isinstance(value, Op) and value.op == "mul" and value.dtype in ("f32", "f64")
+        factors: tuple[Expr, ...] = value.args if product and isinstance(value, Op) else (value,)
+        scope.begin([flat, *factors])
+        spread = scope.varies(flat) or any(map(scope.varies, factors))
+        codes = [scope.value(f) for f in factors]
+        if not spread:
+            place = f"{buffer.name}[{scope.value(flat, index=True).text}]"
+            self.put(place, stmt, codes, 1)
+        elif scope.step(flat) == 1:
+            self.put(f"{scope.pointer(buffer, flat)}", stmt, codes, scope.lanes)
+        elif not scope.varies(flat):
+            self.fold(f"{buffer.name}[{scope.value(flat, index=True).text}]", stmt, codes)
+        else:
+            self.scatter(buffer, flat, stmt, codes)
+
+    def put(self, place: str, stmt: Store, codes: Sequence[Code], lanes: int) -> None:
+        """Write one place, of one element or of one vector."""
+        dtype = stmt.value.dtype
+        if lanes > 1:
+            codes = [self.scope.splat(c, c.mask or 1) for c in codes]
+        if not stmt.op:
+            self.emit(f"{place} = {self.stored(codes[0], lanes)};")
+            return
+        old = Code(f"({place})", dtype, lanes)
+        if dtype == "bool":
+            flag = f"({place} != 0)" if lanes == 1 else f"({place} != (uchar{lanes})(0))"
+            old = Code(flag, "bool", lanes, 1 if lanes > 1 else 0)
+        if len(codes) == 2:
+            made = Code(f"{self.scope.functions.call('mad', dtype, lanes)}({codes[0].text}, {codes[1].text}, {old.text})", dtype, lanes)
+        else:
+            made = self.scope.apply(stmt.op, dtype, [old, codes[0]])
+        self.emit(f"{place} = {self.stored(made, lanes)};")
+
+    def stored(self, code: Code, lanes: int) -> str:
+        """Print a value as it is kept in memory."""
+        if not code.mask:
+            return code.text
+        narrow = self.scope.splat(code, 1).text
+        return f"as_uchar{lanes}({narrow}) & (uchar{lanes})(1)"
+
+    def fold(self, place: str, stmt: Store, codes: Sequence[Code]) -> None:
+        """Combine all lanes into one element, by halves: lane i with lane i + n/2."""
+        scope, dtype, lanes = self.scope, stmt.value.dtype, self.scope.lanes
+        code = codes[0] if len(codes) == 1 else scope.apply("mul", dtype, codes)
+        if dtype == "bool":
+            code = Code(self.stored(scope.splat(code, code.mask or 1), lanes), "u8", lanes)
+        part = scope.temporary(scope.splat(code))
+        if not stmt.op:
+            self.emit(f"{place} = {part.text}.s{lanes - 1:x};")
+            return
+        while lanes > 1:
+            lanes //= 2
+            low, high = (Code(f"{part.text}.{half}", part.dtype, lanes) for half in ("lo", "hi"))
+            kept, scope.lanes = scope.lanes, lanes
+            part = scope.temporary(scope.apply(stmt.op, part.dtype, [low, high]))
+            scope.lanes = kept
+        if dtype == "bool":
+            part = Code(f"({part.text} != 0)", "bool")
+        self.put(place, stmt, [part], 1)
+
+    def scatter(self, buffer: Buffer, flat: Expr, stmt: Store, codes: Sequence[Code]) -> None:
+        """Write lane by lane, in order."""
+        scope = self.scope
+        at = scope.temporary(scope.splat(scope.value(flat, index=True)))
+        parts = [scope.temporary(scope.splat(c, c.mask or 1)) for c in codes]
+        for k in range(scope.lanes):
+            one = [Code(f"({p.text}.s{k:x} != 0)" if p.mask else f"{p.text}.s{k:x}", p.dtype) for p in parts]
+            self.put(f"{buffer.name}[{at.text}.s{k:x}]", stmt, one, 1)
+
+    # vector loops
+
+    def fits(self, stmt: For) -> bool:
+        """Whether a vector loop can be run as OpenCL vectors."""
+        inner = stmts(stmt.body)
+        return stmt.static in WIDTHS and all(isinstance(s, Let | Store | If) or (isinstance(s, For) and s.kind == "unroll") for s in inner)
+
+    def vector(self, stmt: For) -> None:
+        scope = self.scope
+        scope.var, scope.lanes = stmt.var, stmt.static or 1
+        scope.vectors = {stmt.var.name}
+        scope.indices = {}
+        numbers = ", ".join(map(str, range(scope.lanes)))
+        scope.names[stmt.var.name] = Code(f"((long{scope.lanes})({numbers}))", "i64", scope.lanes)
+        scope.counters.add(stmt.var.name)
+        with self.block():
+            self.in_lanes(stmt.body)
+        scope.var, scope.lanes, scope.vectors, scope.indices = None, 1, set(), {}
+
+    def in_lanes(self, body: Sequence[Stmt]) -> None:
+        for stmt in body:
+            if isinstance(stmt, For):
+                self.unroll(stmt, self.in_lanes)
+            elif isinstance(stmt, If):
+                self.choice(stmt)
+            else:
+                self.statement(stmt)
+
+    def choice(self, stmt: If) -> None:
+        """Print an If: as vectors where it holds for all lanes, else lane by lane."""
+        scope, var = self.scope, self.scope.var
+        assert var is not None
+        guard = scope.whole(stmt.cond)
+        if guard is not None:
+            scope.begin([guard])
+            with self.block(f"if ({scope.value(guard).text})"):
+                kept = set(scope.vectors), dict(scope.indices)
+                self.in_lanes(stmt.body)
+                scope.vectors, scope.indices = kept
+            if not scope.varies(stmt.cond):
+                return
+        with self.block("else" if guard is not None else ""):
+            if scope.vectors == {var.name}:
+                self.scalar(stmt, var)
+                return
+            for k in range(scope.lanes):
+                scope.lane = k
+                with self.block(self.head(stmt)):
+                    self.body(stmt.body)
+                scope.lane = None
+
+
+    def scalar(self, stmt: Stmt, var: Var) -> None:
+        """Print one statement of a vector loop as a loop over its lanes."""
+        scope = self.scope
+        kept = scope.names[var.name], scope.lanes, scope.vectors
+        scope.var, scope.vectors = None, set()
+        lanes, scope.lanes = scope.lanes, 1
+        self.statement(For(var, i64(lanes), "serial", (stmt,)))
+        scope.names[var.name], scope.lanes, scope.vectors = kept
+        scope.var = var
+
+
+def _chain(stmt: For) -> list[For]:
+    """Return group loops that stand directly in each other."""
+    found = [stmt]
+    while len(found[-1].body) == 1 and isinstance(found[-1].body[0], For) and found[-1].body[0].kind == "group":
+        found.append(found[-1].body[0])
+    return found
+
+
+def _owned(inside: Sequence[Stmt]) -> dict[str, int]:
+    """Return the registers of which each work-item holds its own part, and how many of their indices say whose."""
+    owned: dict[str, int] = {}
+    seen: set[int] = set()
+    for s in inside:
+        if isinstance(s, For) and s.kind == "group" and id(s) not in seen:
+            chain = _chain(s)
+            inner = list(stmts(chain[-1].body))
+            seen |= {id(t) for t in (*chain, *inner)}
+            private = {t.buffer for t in inner if isinstance(t, Alloc)}
+            owned |= {t.buffer: len(chain) for t in inner if isinstance(t, Store) and t.buffer not in private}
+    registers = {s.buffer for s in inside if isinstance(s, Alloc) and s.space == "register"}
+    return {b: n for b, n in owned.items() if b in registers}
+
+
+def _buffers(inside: Sequence[Stmt], outer: dict[str, tuple[str, bool]]) -> tuple[str, ...]:
+    """Return the buffers from outside that statements touch, in the order of the arguments."""
+    found = {s.buffer for s in inside if isinstance(s, Store)}
+    found |= {e.buffer for s in inside for r in exprs(s) for e in walk(r) if isinstance(e, Load)}
+    return tuple(b for b in outer if b in found)
+
+
+def _strides(shape: Sequence[Expr]) -> tuple[int | Expr, ...]:
+    """Return row-major strides, in elements; expressions where an extent is one."""
+    if all(isinstance(n, Const) for n in shape):
+        return row_major(tuple(int(n.value) for n in shape if isinstance(n, Const)))
+    strides: list[Expr] = [i64(1)]
+    for n in reversed(shape[1:]):
+        strides.insert(0, strides[0] * n)
+    return tuple(strides)
