@@ -28,6 +28,7 @@ from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime import cache
+from kernelforge.runtime.memory import pool, size_class
 from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
 
 Strides = Sequence[tuple[int, ...] | None]
@@ -120,7 +121,7 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
         kernels.append(compiled)
     return Plan(
         optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
-        tuple(planner.offsets), planner.arena,
+        tuple(planner.offsets), planner.arena, pool(backend), tuple(size_class(v.type.nbytes) for v in optimized.outputs),
     )  # fmt: skip
 
 

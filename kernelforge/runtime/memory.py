@@ -58,12 +58,16 @@ class Pool:
         Raises:
             DeviceOutOfMemory: when the device has no room, even after the pool gave up what it kept.
         """
-        size = size_class(nbytes)
-        with self._lock:
-            free = self._free.get(size)
-            if free:
-                self._bytes -= size
-                return Buffer(self.backend, free.pop(), size, self)
+        return self.take(size_class(nbytes))
+
+    def take(self, size: int) -> Buffer:
+        """Return memory of a size that ``size_class`` gave; see ``allocate``."""
+        free = self._free.get(size)
+        if free:
+            with self._lock:
+                if free:
+                    self._bytes -= size
+                    return Buffer(self.backend, free.pop(), size, self)
         try:
             handle = self.backend.allocate(size)
         except MemoryError:

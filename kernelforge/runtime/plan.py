@@ -12,7 +12,7 @@ from kernelforge.backends.base import Argument, Backend, Executable
 from kernelforge.ir.fuse import Fusion, Region
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.kernel import Kernel
-from kernelforge.runtime.memory import Buffer, allocate, upload
+from kernelforge.runtime.memory import Buffer, Pool, allocate, upload
 
 ALIGNMENT = 256
 """Bytes; every value of the arena starts at a multiple, so that vector loads of any device are aligned."""
@@ -162,6 +162,8 @@ class Plan:
         fusion: its regions in the order they run, and why they are what they are.
         kernels: in the order of their first launch, those of inner plans included.
         arena: bytes needed besides inputs and outputs.
+        pool: of the device.
+        sizes: size class of each output, in bytes.
     """
 
     graph: Graph
@@ -172,6 +174,8 @@ class Plan:
     consts: tuple[Buffer, ...]
     offsets: tuple[int, ...]
     arena: int
+    pool: Pool
+    sizes: tuple[int, ...]
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -179,7 +183,8 @@ class Plan:
 
     def run(self, inputs: Sequence[Argument]) -> list[Buffer]:
         """Run on buffers given as (buffer, offset in bytes); return a new row-major buffer for each output."""
-        made = [allocate(self.backend, max(v.type.nbytes, 1)) for v in self.graph.outputs]
+        take = self.pool.take
+        made = [take(n) for n in self.sizes]
         self.execute([(b.handle, offset) for b, offset in inputs], [(b.handle, 0) for b in made])
         return made
 
