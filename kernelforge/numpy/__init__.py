@@ -1,15 +1,42 @@
-"""NumPy's functions on traced and device arrays."""
+"""NumPy's functions on traced and device arrays, and NumPy's dtypes and constants.
+
+``logsumexp``, ``sigmoid``, ``erf``, ``erfc``, ``cummax`` and ``cummin`` are here besides.
+"""
 
 from __future__ import annotations
 
-from kernelforge.methods import FUNCTIONS
-from kernelforge.numpy import creation, reductions, ufuncs
+from types import SimpleNamespace
+from typing import Any
 
-for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES).items():
+import ml_dtypes
+import numpy as np
+
+from kernelforge.methods import FUNCTIONS
+from kernelforge.numpy import creation, products, reductions, selection, shapes, ufuncs
+
+for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES).items():
     FUNCTIONS[_alias] = FUNCTIONS[_name]
 
+_NUMPYS_OWN = frozenset(
+    "pi e inf nan newaxis euler_gamma finfo iinfo dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 "
+    "float64 ndarray generic integer floating signedinteger unsignedinteger number issubdtype result_type promote_types can_cast "
+    "broadcast_shapes isscalar errstate".split()
+)
 
-def __getattr__(name: str) -> object:
+bfloat16 = ml_dtypes.bfloat16
+linalg = SimpleNamespace(**{name.removeprefix("linalg."): fn for name, fn in FUNCTIONS.items() if name.startswith("linalg.")})
+
+
+def __getattr__(name: str) -> Any:
     if name in FUNCTIONS:
         return FUNCTIONS[name]
-    raise AttributeError(name)
+    if name in _NUMPYS_OWN:
+        return getattr(np, name)
+    raise AttributeError(f"module 'kernelforge.numpy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*FUNCTIONS, *_NUMPYS_OWN, "bfloat16", "linalg"})
+
+
+__all__ = ["creation", "products", "reductions", "selection", "shapes", "ufuncs"]

@@ -196,7 +196,7 @@ def average(a: Operand, axis: Axis = None, weights: Operand | None = None, *, ke
         if w.ndim != 1 or len(axes) != 1 or w.shape[0] != x.shape[axes[0]]:
             expected = f"weights of shape {x.shape}, or of one axis as long as the one averaged over"
             raise ShapeMismatch(op="np.average", found=w.shape, expected=expected, loc=user_line())
-        w = w.reshape(tuple(-1 if i == axes[0] else 1 for i in range(x.ndim)) if False else tuple(w.size if i == axes[0] else 1 for i in range(x.ndim)))
+        w = w.reshape(tuple(w.size if i == axes[0] else 1 for i in range(x.ndim)))
     total = sum(ufunc("multiply", x, w), axis, keepdims=keepdims)
     return ufunc("divide", total, sum(w.broadcast(x.shape), axis, keepdims=keepdims))
 

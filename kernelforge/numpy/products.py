@@ -1,0 +1,326 @@
+"""Products of matrices and tensors; all of them are ``contract`` over named axes."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from kernelforge.dtypes import as_dtype, promote
+from kernelforge.errors import InvalidParameter, ShapeMismatch
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.methods import FUNCTIONS, OPERATORS
+from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.shapes import diagonal, part
+from kernelforge.numpy.ufuncs import ufunc
+
+
+def together(xs: Sequence[Operand], dtype: Any = None) -> list[Sym]:
+    """Promote operands to one dtype."""
+    syms = [as_sym(x) for x in xs]
+    kind = promote([s.dtype for s in syms], []) if dtype is None else as_dtype(dtype)
+    return [s.astype(kind) for s in syms]
+
+
+def contract(x: Sym, x_axes: str, y: Sym, y_axes: str, out: str) -> Sym:
+    """Multiply and add up over the names that ``out`` lacks; bools are or-ed, as in NumPy."""
+    if x.dtype == np.bool_:
+        return contract(x.astype(np.uint8), x_axes, y.astype(np.uint8), y_axes, out).astype(np.bool_)
+    number = {name: i for i, name in enumerate(dict.fromkeys(x_axes + y_axes))}
+    listed = [tuple(number[n] for n in names) for names in (x_axes, y_axes, out)]
+    return apply("contract", x, y, x_axes=listed[0], y_axes=listed[1], out_axes=listed[2])  # type: ignore[no-any-return]
+
+
+def _mismatch(op: str, x: Sym, y: Sym, expected: str) -> ShapeMismatch:
+    return ShapeMismatch(op=f"np.{op}", found=f"{x.shape} and {y.shape}", expected=expected, loc=user_line())
+
+
+def matrices(x: Sym, y: Sym, op: str) -> Sym:
+    """``x @ y``: the last axis of ``x`` with the last but one of ``y``; what is before these broadcasts."""
+    if not x.ndim or not y.ndim:
+        raise _mismatch(op, x, y, "at least one axis in both; use * for numbers")
+    rows = "m" if x.ndim > 1 else ""
+    columns = "n" if y.ndim > 1 else ""
+    inner = y.shape[-2] if columns else y.shape[-1]
+    if x.shape[-1] != inner:
+        raise _mismatch(op, x, y, f"{x.shape[-1]} rows in the second, as the first has columns")
+    x_lead, y_lead = x.shape[:-2] if rows else (), y.shape[:-2] if columns else ()
+    try:
+        lead = np.broadcast_shapes(x_lead, y_lead)
+    except ValueError:
+        raise _mismatch(op, x, y, "leading axes that broadcast") from None
+    names = string.ascii_uppercase[: len(lead)]
+    x, x_names = _batched(x, x_lead, lead, names)
+    y, y_names = _batched(y, y_lead, lead, names)
+    return contract(x, x_names + rows + "k", y, y_names + "k" + columns, names + rows + columns)
+
+
+def _batched(x: Sym, own: tuple[int, ...], lead: tuple[int, ...], names: str) -> tuple[Sym, str]:
+    """Name the batch axes of an operand: those of extent 1 that the other one has longer are dropped."""
+    names = names[len(lead) - len(own) :]
+    kept = [i for i, n in enumerate(own) if n == lead[len(lead) - len(own) + i]]
+    shape = (*(own[i] for i in kept), *x.shape[len(own) :])
+    return x.reshape(shape), "".join(names[i] for i in kept)
+
+
+def _matmul(x1: Operand, x2: Operand, /, *, dtype: Any = None) -> Sym:
+    return matrices(*together((x1, x2), dtype), "matmul")
+
+
+for _table in (FUNCTIONS, OPERATORS):
+    array_function("x1", "x2", name="matmul", table=_table)(_matmul)
+
+
+@array_function("x1", "x2")
+def vecdot(x1: Sym, x2: Sym, /, axis: int = -1) -> Sym:
+    x, y = together((x1, x2))
+    made = ufunc("multiply", x, y)
+    return apply("sum", made, axes=(normalize_axis_index(axis, made.ndim),))  # type: ignore[no-any-return]
+
+
+@array_function("x1", "x2")
+def matvec(x1: Sym, x2: Sym, /) -> Sym:
+    x, y = together((x1, x2))
+    made = matrices(x, y.reshape((*y.shape, 1)), "matvec")
+    return made.reshape(made.shape[:-1])
+
+
+@array_function("x1", "x2")
+def vecmat(x1: Sym, x2: Sym, /) -> Sym:
+    x, y = together((x1, x2))
+    made = matrices(x.reshape((*x.shape[:-1], 1, x.shape[-1])), y, "vecmat")
+    return made.reshape((*made.shape[:-2], made.shape[-1]))
+
+
+@array_function("a", "b")
+def dot(a: Sym, b: Sym) -> Sym:
+    x, y = together((a, b))
+    if not x.ndim or not y.ndim:
+        return ufunc("multiply", x, y)
+    return _paired(x, y, [x.ndim - 1], [max(y.ndim - 2, 0)], "dot")
+
+
+@array_function("a", "b")
+def inner(a: Sym, b: Sym) -> Sym:
+    x, y = together((a, b))
+    if not x.ndim or not y.ndim:
+        return ufunc("multiply", x, y)
+    return _paired(x, y, [x.ndim - 1], [y.ndim - 1], "inner")
+
+
+@array_function("a", "b")
+def vdot(a: Sym, b: Sym) -> Sym:
+    x, y = together((a, b))
+    if x.size != y.size:
+        raise _mismatch("vdot", x, y, "as many elements in both")
+    return _paired(x.reshape((x.size,)), y.reshape((y.size,)), [0], [0], "vdot")
+
+
+@array_function("a", "b")
+def outer(a: Sym, b: Sym) -> Sym:
+    x, y = (as_sym(v) for v in (a, b))
+    return ufunc("multiply", x.reshape((x.size, 1)), y.reshape((1, y.size)))
+
+
+def _paired(x: Sym, y: Sym, x_axes: Sequence[int], y_axes: Sequence[int], op: str) -> Sym:
+    """Contract axes in pairs; the others of ``x`` come first in the result."""
+    if len(x_axes) != len(y_axes) or any(x.shape[i] != y.shape[j] for i, j in zip(x_axes, y_axes, strict=True)):
+        raise _mismatch(op, x, y, f"axes {tuple(x_axes)} of the first as long as axes {tuple(y_axes)} of the second")
+    x_names = string.ascii_lowercase[: x.ndim]
+    y_names = list(string.ascii_uppercase[: y.ndim])
+    for i, j in zip(x_axes, y_axes, strict=True):
+        y_names[j] = x_names[i]
+    out = [n for i, n in enumerate(x_names) if i not in x_axes] + [n for j, n in enumerate(y_names) if j not in y_axes]
+    return contract(x, x_names, y, "".join(y_names), "".join(out))
+
+
+@array_function("a", "b")
+def tensordot(a: Sym, b: Sym, axes: int | Sequence[Any] = 2) -> Sym:
+    x, y = together((a, b))
+    if isinstance(axes, int | np.integer):
+        count = int(axes)
+        x_axes, y_axes = list(range(x.ndim - count, x.ndim)), list(range(count))
+    else:
+        x_axes, y_axes = ([v] if isinstance(v, int | np.integer) else list(v) for v in axes)
+    x_axes = [normalize_axis_index(i, x.ndim) for i in x_axes]
+    y_axes = [normalize_axis_index(i, y.ndim) for i in y_axes]
+    if len(x_axes) != len(y_axes):
+        raise _mismatch("tensordot", x, y, "as many axes of each")
+    return _paired(x, y, x_axes, y_axes, "tensordot")
+
+
+def _subscripts(text: str, operands: Sequence[Sym]) -> tuple[list[str], str]:
+    """Return the names of each operand's axes and of the result's; axes under an ellipsis get upper case Greek names."""
+    text = text.replace(" ", "")
+    left, arrow, out = text.partition("->")
+    inputs = left.split(",")
+    if len(inputs) != len(operands):
+        raise InvalidParameter(op="np.einsum", name="subscripts", found=text, expected=f"{len(operands)} terms, one for each operand", loc=user_line())
+    spread = [x.ndim - len(t.replace("...", "")) if "..." in t else 0 for t, x in zip(inputs, operands, strict=True)]
+    dots = "".join(chr(0x391 + i) for i in range(max([*spread, 0])))
+    terms = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(inputs, spread, strict=True)]
+    if arrow:
+        out = out.replace("...", dots)
+    else:
+        once = sorted(c for c in set("".join(inputs).replace(".", "")) if left.count(c) == 1)
+        out = dots + "".join(once)
+    for term, x in zip(terms, operands, strict=True):
+        if len(term) != x.ndim or any(n < 0 for n in spread):
+            raise ShapeMismatch(op="np.einsum", found=x.shape, expected=f"{len(term)} axes, as {text} says", loc=user_line())
+    strange = [c for c in "".join(terms) + out if not c.isalpha()]
+    if strange or len(set(out)) != len(out) or not set(out) <= set("".join(terms)):
+        expected = "letters, an output that has none twice and none of its own"
+        raise InvalidParameter(op="np.einsum", name="subscripts", found=text, expected=expected, loc=user_line())
+    return terms, out
+
+
+def _without_repeats(x: Sym, term: str) -> tuple[Sym, str]:
+    """Take diagonals until no name stands twice in a term."""
+    for name in dict.fromkeys(term):
+        while term.count(name) > 1:
+            i = term.index(name)
+            j = term.index(name, i + 1)
+            if x.shape[i] != x.shape[j]:
+                raise ShapeMismatch(op="np.einsum", found=x.shape, expected=f"one extent for both axes named {name}", loc=user_line())
+            x = diagonal(x, 0, i, j)
+            term = "".join(c for k, c in enumerate(term) if k not in (i, j)) + name
+    return x, term
+
+
+def _sum_out(x: Sym, term: str, needed: str) -> tuple[Sym, str]:
+    """Add up over the names nobody else needs."""
+    axes = tuple(i for i, n in enumerate(term) if n not in needed)
+    return x.sum(axes), "".join(n for n in term if n in needed)
+
+
+def _pair(x: Sym, x_term: str, y: Sym, y_term: str, needed: str) -> tuple[Sym, str]:
+    x, x_term = _sum_out(x, x_term, y_term + needed)
+    y, y_term = _sum_out(y, y_term, x_term + needed)
+    extents: dict[str, int] = {}
+    for term, v in ((x_term, x), (y_term, y)):
+        for name, n in zip(term, v.shape, strict=True):
+            extents[name] = n if extents.get(name, 1) == 1 else extents[name]
+    # an extent of 1 broadcasts
+    (x, x_term), (y, y_term) = (_drop_ones(v, term, extents) for v, term in ((x, x_term), (y, y_term)))
+    out = "".join(n for n in dict.fromkeys(x_term + y_term) if n in needed)
+    only = [n for n in x_term if n not in y_term and n not in needed], [n for n in y_term if n not in x_term and n not in needed]
+    x, x_term = _sum_out(x, x_term, "".join(n for n in x_term if n not in only[0]))
+    y, y_term = _sum_out(y, y_term, "".join(n for n in y_term if n not in only[1]))
+    return contract(x, x_term, y, y_term, out), out
+
+
+def _drop_ones(x: Sym, term: str, extents: dict[str, int]) -> tuple[Sym, str]:
+    kept = [i for i, n in enumerate(term) if x.shape[i] == extents[n]]
+    return x.reshape(tuple(x.shape[i] for i in kept)), "".join(term[i] for i in kept)
+
+
+@array_function("operands")
+def einsum(subscripts: str, /, *operands: Sym, dtype: Any = None, optimize: Any = True) -> Sym:
+    """``numpy.einsum`` with subscripts as a string; many operands are contracted in pairs, in the order NumPy's planner gives."""
+    if not isinstance(subscripts, str):
+        raise InvalidParameter(op="np.einsum", name="subscripts", found=type(subscripts).__name__, expected="a string such as 'ij,jk->ik'")
+    syms = together(operands, dtype)
+    terms, out = _subscripts(subscripts, syms)
+    _require_one_extent(terms, syms, subscripts)
+    work = [_without_repeats(x, t) for x, t in zip(syms, terms, strict=True)]
+    for places in _path(terms, out, syms):
+        picked = [work[i] for i in places]
+        work = [w for i, w in enumerate(work) if i not in places]
+        while len(picked) > 1:
+            (x, x_term), (y, y_term), *rest = picked
+            needed = out + "".join(t for _, t in (*work, *rest))
+            picked = [_pair(x, x_term, y, y_term, needed), *rest]
+        work.append(picked[0])
+    ((x, term),) = work
+    x, term = _sum_out(x, term, out)
+    return x.transpose([term.index(n) for n in out])
+
+
+def _require_one_extent(terms: Sequence[str], syms: Sequence[Sym], text: str) -> None:
+    extents: dict[str, int] = {}
+    for term, x in zip(terms, syms, strict=True):
+        for name, n in zip(term, x.shape, strict=True):
+            if n != 1 and extents.setdefault(name, n) != n:
+                found = " and ".join(str(s.shape) for s in syms)
+                raise ShapeMismatch(op=f"np.einsum({text!r})", found=found, expected=f"one extent for {name}", loc=user_line())
+
+
+def _path(terms: Sequence[str], out: str, syms: Sequence[Sym]) -> list[tuple[int, ...]]:
+    if len(terms) <= 2:
+        return [tuple(range(len(terms)))]
+    letters = {n: string.ascii_letters[i] for i, n in enumerate(dict.fromkeys("".join(terms)))}
+    text = ",".join("".join(letters[n] for n in t) for t in terms) + "->" + "".join(letters[n] for n in out)
+    shaped = [np.broadcast_to(np.float64(0), x.shape) for x in syms]
+    return [tuple(places) for places in np.einsum_path(text, *shaped, optimize="greedy")[0][1:]]
+
+
+@array_function("a", "b")
+def kron(a: Sym, b: Sym) -> Sym:
+    x, y = together((a, b))
+    ndim = max(x.ndim, y.ndim)
+    xs, ys = ((*(1,) * (ndim - v.ndim), *v.shape) for v in (x, y))
+    wide_x = x.reshape(tuple(n for m in xs for n in (m, 1)))
+    wide_y = y.reshape(tuple(n for m in ys for n in (1, m)))
+    return ufunc("multiply", wide_x, wide_y).reshape(tuple(m * n for m, n in zip(xs, ys, strict=True)))
+
+
+@array_function("a", "b")
+def cross(a: Sym, b: Sym, axisa: int = -1, axisb: int = -1, axisc: int = -1, axis: int | None = None) -> Sym:
+    if axis is not None:
+        axisa = axisb = axisc = axis
+    x, y = (FUNCTIONS["moveaxis"](v, n, -1) for v, n in zip(together((a, b)), (axisa, axisb), strict=True))
+    if x.shape[-1] != 3 or y.shape[-1] != 3:
+        raise _mismatch("cross", x, y, "vectors of 3 elements")
+    u, v = ([part(w, w.ndim - 1, i, i + 1) for i in range(3)] for w in (x, y))
+    made = [ufunc("subtract", ufunc("multiply", u[i], v[j]), ufunc("multiply", u[j], v[i])) for i, j in ((1, 2), (2, 0), (0, 1))]
+    joined = FUNCTIONS["concatenate"](made, -1)
+    return FUNCTIONS["moveaxis"](joined, -1, axisc)  # type: ignore[no-any-return]
+
+
+@array_function("x", name="linalg.norm")
+def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Sym:
+    """``numpy.linalg.norm``: all norms of vectors; of matrices those that need no singular values."""
+    value = x if x.dtype.kind == "f" else x.astype(np.float64)
+    size = ufunc("absolute", value)
+    total: Any = FUNCTIONS["sum"]
+    if ord is None and axis is None:
+        made = ufunc("sqrt", total(size * size))
+        return made.reshape((1,) * x.ndim) if keepdims else made
+    axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
+    if len(axes) == 1:
+        return _vector_norm(size, ord, axes[0], keepdims)
+    if len(axes) != 2:
+        raise InvalidParameter(op="np.linalg.norm", name="axis", found=axis, expected="one axis, or two for a matrix", loc=user_line())
+    rows, columns = (normalize_axis_index(i, x.ndim) for i in axes)
+    if ord in (None, "fro"):
+        return ufunc("sqrt", total(size * size, (rows, columns), keepdims=keepdims))
+    if ord in (1, -1, np.inf, -np.inf):
+        added, other = (rows, columns) if abs(ord) == 1 else (columns, rows)
+        extremum = FUNCTIONS["max" if ord > 0 else "min"]
+        made = extremum(total(size, added, keepdims=True), other, keepdims=True)
+        return made if keepdims else FUNCTIONS["squeeze"](made, (rows, columns))  # type: ignore[no-any-return]
+    expected = "None, 'fro', 1, -1, inf or -inf; others need singular values, which kernelforge does not compute"
+    raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected=expected, loc=user_line())
+
+
+def _vector_norm(size: Sym, ord: Any, axis: int, keepdims: bool) -> Sym:
+    total: Any = FUNCTIONS["sum"]
+    match ord:
+        case None | 2:
+            return ufunc("sqrt", total(size * size, axis, keepdims=keepdims))
+        case 1:
+            return total(size, axis, keepdims=keepdims)  # type: ignore[no-any-return]
+        case 0:
+            return total(ufunc("not_equal", size, 0), axis, size.dtype, keepdims=keepdims)  # type: ignore[no-any-return]
+        case _ if ord in (np.inf, -np.inf):
+            return FUNCTIONS["max" if ord > 0 else "min"](size, axis, keepdims=keepdims)  # type: ignore[no-any-return]
+        case _ if isinstance(ord, int | float):
+            return ufunc("power", total(ufunc("power", size, ord), axis, keepdims=keepdims), 1.0 / ord)
+    raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected="a number or None for vectors", loc=user_line())
+
+
+for _submodule in ("matmul", "outer", "cross", "tensordot", "vecdot", "trace", "diagonal", "matrix_transpose"):
+    FUNCTIONS[f"linalg.{_submodule}"] = FUNCTIONS[_submodule]
