@@ -1,0 +1,118 @@
+"""Every primitive on every device: values, first and second derivatives, against the NumPy rules."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kernelforge.backends.registry import available
+from kernelforge.compile import compile_graph
+from kernelforge.config import Config
+from kernelforge.dtypes import is_float
+from kernelforge.errors import NotDifferentiable, UnsupportedOnDevice
+from kernelforge.ir import autodiff
+from kernelforge.ir.build import Sym, build
+from kernelforge.ir.graph import Graph, Kind
+from kernelforge.ir.interpret import run_graph
+from kernelforge.ir.ops import PRIMITIVES
+from kernelforge.runtime.memory import download, upload
+from tests.ir.cases import Arrays, close, dtypes, names, samples, tolerance
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+WITH_KERNEL = [n for n in names() if PRIMITIVES[n].kind is not Kind.OPAQUE]
+DIFFERENTIABLE = [n for n in WITH_KERNEL if not isinstance(PRIMITIVES[n].vjp, str)]
+
+
+@functools.cache
+def devices() -> dict[str, object]:
+    found = available()
+    return {n: d for n, d in found.items() if n.startswith("cuda") == SIMULATED}
+
+
+NAMES = [n for n, d in devices().items() if not isinstance(d, str)]
+
+
+def run(graph: Graph, inputs: Arrays, device: str) -> Arrays:
+    backend = devices()[device]
+    plan = compile_graph(graph, backend, Config())  # type: ignore[arg-type]
+    buffers = [(upload(backend, np.ascontiguousarray(a).reshape(a.shape)), 0) for a in inputs]  # type: ignore[arg-type]
+    made = plan.run(buffers)
+    return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(made, plan.graph.outputs, strict=True)]
+
+
+def check(graph: Graph, inputs: Arrays, device: str, rtol: float) -> None:
+    for got, want in zip(run(graph, inputs, device), run_graph(graph, inputs), strict=True):
+        close(np.asarray(got), want, rtol)
+
+
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("name", WITH_KERNEL)
+def test_values(name: str, device: str) -> None:
+    prim = PRIMITIVES[name]
+    chosen = dtypes(prim) if not SIMULATED else dtypes(prim)[-1:]
+    for dtype in chosen:
+        for graph, inputs in samples(prim, dtype):
+            try:
+                check(graph, inputs, device, tolerance(prim, dtype))
+            except UnsupportedOnDevice as refused:
+                assert dtype in str(refused)  # noqa: PT017
+
+
+def gradient(graph: Graph) -> Graph | None:
+    """Make the graph of a fixed cotangent pulled back to the float inputs, or None where there are none."""
+    wrt = [k for k, v in enumerate(graph.inputs) if is_float(v.type.dtype)]
+    if not wrt or not is_float(graph.outputs[0].type.dtype):
+        return None
+
+    def fn(*syms: Sym) -> list[Sym]:
+        outputs, pull = autodiff.vjp(graph, syms, wrt)
+        weights = [o * 0.5 + 1.0 for o in outputs]
+        return pull(weights)
+
+    return build(fn, [v.type for v in graph.inputs])
+
+
+def smooth(inputs: Arrays) -> bool:
+    return all(a.dtype.kind != "f" or (np.isfinite(a).all() and (np.abs(a) < 50).all()) for a in inputs)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients(name: str, device: str, order: int) -> None:
+    prim = PRIMITIVES[name]
+    for dtype in [d for d in ("f64", "f32") if d in dtypes(prim)][: 1 if SIMULATED else 2]:
+        for graph, inputs in samples(prim, dtype):
+            if not smooth(inputs):
+                continue
+            made: Graph | None = graph
+            try:
+                for _ in range(order):
+                    made = gradient(made) if made is not None and made.outputs else None
+            except NotDifferentiable as refused:
+                assert "mode" in str(refused)  # noqa: PT017 - one mode of a primitive whose others have derivatives
+                continue
+            if made is None or not made.outputs:
+                continue
+            try:
+                check(made, inputs, device, 100 * tolerance(prim, dtype))
+            except UnsupportedOnDevice as refused:
+                assert dtype in str(refused)  # noqa: PT017
+
+
+@pytest.mark.skipif(SIMULATED, reason="this is the child that the test starts")
+def test_the_table_under_the_cuda_simulator() -> None:
+    pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", __file__],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stdout[-4000:]
