@@ -13,7 +13,13 @@ from kernelforge.backends.base import Backend
 from kernelforge.compile import compile_graph
 from kernelforge.config import current
 from kernelforge.dtypes import BFLOAT16, DTYPES, FLOATS, is_float
-from kernelforge.errors import BackendFailed, DeviceOutOfMemory, KernelforgeError, UnsupportedOnDevice
+from kernelforge.errors import (
+    BackendFailed,
+    DeviceOutOfMemory,
+    KernelforgeError,
+    NotDifferentiable,
+    UnsupportedOnDevice,
+)
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Builder, Sym, apply
 from kernelforge.ir.graph import Graph, Kind, Primitive, Sample
@@ -162,13 +168,23 @@ def _graph(prim: Primitive, types: Sequence[Type], params: dict[str, Any]) -> Gr
 
 
 def _inputs(prim: Primitive, sample: Sample, dtype: str) -> list[Array]:
-    """Cast the float inputs of a sample, and those of the dtype under test's kind, to it."""
+    """Cast what stands for any dtype in a sample: float64 arrays, and of maps int64 ones too."""
+    arrays = [np.asarray(x) for x in sample.inputs]
     if prim.kind is Kind.OPAQUE:
-        return [np.asarray(x) for x in sample.inputs]
-    return [
-        np.asarray(x).astype(DTYPES[dtype]) if np.asarray(x).dtype == np.float64 else np.asarray(x)
-        for x in sample.inputs
-    ]
+        return arrays
+    kinds = "fi" if prim.kind is Kind.MAP else "f"
+    return [_as(x, dtype) if x.dtype.kind in kinds else x for x in arrays]
+
+
+def _as(array: Array, dtype: str) -> Array:
+    """Cast values that may be outside of the dtype, or nothing in it, to some that are."""
+    if dtype in FLOATS or array.dtype.kind == "i":
+        with np.errstate(all="ignore"):
+            return array.astype(DTYPES[dtype])
+    finite = np.nan_to_num(array, nan=0.0, posinf=3.0, neginf=-3.0)
+    if dtype == "bool":
+        return np.asarray(finite > 0.0)
+    return np.clip(4.0 * (np.abs(finite) if dtype[0] == "u" else finite), -100.0, 100.0).astype(DTYPES[dtype])
 
 
 def _run(device: Backend, graph: Graph, arrays: Sequence[Array]) -> list[Array]:
@@ -201,7 +217,10 @@ def _gradient(device: Backend, prim: Primitive, sample: Sample, dtype: str) -> s
     b = Builder()
     with b.active():
         outputs, pullback = autodiff.vjp(forward, [b.input(Type(a.shape, a.dtype)) for a in arrays], wrt)
-        graph = b.finish(pullback([b.input(o.type) if is_float(o.dtype) else None for o in outputs]))
+        try:
+            graph = b.finish(pullback([b.input(o.type) if is_float(o.dtype) else None for o in outputs]))
+        except NotDifferentiable:
+            return ""
     cotangents = [
         np.linspace(0.5, 1.5, v.type.size).reshape(v.type.shape).astype(v.type.dtype)
         for v in graph.inputs[len(arrays) :]

@@ -90,6 +90,8 @@ class Example:
 
     def smooth(self, unit: bool) -> Example:
         """Return an argument of the same shape for derivatives: no specials, no ties; ``unit`` is between 0 and 1."""
+        if not is_float(self.dtype):
+            return self
         return dataclasses.replace(self, seed=self.seed + 1, scale=1.0, specials=(), unit=unit)
 
 
