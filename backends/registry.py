@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import os
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,6 +23,8 @@ OWN = "kernelforge"
 BUILT_IN = ("cpu", "opencl", "cuda", "reference")
 
 _LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 class _Source(NamedTuple):

@@ -13,7 +13,6 @@ import numpy as np
 from kernelforge.backends.base import Argument, Backend, Limits
 from kernelforge.backends.cpu import loader
 from kernelforge.backends.cpu.host import Host, host
-from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import POOL
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DeviceOutOfMemory
@@ -59,6 +58,8 @@ class CpuExecutable:
     @property
     def source(self) -> str:
         """The LLVM IR, printed again: a warm start does without it."""
+        from kernelforge.backends.cpu.printer import print_kernel
+
         return print_kernel(self.kernel, self._host)
 
 
@@ -118,10 +119,9 @@ class CpuBackend:
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> CpuExecutable:
         fingerprint = self.limits.fingerprint
         if binary is None:
-            from kernelforge.backends.cpu.compiler import compile_ir, contraction, pool
+            from kernelforge.backends.cpu.compiler import compile_kernel, compile_pool
 
-            own = compile_ir(print_kernel(kernel, self.host), kernel.name, contraction(kernel))
-            binary = loader.pack((pool(self.host), own), fingerprint)
+            binary = loader.pack((compile_pool(self.host), compile_kernel(kernel, self.host)), fingerprint)
         return CpuExecutable(kernel, self.host, binary, fingerprint)
 
     def launch(self, executable: CpuExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:

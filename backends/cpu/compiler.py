@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from typing import Any
 
 import llvmlite.binding as llvm
 
 from kernelforge.backends.cpu.host import Host
+from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import pool_ir
 from kernelforge.errors import CompilationFailed
 from kernelforge.ir.kernel import For, Kernel, Op, Store, stmts
 
 _LOCK = threading.Lock()
-"""LLVM objects of one target machine are not to be used by two threads at once."""
+"""LLVM objects of one target machine are not to be used by two threads at once, nor half used by a forked child."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 @functools.cache
@@ -39,8 +43,17 @@ def contraction(kernel: Kernel) -> bool:
     return products and any(isinstance(s, For) and s.kind == "unroll" for s in stmts(kernel.body))
 
 
+def compile_kernel(kernel: Kernel, host: Host) -> bytes:
+    """Return the object file of a kernel.
+
+    Raises:
+        CompilationFailed: for what the printer or LLVM refuses.
+    """
+    return compile_ir(print_kernel(kernel, host), kernel.name, contraction(kernel))
+
+
 @functools.cache
-def pool(host: Host) -> bytes:
+def compile_pool(host: Host) -> bytes:
     """Return the object file of the threads' code, which every binary carries."""
     return compile_ir(pool_ir(host), "pool", thorough=False)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import functools
 import hashlib
 import mmap
@@ -92,11 +91,11 @@ def load(obj: bytes, kernel: str) -> Code:
 def _libraries() -> tuple[ctypes.CDLL, ...]:
     if sys.platform == "win32":
         return (ctypes.CDLL("ucrtbase"), ctypes.CDLL("kernelbase"))
-    libm = ctypes.util.find_library("m") if sys.platform != "linux" else "libm.so.6"
-    try:
-        return (ctypes.CDLL(None), ctypes.CDLL(libm))
-    except OSError:
-        return (ctypes.CDLL(None),)
+    found = [ctypes.CDLL(None)]
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # musl has it all in one library
+            found.append(ctypes.CDLL("libm.so.6"))
+    return tuple(found)
 
 
 def external(name: str) -> int:

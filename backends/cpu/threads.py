@@ -269,12 +269,14 @@ class Pool:
         self._symbols: dict[str, int] = {}
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forked)
+            os.register_at_fork(
+                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._forked
+            )
 
     def _forked(self) -> None:
         """Give up the state: its threads are not in this process."""
         self.state = 0
-        self._lock = threading.Lock()
+        self._lock.release()
 
     @property
     def provided(self) -> bool:
