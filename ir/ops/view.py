@@ -67,7 +67,7 @@ def view(
         return (adjoint(cts[0], inputs[0], p),)
 
     def meaning(arrays: Arrays, p: Params) -> tuple[Array, ...]:
-        return (numpy(arrays[0], p),)
+        return (np.asarray(numpy(arrays[0], p)),)
 
     return Primitive(name, Kind.VIEW, doc, params, typing, meaning, vjp, linear(name), lower, samples, ALL, 0.0)
 

@@ -1,0 +1,311 @@
+"""Each pass keeps the meaning to the bit, on random graphs, and does what it says, on small ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir import autodiff
+from kernelforge.ir.build import Builder, Sym, apply, build, full
+from kernelforge.ir.graph import Graph, Value
+from kernelforge.ir.interpret import run_graph
+from kernelforge.ir.ops.control import emit_scan
+from kernelforge.ir.passes.algebra import exact
+from kernelforge.ir.passes.cse import cse
+from kernelforge.ir.passes.dce import dce
+from kernelforge.ir.passes.fold import fold
+from kernelforge.ir.passes.inline import inline
+from kernelforge.ir.passes.pipeline import GRAPH_PASSES, optimize
+from kernelforge.ir.passes.simplify import simplify
+from kernelforge.ir.types import Type
+from kernelforge.ir.verify import verify_graph
+from tests.ir.passes.random_graphs import array, random_graph, same_bits
+
+PASSES = {step.run.__name__: step.run for step in GRAPH_PASSES}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_keeps_the_meaning(name: str) -> None:
+    for seed in range(60):
+        graph, inputs = random_graph(seed)
+        after = PASSES[name](graph)
+        verify_graph(after)
+        same_bits(graph, after, inputs)
+        if after is graph:
+            continue
+        assert [v.type for v in after.inputs] == [v.type for v in graph.inputs]
+        assert {n.loc for n in after.nodes} <= {n.loc for n in graph.nodes}
+
+
+def test_the_pipeline_keeps_the_meaning_and_comes_to_rest() -> None:
+    for seed in range(100, 220):
+        graph, inputs = random_graph(seed)
+        after = optimize(graph, verify=True)
+        same_bits(graph, after, inputs)
+        assert optimize(after, verify=False) is after
+        assert len(after.nodes) <= len(graph.nodes)
+
+
+def show(graph: Graph) -> str:
+    """Spell the outputs as nested calls; views without their parameters."""
+    names = dict(zip(graph.inputs, "xyzw", strict=False))
+    made = {v: n for n in graph.nodes for v in n.outputs}
+
+    def spell(value: Value) -> str:
+        node = made.get(value)
+        if node is None:
+            return names.get(value, "const")
+        if node.prim.name == "full":
+            return f"{node.params['value']}"
+        if node.prim.name == "cast":
+            return f"{node.params['dtype']}({spell(node.inputs[0])})"
+        return f"{node.prim.name}({', '.join(map(spell, node.inputs))})"
+
+    return "; ".join(map(spell, graph.outputs))
+
+
+def types(*specs: str) -> list[Type]:
+    made = []
+    for spec in specs:
+        dtype, _, shape = spec.partition(":")
+        made.append(Type(tuple(int(n) for n in shape.split("x") if n), DTYPES[dtype]))
+    return made
+
+
+def constant(value: float, like: Sym) -> Sym:
+    return full(value, like)
+
+
+def contract(x: Sym, y: Sym, formula: str) -> Sym:
+    operands, out = formula.split("->")
+    a, b, c = (tuple(map(ord, o)) for o in (*operands.split(","), out))
+    return apply("contract", x, y, x_axes=a, y_axes=b, out_axes=c)  # type: ignore[no-any-return]
+
+
+F, N, B = "f32:3x4", "i32:3x4", "bool:3x4"
+Fn = Callable[..., Any]
+REWRITES: list[tuple[Fn, list[str], str]] = [
+    (lambda x: x + constant(-0.0, x), [F], "x"),
+    (lambda x: x + constant(0.0, x), [F], "add(x, 0.0)"),
+    (lambda x: x + constant(0, x), [N], "x"),
+    (lambda x: x - constant(0.0, x), [F], "x"),
+    (lambda x: x - constant(-0.0, x), [F], "subtract(x, -0.0)"),
+    (lambda x: constant(-0.0, x) - x, [F], "negative(x)"),
+    (lambda x: constant(0.0, x) - x, [F], "subtract(0.0, x)"),
+    (lambda x: constant(1.0, x) * x, [F], "x"),
+    (lambda x: x * constant(-1.0, x), [F], "negative(x)"),
+    (lambda x: x * constant(0.0, x), [F], "multiply(x, 0.0)"),
+    (lambda x: x * constant(0, x), [N], "0"),
+    (lambda x: -x * constant(3.0, x), [F], "multiply(x, -3.0)"),
+    (lambda x: -(x * constant(3.0, x)), [F], "multiply(x, -3.0)"),
+    (lambda x: x / constant(8.0, x), [F], "multiply(x, 0.125)"),
+    (lambda x: x / constant(6.0, x), [F], "divide(x, 6.0)"),
+    (lambda x: x / constant(2.0**127, x), [F], f"divide(x, {2.0**127})"),
+    (lambda x: apply("negative", -x), [F], "x"),
+    (lambda x, y: x + -y, [F, F], "subtract(x, y)"),
+    (lambda x, y: x - -y, [F, F], "add(x, y)"),
+    (lambda x, y: -(x - y), [F, F], "negative(subtract(x, y))"),
+    (lambda x: apply("absolute", apply("absolute", -x)), [F], "absolute(x)"),
+    (lambda x: apply("power", x, constant(2.0, x)), [F], "multiply(x, x)"),
+    (lambda x: apply("power", x, constant(3.0, x)), [F], "multiply(multiply(x, x), x)"),
+    (lambda x: apply("power", x, constant(-1.0, x)), [F], "divide(1.0, x)"),
+    (lambda x: apply("power", x, constant(0.0, x)), [F], "1"),
+    (lambda x: apply("power", x, constant(0.5, x)), [F], "power(x, 0.5)"),
+    (lambda x: ~(~x), [B], "x"),
+    (lambda x: x & constant(True, x), [B], "x"),
+    (lambda x: x | constant(True, x), [B], "True"),
+    (lambda x, y: apply("where", ~x, y, constant(0.0, y)), [B, F], "where(x, 0.0, y)"),
+    (lambda x, y: apply("where", x, y, y), [B, F], "y"),
+    (lambda x: apply("stop_gradient", x), [F], "x"),
+    (lambda x: apply("barrier", x), [F], "barrier(x)"),
+    (lambda x: x.astype("f64").astype("f32"), [F], "x"),
+    (lambda x: x.astype("f16").astype("f32"), [F], "f32(f16(x))"),
+    (lambda x: x.astype("i8").astype("i32").astype("i64"), [N], "i64(i8(x))"),
+    (lambda x: apply("bitcast", apply("bitcast", x, dtype="i32"), dtype="f32"), [F], "x"),
+    (lambda x: x.transpose((1, 0)).transpose((1, 0)), [F], "x"),
+    (lambda x: x.transpose((1, 0)), ["f32:1x4"], "reshape(x)"),
+    (lambda x: x.reshape((12,)).reshape((2, 6)), [F], "reshape(x)"),
+    (lambda x: x.reshape((1, 4)).broadcast((3, 4)), ["f32:4"], "broadcast(x)"),
+    (lambda x: x.broadcast((3, 4)).broadcast((2, 3, 4)), ["f32:4"], "broadcast(x)"),
+    (lambda x: apply("flip", apply("flip", x, axes=(0, 1)), axes=(0,)), [F], "flip(x)"),
+    (lambda x: apply("flip", apply("flip", x, axes=(0,)), axes=(0,)), [F], "x"),
+    (lambda x: x.sum((0,)).sum((0,)), [F], "sum(x)"),
+    (lambda x: x.sum((0,)).sum((0,)), ["f16:3x4"], "sum(sum(x))"),
+    (lambda x: x.sum((0,)), ["f32:1x4"], "reshape(x)"),
+    (
+        lambda x: apply("concatenate", x, y := apply("concatenate", x, x, axis=0), y, axis=0),
+        [F],
+        "concatenate(x, x, x, x, x)",
+    ),
+    (lambda x: x.broadcast((3, 4)) * constant(3.0, x.broadcast((3, 4))), ["f32:4"], "broadcast(multiply(x, 3.0))"),
+    (
+        lambda x, y: x.broadcast((3, 4)) * y.broadcast((3, 4)),
+        ["f32:4", "f32:3x1"],
+        "multiply(broadcast(x), broadcast(y))",
+    ),
+    (lambda x, y: contract(x.transpose((1, 0)), y, "ij,jk->ik"), ["f32:4x3", "f32:4x5"], "contract(x, y)"),
+    (lambda x, y: contract(x, y, "ij,jk->ik").transpose((1, 0)), ["f32:3x4", "f32:4x5"], "contract(x, y)"),
+    (lambda x, y: contract(x, y.broadcast((2, 4, 5)), "bij,bjk->bik"), ["f32:2x3x4", "f32:4x5"], "contract(x, y)"),
+    (
+        lambda x, y: contract(x, y.broadcast((2, 4, 5)), "bij,bjk->bik"),
+        ["f32:2x3x4", "f32:1x4x5"],
+        "contract(x, reshape(y))",
+    ),
+    (lambda x, y: contract(x, y.broadcast((4, 5)), "ij,jk->ik"), ["f32:3x4", "f32:5"], "contract(x, broadcast(y))"),
+    (lambda x: apply("exp", constant(0.0, x)) + x, [F], "add(1.0, x)"),
+    (lambda x: x + apply("sin", constant(1.0, x) + constant(2.0, x)), [F], f"add(x, {float(np.sin(np.float32(3)))})"),
+]
+
+
+@pytest.mark.parametrize(("fn", "specs", "want"), REWRITES, ids=[w for _, _, w in REWRITES])
+def test_rewrites(fn: Fn, specs: list[str], want: str) -> None:
+    graph = build(lambda *xs: (fn(*xs),), types(*specs))
+    after = optimize(graph, verify=True)
+    assert show(after) == want
+    rng = np.random.default_rng(0)
+    inputs = [array(rng, v.type.shape, v.type.name) for v in graph.inputs]
+    for a, b in zip(run_graph(graph, inputs), run_graph(after, inputs), strict=True):
+        np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("source", sorted(DTYPES))
+@pytest.mark.parametrize("target", sorted(DTYPES))
+def test_exact_casts_keep_every_value(source: str, target: str) -> None:
+    dtype = DTYPES[source]
+    if source == "bool":
+        values = np.array([False, True])
+    elif dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        values = np.array([info.min, 0, 1, info.max // 3, info.max - 1, info.max], dtype)
+    else:
+        whole = np.array([1, 3, 2.0**-14, 2.0**-15 + 2.0**-20, 65504, 0.1, -1.5, 1e-30, 1e38, 1e300, 2049])
+        with np.errstate(over="ignore"):
+            values = whole.astype(dtype)
+    with np.errstate(all="ignore"):
+        kept = values.astype(DTYPES[target]).astype(dtype) == values
+    ranges = np.array(kept).all() and not (dtype.kind == "i" and DTYPES[target].kind == "u") and target != "bool"
+    if exact(source, target):
+        assert np.array(kept).all()
+    else:
+        assert not ranges or target[0] in "iu", "the table misses an exact cast"
+
+
+def test_cse_tells_zeros_apart_and_joins_equal_work() -> None:
+    def fn(x: Sym, y: Sym) -> list[Sym]:
+        zeros = [apply("full", value=v, shape=(3,), dtype="f32") for v in (0.0, -0.0, 0.0)]
+        return [*zeros, x + y, y + x, x - y, y - x, apply("barrier", x), apply("barrier", x)]
+
+    after = cse(build(fn, types("f32:3", "f32:3")))
+    assert [after.outputs.index(v) for v in after.outputs] == [0, 1, 0, 3, 3, 5, 6, 7, 8]
+
+
+def test_cse_does_not_join_numbers_of_different_kinds() -> None:
+    def fn(x: Sym) -> list[Sym]:
+        return [
+            apply("full", value=v, shape=(), dtype=d) for v, d in ((1, "i32"), (1, "f32"), (True, "bool"), (1, "i32"))
+        ]
+
+    after = cse(build(fn, types("f32:3")))
+    assert [after.outputs.index(v) for v in after.outputs] == [0, 1, 2, 0]
+
+
+def test_dce_keeps_inputs_and_drops_the_rest() -> None:
+    b = Builder()
+    with b.active():
+        x, y = (b.input(t) for t in types("f32:3", "f32:3"))
+        b.constant(np.arange(3.0, dtype=np.float32))
+        apply("exp", y)
+        graph = b.finish([-x])
+    after = dce(graph)
+    assert (len(after.inputs), len(after.nodes), len(after.consts)) == (2, 1, 0)
+    assert dce(after) is after
+
+
+def test_fold_computes_small_constants_and_leaves_large_ones() -> None:
+    small, large = np.arange(4.0, dtype=np.float32), np.arange(100.0, dtype=np.float32)
+
+    def fold_of(array: np.ndarray[Any, Any], fn: Callable[[Sym], Sym]) -> Graph:
+        b = Builder()
+        with b.active():
+            return dce(fold(b.finish([fn(b.constant(array))])))
+
+    after = fold_of(small, lambda c: c * c)
+    assert not after.nodes
+    np.testing.assert_array_equal(after.consts[0][1], small * small)
+    assert show(fold_of(small, lambda c: c.sum((0,)))) == "6.0"
+    assert show(fold_of(small, lambda c: c.broadcast((2, 4)))) == "broadcast(const)"
+    assert show(fold_of(large, lambda c: c.sum((0,)))) == "sum(const)"
+
+
+def test_inline_opens_nested_calls() -> None:
+    inner = build(lambda x: (x * x,), types("f32:3"))
+    outer = build(
+        lambda x: apply("call", *apply("call", x, graph=inner, name="f", rule=None), graph=inner, name="g", rule=None),
+        types("f32:3"),
+    )
+    after = inline(build(lambda x: apply("call", x, graph=outer, name="h", rule=None), types("f32:3")))
+    assert show(after) == "multiply(multiply(x, x), multiply(x, x))"
+    verify_graph(after)
+    assert inline(after) is after
+
+
+def test_graphs_inside_are_optimized_too() -> None:
+    def fn(x: Sym, xs: Sym) -> list[Sym]:
+        return list(
+            emit_scan(lambda c, v: [c * constant(1.0, c) + v, apply("negative", -v)], [x], [xs], 4, reverse=False)
+        )
+
+    graph = build(fn, types("f32:3", "f32:4x3"))
+    after = optimize(graph, verify=True)
+    (scan,) = [n for n in after.nodes if n.prim.name == "scan"]
+    assert [n.prim.name for n in scan.params["body"].nodes] == ["add"]
+    rng = np.random.default_rng(0)
+    same_bits(graph, after, [rng.standard_normal(v.type.shape).astype(np.float32) for v in graph.inputs])
+
+
+def test_nothing_to_do_gives_the_same_object() -> None:
+    graph = build(lambda x, y: (x * y + x,), types(F, F))
+    for step in GRAPH_PASSES:
+        assert step.run(graph) is graph
+    assert optimize(graph, verify=False) is graph
+    assert all(step.reason for step in GRAPH_PASSES)
+
+
+def deep(x: Sym, *weights: Sym) -> Sym:
+    h = x
+    for w in weights:
+        h = apply("tanh", contract(h, w, "ij,jk->ik"))
+        h = h - (h.sum((1,)).reshape((h.shape[0], 1)) / 6.0)
+    return h.sum((0, 1))
+
+
+def test_the_pipeline_is_fast() -> None:
+    graph = build(lambda *xs: (deep(*xs),), types("f32:4x6", *["f32:6x6"] * 20))
+
+    def gradient(*xs: Sym) -> list[Sym]:
+        outputs, pullback = autodiff.vjp(graph, xs, range(len(xs)))
+        return pullback([full(1.0, outputs[0])])
+
+    whole = build(gradient, [v.type for v in graph.inputs])
+    assert len(whole.nodes) > 400
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        optimize(whole, verify=False)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.1  # some 5 ms where nothing else runs
+
+
+def test_simplify_reaches_a_rest_in_one_walk_on_chains() -> None:
+    def fn(x: Sym) -> list[Sym]:
+        for _ in range(50):
+            x = -x.transpose((1, 0))
+        return [x]
+
+    assert show(dce(simplify(build(fn, types(F))))).count("transpose") <= 50
+    assert show(optimize(build(fn, types("f32:3x3")), verify=False)).count("(") <= 100
