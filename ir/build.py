@@ -311,13 +311,19 @@ def as_sym(x: Operand | np.ndarray[Any, Any]) -> Sym:
         return x
     if isinstance(x, (bool, int, float)) and not isinstance(x, np.generic):
         dtype = {bool: "bool", int: "i64", float: "f64"}[bool if isinstance(x, bool) else int if isinstance(x, int) else float]
-        b = builder()
-        (out,) = b.emit(primitive("full"), [], {"value": x, "shape": (), "dtype": dtype})
-        weak = Value(out.id, dataclasses.replace(out.type, weak=not isinstance(x, bool)))
-        node = b.nodes.pop()
-        b.nodes.append(dataclasses.replace(node, outputs=(weak,)))
-        return Sym(b, weak)
+        number = apply("full", value=x, shape=(), dtype=dtype)
+        return number if isinstance(x, bool) else weakened(number)
     return builder().constant(np.asarray(x))
+
+
+def weakened(sym: Sym) -> Sym:
+    """Make what the last node gave stand for a Python number."""
+    b = sym.builder
+    node = b.nodes.pop()
+    assert node.outputs == (sym.value,)
+    weak = Value(sym.value.id, dataclasses.replace(sym.type, weak=True))
+    b.nodes.append(dataclasses.replace(node, outputs=(weak,)))
+    return Sym(b, weak)
 
 
 def common(*xs: Operand) -> tuple[Sym, ...]:

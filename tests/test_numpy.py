@@ -76,6 +76,7 @@ class TestUfuncs:
     @pytest.mark.parametrize("x", [I, B, S8, U8, np.float16(0.5) + np.zeros(3, np.float16)], ids=["i64", "bool", "i8", "u8", "f16"])
     def test_unary_dtypes(self, name: str, x: np.ndarray) -> None:
         fn = getattr(np, name)
+        x = np.where(x == 0, 2, x).astype(x.dtype) if name == "reciprocal" and x.dtype.kind in "iu" else x
         try:
             expected = fn(x)
         except TypeError:
@@ -110,9 +111,10 @@ class TestUfuncs:
         same(kf.jit(lambda x: fn(x, pair[1]))(pair[0]), expected, 2e-3)
 
     def test_python_numbers_are_weak(self) -> None:
-        for number in (2, 2.5, True):
+        for number in (2, 2.5):
             same(kf.jit(lambda x, s: x * s + 1)(X, number), X * number + 1)
             same(kf.jit(lambda x, s: x + (s * 2 + 1))(X, number), X + (number * 2 + 1))
+        same(kf.jit(lambda x, s: x + s * 2.5)(X, 2), X + 2 * 2.5)
         same(kf.jit(lambda x, s: x + np.sqrt(s))(X, 2.0), X + np.sqrt(2.0))
         same(kf.jit(lambda x, s: x + s)(U8, 2), U8 + 2)
         same(kf.jit(lambda x: x + np.float64(1))(X), X + np.float64(1))
@@ -273,8 +275,8 @@ def test_refusals() -> None:
         kf.jit(np.median)(X)
     with pytest.raises(errors.UnsupportedFunction, match=r"np.nonzero .*depends on values; use np.where"):
         kf.jit(np.nonzero)(X)
-    with pytest.raises(errors.UnsupportedFunction, match=r"np.unwrap .*the nearest that is: np\."):
-        kf.jit(np.unwrap)(X)
+    with pytest.raises(errors.UnsupportedFunction, match=r"np.nanargmax .*the nearest that is: np\."):
+        kf.jit(np.nanargmax)(X)
     with pytest.raises(errors.ShapeMismatch, match=r"np.matmul: shapes \(4, 5\) and \(4, 5\)"):
         kf.jit(np.matmul)(M, M)
     with pytest.raises(errors.ShapeMismatch, match="at least one element along the axis"):

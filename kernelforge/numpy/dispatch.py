@@ -94,6 +94,7 @@ def array_function(
     def decorate(fn: Fn) -> Fn:
         signature = inspect.signature(fn)
         title = name or fn.__name__
+        assert single | several <= set(signature.parameters), title
 
         def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
             try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, short
+from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, promote, short
 from kernelforge.errors import ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
 from kernelforge.numpy.dispatch import array_function
@@ -98,7 +98,11 @@ def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | 
     if initial is None and count_of(x, axes) == 0 and axes:
         raise ShapeMismatch(op=f"np.{name}", found=x.shape, expected="at least one element along the axis, or initial=", loc=user_line())
     x = _spread(x, mask, instead)
-    result = _finish(_accumulated(name, x, axes), x, axes, keepdims)
+    if count_of(x, axes):
+        result = _accumulated(name, x, axes)
+    else:
+        result = apply("full", value=instead, shape=tuple(n for i, n in enumerate(x.shape) if i not in axes), dtype=short(x.dtype))
+    result = _finish(result, x, axes, keepdims)
     return result if initial is None else ufunc("maximum" if name == "max" else "minimum", result, initial)
 
 
@@ -191,7 +195,8 @@ def average(a: Operand, axis: Axis = None, weights: Operand | None = None, *, ke
     x = as_sym(a)
     if weights is None:
         return mean(x, axis, keepdims=keepdims)  # type: ignore[no-any-return]
-    w, axes = as_sym(weights), axes_of(x, axis)
+    kind = promote([x.dtype, as_sym(weights).dtype, *([np.dtype(np.float64)] if x.dtype.kind in "iub" else [])], [])
+    x, w, axes = x.astype(kind), as_sym(weights).astype(kind), axes_of(x, axis)
     if w.shape != x.shape:
         if w.ndim != 1 or len(axes) != 1 or w.shape[0] != x.shape[axes[0]]:
             expected = f"weights of shape {x.shape}, or of one axis as long as the one averaged over"

@@ -14,7 +14,7 @@ import numpy as np
 
 from kernelforge.dtypes import BFLOAT16, DTYPES, INTEGERS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line, weakened
 from kernelforge.numpy.dispatch import OPERATORS, array_function
 
 Kindred = np.dtype[Any] | type[int] | type[float]
@@ -79,19 +79,17 @@ def shape_of(xs: tuple[Operand, ...], op: str) -> tuple[int, ...]:
         raise ShapeMismatch(op=f"np.{op}", found=" and ".join(map(str, shapes)), expected=expected, loc=user_line()) from None
 
 
-def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str, weak: bool = False) -> Sym:
-    """Make an operand of a primitive: of ``dtype``, broadcast to ``shape``; weak operands stay so with ``weak``.
+def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -> Sym:
+    """Make an operand of a primitive: of ``dtype``, broadcast to ``shape``.
 
     Raises:
         NumberOutOfRange: when ``x`` is a Python number that ``dtype`` cannot hold.
     """
     if isinstance(x, Sym):
-        return (x if weak and x.dtype == dtype else x.astype(dtype)).broadcast(shape)
+        return x.astype(dtype).broadcast(shape)
     if isinstance(x, np.generic):
         x = x.item() if x.dtype != BFLOAT16 else float(x)
     name = short(dtype)
-    if weak and not isinstance(x, bool) and not shape:
-        return as_sym(float(x) if dtype.kind == "f" else x)
     if name in INTEGERS and not np.iinfo(dtype).min <= x <= np.iinfo(dtype).max:
         raise NumberOutOfRange(op=f"np.{op}", found=x, dtype=dtype, loc=user_line())
     value = bool(x) if name == "bool" else int(x) if name in INTEGERS else float(x)
@@ -110,13 +108,19 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
         if known is not None:
             return apply("full", value=known, shape=shape, dtype="bool")  # type: ignore[no-any-return]
     *ins, out = loop(name, kinds, None if dtype is None else as_dtype(dtype))
-    weak = dtype is None and not any(isinstance(k, np.dtype) for k in kinds)
     if name in ON_INTEGERS and ins[0].kind in "iub":
         return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")  # type: ignore[no-any-return]
     if name == "power" and ins[0].kind in "iu" and isinstance(xs[1], int) and xs[1] < 0:
         raise InvalidParameter(op="np.power", name="exponent", found=xs[1], expected="a non-negative one for integers; cast to float first", loc=user_line())
-    made: Sym = apply(DIRECT[name], *(operand(x, d, shape, name, weak) for x, d in zip(xs, ins, strict=True)))
-    return made if made.dtype == out else made.astype(out)
+    made: Sym = apply(DIRECT[name], *(operand(x, d, shape, name) for x, d in zip(xs, ins, strict=True)))
+    made = made if made.dtype == out else made.astype(out)
+    # a comparison is a bool, and that promotes like one however it came about
+    weak = dtype is None and out != BOOL and all(_is_number(x) for x in xs)
+    return weakened(made) if weak else made
+
+
+def _is_number(x: Operand) -> bool:
+    return x.type.weak if isinstance(x, Sym) else not isinstance(x, np.generic)
 
 
 def _beyond(name: str, xs: tuple[Operand, ...], kinds: tuple[Kindred, ...]) -> bool | None:
@@ -208,13 +212,14 @@ def logical_not(x: Operand, /) -> Sym:
 
 @elementwise("x")
 def square(x: Operand, /) -> Sym:
-    return ufunc("multiply", x, x)
+    return ufunc("multiply", x, x).astype(loop("square", (kindred(x),))[-1])
 
 
 @elementwise("x")
 def reciprocal(x: Operand, /) -> Sym:
-    sym = as_sym(x)
-    return ufunc("floor_divide" if sym.dtype.kind in "iu" else "divide", 1, sym)
+    dtype = loop("reciprocal", (kindred(x),))[-1]
+    value = operand(x, dtype, as_sym(x).shape, "reciprocal")
+    return ufunc("divide", 1, value) if dtype.kind not in "iu" else where(ufunc("absolute", value).eq(1), value, 0)
 
 
 @elementwise("x")
@@ -274,9 +279,10 @@ def _ignoring_nan(name: str, x: Operand, y: Operand) -> Sym:
 @elementwise("x1", "x2")
 def ldexp(x1: Operand, x2: Operand, /) -> Sym:
     """Scale by a power of two, in two steps that neither overflow nor underflow on the way."""
-    x, n = floating(x1), as_sym(x2).astype(np.float64)
+    dtype = loop("ldexp", (kindred(x1), kindred(x2)))[-1]
+    x, n = as_sym(x1).astype(dtype), as_sym(x2).astype(np.float64)
     half = ufunc("floor", n * 0.5)
-    scaled = x.astype(np.float64) * ufunc("exp2", half) * ufunc("exp2", n - half)
+    scaled = ufunc("multiply", ufunc("multiply", x.astype(np.float64), ufunc("exp2", half)), ufunc("exp2", n - half))
     return scaled.astype(x.dtype)
 
 
@@ -290,14 +296,14 @@ def modf(x: Operand, /) -> tuple[Sym, Sym]:
 
 @elementwise("x")
 def sinc(x: Operand) -> Sym:
-    value = floating(x, "sin") * math.pi
+    value = ufunc("multiply", x, math.pi)
     safe = where(value.eq(0), 1, value)
     return where(value.eq(0), 1, ufunc("sin", safe) / safe)
 
 
 @elementwise("x")
 def conjugate(x: Operand, /) -> Sym:
-    return as_sym(x)
+    return as_sym(x).astype(loop("conjugate", (kindred(x),))[-1])
 
 
 @elementwise("x")
@@ -332,12 +338,12 @@ def where(condition: Operand, x: Operand | None = None, y: Operand | None = None
     return apply("where", chosen, operand(x, dtype, shape, "where"), operand(y, dtype, shape, "where"))  # type: ignore[no-any-return]
 
 
-@elementwise("x", "min", "max")
+@elementwise("a", "a_min", "a_max", "min", "max")
 def clip(
-    x: Operand, a_min: Operand | None = None, a_max: Operand | None = None, *, min: Operand | None = None, max: Operand | None = None, dtype: Any = None
+    a: Operand, a_min: Operand | None = None, a_max: Operand | None = None, *, min: Operand | None = None, max: Operand | None = None, dtype: Any = None
 ) -> Sym:
     low, high = (a if a is not None else b for a, b in ((a_min, min), (a_max, max)))
-    result = as_sym(x)
+    result = as_sym(a)
     if low is not None:
         result = ufunc("maximum", result, low, dtype=dtype)
     return result if high is None else ufunc("minimum", result, high, dtype=dtype)
@@ -385,10 +391,10 @@ def round(a: Operand, decimals: int = 0) -> Sym:
     return ufunc(second, ufunc("rint", ufunc(first, value, scale)), scale).astype(x.dtype)
 
 
-@elementwise("x")
-def angle(x: Operand) -> Sym:
+@elementwise("z")
+def angle(z: Operand) -> Sym:
     """The angle of a real number: pi where it is negative."""
-    value = floating(x)
+    value = floating(z)
     return where(value < 0, math.pi, where(ufunc("isnan", value), value, 0)).astype(value.dtype)
 
 
