@@ -349,7 +349,9 @@ class _Printer:
         product = stmt.op == "add" and isinstance(value, Op) and value.op == "mul" and value.dtype in ("f32", "f64")
         factors: tuple[Expr, ...] = value.args if product and isinstance(value, Op) else (value,)
         scope.begin([flat, *factors])
-        spread = scope.varies(flat) or any(map(scope.varies, factors))
+        # combining the same value, each lane does it once
+        repeated = stmt.op in ("add", "mul") and scope.var is not None and scope.lane is None
+        spread = repeated or scope.varies(flat) or any(map(scope.varies, factors))
         codes = [scope.value(f) for f in factors]
         if not spread:
             place = f"{buffer.name}[{scope.value(flat, index=True).text}]"
