@@ -127,6 +127,8 @@ class Arithmetic(Values):
     def cast(self, v: Val, to: str) -> Val:
         if v.dtype == to:
             return v
+        if "f16" in (v.dtype, to) and not self.host.half:
+            raise self.refuse("this processor does not convert f16; the pass widen does it in integer arithmetic")
         if (
             "bf16" in (v.dtype, to)
             or (v.dtype == "f16" and to != "f32")

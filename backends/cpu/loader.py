@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from kernelforge.errors import DamagedBinary
+from kernelforge.errors import CompilationFailed, DamagedBinary
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY
 
 MAGIC = b"kfcpu001"
@@ -67,6 +67,10 @@ class Code(NamedTuple):
     owner: Any
 
 
+class _MissingSymbolError(Exception):
+    """An external function that is nowhere; the argument is its name."""
+
+
 class _UnknownRelocationError(Exception):
     """A relocation that this loader does not do; LLVM's does."""
 
@@ -76,12 +80,16 @@ def load(obj: bytes, kernel: str) -> Code:
 
     Raises:
         DamagedBinary: when it is not an object file for this machine.
+        CompilationFailed: when it calls a function that the C library does not have.
     """
     if sys.platform == "linux":
         try:
             return _load_elf(obj)
         except (struct.error, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
             raise DamagedBinary(kernel=kernel, problem=f"it is not a whole ELF object ({error})") from error
+        except _MissingSymbolError as error:
+            log = f"the C library here has no function {error}"
+            raise CompilationFailed(kernel=kernel, device="cpu", log=log, source="") from None
         except _UnknownRelocationError:
             pass
     return _load_llvm(obj)
@@ -102,14 +110,14 @@ def external(name: str) -> int:
     """Return the address of a function of the C library.
 
     Raises:
-        KeyError: when there is none of that name.
+        _MissingSymbolError: when there is none of that name.
     """
     for library in _libraries():
         try:
             return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
         except AttributeError:
             continue
-    raise KeyError(name)
+    raise _MissingSymbolError(name)
 
 
 class _Section(NamedTuple):
@@ -267,7 +275,7 @@ def _load_llvm(obj: bytes) -> Code:
         opt=3, reloc="pic", codemodel="small"
     )
     for name in (*_SYMBOLS, *(f"{n}{end}" for n in (*MATH_UNARY, *MATH_BINARY) for end in ("", "f"))):
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(_MissingSymbolError):
             llvm.add_symbol(name, external(name))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(obj))

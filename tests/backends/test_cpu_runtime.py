@@ -188,6 +188,19 @@ def test_an_object_that_is_cut_is_refused_even_with_a_right_checksum() -> None:
             CPU.compile(scaled(), loader.pack((pool, obj[:size]), CPU.limits.fingerprint))
 
 
+def test_what_this_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = CpuBackend()
+    old.host = dataclasses.replace(CPU.host, half=False)
+    half = Store("y", (i64(0),), Load("x", (i64(0),), "f16").cast("f32"))
+    kernel = Kernel("half", (Arg("x", "f16", i64(1), "in"), Arg("y", "f32", i64(1), "out")), (), (half,))
+    with pytest.raises(CompilationFailed, match="this processor does not convert f16; the pass widen"):
+        old.compile(kernel)
+    monkeypatch.setattr(loader, "_libraries", tuple)
+    if sys.platform == "linux":
+        with pytest.raises(CompilationFailed, match=r"kernel scaled .* the C library here has no function (exp|log)"):
+            CPU.compile(scaled(library=True))
+
+
 @pytest.mark.parametrize("library", [False, True])
 def test_the_compilers_loader_agrees(library: bool) -> None:
     from kernelforge.backends.cpu.backend import _RUN
