@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kernelforge.dtypes import NARROW_FLOATS
-from kernelforge.ir.build import Sym, apply
+from kernelforge.dtypes import FLOATS, NARROW_FLOATS
+from kernelforge.ir.build import Sym, apply, full
 from kernelforge.ir.graph import Kind, Node
 from kernelforge.ir.passes.rewrite import Rewriter, Rule
 
@@ -136,7 +136,9 @@ def _reduce(r: Rewriter, node: Node) -> Sym | None:
     x, inner = _source(r, node)
     drop = node.params["axes"]
     if x.size and math.prod(x.shape[a] for a in drop) == 1:
-        return x.reshape(_shape(node))
+        alone = x.reshape(_shape(node))
+        # a sum starts from 0.0, which turns -0.0 into it
+        return apply("add", alone, full(0.0, alone)) if node.prim.name == "sum" and x.type.name in FLOATS else alone
     if inner is not None and r.once(x.value) and x.type.name not in NARROW_FLOATS:
         # a sum of sums of narrow floats rounds between them
         source = r.sym(inner.inputs[0])

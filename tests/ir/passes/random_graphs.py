@@ -30,7 +30,7 @@ def array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array
     if dtype[0] == "i":
         return np.asarray(whole, DTYPES[dtype])
     special = rng.choice(np.array([-0.0, np.inf, -np.inf, np.nan]), shape)
-    return np.where(rng.random(shape) < 0.1, special, whole / 2).astype(DTYPES[dtype])
+    return np.where(rng.random(shape) < 0.25, special, whole / 2).astype(DTYPES[dtype])
 
 
 class _Maker:
@@ -39,7 +39,9 @@ class _Maker:
         self.syms = syms
 
     def any(self, test: Callable[[Sym], bool] = lambda s: True) -> Sym:
-        return self.rng.choice([s for s in self.syms if test(s)])
+        """Choose a value, often a recent one, so that operations follow each other."""
+        found = [s for s in self.syms if test(s)]
+        return self.rng.choice(found[-4:] if self.rng.random() < 0.6 else found)
 
     def like(self, x: Sym) -> Sym:
         """Return an operand for ``x``: a constant, a repeated value or any of the same type."""
@@ -111,7 +113,7 @@ class _Maker:
 
 
 def random_graph(seed: int, nodes: int = 24) -> tuple[Graph, list[Array]]:
-    """Make a graph and inputs for it; every value that nothing reads is an output."""
+    """Make a graph and inputs for it; in every other graph all values are outputs, else only the last."""
     rng = random.Random(seed)
     kinds = [(rng.choice(SHAPES), dtype) for dtype in INPUTS for _ in range(2)]
 
@@ -121,7 +123,7 @@ def random_graph(seed: int, nodes: int = 24) -> tuple[Graph, list[Array]]:
             made = maker.step()
             if made.size <= 512:
                 maker.syms.append(made)
-        return maker.syms[-6:]
+        return maker.syms[len(kinds) :] if seed % 2 else maker.syms[-4:]
 
     graph = build(fn, [Type(shape, DTYPES[dtype]) for shape, dtype in kinds])
     values = np.random.default_rng(seed)

@@ -136,7 +136,8 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
     (lambda x: apply("flip", apply("flip", x, axes=(0,)), axes=(0,)), [F], "x"),
     (lambda x: x.sum((0,)).sum((0,)), [F], "sum(x)"),
     (lambda x: x.sum((0,)).sum((0,)), ["f16:3x4"], "sum(sum(x))"),
-    (lambda x: x.sum((0,)), ["f32:1x4"], "reshape(x)"),
+    (lambda x: x.sum((0,)), ["i32:1x4"], "reshape(x)"),
+    (lambda x: x.sum((0,)), ["f32:1x4"], "add(reshape(x), 0.0)"),
     (
         lambda x: apply("concatenate", x, y := apply("concatenate", x, x, axis=0), y, axis=0),
         [F],
