@@ -176,6 +176,8 @@ def _argument(x: Any, name: Callable[[], str]) -> Any:
         return x
     if isinstance(x, Array | bool | int | float) and not isinstance(x, np.generic):
         return x
+    if isinstance(x, Tracer):
+        x = x.sym  # raises: there is no trace it could be of
     try:
         array = to_numpy(x)
     except InvalidArgument as error:

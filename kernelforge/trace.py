@@ -38,6 +38,9 @@ _pending: contextvars.ContextVar[list[Tracer] | None] = contextvars.ContextVar("
 """Arrays of this thread's trace whose parts an in-place operator wrote to."""
 
 
+NO_KEY = object()
+"""The key of an array that no index made."""
+
 TRACED = object()
 """What ``concrete`` gives for a value that is not known."""
 
@@ -62,13 +65,13 @@ class Tracer(Methods):
         *,
         known: np.ndarray[Any, Any] | None = None,
         base: Tracer | None = None,
-        key: Any = None,
+        key: Any = NO_KEY,
         own: bool = False,
     ) -> None:
         self._sym = sym
         self._known = known
         self._base = base if base is None or base._base is None else base._base
-        self._key = key if self._base is base else None
+        self._key = key if base is not None and self._base is base else NO_KEY
         self._version = 0 if self._base is None else self._base._version
         self._home = builder() if own else None
         self._write: tuple[Tracer, Loc | None] | None = None
@@ -128,7 +131,7 @@ class Tracer(Methods):
         return int(self._number("int()"))
 
     def __float__(self) -> float:
-        return float(self._number("float() or a function of math"))
+        return float(self._number("float(), a function of math, or an element of a NumPy array"))
 
     def __complex__(self) -> complex:
         return complex(self._number("complex()"))
@@ -210,14 +213,14 @@ class Tracer(Methods):
 
     def _inplace(self, name: str, other: Any) -> Tracer:
         result = OPERATORS[name](self, other)
-        if not self.shape and self._home is None and self._key is None:
+        if not self.shape and self._home is None:
             return result  # type: ignore[no-any-return]  # a scalar: another one takes the name
         if self._base is None:
             self.assign(name, result)
             return self
         base = self._base
         base._require_own()
-        if self._key is None:
+        if self._key is NO_KEY:
             raise WriteThroughView(found=self._describe(), loc=user_line())
         sym = self._cast(name, result)
         base._write = self, user_line()
@@ -281,6 +284,9 @@ def concrete(x: Any) -> Any:
         return TRACED
     if isinstance(x, Methods):
         return np.asarray(x)
+    if isinstance(x, slice):
+        bounds = concrete((x.start, x.stop, x.step))
+        return bounds if bounds is TRACED else slice(*bounds)
     if isinstance(x, tuple | list):
         parts = [concrete(v) for v in x]
         return TRACED if any(p is TRACED for p in parts) else type(x)(parts)
@@ -291,6 +297,8 @@ def _syms(key: Any) -> Any:
     """Return an index with symbols in place of the tracers whose values are not known."""
     if isinstance(key, tuple):
         return tuple(_syms(k) for k in key)
+    if isinstance(key, slice):
+        return slice(*(_syms(v) for v in (key.start, key.stop, key.step)))
     known = concrete(key)
     return to_sym(FUNCTIONS["asarray"](key)) if known is TRACED else known
 

@@ -1,0 +1,192 @@
+"""Reading and writing by index agrees with NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import kernelforge as kf
+from kernelforge import errors
+
+X = np.arange(60.0).reshape(3, 4, 5)
+R = np.array([2, 0, -1])
+B = X[:, :, 0] % 3 == 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def reference() -> Iterator[None]:
+    with kf.default_device("reference"):
+        yield
+
+
+BASIC: list[Any] = [
+    0, -1, (1, 2), (1, 2, 3), slice(None), slice(1, None), slice(None, None, -1), slice(None, None, 2), slice(5, 1, -2), slice(9, 20),
+    slice(2, 0), (slice(None), slice(3, 0, -1)), (Ellipsis, 2), (0, Ellipsis), (Ellipsis, slice(1, 4)), None, (None, 1), (1, None, Ellipsis, None),
+    (slice(1, 3), 2, slice(-1, -4, -1)), (Ellipsis, None), (), Ellipsis, (np.int64(1), slice(None, None, -2)), np.array(2), (slice(0, 0), 1),
+]  # fmt: skip
+ADVANCED: list[Any] = [
+    R, [0, 2], (R, 1), (slice(None), R), (R, [0, 1, 2]), (R[:, None], [[0, 1]]), (slice(None), R, R), (R, slice(None), R), (0, slice(None), R),
+    (slice(None), 1, R), (Ellipsis, R), (None, R), (R, None, R), (slice(1, None), [0, 3], slice(None, None, -2)), (R, slice(1, 3), None), (1, R, R),
+    (R[:0],), [], np.array([[0, 1], [2, 2]], np.uint8), (slice(None, None, -1), R, slice(1, 3)), (slice(2), slice(None), [1, 1]),
+]  # fmt: skip
+MASKS: list[Any] = [B, X > 20, (B, 1), (slice(None), B[0]), np.array([True, False, True]), (slice(None), slice(None), np.ones(5, bool)), B & False, (B, None)]
+
+
+@pytest.mark.parametrize("key", BASIC + ADVANCED + MASKS, ids=repr)
+class TestIndex:
+    def test_read(self, key: Any) -> None:
+        for found in (kf.jit(lambda x: x[key])(X), kf.asarray(X)[key], kf.numpy.asarray(X).at[key].get()):
+            assert np.asarray(found).shape == X[key].shape
+            np.testing.assert_array_equal(found, X[key])
+
+    @pytest.mark.parametrize("op", ["set", "iadd", "row"])
+    def test_write(self, key: Any, op: str) -> None:
+        def f(x: Any, v: Any) -> Any:
+            x = x.copy()
+            if op == "iadd":
+                x[key] += v
+            else:
+                x[key] = v
+            return x
+
+        shape = X[key].shape
+        value = np.float64(7.5) if op == "set" else -1 - np.arange(np.prod(shape, dtype=int)).reshape(shape)
+        if op == "row":
+            value = value[-1:] if shape else value
+        np.testing.assert_array_equal(kf.jit(f)(X, value), f(X, value))
+
+    def test_traced_arrays(self, key: Any) -> None:
+        parts = key if isinstance(key, tuple) else (key,)
+        arrays = [np.asarray(p) for p in parts if isinstance(p, list | np.ndarray) and np.size(p) and np.asarray(p).dtype != bool]
+
+        def f(x: Any, arrays: list[Any]) -> Any:
+            left = iter(arrays)
+            index = tuple(next(left) if isinstance(p, list | np.ndarray) and np.size(p) and np.asarray(p).dtype != bool else p for p in parts)
+            y = x.copy()
+            y[index] = 3.0
+            return x[index], y
+
+        for found, expected in zip(kf.jit(f)(X, arrays), f(X, arrays), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+keys = hnp.basic_indices((3, 4, 5), allow_newaxis=True) | hnp.integer_array_indices((3, 4, 5))
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(key=keys, data=st.data())
+def test_any_index(key: Any, data: st.DataObject) -> None:
+    np.testing.assert_array_equal(kf.jit(lambda x: x[key])(X), X[key])
+    shape = X[key].shape
+    value = data.draw(hnp.arrays(np.float64, data.draw(hnp.broadcastable_shapes(shape, max_dims=max(len(shape), 1), max_side=6).filter(
+        lambda s: np.broadcast_shapes(s, shape) == shape))))  # fmt: skip
+    expected = X.copy()
+    expected[key] = value
+
+    def f(x: Any) -> Any:
+        x = x.copy()
+        x[key] = value
+        return x
+
+    found = np.asarray(kf.jit(f)(X))
+    if isinstance(key, tuple) and any(isinstance(k, np.ndarray) for k in key) or isinstance(key, np.ndarray):
+        same = expected[key] == value
+        np.testing.assert_array_equal(found[key][same], expected[key][same])
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_duplicates() -> None:
+    at = np.array([0, 2, 0, 0])
+    v = np.array([1.0, 2.0, 3.0, 4.0])
+
+    def f(x: Any, at: Any, v: Any) -> Any:
+        y = x.copy()
+        y[at] += v
+        return [getattr(x.at[at], name)(v) for name in ("set", "add", "multiply", "min", "max")] + [y]
+
+    x = np.array([0.5, 1.5, 2.5])
+    found = kf.jit(f)(x, at, v)
+    expected = [x.copy() for _ in range(6)]
+    expected[0][at] = v
+    for i, ufunc in enumerate((np.add, np.multiply, np.minimum, np.maximum), 1):
+        ufunc.at(expected[i], at, v)
+    expected[5][at] += v
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(kf.asarray(x).at[at].add(v), expected[1])
+    np.testing.assert_array_equal(kf.asarray(x).at[1:].multiply(2), [0.5, 3.0, 5.0])
+
+
+def test_masks() -> None:
+    def f(x: Any, row: Any) -> Any:
+        a = x.copy()
+        a[x > 30] = 0
+        b = x.copy()
+        b[x[:, :, 0] > 25] = row
+        a[a < 5] = -a[0, 0, 1]
+        return a, b
+
+    for found, expected in zip(kf.jit(f)(X, X[0, 0]), f(X, X[0, 0]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(errors.TracedMask, match=r"np.where\(mask, x, 0\), np.sum\(x, where=mask\)"):
+        kf.jit(lambda x: x[x > 0])(X)
+    with pytest.raises(errors.ShapeMismatch, match="one element for all places the mask selects"):
+        kf.jit(lambda x: f(x, x[0]))(X)
+
+
+def test_traced_scalars() -> None:
+    def f(x: Any, i: Any, j: Any) -> Any:
+        y = x.copy()
+        y[i, 1:] = 0
+        y[:, j] += 1
+        return x[i], x[i, :, j], x[..., j], x[:, i, ::-1], x[i, [0, 1], j], y
+
+    for i, j in ((1, 2), (-1, -2), (np.int32(0), np.uint8(3))):
+        for found, expected in zip(kf.jit(f)(X, i, j), f(X, i, j), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_out_of_range() -> None:
+    with pytest.raises(IndexError, match="index 3 is out of range for axis 0 of 3 elements"):
+        kf.jit(lambda x: x[3])(X)
+    with pytest.raises(IndexError, match="index -6 is out of range for axis 2 of 5 elements"):
+        kf.jit(lambda x: x[..., [0, -6]])(X)
+    with pytest.raises(IndexError, match="index 4 is out of range for axis 1"):
+        kf.jit(lambda x: np.take(x, [4], 1))(X)
+    with pytest.raises(IndexError):
+        kf.asarray(X)[[3]]
+    assert np.isnan(kf.jit(lambda x, i: x[i])(X, 3)).all()
+    with pytest.raises(errors.InvalidIndex, match=r"an index of 4 axes is not a valid index for an array of shape \(3, 4, 5\)"):
+        kf.jit(lambda x: x[0, 0, 0, 0])(X)
+    with pytest.raises(errors.InvalidIndex, match="slices have Python integers as bounds"):
+        kf.jit(lambda x, i: x[i:])(X, 1)
+    with pytest.raises(errors.InvalidIndex, match="index arrays are of integers or bools"):
+        kf.jit(lambda x: x[x])(X)
+    with pytest.raises(errors.InvalidIndex, match="use integers"):
+        kf.jit(lambda x: x["a"])(X)
+    with pytest.raises(errors.InvalidIndex, match=r"a mask of shape \(2,\)"):
+        kf.jit(lambda x: x[np.ones(2, bool)])(X)
+    with pytest.raises(errors.ShapeMismatch, match="index arrays that broadcast to one shape"):
+        kf.jit(lambda x: x[[0, 1], [0, 1, 2]])(X)
+    with pytest.raises(errors.ShapeMismatch, match="a value that broadcasts to"):
+        kf.jit(lambda x: x.at[0].set(np.ones(3)))(X)
+
+
+def test_casts_to_the_array() -> None:
+    def f(x: Any) -> Any:
+        y = np.zeros(3, np.int32)
+        y[:2] = x[:2]
+        y[2:] = 2.9
+        return y
+
+    x = np.array([1.9, -1.9])
+    found = kf.jit(f)(x)
+    np.testing.assert_array_equal(found, f(x))
+    assert found.dtype == np.int32
