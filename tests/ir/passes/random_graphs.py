@@ -16,10 +16,13 @@ from kernelforge.ir.types import Type
 
 Array = np.ndarray[Any, Any]
 FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 3.0, np.nan, np.inf]
-SHAPES = [(3, 4), (4, 3), (1, 4), (3, 1), (4,), (2, 3, 2), (), (1, 1), (0, 3)]
+SHAPES = [(3, 4), (4, 3), (1, 4), (3, 1), (4,), (2, 3, 2), (7, 5), (), (1, 1), (0, 3)]
 INPUTS = ["f32", "f32", "i32", "bool", "f16", "f64"]
 UNARY = ["negative", "absolute", "floor", "sign", "stop_gradient", "barrier"]
 BINARY = ["add", "subtract", "multiply", "divide", "maximum", "minimum", "less"]
+
+MIXED = ["unary", "binary", "binary", "binary", "where", "cast", "view", "view", "view", "reduce", "power"]
+VIEWS = ["view", "view", "view", "view", "view", "unary"]
 
 
 def array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
@@ -34,9 +37,10 @@ def array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array
 
 
 class _Maker:
-    def __init__(self, rng: random.Random, syms: list[Sym]) -> None:
+    def __init__(self, rng: random.Random, syms: list[Sym], kinds: list[str]) -> None:
         self.rng = rng
         self.syms = syms
+        self.kinds = kinds
 
     def any(self, test: Callable[[Sym], bool] = lambda s: True) -> Sym:
         """Choose a value, often a recent one, so that operations follow each other."""
@@ -55,9 +59,7 @@ class _Maker:
         choice = self.rng.choice
         x = self.any()
         number = x.dtype.kind != "b"
-        match choice(
-            ["unary", "binary", "binary", "binary", "where", "cast", "view", "view", "view", "reduce", "power"]
-        ):
+        match choice(self.kinds):
             case "unary":
                 names = UNARY if x.dtype.kind == "f" else ["stop_gradient", "barrier", "invert"]
                 return apply(choice(names), x)  # type: ignore[no-any-return]
@@ -113,12 +115,15 @@ class _Maker:
 
 
 def random_graph(seed: int, nodes: int = 24) -> tuple[Graph, list[Array]]:
-    """Make a graph and inputs for it; in every other graph all values are outputs, else only the last."""
+    """Make a graph and inputs for it; in every other graph all values are outputs, else only the last.
+
+    Every third graph is mostly of views.
+    """
     rng = random.Random(seed)
     kinds = [(rng.choice(SHAPES), dtype) for dtype in INPUTS for _ in range(2)]
 
     def fn(*syms: Sym) -> list[Sym]:
-        maker = _Maker(rng, list(syms))
+        maker = _Maker(rng, list(syms), VIEWS if seed % 3 == 2 else MIXED)
         for _ in range(nodes):
             made = maker.step()
             if made.size <= 512:
