@@ -67,7 +67,8 @@ def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, para
     i = flatten(tuple(index), row_major(out.shape))
     high = (i >> 32).cast("u32") if out.size > 2**32 else constant(0)
     key = at(0, (i64(0),)), at(0, (i64(1),))
-    return threefry(key, (i.cast("u32"), high), constant)[0]
+    bits: Expr = threefry(key, (i.cast("u32"), high), constant)[0]
+    return bits
 
 
 _REASON = "random bits are integers; make floats of them, as random.uniform and random.normal do"
