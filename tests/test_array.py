@@ -1,0 +1,222 @@
+"""Arrays on devices, the choice of a device, random numbers, and what importing costs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge import errors
+from kernelforge.backends import registry
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    found = registry.available().get(request.param)
+    if found is None or isinstance(found, str):
+        pytest.skip(f"no {request.param} here: {found}")
+    with kf.default_device(request.param):
+        yield request.param
+
+
+class TestArray:
+    def test_attributes(self, device: str) -> None:
+        a = kf.asarray(X)
+        assert (a.shape, a.dtype, a.ndim, a.size, a.itemsize, a.nbytes) == ((2, 3), np.float32, 2, 6, 4, 24)
+        assert a.strides == (12, 4)
+        assert a.device == device
+        assert len(a) == 2
+        np.testing.assert_array_equal(a.T, X.T)
+        np.testing.assert_array_equal(a.mT, X.T)
+
+    def test_to_numpy(self, device: str) -> None:
+        a = kf.jit(lambda x: x * 2)(X)
+        host = np.asarray(a)
+        assert not host.flags.writeable
+        np.testing.assert_array_equal(host, X * 2)
+        if device == "cpu":
+            assert np.shares_memory(host, np.asarray(a))
+        assert np.asarray(a, np.float64).dtype == np.float64
+        assert np.array(a).flags.writeable
+        del a
+        np.testing.assert_array_equal(host, X * 2)
+        with pytest.raises(ValueError, match="without a copy"):
+            kf.asarray(X).__array__(np.int8, copy=False)
+
+    def test_asarray(self, device: str) -> None:
+        for x in (X, X[:, ::-1], X[:0], X.T, [[1, 2], [3, 4]], 3.5, True, np.float16(2), X.astype(">f4"), X.astype(ml_dtypes.bfloat16)):
+            np.testing.assert_array_equal(kf.asarray(x), np.asarray(x))
+            assert kf.asarray(x).dtype == np.asarray(x).dtype.newbyteorder("=")
+        assert kf.asarray(X, np.float64).dtype == np.float64
+        a = kf.asarray(X)
+        assert kf.asarray(a) is a
+        assert kf.asarray(a, np.int8).dtype == np.int8
+        with pytest.raises(errors.UnsupportedDtype):
+            kf.asarray(X.astype(complex))
+        with pytest.raises(errors.UnsupportedDtype):
+            kf.asarray(["text"])
+
+    def test_shares_host_memory(self) -> None:
+        mine = X.copy()
+        a = kf.asarray(mine, device="cpu")
+        mine[0, 0] = 42
+        assert float(a[0, 0]) == 42
+        assert np.shares_memory(np.asarray(a), mine)
+
+    def test_conversions(self, device: str) -> None:
+        one = kf.asarray(np.array(2.5))
+        assert (float(one), int(one), bool(one), complex(one), one.item(), f"{one:.2f}") == (2.5, 2, True, 2.5 + 0j, 2.5, "2.50")
+        assert [10, 20, 30][kf.asarray(1)] == 20
+        assert kf.asarray(X).tolist() == X.tolist()
+        with pytest.raises(ValueError, match="ambiguous"):
+            bool(kf.asarray(X))
+        with pytest.raises(TypeError, match="len"):
+            len(one)
+        with pytest.raises(TypeError, match="iteration"):
+            iter(one)
+
+    def test_operators(self, device: str) -> None:
+        a = kf.asarray(X)
+        for found, expected in (
+            (a + 1, X + 1), (2 - a, 2 - X), (a * X, X * X), (X / (a + 1), X / (X + 1)), (a @ a.T, X @ X.T), (-a, -X), (a**2, X**2), (a // 2, X // 2),
+            (a % 2, X % 2), (a > 2, X > 2), (a == 3, X == 3), (abs(-a), X), (np.float32(2) * a, 2 * X), (np.exp(a), np.exp(X)), (a.sum(0), X.sum(0)),
+            (np.sum(a, 1), X.sum(1)), (a.reshape(3, 2), X.reshape(3, 2)), (a.astype(int), X.astype(int)), (divmod(a, 2)[1], X % 2), (round(a), X),
+        ):  # fmt: skip
+            assert isinstance(found, kf.Array)
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+            assert found.dtype == expected.dtype
+        a += 1
+        np.testing.assert_array_equal(a, X + 1)
+
+    def test_immutable(self, device: str) -> None:
+        a = kf.asarray(X)
+        with pytest.raises(errors.ImmutableArray, match=r"x = x.at\[index\].set\(value\)"):
+            a[0] = 1
+        with pytest.raises(errors.ImmutableArray):
+            np.add(a, 1, out=a)
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(a)
+        np.testing.assert_array_equal(a.at[0].set(7), [[7, 7, 7], [3, 4, 5]])
+
+    def test_index_and_iterate(self, device: str) -> None:
+        a = kf.asarray(X)
+        np.testing.assert_array_equal(a[1, ::-1], X[1, ::-1])
+        np.testing.assert_array_equal(a[a > 2], X[X > 2])
+        np.testing.assert_array_equal([np.asarray(row) for row in a], X)
+
+    def test_repr(self, device: str) -> None:
+        assert repr(kf.asarray(X)) == f"Array([[0., 1., 2.],\n       [3., 4., 5.]], dtype=float32, device={device!r})"
+        assert str(kf.asarray(X)) == str(X)
+
+    def test_pickle_and_copy(self, device: str) -> None:
+        a = kf.asarray(X)
+        for b in (pickle.loads(pickle.dumps(a)), copy.deepcopy(a), copy.copy(a)):
+            np.testing.assert_array_equal(b, X)
+            assert b.dtype == a.dtype
+
+    def test_protocols(self, device: str) -> None:
+        a = kf.asarray(X)
+        np.testing.assert_array_equal(np.from_dlpack(a), X)
+        assert a.__dlpack_device__()[0] == 1
+        assert a.__array_namespace__() is kf.numpy
+        assert a.block_until_ready() is a
+
+    def test_empty(self, device: str) -> None:
+        a = kf.asarray(np.zeros((0, 3)))
+        assert a.sum(0).tolist() == [0, 0, 0]
+        assert (a + 1).shape == (0, 3)
+        assert np.asarray(a).shape == (0, 3)
+
+
+class TestDevices:
+    def test_names(self) -> None:
+        assert "reference" in kf.devices()
+
+    def test_default(self) -> None:
+        with kf.default_device("reference") as name:
+            assert name == "reference"
+            assert kf.asarray(X).device == "reference"
+            assert kf.jit(lambda x: x + 1)(X).device == "reference"
+        with pytest.raises(errors.UnknownDevice), kf.default_device("abacus"):
+            pass
+
+    def test_follows_the_arguments(self) -> None:
+        a = kf.asarray(X, device="reference")
+        assert kf.jit(lambda x, y: x + y)(a, X).device == "reference"
+        assert (a * 2).device == "reference"
+        moved = a.to_device("cpu")
+        assert moved.device == "cpu"
+        assert moved.to_device("cpu") is moved
+        np.testing.assert_array_equal(moved, X)
+        with pytest.raises(errors.MixedDevices, match=r"arrays of reference and of cpu meet in one call.*\.to_device"):
+            a + moved
+
+    def test_environment(self) -> None:
+        code = "import kernelforge as kf; print(kf.asarray(1.0).device)"
+        found = subprocess.run([sys.executable, "-c", code], env=_environment(KERNELFORGE_DEVICE="reference"), capture_output=True, text=True, check=True)
+        assert found.stdout == "reference\n"
+
+
+def _environment(**more: str) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **more}
+
+
+class TestRandom:
+    def test_keys(self, device: str) -> None:
+        key = kf.random.key(5)
+        first, second = kf.random.split(key)
+        third = kf.random.fold_in(key, 3)
+        draws = [kf.random.bits(k, (4,)).tolist() for k in (key, first, second, third, kf.random.fold_in(key, 4))]
+        assert len({tuple(d) for d in draws}) == 5
+        assert kf.random.bits(key, (4,)).tolist() == draws[0]
+        assert kf.jit(lambda k, n: kf.random.fold_in(k, n))(key, 3).tolist() == third.tolist()
+        with pytest.raises(errors.InvalidParameter, match="random.key"):
+            kf.random.key(-1)
+
+    def test_same_on_every_device(self) -> None:
+        def draws() -> list[Any]:
+            key = kf.random.key(1)
+            return [kf.random.bits(key, (3, 5)), kf.random.uniform(key, (7,)), kf.random.randint(key, (9,), -4, 5), kf.random.bits(key, (3,), np.uint64)]
+
+        with kf.default_device("reference"):
+            first = draws()
+        for a, b in zip(first, draws(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_distributions(self) -> None:
+        key, n = kf.random.key(2), 20000
+        u = np.asarray(kf.random.uniform(key, (n,), np.float64, -1, 3))
+        assert -1 <= u.min() < -0.99
+        assert 2.99 < u.max() < 3
+        assert abs(u.mean() - 1) < 0.05
+        g = np.asarray(kf.random.normal(key, (n,)))
+        assert g.dtype == np.float32
+        assert abs(g.mean()) < 0.03
+        assert abs(g.std() - 1) < 0.03
+        assert np.isfinite(g).all()
+        assert abs(np.asarray(kf.random.bernoulli(key, 0.3, (n,))).mean() - 0.3) < 0.02
+        assert kf.random.bernoulli(key, np.full((2, 3), 0.5)).shape == (2, 3)
+        k = np.asarray(kf.random.randint(key, (n,), -2, 3))
+        assert set(k.tolist()) == {-2, -1, 0, 1, 2}
+        for dtype in (np.float16, ml_dtypes.bfloat16):
+            h = np.asarray(kf.random.uniform(key, (n,), dtype), np.float32)
+            assert 0 <= h.min()
+            assert h.max() < 1
+
+
+def test_import_is_light() -> None:
+    code = "import sys, kernelforge; print([m for m in ('numba', 'pyopencl', 'llvmlite', 'rich', 'hypothesis', 'scipy') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
