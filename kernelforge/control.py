@@ -26,7 +26,7 @@ Fn = Callable[..., Any]
 
 def _plain(*trees: Any) -> bool:
     """Whether nothing here asks for a device: no trace, and no arrays but NumPy's."""
-    leaves: list[Any] = optree.tree_leaves(trees)  # type: ignore[arg-type]
+    leaves: list[Any] = optree.tree_leaves(trees)
     return not tracing() and all(isinstance(x, np.ndarray | np.generic | bool | int | float) for x in leaves)
 
 

@@ -156,20 +156,20 @@ class TestBounds:
         assert entry.wrong(found * np.float32(1.001)).mean() > 0.9
 
     def test_cancellation_widens_them(self) -> None:
-        x = np.float32([1e6, 1e6 + 1.0])
-        (entry,) = expected(lambda x: x[1] - x[0], [x], [np.float32(1.0)])
+        x = np.array([1e6, 1e6 + 1.0], np.float32)
+        (entry,) = expected(lambda x: x[1] - x[0], [x], [np.array(1.0, np.float32)])
         assert entry.allowed >= 0.05
 
     def test_overflow_of_the_dtype_is_expected(self) -> None:
-        x = np.float32([3e38, 1.0])
-        found = np.float32([np.inf, 2.0])
+        x = np.array([3e38, 1.0], np.float32)
+        found = np.array([np.inf, 2.0], np.float32)
         (entry,) = expected(lambda x: x * x.dtype.type(2.0), [x], [found])
         assert not entry.wrong(found).any()
 
     def test_nan_has_to_be_nan(self) -> None:
-        x = np.float32([np.nan])
+        x = np.array([np.nan], np.float32)
         (entry,) = expected(np.negative, [x], [x])
-        assert entry.wrong(np.float32([0.0])).all()
+        assert entry.wrong(np.array([0.0], np.float32)).all()
 
 
 class TestBackend:

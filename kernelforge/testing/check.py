@@ -131,7 +131,7 @@ def _try_derivatives(compiled: Fn, python: Fn, drawn: Sequence[Any], device: str
         args = _values(smooth)
         if all(np.isfinite(r).all() for r in leaves(python(*args)) if is_float(r.dtype)):
             break
-    code = _code(python, smooth, device)
+    code = _code(python, smooth, device, grads=True)
     with _Told(code), default_device(device):
         problem = compare(compiled, args, order)
     if problem:
@@ -164,21 +164,20 @@ def _difference(python: Fn, args: Sequence[Any], native: Sequence[Array], found:
     return ""
 
 
-def _code(python: Fn, drawn: Sequence[Any], device: str) -> str:
+def _code(python: Fn, drawn: Sequence[Any], device: str, grads: bool = False) -> str:
+    """Return the lines that show a problem: with values, or with derivatives."""
     expressions = [d.code() if isinstance(d, Example) else repr(d) for d in drawn]
     name = name_of(python).rpartition(".")[2]
     function = "fn" if name == "<lambda>" else name
+    arguments = ", ".join(f"x{i}" for i in range(len(drawn)))
     lines = ["import numpy as np, kernelforge as kf"]
     if any("ml_dtypes" in e for e in expressions):
         lines.append("import ml_dtypes")
     lines += [f"x{i} = {e}" for i, e in enumerate(expressions)]
-    arguments = ", ".join(f"x{i}" for i in range(len(drawn)))
-    lines += [
-        f"with kf.default_device({device!r}):",
-        f"    print(kf.jit({function})({arguments}))",
-        f"print({function}({arguments}))",
-    ]
-    return "\n".join(lines)
+    if grads:
+        return "\n".join([*lines, f"kf.testing.check_grads({function}, ({arguments},), devices=[{device!r}])"])
+    run = f"    print(kf.jit({function})({arguments}))"
+    return "\n".join([*lines, f"with kf.default_device({device!r}):", run, f"print({function}({arguments}))"])
 
 
 def _accepts(python: Fn, relation: Relation, sizes: dict[str, int], examples: Sequence[Any]) -> bool:
@@ -201,7 +200,8 @@ def _accepts(python: Fn, relation: Relation, sizes: dict[str, int], examples: Se
 
 def _relations(python: Fn, examples: Sequence[Any], shapes: str | None) -> list[Relation]:
     if shapes is not None:
-        return [tuple(parse_shapes(shapes))]
+        parsed: Relation = parse_shapes(shapes)
+        return [parsed]
     return [_of_examples(python, examples)] if examples else _guessed(python)
 
 
@@ -225,7 +225,7 @@ def _guessed(python: Fn) -> list[Relation]:
     kinds: list[Shape] = [("a", "b"), ("b",), ("b", "c"), ("c",), ("a",), ("a", 1), ()]
     sizes = {"a": 2, "b": 3, "c": 5}
     tried = itertools.islice(itertools.product(kinds, repeat=count), 4096)
-    found = [relation for relation in tried if _accepts(python, relation, sizes, [None] * count)]
+    found: list[Relation] = [relation for relation in tried if _accepts(python, relation, sizes, [None] * count)]
     if not found:
         raise InvalidParameter(
             op="check", name="shapes", found=None, expected=f"shapes for the {count} arguments, or examples of them"
