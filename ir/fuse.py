@@ -2,8 +2,8 @@
 
 Every node that computes starts as a group of its own. In graph order, each group then tries to join the groups it reads,
 and at last groups that do not depend on each other but would share a launch. A join is legal when the groups stay in
-an order without cycles and one nest computes them (``kernelforge.ir.lower``). Views, constants, counters and random bits
-belong to no group: whoever reads them computes them.
+an order without cycles and one nest computes them (``kernelforge.ir.lower``). Views of one value, constants, counters
+and random bits belong to no group: whoever reads them computes them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class _Item:
 
     @property
     def kind(self) -> Kind:
-        return self.node.prim.kind if self.node else Kind.MAP
+        """A view of several values chooses among them, so it counts as a map."""
+        return self.node.prim.kind if self.node and self.node.prim.kind is not Kind.VIEW else Kind.MAP
 
     def __str__(self) -> str:
         return f"{self.node.prim.name} {self.outputs[0]}" if self.node else f"copy {self.outputs[0]}"
@@ -168,7 +169,7 @@ class _Fuser:
                     by_value[source].readers[item] = None
                     if source is not value:
                         item.through.add(by_value[source])
-        plain = item.node is not None and item.kind is Kind.MAP
+        plain = item.node is not None and item.node.prim.kind is Kind.MAP
         item.group = _Group([item], item.outputs[0].type.shape if plain else None)
         self.items.append(item)
         for v in item.outputs:
@@ -185,7 +186,7 @@ class _Fuser:
                 total = 1 + sum(weight[v] for v in node.inputs)
                 if total <= FREE_NODES:
                     weight[node.output] = free[node] = total
-            elif node.prim.kind is Kind.VIEW:
+            elif node.prim.kind is Kind.VIEW and sum(v.type.size > 1 for v in node.inputs) <= 1:
                 free[node] = 0
                 if all(v in weight for v in node.inputs):
                     weight[node.output] = sum(weight[v] for v in node.inputs)

@@ -103,7 +103,7 @@ def combine(name: str, a: Expr, b: Expr) -> Expr:
 class _Lowering:
     """The state of lowering one part."""
 
-    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str) -> None:
+    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, thrifty: bool) -> None:
         self.part = part
         self.strides = strides
         self.prefix = prefix
@@ -112,7 +112,7 @@ class _Lowering:
         self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
         self.reads: dict[Node, list[Expr]] = {}
         self.evaluations = 0
-        self.budget = RECOMPUTE * len(part.nodes) + 24
+        self.budget = RECOMPUTE * len(part.nodes) + 24 if thrifty else math.inf
 
     def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
         """Return the element of ``value`` at ``index``, which is in normal form."""
@@ -133,7 +133,8 @@ class _Lowering:
             return Load(self.accumulator(node), (), reduction(node).dtype).cast(value.type.name)
         if node.prim.lower is None:
             raise Refused(f"{node.prim.name} is not computed element by element")
-        self.evaluations += node.prim.kind is not Kind.VIEW
+        # a view of several values chooses among them for each element
+        self.evaluations += node.prim.kind is not Kind.VIEW or len(node.inputs) > 1
         if self.evaluations > self.budget:
             raise Refused(f"values would be computed again more than {RECOMPUTE} times")
         types = [v.type for v in node.inputs]
@@ -210,15 +211,18 @@ def _refine(chains: Sequence[Sequence[int]], size: int) -> list[int]:
     return [large // small for small, large in zip(places, places[1:], strict=False)][::-1]
 
 
-def lower(part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "") -> Nest:
+def lower(
+    part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "", thrifty: bool = True
+) -> Nest:
     """Turn a part into its naive nest.
 
-    ``strides``, in elements, are those of inputs that are not row-major. ``prefix`` keeps the names of several nests apart.
+    ``strides``, in elements, are those of inputs that are not row-major. ``prefix`` keeps the names of several nests
+    apart. ``thrifty`` refuses what computes its nodes more than ``RECOMPUTE`` times.
 
     Raises:
         Refused: when no single nest computes the part.
     """
-    return _Builder(_Lowering(part, strides or {}, prefix)).build()
+    return _Builder(_Lowering(part, strides or {}, prefix, thrifty)).build()
 
 
 class _Builder:
@@ -343,7 +347,8 @@ class _Builder:
                 if any(f is not flat for f in flats):
                     raise Refused("a reduction needs results of another one from several rows")
             for value, index in list(low.memo)[known:]:
-                if value in self.wanted and value not in elements and _covers(index, value):
+                once = value.type.size == size * math.prod(made.extents)
+                if value in self.wanted and value not in elements and once and _covers(index, value):
                     elements[value] = (variables(r), index)
             name = low.accumulator(node)
             loops = nest(variables(r), "serial", [Store(name, (), normalize(element), made.op)])
@@ -481,7 +486,7 @@ def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, 
     values: list[Value] = []
     body: list[Stmt] = []
     for k, part in enumerate(parts):
-        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "")
+        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "", thrifty=False)
         for value, arg in made.inputs.items():
             size = reach(value, strides.get(value))
             args.append(Arg(arg, value.type.name, i64(size), "in"))
