@@ -26,7 +26,7 @@ class Array(Methods):
     """
 
     __slots__ = ("__weakref__", "_buffer", "_host", "dtype", "shape")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __init__(self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._buffer = buffer
@@ -109,12 +109,6 @@ class Array(Methods):
     def __setitem__(self, key: Any, value: Any) -> None:
         raise ImmutableArray
 
-    def assign(self, op: str, value: Any) -> None:
-        raise ImmutableArray
-
-    def combine(self, op: str, key: Any, value: Any = None) -> None:
-        raise ImmutableArray
-
     def to_device(self, device: str) -> Array:
         """Return the array on another device; itself where it is there already."""
         target = registry.backend(device)
@@ -160,7 +154,9 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any] | None:
         try:
             return np.from_dlpack(x)
         except (BufferError, RuntimeError, TypeError) as error:
-            raise InvalidArgument(name="an array", found=f"{type(x).__name__}, which NumPy cannot read: {error}") from error
+            raise InvalidArgument(
+                name="an array", found=f"{type(x).__name__}, which NumPy cannot read: {error}"
+            ) from error
     if hasattr(x, "__cuda_array_interface__"):
         found = f"{type(x).__name__} in the memory of a device; copy it to the host first"
         raise InvalidArgument(name="an array", found=found)

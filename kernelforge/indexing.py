@@ -90,11 +90,18 @@ def _expand(x: Sym, key: Any) -> list[Any]:
         if isinstance(part, list):
             part = np.asarray(part) if part else np.zeros(0, np.int64)
         if isinstance(part, bool | np.bool_):
-            raise InvalidIndex(found=part, shape=x.shape, expected="write None for a new axis, or a mask array", loc=user_line())
+            raise InvalidIndex(
+                found=part, shape=x.shape, expected="write None for a new axis, or a mask array", loc=user_line()
+            )
         if isinstance(part, np.ndarray) and part.dtype == np.bool_:
             axis = sum(1 for p in parts if p is not None)
             if part.shape != x.shape[axis : axis + part.ndim] and Ellipsis not in [p for p in parts if p is Ellipsis]:
-                raise InvalidIndex(found=f"a mask of shape {part.shape}", shape=x.shape, expected="a mask of the extents it selects from", loc=user_line())
+                raise InvalidIndex(
+                    found=f"a mask of shape {part.shape}",
+                    shape=x.shape,
+                    expected="a mask of the extents it selects from",
+                    loc=user_line(),
+                )
             parts.extend(part.nonzero())
         else:
             parts.append(part)
@@ -124,11 +131,18 @@ def _array(part: Any, axis: int, extent: int, shape: tuple[int, ...]) -> Sym:
         if part.dtype.kind == "b":
             raise TracedMask(loc=user_line())
         if part.dtype.kind not in "iu":
-            raise InvalidIndex(found=str(part.type), shape=shape, expected="index arrays are of integers or bools", loc=user_line())
+            raise InvalidIndex(
+                found=str(part.type), shape=shape, expected="index arrays are of integers or bools", loc=user_line()
+            )
         return part.astype(np.int64)
     index = np.asarray(part)
     if index.dtype.kind not in "iu":
-        raise InvalidIndex(found=repr(part), shape=shape, expected="use integers, slices, None, Ellipsis, masks or integer arrays", loc=user_line())
+        raise InvalidIndex(
+            found=repr(part),
+            shape=shape,
+            expected="use integers, slices, None, Ellipsis, masks or integer arrays",
+            loc=user_line(),
+        )
     bad = (index < -extent) | (index >= extent)
     if bad.any():
         check_range(int(index[bad].flat[0]), axis, extent)
@@ -140,7 +154,12 @@ def _plan(x: Sym, key: Any) -> _Plan:
     if isinstance(first, Sym) and first.dtype.kind == "b" and first.ndim:
         rest = key[1:] if isinstance(key, tuple) else ()
         if first.shape != x.shape[: first.ndim] or any(r is not Ellipsis and r != slice(None) for r in rest):
-            raise InvalidIndex(found=f"a mask of shape {first.shape}", shape=x.shape, expected="a mask of its first axes alone", loc=user_line())
+            raise InvalidIndex(
+                found=f"a mask of shape {first.shape}",
+                shape=x.shape,
+                expected="a mask of its first axes alone",
+                loc=user_line(),
+            )
         return _Plan([(0, n, 1) for n in x.shape], mask=first)
     entries = _expand(x, key)
     selects = [e is not None and not isinstance(e, slice) for e in entries]
@@ -171,7 +190,9 @@ def _plan(x: Sym, key: Any) -> _Plan:
             shape = np.broadcast_shapes(*(a.shape for a in plan.arrays.values()))
         except ValueError:
             shapes = " and ".join(str(a.shape) for a in plan.arrays.values())
-            raise ShapeMismatch(op="index", found=shapes, expected="index arrays that broadcast to one shape", loc=user_line()) from None
+            raise ShapeMismatch(
+                op="index", found=shapes, expected="index arrays that broadcast to one shape", loc=user_line()
+            ) from None
         plan.arrays = {axis: a.broadcast(shape) for axis, a in plan.arrays.items()}
     return plan
 
@@ -252,7 +273,9 @@ def fitted(value: Sym, shape: tuple[int, ...]) -> Sym:
     if any(n != 1 for n in value.shape[:surplus]) or any(
         n not in (1, m) for n, m in zip(reversed(value.shape), reversed(shape), strict=False)
     ):
-        raise ShapeMismatch(op="assignment", found=value.shape, expected=f"a value that broadcasts to {shape}", loc=user_line())
+        raise ShapeMismatch(
+            op="assignment", found=value.shape, expected=f"a value that broadcasts to {shape}", loc=user_line()
+        )
     return value.reshape(value.shape[surplus:]).broadcast(shape)
 
 

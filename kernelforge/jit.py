@@ -8,7 +8,7 @@ import operator
 import threading
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import optree
@@ -16,6 +16,7 @@ import optree
 from kernelforge.array import Array, ready, to_numpy
 from kernelforge.backends.base import Backend
 from kernelforge.compile import compile_graph
+from kernelforge.config import Config
 from kernelforge.config import current as current_config
 from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
@@ -42,6 +43,9 @@ _of_ndarray = operator.attrgetter("shape", "strides", "dtype", "flags.aligned")
 _of_array = operator.attrgetter("shape", "dtype", "_buffer.backend")
 KEYS: dict[type, Callable[[Any], Any]] = {np.ndarray: _of_ndarray, Array: _of_array, bool: type, int: type, float: type}
 """What of an argument is part of the key, by its type; one attribute lookup each, as it is done at every call."""
+
+
+Programs = dict[Any, "Program"]
 
 
 class Leaf:
@@ -216,9 +220,12 @@ class Jit:
         functools.update_wrapper(self, fn)
         names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
         nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-        self._static_names, self._static_nums = _statics(fn, names, nums) if names or nums else (frozenset(), frozenset())
+        self._static_names, self._static_nums = (
+            _statics(fn, names, nums) if names or nums else (frozenset(), frozenset())
+        )
         self._static = bool(self._static_names or self._static_nums)
-        self._programs: dict[Any, Program] = {}
+        self._programs: dict[tuple[Config, Backend], Programs] = {}
+        self._last: tuple[Config | None, Backend | None, Programs] = (None, None, {})
         self._lock = threading.Lock()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -229,13 +236,14 @@ class Jit:
             return self._inline(args, kwargs)
         if not kwargs and not self._static:
             try:
-                key = (current_config(), current_device(), *[KEYS[type(x)](x) for x in args])
+                key = tuple([KEYS[type(x)](x) for x in args])
             except KeyError:
                 key = None
             if key is not None:
-                program = self._programs.get(key)
+                table = self._here()
+                program = table.get(key)
                 if program is None:
-                    program = self._remember(key, self._compile(args, {})[0])
+                    program = self._remember(table, key, self._compile(args, {})[0])
                 return program(args)
         program, leaves = self._compile(args, kwargs)
         return program(leaves)
@@ -250,11 +258,22 @@ class Jit:
 
         return explain(self.lower(*args, **kwargs).plan)
 
-    def _remember(self, key: Any, program: Program) -> Program:
+    def _here(self) -> Programs:
+        """Return the programs for the settings and the default device in force."""
+        config, device = current_config(), current_device()
+        last = self._last
+        if last[0] is config and last[1] is device:
+            return last[2]
         with self._lock:
-            while len(self._programs) >= KEPT_PROGRAMS:
-                del self._programs[next(iter(self._programs))]
-            return self._programs.setdefault(key, program)
+            table = self._programs.setdefault((config, device), {})
+        self._last = (config, device, table)
+        return table
+
+    def _remember(self, table: Programs, key: Any, program: Program) -> Program:
+        with self._lock:
+            while len(table) >= KEPT_PROGRAMS:
+                del table[next(iter(table))]
+            return table.setdefault(key, program)
 
     def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """Return the program for these arguments and what to call it with."""
@@ -269,8 +288,9 @@ class Jit:
         leaves, tree = _flatten(dynamic, {k: v for k, v in kwargs.items() if k not in named})
         fixed = tuple((where, type(x), x) for where, x in (*statics.items(), *sorted(named.items())))
         shapes = tuple(KEYS.get(type(x), _of_ndarray)(x) for x in leaves)
-        key = (tree, fixed, current_config(), current_device(), shapes)
-        program = self._programs.get(key)
+        key = (tree, fixed, shapes)
+        table = self._here()
+        program = table.get(key)
         if program is None:
             fn = self.__wrapped__
 
@@ -279,7 +299,7 @@ class Jit:
                 left = iter(a)
                 return fn(*[statics[i] if i in statics else next(left) for i in range(len(args))], **k, **named)
 
-            program = self._remember(key, compile(body, leaves, _name_of(fn)))
+            program = self._remember(table, key, compile(body, leaves, _name_of(fn)))
         return program, leaves
 
     def _inline(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -303,11 +323,25 @@ def _statics(fn: Fn, names: tuple[str, ...], nums: tuple[int, ...]) -> tuple[fro
     for n in nums:
         if not (-len(listed) <= n < len(listed) or takes_more):
             raise UnknownStatic(name=n, function=_name_of(fn), expected=f"{len(listed)} positional parameters")
-    at = frozenset(n + len(listed) if n < 0 else n for n in nums) | frozenset(listed.index(n) for n in names if n in listed)
+    at = frozenset(n + len(listed) if n < 0 else n for n in nums) | frozenset(
+        listed.index(n) for n in names if n in listed
+    )
     return frozenset(names) | frozenset(listed[n] for n in at if n < len(listed)), at
 
 
-def jit(fn: Fn | None = None, *, static_argnames: Sequence[str] | str = (), static_argnums: Sequence[int] | int = ()) -> Any:
+@overload
+def jit(fn: Fn, *, static_argnames: Sequence[str] | str = ..., static_argnums: Sequence[int] | int = ...) -> Jit: ...
+
+
+@overload
+def jit(
+    fn: None = None, *, static_argnames: Sequence[str] | str = ..., static_argnums: Sequence[int] | int = ...
+) -> Callable[[Fn], Jit]: ...
+
+
+def jit(
+    fn: Fn | None = None, *, static_argnames: Sequence[str] | str = (), static_argnums: Sequence[int] | int = ()
+) -> Any:
     """Compile a function of arrays, written with NumPy or ``kernelforge.numpy``.
 
     It is traced and compiled at the first call with new shapes, dtypes or strides, for the device its arguments are on.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kernelforge.errors import UnsupportedArgument, UnsupportedFunction
+from kernelforge.errors import ImmutableArray, UnsupportedArgument, UnsupportedFunction
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """The array namespace: NumPy's name (``linalg.norm`` for those of its submodules) to the function."""
@@ -22,7 +22,15 @@ OPERATORS: dict[str, Callable[..., Any]] = {}
 REFUSED: dict[str, str] = {}
 """Functions that will not be there, and why."""
 
-IGNORED = {"out": None, "order": None, "subok": None, "like": None, "casting": "same_kind", "device": None, "copy": None}
+IGNORED = {
+    "out": None,
+    "order": None,
+    "subok": None,
+    "like": None,
+    "casting": "same_kind",
+    "device": None,
+    "copy": None,
+}
 """Keywords of NumPy functions that say nothing here, by the value that says nothing."""
 
 REDUCERS = {
@@ -62,7 +70,10 @@ def _operator(name: str, swapped: bool = False) -> Callable[..., Any]:
 
 
 def _unary(name: str) -> Callable[..., Any]:
-    return lambda self: OPERATORS[name](self)
+    def method(self: Any) -> Any:
+        return OPERATORS[name](self)
+
+    return method
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -144,6 +155,14 @@ class Methods:
 
     def __getitem__(self, key: Any) -> Any:
         raise NotImplementedError
+
+    def assign(self, op: str, value: Any) -> None:
+        """Write over the whole array, for ``out=`` of the ufunc ``op``."""
+        raise ImmutableArray
+
+    def combine(self, op: str, key: Any, value: Any = None) -> None:
+        """Write what the ufunc ``op`` makes of the elements at ``key`` and ``value``, each in turn: ``np.add.at``."""
+        raise ImmutableArray
 
     __add__, __radd__ = _operator("add"), _operator("add", True)
     __sub__, __rsub__ = _operator("subtract"), _operator("subtract", True)
@@ -254,7 +273,9 @@ class At:
 
 
 def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in kwargs.items() if v is not None and v is not np._NoValue and not (k == "where" and v is True)}
+    return {
+        k: v for k, v in kwargs.items() if v is not None and v is not np._NoValue and not (k == "where" and v is True)
+    }
 
 
 def _named(table: dict[str, str], name: str, how: str) -> Callable[..., Any]:
@@ -270,7 +291,10 @@ def _store(name: str, result: Any, out: tuple[Any, ...]) -> Any:
             continue
         if not isinstance(target, Methods):
             raise UnsupportedArgument(
-                op=f"np.{name}", name="out", found="a NumPy array", expected="make it inside of the function with np.empty, or use the result"
+                op=f"np.{name}",
+                name="out",
+                found="a NumPy array",
+                expected="make it inside of the function with np.empty, or use the result",
             )
         target.assign(name, value)
     return out[0] if len(out) == 1 else out

@@ -69,14 +69,18 @@ def bits(key: Sym, shape: Shape = (), dtype: Any = np.uint32) -> Sym:
         return _bits(key, extents).astype(kind)
     halves = _bits(key, (2, *extents)).astype(np.uint64)
     high, low = (
-        apply("slice", halves, starts=(i, *(0,) * len(extents)), stops=(i + 1, *extents), steps=(1,) * halves.ndim).reshape(extents)
+        apply(
+            "slice", halves, starts=(i, *(0,) * len(extents)), stops=(i + 1, *extents), steps=(1,) * halves.ndim
+        ).reshape(extents)
         for i in range(2)
     )
     return ufunc("bitwise_or", ufunc("left_shift", high, 32), low)
 
 
 @array_function("key", "minval", "maxval", table=_TABLE, numbers=True)
-def uniform(key: Operand, shape: Shape = (), dtype: Any = np.float32, minval: Operand = 0.0, maxval: Operand = 1.0) -> Sym:
+def uniform(
+    key: Operand, shape: Shape = (), dtype: Any = np.float32, minval: Operand = 0.0, maxval: Operand = 1.0
+) -> Sym:
     """Make floats in [minval, maxval), evenly spread."""
     kind, extents = as_dtype(dtype), shape_of(shape)
     low, high = (operand(v, kind, extents, "uniform") for v in (minval, maxval))
@@ -121,7 +125,9 @@ def bernoulli(key: Operand, p: Operand = 0.5, shape: Shape | None = None) -> Sym
 def randint(key: Sym, shape: Shape, minval: int, maxval: int, dtype: Any = np.int32) -> Sym:
     """Make integers in [minval, maxval), by the high half of a product; the bias is below 2**-32 times the range."""
     if not 0 < maxval - minval <= 1 << 32:
-        raise InvalidParameter(op="random.randint", name="maxval", found=maxval, expected="one above minval, by at most 2**32")
+        raise InvalidParameter(
+            op="random.randint", name="maxval", found=maxval, expected="one above minval, by at most 2**32"
+        )
     wide = _bits(key, shape_of(shape)).astype(np.uint64)
     offset = ufunc("right_shift", ufunc("multiply", wide, maxval - minval), 32)
     return ufunc("add", offset.astype(np.int64), minval).astype(as_dtype(dtype))

@@ -8,7 +8,7 @@ to, and a view taken before its base was written to cannot be read.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ TRACED = object()
 """What ``concrete`` gives for a value that is not known."""
 
 
+def _inplace(name: str) -> Callable[..., Any]:
+    return lambda self, other: self._write_result(name, other)
+
+
 class Tracer(Methods):
     """A traced array. ``Tracer(sym)`` is read-only, as an argument is.
 
@@ -57,7 +61,7 @@ class Tracer(Methods):
     """
 
     __slots__ = ("__weakref__", "_base", "_home", "_key", "_known", "_sym", "_version", "_write")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __init__(
         self,
@@ -70,9 +74,9 @@ class Tracer(Methods):
     ) -> None:
         self._sym = sym
         self._known = known
-        self._base = base if base is None or base._base is None else base._base
+        self._base: Tracer | None = base if base is None or base._base is None else base._base
         self._key = key if base is not None and self._base is base else NO_KEY
-        self._version = 0 if self._base is None else self._base._version
+        self._version: int = 0 if self._base is None else self._base._version
         self._home = builder() if own else None
         self._write: tuple[Tracer, Loc | None] | None = None
 
@@ -211,10 +215,11 @@ class Tracer(Methods):
         self._require_own()
         self._replace(to_sym(FUNCTIONS["at"](self, key, value, indexing.mode_of(op))))
 
-    def _inplace(self, name: str, other: Any) -> Tracer:
+    def _write_result(self, name: str, other: Any) -> Any:
+        """Apply an in-place operator."""
         result = OPERATORS[name](self, other)
         if not self.shape and self._home is None:
-            return result  # type: ignore[no-any-return]  # a scalar: another one takes the name
+            return result  # a scalar: another one takes the name
         if self._base is None:
             self.assign(name, result)
             return self
@@ -230,44 +235,13 @@ class Tracer(Methods):
         self._sym, self._known = sym, None
         return self
 
-    def __iadd__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("add", other)
-
-    def __isub__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("subtract", other)
-
-    def __imul__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("multiply", other)
-
-    def __itruediv__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("divide", other)
-
-    def __ifloordiv__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("floor_divide", other)
-
-    def __imod__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("remainder", other)
-
-    def __ipow__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("power", other)
-
-    def __imatmul__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("matmul", other)
-
-    def __iand__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("bitwise_and", other)
-
-    def __ior__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("bitwise_or", other)
-
-    def __ixor__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("bitwise_xor", other)
-
-    def __ilshift__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("left_shift", other)
-
-    def __irshift__(self, other: Any) -> Tracer:  # noqa: PYI034
-        return self._inplace("right_shift", other)
+    __iadd__, __isub__ = _inplace("add"), _inplace("subtract")
+    __imul__, __itruediv__ = _inplace("multiply"), _inplace("divide")
+    __ifloordiv__, __imod__ = _inplace("floor_divide"), _inplace("remainder")
+    __ipow__, __imatmul__ = _inplace("power"), _inplace("matmul")
+    __iand__, __ior__ = _inplace("bitwise_and"), _inplace("bitwise_or")
+    __ixor__, __ilshift__ = _inplace("bitwise_xor"), _inplace("left_shift")
+    __irshift__ = _inplace("right_shift")
 
     def fill(self, value: Any) -> None:
         self[...] = value
@@ -307,13 +281,19 @@ def _same(key: Any, other: Any) -> bool:
     """Whether two indices of one statement are the same; the two slices of ``a[i:] += v`` are made one by one."""
     if key is other:
         return True
-    return isinstance(key, slice) and isinstance(other, slice) and (key.start, key.stop, key.step) == (other.start, other.stop, other.step)
+    return (
+        isinstance(key, slice)
+        and isinstance(other, slice)
+        and (key.start, key.stop, key.step) == (other.start, other.stop, other.step)
+    )
 
 
 def to_sym(x: Any) -> Sym:
     """Return the symbol of an array or a number; a concrete array becomes a constant of the innermost trace."""
     if isinstance(x, Tracer):
         return x.sym
+    if isinstance(x, Sym):
+        return x
     if isinstance(x, Methods):
         return builder().constant(np.asarray(x))
     return as_sym(x)

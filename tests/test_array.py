@@ -54,7 +54,18 @@ class TestArray:
             kf.asarray(X).__array__(np.int8, copy=False)
 
     def test_asarray(self, device: str) -> None:
-        for x in (X, X[:, ::-1], X[:0], X.T, [[1, 2], [3, 4]], 3.5, True, np.float16(2), X.astype(">f4"), X.astype(ml_dtypes.bfloat16)):
+        for x in (
+            X,
+            X[:, ::-1],
+            X[:0],
+            X.T,
+            [[1, 2], [3, 4]],
+            3.5,
+            True,
+            np.float16(2),
+            X.astype(">f4"),
+            X.astype(ml_dtypes.bfloat16),
+        ):
             np.testing.assert_array_equal(kf.asarray(x), np.asarray(x))
             assert kf.asarray(x).dtype == np.asarray(x).dtype.newbyteorder("=")
         assert kf.asarray(X, np.float64).dtype == np.float64
@@ -75,7 +86,14 @@ class TestArray:
 
     def test_conversions(self, device: str) -> None:
         one = kf.asarray(np.array(2.5))
-        assert (float(one), int(one), bool(one), complex(one), one.item(), f"{one:.2f}") == (2.5, 2, True, 2.5 + 0j, 2.5, "2.50")
+        assert (float(one), int(one), bool(one), complex(one), one.item(), f"{one:.2f}") == (
+            2.5,
+            2,
+            True,
+            2.5 + 0j,
+            2.5,
+            "2.50",
+        )
         assert [10, 20, 30][kf.asarray(1)] == 20
         assert kf.asarray(X).tolist() == X.tolist()
         with pytest.raises(ValueError, match="ambiguous"):
@@ -163,7 +181,13 @@ class TestDevices:
 
     def test_environment(self) -> None:
         code = "import kernelforge as kf; print(kf.asarray(1.0).device)"
-        found = subprocess.run([sys.executable, "-c", code], env=_environment(KERNELFORGE_DEVICE="reference"), capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=_environment(KERNELFORGE_DEVICE="reference"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert found.stdout == "reference\n"
 
 
@@ -188,7 +212,12 @@ class TestRandom:
     def test_same_on_every_device(self) -> None:
         def draws() -> list[Any]:
             key = kf.random.key(1)
-            return [kf.random.bits(key, (3, 5)), kf.random.uniform(key, (7,)), kf.random.randint(key, (9,), -4, 5), kf.random.bits(key, (3,), np.uint64)]
+            return [
+                kf.random.bits(key, (3, 5)),
+                kf.random.uniform(key, (7,)),
+                kf.random.randint(key, (9,), -4, 5),
+                kf.random.bits(key, (3,), np.uint64),
+            ]
 
         with kf.default_device("reference"):
             first = draws()

@@ -35,7 +35,16 @@ ADVANCED: list[Any] = [
     (slice(None), 1, R), (Ellipsis, R), (None, R), (R, None, R), (slice(1, None), [0, 3], slice(None, None, -2)), (R, slice(1, 3), None), (1, R, R),
     (R[:0],), [], np.array([[0, 1], [2, 2]], np.uint8), (slice(None, None, -1), R, slice(1, 3)), (slice(2), slice(None), [1, 1]),
 ]  # fmt: skip
-MASKS: list[Any] = [B, X > 20, (B, 1), (slice(None), B[0]), np.array([True, False, True]), (slice(None), slice(None), np.ones(5, bool)), B & False, (B, None)]
+MASKS: list[Any] = [
+    B,
+    X > 20,
+    (B, 1),
+    (slice(None), B[0]),
+    np.array([True, False, True]),
+    (slice(None), slice(None), np.ones(5, bool)),
+    B & False,
+    (B, None),
+]
 
 
 @pytest.mark.parametrize("key", BASIC + ADVANCED + MASKS, ids=repr)
@@ -63,11 +72,18 @@ class TestIndex:
 
     def test_traced_arrays(self, key: Any) -> None:
         parts = key if isinstance(key, tuple) else (key,)
-        arrays = [np.asarray(p) for p in parts if isinstance(p, list | np.ndarray) and np.size(p) and np.asarray(p).dtype != bool]
+        arrays = [
+            np.asarray(p)
+            for p in parts
+            if isinstance(p, list | np.ndarray) and np.size(p) and np.asarray(p).dtype != bool
+        ]
 
         def f(x: Any, arrays: list[Any]) -> Any:
             left = iter(arrays)
-            index = tuple(next(left) if isinstance(p, list | np.ndarray) and np.size(p) and np.asarray(p).dtype != bool else p for p in parts)
+            index = tuple(
+                next(left) if isinstance(p, list | np.ndarray) and np.size(p) and np.asarray(p).dtype != bool else p
+                for p in parts
+            )
             y = x.copy()
             y[index] = 3.0
             return x[index], y
@@ -163,7 +179,9 @@ def test_out_of_range() -> None:
     with pytest.raises(IndexError):
         kf.asarray(X)[[3]]
     assert np.isnan(kf.jit(lambda x, i: x[i])(X, 3)).all()
-    with pytest.raises(errors.InvalidIndex, match=r"an index of 4 axes is not a valid index for an array of shape \(3, 4, 5\)"):
+    with pytest.raises(
+        errors.InvalidIndex, match=r"an index of 4 axes is not a valid index for an array of shape \(3, 4, 5\)"
+    ):
         kf.jit(lambda x: x[0, 0, 0, 0])(X)
     with pytest.raises(errors.InvalidIndex, match="slices have Python integers as bounds"):
         kf.jit(lambda x, i: x[i:])(X, 1)

@@ -73,7 +73,9 @@ class TestUfuncs:
         same(kf.jit(lambda x: fn(x))(X[::2, :, ::-1] * 0.25), fn(X[::2, :, ::-1] * 0.25))
 
     @pytest.mark.parametrize("name", UNARY)
-    @pytest.mark.parametrize("x", [I, B, S8, U8, np.float16(0.5) + np.zeros(3, np.float16)], ids=["i64", "bool", "i8", "u8", "f16"])
+    @pytest.mark.parametrize(
+        "x", [I, B, S8, U8, np.float16(0.5) + np.zeros(3, np.float16)], ids=["i64", "bool", "i8", "u8", "f16"]
+    )
     def test_unary_dtypes(self, name: str, x: np.ndarray) -> None:
         fn = getattr(np, name)
         x = np.where(x == 0, 2, x).astype(x.dtype) if name == "reciprocal" and x.dtype.kind in "iu" else x
@@ -96,9 +98,20 @@ class TestUfuncs:
         same(kf.jit(fn)(M, 0.5), fn(M, 0.5))
         same(kf.jit(lambda v: fn(2, v))(Y), fn(2, Y))
 
-    @pytest.mark.parametrize("name", [n for n in BINARY if n not in ("power", "isclose")] + ["bitwise_and", "left_shift", "ldexp"])
     @pytest.mark.parametrize(
-        "pair", [(I, 3), (S8, np.int16(3)), (U8, U8[::-1]), (I, np.float32(2)), (B, B[::-1]), (B, 2), (I.astype(np.int32), 2.0)]
+        "name", [n for n in BINARY if n not in ("power", "isclose")] + ["bitwise_and", "left_shift", "ldexp"]
+    )
+    @pytest.mark.parametrize(
+        "pair",
+        [
+            (I, 3),
+            (S8, np.int16(3)),
+            (U8, U8[::-1]),
+            (I, np.float32(2)),
+            (B, B[::-1]),
+            (B, 2),
+            (I.astype(np.int32), 2.0),
+        ],
     )
     def test_binary_dtypes(self, name: str, pair: tuple[Any, Any]) -> None:
         fn = getattr(np, name)
@@ -122,7 +135,10 @@ class TestUfuncs:
     def test_number_out_of_range(self) -> None:
         with pytest.raises(OverflowError, match="the Python number 300 does not fit uint8"):
             kf.jit(lambda x: x + 300)(U8)
-        same(kf.jit(lambda x: (x < 300, x == -1, -1 < x, x > 300, x != 999))(U8), (U8 < 300, U8 == -1, -1 < U8, U8 > 300, U8 != 999))
+        same(
+            kf.jit(lambda x: (x < 300, x == -1, -1 < x, x > 300, x != 999))(U8),
+            (U8 < 300, U8 == -1, -1 < U8, U8 > 300, U8 != 999),
+        )
         with pytest.raises(ValueError, match="non-negative"):
             kf.jit(lambda x: x**-1)(I)
 
@@ -143,10 +159,18 @@ class TestUfuncs:
         def f(x: Any) -> Any:
             a = np.zeros(3)
             np.add.at(a, np.array([0, 0, 2]), x[:3])
-            return np.add.reduce(x), np.multiply.accumulate(x), np.subtract.outer(x, x[:2]), np.maximum.reduce(x, axis=0, keepdims=True), a
+            return (
+                np.add.reduce(x),
+                np.multiply.accumulate(x),
+                np.subtract.outer(x, x[:2]),
+                np.maximum.reduce(x, axis=0, keepdims=True),
+                a,
+            )
 
         same(kf.jit(f)(V), f(V))
-        with pytest.raises(errors.UnsupportedFunction, match=r"np.hypot.reduce is not supported .* those that are: add"):
+        with pytest.raises(
+            errors.UnsupportedFunction, match=r"np.hypot.reduce is not supported .* those that are: add"
+        ):
             kf.jit(np.hypot.reduce)(V)
 
 
@@ -271,7 +295,9 @@ def test_creation() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(errors.UnsupportedFunction, match="np.median is not supported in compiled functions: it needs a sort"):
+    with pytest.raises(
+        errors.UnsupportedFunction, match="np.median is not supported in compiled functions: it needs a sort"
+    ):
         kf.jit(np.median)(X)
     with pytest.raises(errors.UnsupportedFunction, match=r"np.nonzero .*depends on values; use np.where"):
         kf.jit(np.nonzero)(X)

@@ -144,7 +144,9 @@ class TestWrites:
             a += x
             return a
 
-        with pytest.raises(TypeError, match=r"np.add|add: f64\[6\] cannot be written into an array of i64\[6\] in place"):
+        with pytest.raises(
+            TypeError, match=r"np.add|add: f64\[6\] cannot be written into an array of i64\[6\] in place"
+        ):
             kf.jit(f)(X)
 
 
@@ -188,7 +190,12 @@ class TestRefusals:
             kf.jit(into_numpy)(X)
         assert "or an element of a NumPy array needs the value of a traced array" in str(raised.value.__cause__)
         refused(errors.TracedArray, "cannot become a NumPy array", lambda x: np.ndarray.sum(x.__array__()), X)
-        refused(errors.UnsupportedArgument, "np.add: out=a NumPy array is not supported", lambda x: np.add(x, 1, out=np.arange(6.0)), X)
+        refused(
+            errors.UnsupportedArgument,
+            "np.add: out=a NumPy array is not supported",
+            lambda x: np.add(x, 1, out=np.arange(6.0)),
+            X,
+        )
 
     def test_argument_is_read_only(self) -> None:
         def store(x: Any) -> Any:
@@ -204,7 +211,12 @@ class TestRefusals:
             return x
 
         for fn in (store, add, part):
-            refused(errors.ReadOnlyArray, r"f64\[6\] was not made in this function.*x = x.copy\(\) first, or x = x.at\[index\]", fn, X)
+            refused(
+                errors.ReadOnlyArray,
+                r"f64\[6\] was not made in this function.*x = x.copy\(\) first, or x = x.at\[index\]",
+                fn,
+                X,
+            )
 
     def test_inlined_argument_is_read_only(self) -> None:
         @kf.jit
@@ -233,7 +245,9 @@ class TestRefusals:
             return a
 
         for fn in (through, reshaped, nested):
-            refused(errors.WriteThroughView, r"is a view, and writing to it would change another array.*\.copy\(\)", fn, X)
+            refused(
+                errors.WriteThroughView, r"is a view, and writing to it would change another array.*\.copy\(\)", fn, X
+            )
 
     def test_stale_view(self) -> None:
         def stale(x: Any) -> Any:
@@ -385,7 +399,17 @@ class TestJit:
             traces.append(x.shape)
             return x * s
 
-        for x, s in ((X, 2.0), (X, 3.5), (X + 1, -1.0), (X, 2), (X, 7), (X[::2], 2.0), (X[:3], 2.0), (X.astype("f4"), 2.0), (M, 2.0)):
+        for x, s in (
+            (X, 2.0),
+            (X, 3.5),
+            (X + 1, -1.0),
+            (X, 2),
+            (X, 7),
+            (X[::2], 2.0),
+            (X[:3], 2.0),
+            (X.astype("f4"), 2.0),
+            (M, 2.0),
+        ):
             np.testing.assert_allclose(f(x, s), x * s)
         assert len(traces) == 6
 

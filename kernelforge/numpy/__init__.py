@@ -18,13 +18,15 @@ for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES).item
     FUNCTIONS[_alias] = FUNCTIONS[_name]
 
 _NUMPYS_OWN = frozenset(
-    "pi e inf nan newaxis euler_gamma finfo iinfo dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 "
-    "float64 ndarray generic integer floating signedinteger unsignedinteger number issubdtype result_type promote_types can_cast "
-    "broadcast_shapes isscalar errstate".split()
+    "pi e inf nan newaxis euler_gamma finfo iinfo dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
+    "float16 float32 float64 ndarray generic integer floating signedinteger unsignedinteger number issubdtype "
+    "result_type promote_types can_cast broadcast_shapes isscalar errstate".split()  # noqa: SIM905
 )
 
 bfloat16 = ml_dtypes.bfloat16
-linalg = SimpleNamespace(**{name.removeprefix("linalg."): fn for name, fn in FUNCTIONS.items() if name.startswith("linalg.")})
+linalg = SimpleNamespace(
+    **{name.removeprefix("linalg."): fn for name, fn in FUNCTIONS.items() if name.startswith("linalg.")}
+)
 
 
 def __getattr__(name: str) -> Any:

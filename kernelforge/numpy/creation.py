@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,25 +30,41 @@ def shape_of(shape: Any) -> tuple[int, ...]:
     """
     found = (operator.index(shape),) if not isinstance(shape, tuple | list) else tuple(operator.index(n) for n in shape)
     if any(n < 0 for n in found):
-        raise InvalidParameter(op="np.zeros", name="shape", found=found, expected="extents of at least 0", loc=user_line())
+        raise InvalidParameter(
+            op="np.zeros", name="shape", found=found, expected="extents of at least 0", loc=user_line()
+        )
     return found
 
 
-def filled(shape: tuple[int, ...], value: bool | int | float, dtype: Any) -> Any:
+def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Any:
     """Make an array of one value: in a trace a traced array that is known, else an array of the default device."""
     dtype = as_dtype(dtype)
     number = np.asarray(value).astype(dtype)
     known = np.broadcast_to(number, shape)
     if not tracing():
         return put(np.array(known), current())
-    return Tracer(apply("full", value=number.astype(float if dtype == BFLOAT16 else dtype).item(), shape=shape, dtype=short(dtype)), known=known, own=True)
+    return Tracer(
+        apply(
+            "full", value=number.astype(float if dtype == BFLOAT16 else dtype).item(), shape=shape, dtype=short(dtype)
+        ),
+        known=known,
+        own=True,
+    )
 
 
 def _creator(name: str, value: float, default: Any = np.float64) -> None:
     def plain(shape: Shape, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None) -> Any:
         return filled(shape_of(shape), value, default if dtype is None else dtype)
 
-    def like(a: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Shape | None = None, *, device: Any = None) -> Any:
+    def like(
+        a: Any,
+        dtype: Any = None,
+        order: str = "K",
+        subok: bool = True,
+        shape: Shape | None = None,
+        *,
+        device: Any = None,
+    ) -> Any:
         given = a if hasattr(a, "dtype") else np.asarray(a)
         return filled(given.shape if shape is None else shape_of(shape), value, given.dtype if dtype is None else dtype)
 
@@ -62,7 +79,9 @@ _creator("ones", 1)
 _creator("empty", 0)
 
 
-def full(shape: Shape, fill_value: Any, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None) -> Any:
+def full(
+    shape: Shape, fill_value: Any, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None
+) -> Any:
     """``numpy.full``."""
     extents = shape_of(shape)
     value = concrete(fill_value)
@@ -72,19 +91,43 @@ def full(shape: Shape, fill_value: Any, dtype: Any = None, order: str = "C", *, 
     return FUNCTIONS["copy"](made if dtype is None else made.astype(dtype))
 
 
-def full_like(a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Shape | None = None, *, device: Any = None) -> Any:
+def full_like(
+    a: Any,
+    fill_value: Any,
+    dtype: Any = None,
+    order: str = "K",
+    subok: bool = True,
+    shape: Shape | None = None,
+    *,
+    device: Any = None,
+) -> Any:
     """``numpy.full_like``."""
     given = a if hasattr(a, "dtype") else np.asarray(a)
     return full(given.shape if shape is None else shape, fill_value, given.dtype if dtype is None else dtype)
 
 
 def _converter(name: str, copies: bool) -> None:
-    def convert(a: Any, dtype: Any = None, *, copy: bool | None = None, order: str | None = None, subok: bool = False, ndmin: int = 0, device: Any = None, like: Any = None) -> Any:
+    def convert(
+        a: Any,
+        dtype: Any = None,
+        *,
+        copy: bool | None = None,
+        order: str | None = None,
+        subok: bool = False,
+        ndmin: int = 0,
+        device: Any = None,
+        like: Any = None,
+    ) -> Any:
         if isinstance(a, Sym):
             return a if dtype is None else a.astype(dtype)
         if not tracing():
             known = np.array(concrete(a), ndmin=ndmin)
-            same = isinstance(a, Array) and not copies and known.ndim == a.ndim and (dtype is None or as_dtype(dtype) == a.dtype)
+            same = (
+                isinstance(a, Array)
+                and not copies
+                and known.ndim == a.ndim
+                and (dtype is None or as_dtype(dtype) == a.dtype)
+            )
             return a if same else put(known if dtype is None else known.astype(as_dtype(dtype)), current())
         plain = isinstance(a, Tracer) and not copies and not copy and ndmin <= a.ndim
         if plain and (dtype is None or as_dtype(dtype) == a.dtype):
@@ -98,7 +141,13 @@ def _converter(name: str, copies: bool) -> None:
     FUNCTIONS[name] = convert
 
 
-for _name, _copies in (("array", True), ("asarray", False), ("asanyarray", False), ("ascontiguousarray", False), ("asfarray", False)):
+for _name, _copies in (
+    ("array", True),
+    ("asarray", False),
+    ("asanyarray", False),
+    ("ascontiguousarray", False),
+    ("asfarray", False),
+):
     _converter(_name, _copies)
 
 
@@ -126,9 +175,7 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
     """``numpy.arange``; the numbers are known while tracing."""
     first, last = (0, start) if stop is None else (start, stop)
     kind = as_dtype(dtype) if dtype is not None else np.result_type(*(np.asarray(v) for v in (first, last, step)))
-    count = len(range(first, last, step)) if all(isinstance(v, int) for v in (first, last, step)) else int(np.ceil((last - first) / step))
-    count = builtin_max(count, 0)
-    index = iota((count,), 0)
+    index = iota((max(math.ceil((last - first) / step), 0),), 0)
     if kind.kind in "iu":
         return ufunc("add", ufunc("multiply", index, int(step)), int(first)).astype(kind)
     # NumPy fills with first + i * delta, where delta is what the first two elements differ by
@@ -137,14 +184,22 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
     return (index.astype(wide) * float(delta) + float(first)).astype(kind)
 
 
-def builtin_max(a: int, b: int) -> int:
-    return a if a > b else b
-
-
 @array_function("start", "stop", numbers=True)
-def linspace(start: Operand, stop: Operand, num: int = 50, endpoint: bool = True, retstep: bool = False, dtype: Any = None, axis: int = 0) -> Any:
+def linspace(
+    start: Operand,
+    stop: Operand,
+    num: int = 50,
+    endpoint: bool = True,
+    retstep: bool = False,
+    dtype: Any = None,
+    axis: int = 0,
+) -> Any:
     first, last = (as_sym(v) for v in (start, stop))
-    kind = np.result_type(np.float64, *(v.dtype for v in (first, last) if not v.type.weak)) if dtype is None else as_dtype(dtype)
+    kind = (
+        np.result_type(np.float64, *(v.dtype for v in (first, last) if not v.type.weak))
+        if dtype is None
+        else as_dtype(dtype)
+    )
     first, last = (v.astype(np.float64) for v in (first, last))
     parts = num - 1 if endpoint else num
     delta = ufunc("subtract", last, first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import optree
 from kernelforge.array import Array
 from kernelforge.errors import InvalidArgument
 from kernelforge.ir.build import Sym, tracing
-from kernelforge.jit import jit
+from kernelforge.jit import Jit, jit
 from kernelforge.methods import FUNCTIONS, OPERATORS, Methods, is_array
 from kernelforge.trace import TRACED, Tracer, concrete, to_sym
 
@@ -46,8 +47,7 @@ def stacked(x: Sequence[Any]) -> Sym:
     known = concrete(x)
     if known is not TRACED and not any(isinstance(leaf, Sym) for leaf in optree.tree_leaves(list(x))):
         return to_sym(np.asarray(known))
-    found: Sym = FUNCTIONS["stack"]([FUNCTIONS["asarray"](v) if not isinstance(v, Sym) else v for v in x])
-    return found.sym if isinstance(found, Tracer) else found
+    return to_sym(FUNCTIONS["stack"]([FUNCTIONS["asarray"](v) for v in x]))
 
 
 def _strong(x: Sym) -> Sym:
@@ -75,8 +75,84 @@ def _freeze(x: Any) -> Any:
     return x
 
 
+class Function:
+    """A function of the namespace; see ``array_function``, whose arguments these are."""
+
+    def __init__(self, fn: Fn, title: str, arrays: Sequence[str], view: bool, numbers: bool, weak: bool) -> None:
+        functools.update_wrapper(self, fn)
+        self.__name__ = self.__qualname__ = title
+        self._fn = fn
+        self._single = [a for a in arrays if a[0] != "*"]
+        self._several = [a[1:] for a in arrays if a[0] == "*"]
+        self._view, self._numbers, self._weak = view, numbers, weak
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature:
+        found = inspect.signature(self._fn)
+        assert {*self._single, *self._several} <= set(found.parameters), self.__name__
+        return found
+
+    @functools.cached_property
+    def _compiled(self) -> Jit:
+        def body(dynamic: dict[str, Any], static: tuple[tuple[str, Any], ...]) -> Any:
+            given = dict(static) | dynamic
+            ordered = OrderedDict((k, given[k]) for k in self._signature.parameters if k in given)
+            return self._trace(inspect.BoundArguments(self._signature, ordered))
+
+        body.__qualname__ = self.__qualname__
+        return jit(body, static_argnums=1)
+
+    def __repr__(self) -> str:
+        return f"<kernelforge.numpy.{self.__name__}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}(): {error}") from None
+        return self._trace(bound) if tracing() else self._run(bound)
+
+    def _is_sequence(self, name: str) -> bool:
+        return name in self._several or self._signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+
+    def _trace(self, bound: inspect.BoundArguments) -> Any:
+        """Run the body on symbols, and give back what the arguments were: traced arrays, or symbols."""
+        given = bound.arguments
+        symbols = False
+        base: Tracer | None = None
+        for name in (*self._single, *self._several):
+            if name not in given:
+                continue
+            values = given[name] if self._is_sequence(name) else (given[name],)
+            symbols = symbols or any(isinstance(v, Sym) for v in values)
+            if self._view and isinstance(values[0], Tracer):
+                base = values[0]
+            lifted = tuple(lift(v, self._numbers) for v in values)
+            given[name] = lifted if self._is_sequence(name) else lifted[0]
+        out = self._fn(*bound.args, **bound.kwargs)
+        return out if symbols else wrap(out, base, self._weak)
+
+    def _run(self, bound: inspect.BoundArguments) -> Any:
+        """Compile and run, with what is not an array as a static argument."""
+        dynamic: dict[str, Any] = {}
+        static: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            if name in self._several:
+                dynamic[name] = tuple(concrete_argument(v) for v in value)
+            elif name in self._single and value is not None:
+                dynamic[name] = concrete_argument(value)
+            else:
+                static[name] = _freeze(value)
+        return self._compiled(dynamic, tuple(sorted(static.items())))
+
+
 def array_function(
-    *arrays: str, name: str | None = None, view: bool = False, numbers: bool = False, weak: bool = False, table: dict[str, Fn] = FUNCTIONS
+    *arrays: str,
+    name: str | None = None,
+    view: bool = False,
+    numbers: bool = False,
+    weak: bool = False,
+    table: dict[str, Fn] = FUNCTIONS,
 ) -> Callable[[Fn], Fn]:
     """Enter a function on symbols into the namespace.
 
@@ -88,62 +164,10 @@ def array_function(
         weak: whether the result may stand for a Python number.
         table: where to enter it.
     """
-    single = frozenset(a for a in arrays if a[0] != "*")
-    several = frozenset(a[1:] for a in arrays if a[0] == "*")
 
     def decorate(fn: Fn) -> Fn:
-        signature = inspect.signature(fn)
-        title = name or fn.__name__
-        assert single | several <= set(signature.parameters), title
-
-        def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-            try:
-                return signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{title}(): {error}") from None
-
-        def variadic(key: str) -> bool:
-            return key in several or signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL
-
-        def traced(bound: inspect.BoundArguments) -> Any:
-            given = bound.arguments
-            base = raw = None
-            for key in (*single, *several):
-                if key not in given:
-                    continue
-                values = list(given[key]) if variadic(key) else [given[key]]
-                raw = raw or next((v for v in values if isinstance(v, Sym)), None)
-                if base is None and view:
-                    base = values[0] if isinstance(values[0], Tracer) else None
-                lifted = [lift(v, numbers) for v in values]
-                given[key] = tuple(lifted) if variadic(key) else lifted[0]
-            out = fn(*bound.args, **bound.kwargs)
-            return out if raw is not None else wrap(out, base, weak)
-
-        @jit(static_argnums=1)
-        def compiled(dynamic: dict[str, Any], static: tuple[tuple[str, Any], ...]) -> Any:
-            given = dict(static) | dynamic
-            ordered = {k: given[k] for k in signature.parameters if k in given}
-            return traced(inspect.BoundArguments(signature, ordered))  # type: ignore[arg-type]
-
-        @functools.wraps(fn)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            bound = bind(args, kwargs)
-            if tracing():
-                return traced(bound)
-            dynamic: dict[str, Any] = {}
-            static: dict[str, Any] = {}
-            for key, value in bound.arguments.items():
-                if key in single and value is not None:
-                    dynamic[key] = concrete_argument(value)
-                elif key in several:
-                    dynamic[key] = tuple(concrete_argument(v) for v in value)
-                else:
-                    static[key] = _freeze(value)
-            return compiled(dynamic, tuple(sorted(static.items())))
-
-        table[title] = wrapper
-        return wrapper
+        made = table[name or fn.__name__] = Function(fn, name or fn.__name__, arrays, view, numbers, weak)
+        return made
 
     return decorate
 

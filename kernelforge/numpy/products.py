@@ -38,7 +38,7 @@ def _mismatch(op: str, x: Sym, y: Sym, expected: str) -> ShapeMismatch:
     return ShapeMismatch(op=f"np.{op}", found=f"{x.shape} and {y.shape}", expected=expected, loc=user_line())
 
 
-def matrices(x: Sym, y: Sym, op: str) -> Sym:
+def matrices(x: Sym, y: Sym, op: str = "matmul") -> Sym:
     """``x @ y``: the last axis of ``x`` with the last but one of ``y``; what is before these broadcasts."""
     if not x.ndim or not y.ndim:
         raise _mismatch(op, x, y, "at least one axis in both; use * for numbers")
@@ -67,7 +67,7 @@ def _batched(x: Sym, own: tuple[int, ...], lead: tuple[int, ...], names: str) ->
 
 
 def _matmul(x1: Operand, x2: Operand, /, *, dtype: Any = None) -> Sym:
-    return matrices(*together((x1, x2), dtype), "matmul")
+    return matrices(*together((x1, x2), dtype))
 
 
 for _table in (FUNCTIONS, OPERATORS):
@@ -158,7 +158,13 @@ def _subscripts(text: str, operands: Sequence[Sym]) -> tuple[list[str], str]:
     left, arrow, out = text.partition("->")
     inputs = left.split(",")
     if len(inputs) != len(operands):
-        raise InvalidParameter(op="np.einsum", name="subscripts", found=text, expected=f"{len(operands)} terms, one for each operand", loc=user_line())
+        raise InvalidParameter(
+            op="np.einsum",
+            name="subscripts",
+            found=text,
+            expected=f"{len(operands)} terms, one for each operand",
+            loc=user_line(),
+        )
     spread = [x.ndim - len(t.replace("...", "")) if "..." in t else 0 for t, x in zip(inputs, operands, strict=True)]
     dots = "".join(chr(0x391 + i) for i in range(max([*spread, 0])))
     terms = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(inputs, spread, strict=True)]
@@ -169,7 +175,9 @@ def _subscripts(text: str, operands: Sequence[Sym]) -> tuple[list[str], str]:
         out = dots + "".join(once)
     for term, x in zip(terms, operands, strict=True):
         if len(term) != x.ndim or any(n < 0 for n in spread):
-            raise ShapeMismatch(op="np.einsum", found=x.shape, expected=f"{len(term)} axes, as {text} says", loc=user_line())
+            raise ShapeMismatch(
+                op="np.einsum", found=x.shape, expected=f"{len(term)} axes, as {text} says", loc=user_line()
+            )
     strange = [c for c in "".join(terms) + out if not c.isalpha()]
     if strange or len(set(out)) != len(out) or not set(out) <= set("".join(terms)):
         expected = "letters, an output that has none twice and none of its own"
@@ -184,7 +192,9 @@ def _without_repeats(x: Sym, term: str) -> tuple[Sym, str]:
             i = term.index(name)
             j = term.index(name, i + 1)
             if x.shape[i] != x.shape[j]:
-                raise ShapeMismatch(op="np.einsum", found=x.shape, expected=f"one extent for both axes named {name}", loc=user_line())
+                raise ShapeMismatch(
+                    op="np.einsum", found=x.shape, expected=f"one extent for both axes named {name}", loc=user_line()
+                )
             x = diagonal(x, 0, i, j)
             term = "".join(c for k, c in enumerate(term) if k not in (i, j)) + name
     return x, term
@@ -206,7 +216,10 @@ def _pair(x: Sym, x_term: str, y: Sym, y_term: str, needed: str) -> tuple[Sym, s
     # an extent of 1 broadcasts
     (x, x_term), (y, y_term) = (_drop_ones(v, term, extents) for v, term in ((x, x_term), (y, y_term)))
     out = "".join(n for n in dict.fromkeys(x_term + y_term) if n in needed)
-    only = [n for n in x_term if n not in y_term and n not in needed], [n for n in y_term if n not in x_term and n not in needed]
+    only = (
+        [n for n in x_term if n not in y_term and n not in needed],
+        [n for n in y_term if n not in x_term and n not in needed],
+    )
     x, x_term = _sum_out(x, x_term, "".join(n for n in x_term if n not in only[0]))
     y, y_term = _sum_out(y, y_term, "".join(n for n in y_term if n not in only[1]))
     return contract(x, x_term, y, y_term, out), out
@@ -221,7 +234,9 @@ def _drop_ones(x: Sym, term: str, extents: dict[str, int]) -> tuple[Sym, str]:
 def einsum(subscripts: str, /, *operands: Sym, dtype: Any = None, optimize: Any = True) -> Sym:
     """``numpy.einsum`` with subscripts as a string; many operands are contracted in pairs, in the order NumPy's planner gives."""
     if not isinstance(subscripts, str):
-        raise InvalidParameter(op="np.einsum", name="subscripts", found=type(subscripts).__name__, expected="a string such as 'ij,jk->ik'")
+        raise InvalidParameter(
+            op="np.einsum", name="subscripts", found=type(subscripts).__name__, expected="a string such as 'ij,jk->ik'"
+        )
     syms = together(operands, dtype)
     terms, out = _subscripts(subscripts, syms)
     _require_one_extent(terms, syms, subscripts)
@@ -245,7 +260,9 @@ def _require_one_extent(terms: Sequence[str], syms: Sequence[Sym], text: str) ->
         for name, n in zip(term, x.shape, strict=True):
             if n != 1 and extents.setdefault(name, n) != n:
                 found = " and ".join(str(s.shape) for s in syms)
-                raise ShapeMismatch(op=f"np.einsum({text!r})", found=found, expected=f"one extent for {name}", loc=user_line())
+                raise ShapeMismatch(
+                    op=f"np.einsum({text!r})", found=found, expected=f"one extent for {name}", loc=user_line()
+                )
 
 
 def _path(terms: Sequence[str], out: str, syms: Sequence[Sym]) -> list[tuple[int, ...]]:
@@ -275,7 +292,10 @@ def cross(a: Sym, b: Sym, axisa: int = -1, axisb: int = -1, axisc: int = -1, axi
     if x.shape[-1] != 3 or y.shape[-1] != 3:
         raise _mismatch("cross", x, y, "vectors of 3 elements")
     u, v = ([part(w, w.ndim - 1, i, i + 1) for i in range(3)] for w in (x, y))
-    made = [ufunc("subtract", ufunc("multiply", u[i], v[j]), ufunc("multiply", u[j], v[i])) for i, j in ((1, 2), (2, 0), (0, 1))]
+    made = [
+        ufunc("subtract", ufunc("multiply", u[i], v[j]), ufunc("multiply", u[j], v[i]))
+        for i, j in ((1, 2), (2, 0), (0, 1))
+    ]
     joined = FUNCTIONS["concatenate"](made, -1)
     return FUNCTIONS["moveaxis"](joined, -1, axisc)  # type: ignore[no-any-return]
 
@@ -293,7 +313,9 @@ def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> S
     if len(axes) == 1:
         return _vector_norm(size, ord, axes[0], keepdims)
     if len(axes) != 2:
-        raise InvalidParameter(op="np.linalg.norm", name="axis", found=axis, expected="one axis, or two for a matrix", loc=user_line())
+        raise InvalidParameter(
+            op="np.linalg.norm", name="axis", found=axis, expected="one axis, or two for a matrix", loc=user_line()
+        )
     rows, columns = (normalize_axis_index(i, x.ndim) for i in axes)
     if ord in (None, "fro"):
         return ufunc("sqrt", total(size * size, (rows, columns), keepdims=keepdims))
@@ -319,7 +341,9 @@ def _vector_norm(size: Sym, ord: Any, axis: int, keepdims: bool) -> Sym:
             return FUNCTIONS["max" if ord > 0 else "min"](size, axis, keepdims=keepdims)  # type: ignore[no-any-return]
         case _ if isinstance(ord, int | float):
             return ufunc("power", total(ufunc("power", size, ord), axis, keepdims=keepdims), 1.0 / ord)
-    raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected="a number or None for vectors", loc=user_line())
+    raise InvalidParameter(
+        op="np.linalg.norm", name="ord", found=ord, expected="a number or None for vectors", loc=user_line()
+    )
 
 
 for _submodule in ("matmul", "outer", "cross", "tensordot", "vecdot", "trace", "diagonal", "matrix_transpose"):

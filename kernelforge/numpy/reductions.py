@@ -58,7 +58,13 @@ def _accumulated(name: str, x: Sym, axes: Sequence[int]) -> Sym:
 
 @array_function("a", "where", "initial", numbers=True)
 def sum(
-    a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None
+    a: Operand,
+    axis: Axis = None,
+    dtype: Any = None,
+    *,
+    keepdims: bool = False,
+    initial: Operand | None = None,
+    where: Operand | None = None,
 ) -> Sym:
     x = _summed_in(as_sym(a), dtype)
     axes = axes_of(x, axis)
@@ -72,7 +78,13 @@ def _spread(x: Sym, mask: Operand | None, instead: float) -> Sym:
 
 @array_function("a", "where", "initial", numbers=True)
 def prod(
-    a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None
+    a: Operand,
+    axis: Axis = None,
+    dtype: Any = None,
+    *,
+    keepdims: bool = False,
+    initial: Operand | None = None,
+    where: Operand | None = None,
 ) -> Sym:
     x = _summed_in(as_sym(a), dtype)
     axes = axes_of(x, axis)
@@ -94,25 +106,45 @@ def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | 
     axes = axes_of(x, axis)
     instead = least(x.dtype) if name == "max" else greatest(x.dtype)
     if mask is not None and initial is None:
-        raise ShapeMismatch(op=f"np.{name}", found="where= alone", expected="initial= with it, as NumPy asks", loc=user_line())
+        raise ShapeMismatch(
+            op=f"np.{name}", found="where= alone", expected="initial= with it, as NumPy asks", loc=user_line()
+        )
     if initial is None and count_of(x, axes) == 0 and axes:
-        raise ShapeMismatch(op=f"np.{name}", found=x.shape, expected="at least one element along the axis, or initial=", loc=user_line())
+        raise ShapeMismatch(
+            op=f"np.{name}", found=x.shape, expected="at least one element along the axis, or initial=", loc=user_line()
+        )
     x = _spread(x, mask, instead)
     if count_of(x, axes):
         result = _accumulated(name, x, axes)
     else:
-        result = apply("full", value=instead, shape=tuple(n for i, n in enumerate(x.shape) if i not in axes), dtype=short(x.dtype))
+        result = apply(
+            "full", value=instead, shape=tuple(n for i, n in enumerate(x.shape) if i not in axes), dtype=short(x.dtype)
+        )
     result = _finish(result, x, axes, keepdims)
     return result if initial is None else ufunc("maximum" if name == "max" else "minimum", result, initial)
 
 
 @array_function("a", "where", "initial", numbers=True)
-def max(a: Operand, axis: Axis = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None) -> Sym:
+def max(
+    a: Operand,
+    axis: Axis = None,
+    *,
+    keepdims: bool = False,
+    initial: Operand | None = None,
+    where: Operand | None = None,
+) -> Sym:
     return _extremum("max", as_sym(a), axis, keepdims, initial, where)
 
 
 @array_function("a", "where", "initial", numbers=True)
-def min(a: Operand, axis: Axis = None, *, keepdims: bool = False, initial: Operand | None = None, where: Operand | None = None) -> Sym:
+def min(
+    a: Operand,
+    axis: Axis = None,
+    *,
+    keepdims: bool = False,
+    initial: Operand | None = None,
+    where: Operand | None = None,
+) -> Sym:
     return _extremum("min", as_sym(a), axis, keepdims, initial, where)
 
 
@@ -128,7 +160,13 @@ def all(a: Operand, axis: Axis = None, *, keepdims: bool = False, where: Operand
 
 def _averaged_in(x: Sym, dtype: Any) -> tuple[Sym, np.dtype[Any]]:
     """Return ``x`` in the dtype in which averages are computed, and the dtype of the result."""
-    result = as_dtype(dtype) if dtype is not None else x.dtype if x.dtype.kind == "f" or x.dtype == BFLOAT16 else np.dtype(np.float64)
+    result = (
+        as_dtype(dtype)
+        if dtype is not None
+        else x.dtype
+        if x.dtype.kind == "f" or x.dtype == BFLOAT16
+        else np.dtype(np.float64)
+    )
     return x.astype(np.float32 if short(result) in NARROW_FLOATS else result), result
 
 
@@ -141,7 +179,9 @@ def _count(x: Sym, axes: Sequence[int], mask: Operand | None) -> Operand:
 
 
 def _mean(x: Sym, axes: Sequence[int], mask: Operand | None) -> Sym:
-    return ufunc("divide", keep(_accumulated("sum", _spread(x, mask, 0), axes), x, axes), _as_float(_count(x, axes, mask)))
+    return ufunc(
+        "divide", keep(_accumulated("sum", _spread(x, mask, 0), axes), x, axes), _as_float(_count(x, axes, mask))
+    )
 
 
 def _as_float(n: Operand) -> Operand:
@@ -149,7 +189,9 @@ def _as_float(n: Operand) -> Operand:
 
 
 @array_function("a", "where", numbers=True)
-def mean(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False, where: Operand | None = None) -> Sym:
+def mean(
+    a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False, where: Operand | None = None
+) -> Sym:
     x, result = _averaged_in(as_sym(a), dtype)
     axes = axes_of(x, axis)
     made = _mean(x, axes, where).astype(result)
@@ -166,13 +208,24 @@ def _variance(x: Sym, axes: Sequence[int], ddof: float, mask: Operand | None) ->
     apart = x - _mean(x, axes, mask)
     total = keep(_accumulated("sum", _spread(apart * apart, mask, 0), axes), x, axes)
     count = _count(x, axes, mask)
-    degrees = float(np.maximum(count - ddof, 0)) if isinstance(count, int) else ufunc("maximum", ufunc("subtract", count, ddof), 0.0)
+    degrees = (
+        float(np.maximum(count - ddof, 0))
+        if isinstance(count, int)
+        else ufunc("maximum", ufunc("subtract", count, ddof), 0.0)
+    )
     return ufunc("divide", total, degrees)
 
 
 @array_function("a", "where", numbers=True)
 def var(
-    a: Operand, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False, where: Operand | None = None, correction: float | None = None
+    a: Operand,
+    axis: Axis = None,
+    dtype: Any = None,
+    *,
+    ddof: float = 0,
+    keepdims: bool = False,
+    where: Operand | None = None,
+    correction: float | None = None,
 ) -> Sym:
     x, result = _averaged_in(as_sym(a), dtype)
     axes = axes_of(x, axis)
@@ -182,7 +235,14 @@ def var(
 
 @array_function("a", "where", numbers=True)
 def std(
-    a: Operand, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False, where: Operand | None = None, correction: float | None = None
+    a: Operand,
+    axis: Axis = None,
+    dtype: Any = None,
+    *,
+    ddof: float = 0,
+    keepdims: bool = False,
+    where: Operand | None = None,
+    correction: float | None = None,
 ) -> Sym:
     x, result = _averaged_in(as_sym(a), dtype)
     axes = axes_of(x, axis)
@@ -214,7 +274,9 @@ def _arg(name: str, x: Sym, axis: int | None, keepdims: bool) -> Sym:
     on = 0 if axis is None else normalize_axis_index(axis, ndim)
     n = x.shape[on]
     if n == 0:
-        raise ShapeMismatch(op=f"np.arg{name}", found=x.shape, expected="at least one element along the axis", loc=user_line())
+        raise ShapeMismatch(
+            op=f"np.arg{name}", found=x.shape, expected="at least one element along the axis", loc=user_line()
+        )
     best = keep(_accumulated(name, x, (on,)), x, (on,))
     chosen = ufunc("equal", x, best)
     if x.dtype.kind == "f" or x.dtype == BFLOAT16:

@@ -80,7 +80,9 @@ def at(x: Any, key: Any, value: Any, mode: str) -> Any:
         _check(parts, arrays, x.shape)
         return _put(x, arrays, value, parts, mode)
     index = tuple(_index(k) for k in (key if isinstance(key, tuple) else (key,)))
-    return wrap(indexing.put(lift(x), index, lift(value) if not isinstance(value, int | float) else as_sym(value), mode))
+    return wrap(
+        indexing.put(lift(x), index, lift(value) if not isinstance(value, int | float) else as_sym(value), mode)
+    )
 
 
 def _index(key: Any) -> Any:
@@ -98,7 +100,9 @@ def copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) ->
 def fill_diagonal(a: Any, val: Any, wrap: bool = False) -> None:
     """``numpy.fill_diagonal``, on a matrix made inside of the function."""
     if wrap or a.ndim != 2:
-        raise UnsupportedArgument(op="np.fill_diagonal", name="a", found=f"{a.ndim} axes", expected="a matrix, and no wrap")
+        raise UnsupportedArgument(
+            op="np.fill_diagonal", name="a", found=f"{a.ndim} axes", expected="a matrix, and no wrap"
+        )
     at = np.arange(min(a.shape))
     a[at, at] = val
 
@@ -152,9 +156,15 @@ def _along(arr: Sym, indices: Sym, axis: int | None, op: str) -> tuple[Sym, Sym,
     on = normalize_axis_index(axis, arr.ndim)
     index = indices.astype(np.int64)
     if index.ndim != arr.ndim:
-        raise ShapeMismatch(op=f"np.{op}", found=f"{arr.shape} and {index.shape}", expected="as many axes in both", loc=user_line())
+        raise ShapeMismatch(
+            op=f"np.{op}", found=f"{arr.shape} and {index.shape}", expected="as many axes in both", loc=user_line()
+        )
     shape = np.broadcast_shapes(*(s[:on] + (1,) + s[on + 1 :] for s in (arr.shape, index.shape)))
-    return arr.broadcast((*shape[:on], arr.shape[on], *shape[on + 1 :])), index.broadcast((*shape[:on], index.shape[on], *shape[on + 1 :])), on
+    return (
+        arr.broadcast((*shape[:on], arr.shape[on], *shape[on + 1 :])),
+        index.broadcast((*shape[:on], index.shape[on], *shape[on + 1 :])),
+        on,
+    )
 
 
 @array_function("arr", "indices")
@@ -182,7 +192,11 @@ FUNCTIONS["put_along_axis"] = put_along_axis
 @array_function("a", "prepend", "append")
 def diff(a: Sym, n: int = 1, axis: int = -1, prepend: Operand | None = None, append: Operand | None = None) -> Sym:
     on = normalize_axis_index(axis, a.ndim)
-    pieces = [_edge(v, a, on) for v in (prepend,) if v is not None] + [a] + [_edge(v, a, on) for v in (append,) if v is not None]
+    pieces = (
+        [_edge(v, a, on) for v in (prepend,) if v is not None]
+        + [a]
+        + [_edge(v, a, on) for v in (append,) if v is not None]
+    )
     x: Sym = FUNCTIONS["concatenate"](pieces, on)
     name = "not_equal" if x.dtype == np.bool_ else "subtract"
     for _ in range(n):
@@ -197,10 +211,14 @@ def _edge(value: Operand, like: Sym, axis: int) -> Sym:
 
 
 @array_function("f", "spacing")
-def gradient(f: Sym, *spacing: Sym, axis: int | Sequence[int] | None = None, edge_order: int = 1) -> Sym | tuple[Sym, ...]:
+def gradient(
+    f: Sym, *spacing: Sym, axis: int | Sequence[int] | None = None, edge_order: int = 1
+) -> Sym | tuple[Sym, ...]:
     """``numpy.gradient`` for evenly spaced samples."""
     if edge_order != 1 or any(s.ndim for s in spacing):
-        raise UnsupportedArgument(op="np.gradient", name="spacing", found="coordinates", expected="numbers, and edge_order=1")
+        raise UnsupportedArgument(
+            op="np.gradient", name="spacing", found="coordinates", expected="numbers, and edge_order=1"
+        )
     axes = range(f.ndim) if axis is None else [axis] if isinstance(axis, int | np.integer) else axis
     axes = [normalize_axis_index(i, f.ndim) for i in axes]
     steps = list(spacing) * len(axes) if len(spacing) == 1 else list(spacing) or [as_sym(1.0)] * len(axes)
@@ -212,7 +230,9 @@ def gradient(f: Sym, *spacing: Sym, axis: int | Sequence[int] | None = None, edg
 def _slope(x: Sym, on: int, step: Sym) -> Sym:
     n = x.shape[on]
     if n < 2:
-        raise ShapeMismatch(op="np.gradient", found=x.shape, expected="at least two elements along the axis", loc=user_line())
+        raise ShapeMismatch(
+            op="np.gradient", found=x.shape, expected="at least two elements along the axis", loc=user_line()
+        )
     first = part(x, on, 1, 2) - part(x, on, 0, 1)
     last = part(x, on, n - 1, n) - part(x, on, n - 2, n - 1)
     inside = (part(x, on, 2, n) - part(x, on, 0, n - 2)) * 0.5
@@ -248,7 +268,9 @@ def correlate(a: Sym, v: Sym, mode: str = "valid") -> Sym:
 def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
     """Multiply the shorter one with every window of the longer one."""
     if a.ndim != 1 or v.ndim != 1 or not a.size or not v.size:
-        raise ShapeMismatch(op=f"np.{op}", found=f"{a.shape} and {v.shape}", expected="two vectors, not empty", loc=user_line())
+        raise ShapeMismatch(
+            op=f"np.{op}", found=f"{a.shape} and {v.shape}", expected="two vectors, not empty", loc=user_line()
+        )
     if mode not in ("full", "same", "valid"):
         raise UnsupportedArgument(op=f"np.{op}", name="mode", found=mode, expected="full, same or valid")
     if v.size > a.size:
@@ -264,8 +286,13 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
 
 _SORT = "it needs a sort, which kernelforge has not; compute it with NumPy outside of the function"
 _VALUES = "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument"
-REFUSED |= dict.fromkeys("sort argsort median percentile quantile nanmedian partition argpartition unique lexsort searchsorted digitize".split(), _SORT)
-REFUSED |= dict.fromkeys("nonzero flatnonzero argwhere extract compress delete union1d intersect1d setdiff1d".split(), _VALUES)
+REFUSED |= dict.fromkeys(
+    "sort argsort median percentile quantile nanmedian partition argpartition unique lexsort searchsorted digitize".split(),
+    _SORT,
+)
+REFUSED |= dict.fromkeys(
+    "nonzero flatnonzero argwhere extract compress delete union1d intersect1d setdiff1d".split(), _VALUES
+)
 REFUSED |= dict.fromkeys(
     "linalg.inv linalg.solve linalg.det linalg.svd linalg.eig linalg.eigh linalg.qr linalg.cholesky linalg.lstsq linalg.pinv".split(),
     "factorisations are not compiled; compute it with NumPy outside of the function",

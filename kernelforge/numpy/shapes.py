@@ -37,7 +37,9 @@ def reshape(a: Sym, /, shape: Shape | None = None, order: str = "C", *, newshape
     if wanted.count(-1) == 1 and known and a.size % known == 0:
         wanted[wanted.index(-1)] = a.size // known
     if -1 in wanted or math.prod(wanted) != a.size:
-        raise ShapeMismatch(op="np.reshape", found=a.shape, expected=f"as many elements as in {tuple(wanted)}", loc=user_line())
+        raise ShapeMismatch(
+            op="np.reshape", found=a.shape, expected=f"as many elements as in {tuple(wanted)}", loc=user_line()
+        )
     return a.reshape(tuple(wanted))
 
 
@@ -76,7 +78,9 @@ def swapaxes(a: Sym, axis1: int, axis2: int) -> Sym:
 def moveaxis(a: Sym, source: int | Sequence[int], destination: int | Sequence[int]) -> Sym:
     taken, put = (normalize_axis_tuple(n, a.ndim) for n in (source, destination))
     if len(taken) != len(put):
-        raise InvalidParameter(op="np.moveaxis", name="destination", found=destination, expected=f"{len(taken)} axes", loc=user_line())
+        raise InvalidParameter(
+            op="np.moveaxis", name="destination", found=destination, expected=f"{len(taken)} axes", loc=user_line()
+        )
     order = [n for n in range(a.ndim) if n not in taken]
     for to, axis in sorted(zip(put, taken, strict=True)):
         order.insert(to, axis)
@@ -111,9 +115,13 @@ def squeeze(a: Sym, axis: int | Sequence[int] | None = None) -> Sym:
 @array_function("array", view=True)
 def broadcast_to(array: Sym, shape: Shape) -> Sym:
     extents = shape_of(shape)
-    fits = array.ndim <= len(extents) and all(n in (1, m) for n, m in zip(reversed(array.shape), reversed(extents), strict=False))
+    fits = array.ndim <= len(extents) and all(
+        n in (1, m) for n, m in zip(reversed(array.shape), reversed(extents), strict=False)
+    )
     if not fits:
-        raise ShapeMismatch(op="np.broadcast_to", found=array.shape, expected=f"a shape that broadcasts to {extents}", loc=user_line())
+        raise ShapeMismatch(
+            op="np.broadcast_to", found=array.shape, expected=f"a shape that broadcasts to {extents}", loc=user_line()
+        )
     return array.broadcast(extents)
 
 
@@ -133,7 +141,12 @@ def common_shape(xs: Sequence[Sym], op: str) -> tuple[int, ...]:
         return np.broadcast_shapes(*(x.shape for x in xs))
     except ValueError:
         found = " and ".join(str(x.shape) for x in xs)
-        raise ShapeMismatch(op=f"np.{op}", found=found, expected="extents that are equal or 1, counted from the last axis", loc=user_line()) from None
+        raise ShapeMismatch(
+            op=f"np.{op}",
+            found=found,
+            expected="extents that are equal or 1, counted from the last axis",
+            loc=user_line(),
+        ) from None
 
 
 def _at_least(name: str, count: int) -> None:
@@ -172,7 +185,9 @@ def concatenate(arrays: Sequence[Sym], axis: int | None = 0, *, dtype: Any = Non
         syms, axis = [s.reshape((s.size,)) for s in syms], 0
     if any(s.ndim != syms[0].ndim or s.ndim == 0 for s in syms):
         found = " and ".join(str(s.shape) for s in syms)
-        raise ShapeMismatch(op="np.concatenate", found=found, expected="as many axes in all, at least one", loc=user_line())
+        raise ShapeMismatch(
+            op="np.concatenate", found=found, expected="as many axes in all, at least one", loc=user_line()
+        )
     on = normalize_axis_index(axis, syms[0].ndim)
     return syms[0] if len(syms) == 1 else apply("concatenate", *syms, axis=on)  # type: ignore[no-any-return]
 
@@ -215,7 +230,9 @@ def array_split(ary: Sym, indices_or_sections: int | Sequence[int], axis: int = 
     if isinstance(indices_or_sections, int | np.integer):
         sections = int(indices_or_sections)
         if sections <= 0:
-            raise InvalidParameter(op="np.array_split", name="sections", found=sections, expected="at least 1", loc=user_line())
+            raise InvalidParameter(
+                op="np.array_split", name="sections", found=sections, expected="at least 1", loc=user_line()
+            )
         longer, extra = divmod(n, sections)
         cuts = [0]
         for i in range(sections):
@@ -275,7 +292,12 @@ def repeat(a: Sym, repeats: int | Sequence[int], axis: int | None = None) -> Sym
         spread = spread.broadcast((*a.shape[: on + 1], times[0], *a.shape[on + 1 :]))
         return spread.reshape((*a.shape[:on], n * times[0], *a.shape[on + 1 :]))
     if len(times) != n:
-        raise ShapeMismatch(op="np.repeat", found=f"{len(times)} counts", expected=f"one, or one for each of {n} elements", loc=user_line())
+        raise ShapeMismatch(
+            op="np.repeat",
+            found=f"{len(times)} counts",
+            expected=f"one, or one for each of {n} elements",
+            loc=user_line(),
+        )
     return FUNCTIONS["take"](a, np.repeat(np.arange(n), times), on)  # type: ignore[no-any-return]
 
 
@@ -333,19 +355,27 @@ def _rolled(x: Sym, shift: int, axis: int) -> Sym:
 @array_function("array", "constant_values", numbers=True)
 def pad(array: Operand, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Sym:
     x = as_sym(array)
-    widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist() if not isinstance(pad_width, dict) else [
-        np.broadcast_to(np.asarray(dict(pad_width).get(i, 0)), (2,)).tolist() for i in range(x.ndim)
-    ]
+    widths = (
+        np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist()
+        if not isinstance(pad_width, dict)
+        else [np.broadcast_to(np.asarray(dict(pad_width).get(i, 0)), (2,)).tolist() for i in range(x.ndim)]
+    )
     if any(w < 0 for pair in widths for w in pair):
-        raise InvalidParameter(op="np.pad", name="pad_width", found=pad_width, expected="no negative width", loc=user_line())
+        raise InvalidParameter(
+            op="np.pad", name="pad_width", found=pad_width, expected="no negative width", loc=user_line()
+        )
     if mode == "constant":
         return _padded_by(x, widths, constant_values)
     if mode not in _PADDING:
-        raise UnsupportedArgument(op="np.pad", name="mode", found=mode, expected=f"those that are: constant, {', '.join(_PADDING)}")
+        raise UnsupportedArgument(
+            op="np.pad", name="mode", found=mode, expected=f"those that are: constant, {', '.join(_PADDING)}"
+        )
     for axis, (low, high) in enumerate(widths):
         n = x.shape[axis]
         if n == 0 and (low or high):
-            raise ShapeMismatch(op="np.pad", found=x.shape, expected=f"at least one element along axis {axis}", loc=user_line())
+            raise ShapeMismatch(
+                op="np.pad", found=x.shape, expected=f"at least one element along axis {axis}", loc=user_line()
+            )
         source = _PADDING[mode](np.arange(-low, n + high), n)
         x = _taken_runs(x, source.tolist(), axis)
     return x
@@ -355,7 +385,9 @@ def _padded_by(x: Sym, widths: list[list[int]], value: Any) -> Sym:
     fill = as_sym(value)
     if fill.shape != ():
         expected = "one number; pad axis by axis for others"
-        raise UnsupportedArgument(op="np.pad", name="constant_values", found=f"an array of shape {fill.shape}", expected=expected)
+        raise UnsupportedArgument(
+            op="np.pad", name="constant_values", found=f"an array of shape {fill.shape}", expected=expected
+        )
     low, high = (tuple(pair[i] for pair in widths) for i in range(2))
     return apply("pad", x, fill.astype(x.dtype), low=low, high=high, interior=(0,) * x.ndim)  # type: ignore[no-any-return]
 
@@ -445,7 +477,11 @@ def diagonal_matrix(v: Sym, n: int, k: int) -> Sym:
     """Put a vector on the ``k``-th diagonal of an ``n`` by ``n`` matrix of zeros."""
     rows, columns = iota((n, n), 0), iota((n, n), 1)
     low, high = (max(-k, 0), max(k, 0))
-    spread = apply("pad", v, as_sym(0).astype(v.dtype), low=(low,), high=(high,), interior=(0,)).reshape((n, 1)).broadcast((n, n))
+    spread = (
+        apply("pad", v, as_sym(0).astype(v.dtype), low=(low,), high=(high,), interior=(0,))
+        .reshape((n, 1))
+        .broadcast((n, n))
+    )
     return where((columns - rows).eq(k), spread, 0)
 
 
@@ -476,7 +512,9 @@ def sliding_window_view(x: Sym, window_shape: Shape, axis: int | Sequence[int] |
     axes = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim, allow_duplicate=False)
     if len(sizes) != len(axes) or any(s > x.shape[a] for s, a in zip(sizes, axes, strict=True)):
         expected = f"a window for each of axes {axes}, at most as long as the axis"
-        raise ShapeMismatch(op="np.sliding_window_view", found=f"{sizes} in {x.shape}", expected=expected, loc=user_line())
+        raise ShapeMismatch(
+            op="np.sliding_window_view", found=f"{sizes} in {x.shape}", expected=expected, loc=user_line()
+        )
     return windows(x, axes, sizes)
 
 

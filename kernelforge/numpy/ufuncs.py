@@ -32,7 +32,14 @@ DIRECT = {
 }
 """Ufuncs that are one primitive, by NumPy's name."""
 
-COMPARISONS = {"equal": "ne", "not_equal": "eq", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}
+COMPARISONS = {
+    "equal": "ne",
+    "not_equal": "eq",
+    "less": "lt",
+    "less_equal": "le",
+    "greater": "gt",
+    "greater_equal": "ge",
+}
 ON_INTEGERS = {"isnan": False, "isinf": False, "isfinite": True}
 
 
@@ -54,14 +61,18 @@ def loop(name: str, kinds: tuple[Kindred, ...], dtype: np.dtype[Any] | None = No
     """
     ufunc: np.ufunc = getattr(np, name)
     if BFLOAT16 in kinds and dtype is None:
-        strong = promote([k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)])
+        strong = promote(
+            [k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)]
+        )
         kinds = (strong,) * len(kinds)
     forced: dict[str, Any] = {} if dtype is None else {"signature": (*(None,) * ufunc.nin, dtype)}
     try:
         found = ufunc.resolve_dtypes((*kinds, *(None,) * ufunc.nout), **forced)  # type: ignore[arg-type]
     except TypeError:
         names = " and ".join(short(k) if isinstance(k, np.dtype) else f"a Python {k.__name__}" for k in kinds)
-        raise DtypeMismatch(op=f"np.{name}", found=names, expected="dtypes that NumPy takes; cast with .astype", loc=user_line()) from None
+        raise DtypeMismatch(
+            op=f"np.{name}", found=names, expected="dtypes that NumPy takes; cast with .astype", loc=user_line()
+        ) from None
     return tuple(as_dtype(d) for d in found)
 
 
@@ -76,7 +87,9 @@ def shape_of(xs: tuple[Operand, ...], op: str) -> tuple[int, ...]:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         expected = "extents that are equal or 1, counted from the last axis"
-        raise ShapeMismatch(op=f"np.{op}", found=" and ".join(map(str, shapes)), expected=expected, loc=user_line()) from None
+        raise ShapeMismatch(
+            op=f"np.{op}", found=" and ".join(map(str, shapes)), expected=expected, loc=user_line()
+        ) from None
 
 
 def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -> Sym:
@@ -111,7 +124,13 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
     if name in ON_INTEGERS and ins[0].kind in "iub":
         return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")  # type: ignore[no-any-return]
     if name == "power" and ins[0].kind in "iu" and isinstance(xs[1], int) and xs[1] < 0:
-        raise InvalidParameter(op="np.power", name="exponent", found=xs[1], expected="a non-negative one for integers; cast to float first", loc=user_line())
+        raise InvalidParameter(
+            op="np.power",
+            name="exponent",
+            found=xs[1],
+            expected="a non-negative one for integers; cast to float first",
+            loc=user_line(),
+        )
     made: Sym = apply(DIRECT[name], *(operand(x, d, shape, name) for x, d in zip(xs, ins, strict=True)))
     made = made if made.dtype == out else made.astype(out)
     # a comparison is a bool, and that promotes like one however it came about
@@ -328,7 +347,12 @@ def sigmoid(x: Operand, /) -> Sym:
 def where(condition: Operand, x: Operand | None = None, y: Operand | None = None, /) -> Sym:
     """``numpy.where`` with three arguments; with one, the shape would depend on values."""
     if x is None or y is None:
-        raise InvalidParameter(op="np.where", name="y", found=None, expected="three arguments: the shape of np.where(mask) depends on values")
+        raise InvalidParameter(
+            op="np.where",
+            name="y",
+            found=None,
+            expected="three arguments: the shape of np.where(mask) depends on values",
+        )
     kinds = [kindred(v) for v in (x, y)]
     dtype = promote(
         [k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)]
@@ -340,7 +364,13 @@ def where(condition: Operand, x: Operand | None = None, y: Operand | None = None
 
 @elementwise("a", "a_min", "a_max", "min", "max")
 def clip(
-    a: Operand, a_min: Operand | None = None, a_max: Operand | None = None, *, min: Operand | None = None, max: Operand | None = None, dtype: Any = None
+    a: Operand,
+    a_min: Operand | None = None,
+    a_max: Operand | None = None,
+    *,
+    min: Operand | None = None,
+    max: Operand | None = None,
+    dtype: Any = None,
 ) -> Sym:
     low, high = (a if a is not None else b for a, b in ((a_min, min), (a_max, max)))
     result = as_sym(a)
@@ -350,7 +380,9 @@ def clip(
 
 
 @elementwise("x", "nan", "posinf", "neginf")
-def nan_to_num(x: Operand, copy: bool = True, nan: Operand = 0.0, posinf: Operand | None = None, neginf: Operand | None = None) -> Sym:
+def nan_to_num(
+    x: Operand, copy: bool = True, nan: Operand = 0.0, posinf: Operand | None = None, neginf: Operand | None = None
+) -> Sym:
     value = as_sym(x)
     if value.dtype.kind in "iub":
         return value
@@ -373,7 +405,11 @@ def isclose(a: Operand, b: Operand, rtol: Operand = 1e-5, atol: Operand = 1e-8, 
     x, y = as_sym(a), as_sym(b)
     if y.dtype.kind in "iub":
         y = y.astype(np.float64)
-    near = ufunc("less_equal", ufunc("absolute", ufunc("subtract", x, y)), ufunc("add", atol, ufunc("multiply", rtol, ufunc("absolute", y))))
+    near = ufunc(
+        "less_equal",
+        ufunc("absolute", ufunc("subtract", x, y)),
+        ufunc("add", atol, ufunc("multiply", rtol, ufunc("absolute", y))),
+    )
     result = (near & ufunc("isfinite", y)) | ufunc("equal", x, y)
     return result | (ufunc("isnan", x) & ufunc("isnan", y)) if equal_nan else result
 
@@ -405,4 +441,16 @@ ALIASES = {
     "bitwise_left_shift": "left_shift", "bitwise_right_shift": "right_shift", "fix": "trunc",
 }  # fmt: skip
 
-__all__ = ["ALIASES", "DTYPES", "Kindred", "boolean", "floating", "kindred", "loop", "operand", "shape_of", "ufunc", "where"]
+__all__ = [
+    "ALIASES",
+    "DTYPES",
+    "Kindred",
+    "boolean",
+    "floating",
+    "kindred",
+    "loop",
+    "operand",
+    "shape_of",
+    "ufunc",
+    "where",
+]
