@@ -74,7 +74,8 @@ class Array(Methods):
         return asarray, (np.array(self),)
 
     def __repr__(self) -> str:
-        return f"Array({np.array2string(np.asarray(self), separator=', ', prefix='Array(')}, dtype={self.dtype}, device={self.device!r})"
+        elements = np.array2string(np.asarray(self), separator=", ", prefix="Array(")
+        return f"Array({elements}, dtype={self.dtype}, device={self.device!r})"
 
     def __str__(self) -> str:
         return str(np.asarray(self))
@@ -130,7 +131,9 @@ def put(array: np.ndarray[Any, Any], backend: Backend) -> Array:
 
 
 def ready(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return an array that kernels can read in place, a copy where it is unaligned, byte-swapped or strided between elements.
+    """Return an array that kernels can read in place: a copy of one that is unaligned or byte-swapped.
+
+    So is one whose strides are no multiples of an element.
 
     Raises:
         UnsupportedDtype: for a dtype kernels have not.
@@ -168,8 +171,8 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any] | None:
 def asarray(x: Any, dtype: Any = None, device: str | None = None) -> Any:
     """Make an array of a device from NumPy's, from numbers or nested lists of them.
 
-    A ``host`` device (``cpu``) shares the memory of an array that is row-major, aligned, and has the dtype already: do not
-    write to it while the result is in use. Inside of a compiled function the result is a traced array.
+    A ``host`` device (``cpu``) shares the memory of an array that is row-major, aligned, and has the dtype already:
+    do not write to it while the result is in use. Inside of a compiled function the result is a traced array.
 
     Args:
         dtype: cast to it.

@@ -15,7 +15,7 @@ _default: Backend | None = None
 
 
 def current() -> Backend:
-    """Return the device of calls whose arguments are on none: chosen, or named by ``KERNELFORGE_DEVICE``, or ``cpu``."""
+    """Return the device of calls whose arguments are on none: chosen, or from ``KERNELFORGE_DEVICE``, or ``cpu``."""
     global _default  # noqa: PLW0603 - the environment is read once
     chosen = _chosen.get()
     if chosen is not None:

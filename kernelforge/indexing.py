@@ -1,7 +1,7 @@
 """NumPy's indexing, on symbols: reading and writing the elements that an index selects.
 
-An index is read once into a ``_Plan``: slices, which are views, come first; integer arrays are one ``gather`` on what they
-leave; where NumPy puts the axes of the index arrays is a transpose at the end. Writing goes the same way back.
+An index is read once into a ``_Plan``: slices, which are views, come first; integer arrays are one ``gather`` on what
+they leave; where NumPy puts the axes of the index arrays is a transpose at the end. Writing goes the same way back.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """NumPy's functions that make arrays, inside of a trace.
 
-``np.zeros(3)`` has no argument by which NumPy could tell that a function is being compiled, and the array it makes could not
-take traced elements. So while any thread traces, the names in ``CREATORS`` and ``CONVERTERS`` are replaced in the ``numpy``
-module by functions that ask whether *this* thread traces: if not, or if the caller is this package or NumPy itself, they call
-NumPy's own.
+``np.zeros(3)`` has no argument by which NumPy could tell that a function is being compiled, and the array it makes
+could not take traced elements. So while any thread traces, the names in ``CREATORS`` and ``CONVERTERS`` are replaced
+in the ``numpy`` module by functions that ask whether *this* thread traces: if not, or if the caller is this package
+or NumPy itself, they call NumPy's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``jit``: compile a function when it is called with types that are new, and run what was compiled when they are not."""
+"""``jit``: compile a function when it is called with new types, and run what was compiled when they are not."""
 
 from __future__ import annotations
 
@@ -192,7 +192,8 @@ def _argument(x: Any, name: Callable[[], str]) -> Any:
 
 
 def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
-    leaves, tree = optree.tree_flatten((args, kwargs))
+    both: Any = (args, kwargs)
+    leaves, tree = optree.tree_flatten(both)
 
     def name(i: int) -> Callable[[], str]:
         return lambda: f"argument {tree.accessors()[i].codify('')}".replace("[0]", "", 1)
@@ -214,6 +215,7 @@ def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 class Jit:
     """A compiled function; see ``jit``."""
 
+    __name__: str
     __wrapped__: Fn
 
     def __init__(self, fn: Fn, static_argnames: Sequence[str] | str, static_argnums: Sequence[int] | int) -> None:
@@ -304,9 +306,11 @@ class Jit:
 
     def _inline(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run inside of another trace; what the function writes to are its own arrays all the same."""
-        args, kwargs = optree.tree_map(
-            lambda x: Tracer(to_sym(x)) if isinstance(x, Methods) else x, (args, kwargs), none_is_leaf=True
-        )
+        both: Any = (args, kwargs)
+        leaves, tree = optree.tree_flatten(both, none_is_leaf=True)
+        read_only = [Tracer(to_sym(x)) if isinstance(x, Methods) else x for x in leaves]
+        both = tree.unflatten(read_only)
+        args, kwargs = both
         return self.__wrapped__(*args, **kwargs)
 
 
@@ -344,10 +348,10 @@ def jit(
 ) -> Any:
     """Compile a function of arrays, written with NumPy or ``kernelforge.numpy``.
 
-    It is traced and compiled at the first call with new shapes, dtypes or strides, for the device its arguments are on.
-    NumPy arrays are read in place by host devices, whatever their strides. Results are ``Array``s in the structure that the
-    function returned. The undecorated function is ``__wrapped__``. Called while another function is compiled, it becomes a
-    part of that.
+    It is traced and compiled at the first call with new shapes, dtypes or strides, for the device its arguments are
+    on. NumPy arrays are read in place by host devices, whatever their strides. Results are ``Array``s in the
+    structure that the function returned. The undecorated function is ``__wrapped__``. Called while another function
+    is compiled, it becomes a part of that.
 
     Args:
         fn: takes and returns pytrees of arrays and numbers; a Python number counts by its kind only in promotion, and

@@ -1,8 +1,8 @@
 """Traced arrays: what a compiled function computes with while it is compiled.
 
-A ``Tracer`` is a cell that holds a symbol. Writing to it (``a[i] = v``, ``a += v``) puts another symbol into the cell, so
-the graph stays pure. What NumPy's sharing of memory would let a write change besides is refused: a view cannot be written
-to, and a view taken before its base was written to cannot be read.
+A ``Tracer`` is a cell that holds a symbol. Writing to it (``a[i] = v``, ``a += v``) puts another symbol into the
+cell, so the graph stays pure. What NumPy's sharing of memory would let a write change besides is refused: a view
+cannot be written to, and a view taken before its base was written to cannot be read.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Tracer(Methods):
 
     Args:
         sym: its value; None where ``known`` is all there is.
-        known: the value as far as it is known already: of ``np.zeros`` and the like, until something traced is written in.
+        known: the value as far as it is known already: of ``np.zeros`` and the like, until something traced is
+            written in.
         base: the array this is a view of.
         key: the index that made the view, where a single one did.
         own: whether the array was made here and may be written to.

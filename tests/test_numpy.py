@@ -18,7 +18,7 @@ Y = RNG.uniform(0.25, 2, (3, 4, 5)).astype(np.float32)
 M = RNG.uniform(-1, 1, (4, 5))
 N = RNG.uniform(-1, 1, (5, 3))
 V = RNG.uniform(-1, 1, 5)
-I = RNG.integers(-5, 9, (4, 5))
+K = RNG.integers(-5, 9, (4, 5))
 B = RNG.integers(0, 2, (4, 5)).astype(bool)
 S8 = np.array([100, 100, 100, -7], np.int8)
 U8 = np.array([250, 3, 0], np.uint8)
@@ -51,16 +51,17 @@ def same(found: Any, expected: Any, rtol: float | None = None) -> None:
         assert (np.signbit(np.asarray(found)) == np.signbit(expected))[zero].all()
 
 
-UNARY = (
-    "absolute negative positive square sqrt cbrt exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan sinh cosh "
-    "tanh arcsinh arccosh arctanh floor ceil trunc rint sign isnan isinf isfinite signbit reciprocal deg2rad rad2deg radians "
-    "degrees fabs logical_not sinc nan_to_num modf conjugate fix"
-).split()
-BINARY = (
-    "add subtract multiply divide true_divide floor_divide remainder fmod power maximum minimum fmax fmin arctan2 hypot copysign "
-    "logaddexp logaddexp2 heaviside float_power equal not_equal less less_equal greater greater_equal logical_and logical_or "
-    "logical_xor nextafter divmod isclose"
-).split()
+UNARY_NAMES = (
+    "absolute negative positive square sqrt cbrt exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan "
+    "sinh cosh tanh arcsinh arccosh arctanh floor ceil trunc rint sign isnan isinf isfinite signbit reciprocal deg2rad "
+    "rad2deg radians degrees fabs logical_not sinc nan_to_num modf conjugate fix"
+)
+BINARY_NAMES = (
+    "add subtract multiply divide true_divide floor_divide remainder fmod power maximum minimum fmax fmin arctan2 "
+    "hypot copysign logaddexp logaddexp2 heaviside float_power equal not_equal less less_equal greater greater_equal "
+    "logical_and logical_or logical_xor nextafter divmod isclose"
+)
+UNARY, BINARY = UNARY_NAMES.split(), BINARY_NAMES.split()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -70,11 +71,11 @@ class TestUfuncs:
         fn = getattr(np, name)
         same(kf.jit(fn)(Y), fn(Y))
         same(kf.jit(fn)(SPECIAL), fn(SPECIAL))
-        same(kf.jit(lambda x: fn(x))(X[::2, :, ::-1] * 0.25), fn(X[::2, :, ::-1] * 0.25))
+        same(kf.jit(lambda x: fn(x * 0.25))(X[::2, :, ::-1]), fn(X[::2, :, ::-1] * 0.25))
 
     @pytest.mark.parametrize("name", UNARY)
     @pytest.mark.parametrize(
-        "x", [I, B, S8, U8, np.float16(0.5) + np.zeros(3, np.float16)], ids=["i64", "bool", "i8", "u8", "f16"]
+        "x", [K, B, S8, U8, np.float16(0.5) + np.zeros(3, np.float16)], ids=["i64", "bool", "i8", "u8", "f16"]
     )
     def test_unary_dtypes(self, name: str, x: np.ndarray) -> None:
         fn = getattr(np, name)
@@ -104,13 +105,13 @@ class TestUfuncs:
     @pytest.mark.parametrize(
         "pair",
         [
-            (I, 3),
+            (K, 3),
             (S8, np.int16(3)),
             (U8, U8[::-1]),
-            (I, np.float32(2)),
+            (K, np.float32(2)),
             (B, B[::-1]),
             (B, 2),
-            (I.astype(np.int32), 2.0),
+            (K.astype(np.int32), 2.0),
         ],
     )
     def test_binary_dtypes(self, name: str, pair: tuple[Any, Any]) -> None:
@@ -136,11 +137,11 @@ class TestUfuncs:
         with pytest.raises(OverflowError, match="the Python number 300 does not fit uint8"):
             kf.jit(lambda x: x + 300)(U8)
         same(
-            kf.jit(lambda x: (x < 300, x == -1, -1 < x, x > 300, x != 999))(U8),
-            (U8 < 300, U8 == -1, -1 < U8, U8 > 300, U8 != 999),
+            kf.jit(lambda x: (x < 300, x == -1, x > -1, x > 300, x != 999))(U8),
+            (U8 < 300, U8 == -1, U8 > -1, U8 > 300, U8 != 999),
         )
         with pytest.raises(ValueError, match="non-negative"):
-            kf.jit(lambda x: x**-1)(I)
+            kf.jit(lambda x: x**-1)(K)
 
     def test_out_where_dtype(self) -> None:
         def f(x: Any) -> Any:
@@ -152,7 +153,7 @@ class TestUfuncs:
         expected = V + 1
         np.sqrt(np.abs(V), out=expected, where=V > 0)
         same(kf.jit(f)(V), (expected, np.add(V, V, dtype=np.float32)))
-        with pytest.raises(errors.UnsupportedArgument, match="give out=, or use np.where"):
+        with pytest.raises(errors.UnsupportedArgument, match=r"give out=, or use np\.where"):
             kf.jit(lambda x: np.sqrt(x, where=x > 0))(V)
 
     def test_methods(self) -> None:
@@ -177,82 +178,273 @@ class TestUfuncs:
 CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "sum": (lambda x: (np.sum(x), np.sum(x, 1), x.sum((0, 2), keepdims=True), x.sum(-1, np.float64)), (X,)),
     "sum of small": (lambda x, u, b: (x.sum(), u.sum(), b.sum(0), x.cumsum(), u.prod()), (S8, U8, B)),
-    "sum where": (lambda x: (np.sum(x, where=x > 0, initial=3.0), np.mean(x, 1, where=x > -0.9), np.max(x, initial=0, where=x < 0)), (M,)),
+    "sum where": (
+        lambda x: (
+            np.sum(x, where=x > 0, initial=3.0),
+            np.mean(x, 1, where=x > -0.9),
+            np.max(x, initial=0, where=x < 0),
+        ),
+        (M,),
+    ),
     "sum f16": (lambda x: (x.sum(), x.mean(), x.var()), (np.full(3000, 10, np.float16),)),
     "prod": (lambda x: (np.prod(x), x.prod(0)), (Y,)),
     "extrema": (lambda x: (x.max(), x.min(1), np.max(x, (0, 1)), np.ptp(x, 2), np.amax(x)), (X,)),
     "any all": (lambda x: (x.any(), (x > 0).all(1), np.any(x > 5, axis=(0, 1))), (X,)),
-    "mean": (lambda x, i: (x.mean(), np.mean(x, (0, 1)), i.mean(0), np.average(x, 1)), (X, I)),
+    "mean": (lambda x, i: (x.mean(), np.mean(x, (0, 1)), i.mean(0), np.average(x, 1)), (X, K)),
     "average": (lambda x, w: np.average(x, 1, w), (M, Y[0, 0])),
     "var": (lambda x: (x.var(), x.std(1), np.var(x, 2, ddof=1), np.std(x, keepdims=True)), (X,)),
     "var offset": (lambda x: x.var(), (np.float32(4096) + X,)),
     "arg": (lambda x: (x.argmax(), np.argmin(x, 1), np.argmax(x, 2, keepdims=True)), (X,)),
-    "arg ties": (lambda x, n: (x.argmax(1), x.argmin(), n.argmax(1), n.argmin()), (np.array([[1, 3, 3], [2, 2, 0]]), NANS)),
+    "arg ties": (
+        lambda x, n: (x.argmax(1), x.argmin(), n.argmax(1), n.argmin()),
+        (np.array([[1, 3, 3], [2, 2, 0]]), NANS),
+    ),
     "nan": (
-        lambda x: (np.nansum(x, 1), np.nanprod(x), np.nanmax(x, 1), np.nanmin(x), np.nanmean(x, 0), np.nanvar(x), np.nanstd(x, 0)),
+        lambda x: (
+            np.nansum(x, 1),
+            np.nanprod(x),
+            np.nanmax(x, 1),
+            np.nanmin(x),
+            np.nanmean(x, 0),
+            np.nanvar(x),
+            np.nanstd(x, 0),
+        ),
         (NANS,),
     ),
-    "count": (lambda x: (np.count_nonzero(x), np.count_nonzero(x, axis=1)), (I,)),
+    "count": (lambda x: (np.count_nonzero(x), np.count_nonzero(x, axis=1)), (K,)),
     "cumulate": (lambda x: (x.cumsum(), np.cumsum(x, 1), np.cumprod(x, -1), np.maximum.accumulate(x, 1)), (X,)),
-    "empty": (lambda x: (x.sum(0), x.sum(1), x.prod(), np.any(x), x * 2, np.concatenate([x, x]), x.mean(1), x.T), (EMPTY,)),
-    "reshape": (lambda x: (x.reshape(12, 5), x.reshape(-1), x.reshape((2, -1)), x.ravel(), x.flatten(), np.reshape(x, (5, 12))), (X,)),
-    "transpose": (lambda x: (x.T, x.transpose(1, 0, 2), np.swapaxes(x, 0, -1), np.moveaxis(x, 0, -1), x.swapaxes(1, 2), x.mT), (X,)),
-    "axes": (lambda x: (np.expand_dims(x, (0, 2)), x[None].squeeze(0), np.squeeze(x[:, :1]), np.atleast_3d(x), np.rollaxis(x, 1)), (M,)),
+    "empty": (
+        lambda x: (x.sum(0), x.sum(1), x.prod(), np.any(x), x * 2, np.concatenate([x, x]), x.mean(1), x.T),
+        (EMPTY,),
+    ),
+    "reshape": (
+        lambda x: (x.reshape(12, 5), x.reshape(-1), x.reshape((2, -1)), x.ravel(), x.flatten(), np.reshape(x, (5, 12))),
+        (X,),
+    ),
+    "transpose": (
+        lambda x: (x.T, x.transpose(1, 0, 2), np.swapaxes(x, 0, -1), np.moveaxis(x, 0, -1), x.swapaxes(1, 2), x.mT),
+        (X,),
+    ),
+    "axes": (
+        lambda x: (
+            np.expand_dims(x, (0, 2)),
+            x[None].squeeze(0),
+            np.squeeze(x[:, :1]),
+            np.atleast_3d(x),
+            np.rollaxis(x, 1),
+        ),
+        (M,),
+    ),
     "broadcast": (lambda x, v: (np.broadcast_to(v, (2, 5)), np.broadcast_arrays(x, v)), (M, V)),
     "join": (
-        lambda x, i: (np.concatenate([x, i]), np.concatenate([x, x], 1), np.concatenate([x, i], None), np.stack([x, x], 1), np.hstack([x, x])),
-        (M, I),
+        lambda x, i: (
+            np.concatenate([x, i]),
+            np.concatenate([x, x], 1),
+            np.concatenate([x, i], None),
+            np.stack([x, x], 1),
+            np.hstack([x, x]),
+        ),
+        (M, K),
     ),
-    "join more": (lambda v: (np.vstack([v, v]), np.dstack([v, v]), np.column_stack([v, v]), np.hstack([v, v]), np.stack([v, v], -1)), (V,)),
-    "split": (lambda x: (np.split(x, 2), np.array_split(x, 3, 1), np.split(x, [1, 3]), np.hsplit(x, 5), np.array_split(x, [2, 9], 0)), (M,)),
-    "tile": (lambda x: (np.tile(x, 2), np.tile(x, (2, 1, 3)), np.repeat(x, 2), np.repeat(x, 3, 1), np.repeat(x, [1, 0, 2, 1], 0)), (M,)),
-    "flip": (lambda x: (np.flip(x), np.flip(x, 1), np.fliplr(x), np.flipud(x), np.rot90(x), np.rot90(x, 2), np.rot90(x, 3)), (M,)),
+    "join more": (
+        lambda v: (
+            np.vstack([v, v]),
+            np.dstack([v, v]),
+            np.column_stack([v, v]),
+            np.hstack([v, v]),
+            np.stack([v, v], -1),
+        ),
+        (V,),
+    ),
+    "split": (
+        lambda x: (
+            np.split(x, 2),
+            np.array_split(x, 3, 1),
+            np.split(x, [1, 3]),
+            np.hsplit(x, 5),
+            np.array_split(x, [2, 9], 0),
+        ),
+        (M,),
+    ),
+    "tile": (
+        lambda x: (
+            np.tile(x, 2),
+            np.tile(x, (2, 1, 3)),
+            np.repeat(x, 2),
+            np.repeat(x, 3, 1),
+            np.repeat(x, [1, 0, 2, 1], 0),
+        ),
+        (M,),
+    ),
+    "flip": (
+        lambda x: (np.flip(x), np.flip(x, 1), np.fliplr(x), np.flipud(x), np.rot90(x), np.rot90(x, 2), np.rot90(x, 3)),
+        (M,),
+    ),
     "roll": (lambda x: (np.roll(x, 3), np.roll(x, -2, 1), np.roll(x, (1, 2), (0, 1)), np.roll(x, 1, (0, 1))), (M,)),
     "pad": (
-        lambda x: [np.pad(x, ((1, 2), (0, 3)), mode=m) for m in ("constant", "edge", "reflect", "wrap", "symmetric")]
-        + [np.pad(x, 7, mode="reflect"), np.pad(x, (1, 9), mode="wrap"), np.pad(x, 1, constant_values=2.5)],
+        lambda x: (
+            [np.pad(x, ((1, 2), (0, 3)), mode=m) for m in ("constant", "edge", "reflect", "wrap", "symmetric")]
+            + [np.pad(x, 7, mode="reflect"), np.pad(x, (1, 9), mode="wrap"), np.pad(x, 1, constant_values=2.5)]
+        ),
         (M,),
     ),
     "triangles": (lambda x: (np.tril(x), np.triu(x, 1), np.tril(x, -1), np.triu(x[0]), np.tril(x, 2)), (M,)),
-    "diagonal": (lambda x, v: (np.diag(x), np.diagonal(x, 1), np.diag(v), np.diag(v, -2), np.trace(x), np.diagonal(x, -3), np.diagonal(x, 9)), (M, V)),
+    "diagonal": (
+        lambda x, v: (
+            np.diag(x),
+            np.diagonal(x, 1),
+            np.diag(v),
+            np.diag(v, -2),
+            np.trace(x),
+            np.diagonal(x, -3),
+            np.diagonal(x, 9),
+        ),
+        (M, V),
+    ),
     "diagonal 3": (lambda x: (np.diagonal(x, 0, 0, 2), np.trace(x, 1, 1, 2), x.diagonal(-1, 2, 1)), (X,)),
-    "meshgrid": (lambda v, w: (np.meshgrid(v, w), np.meshgrid(v, w, indexing="ij"), np.meshgrid(v, w, sparse=True)), (V, Y[0, :3, 0])),
-    "windows": (lambda x: (np.lib.stride_tricks.sliding_window_view(x, 3, 1), np.lib.stride_tricks.sliding_window_view(x, (2, 2))), (M,)),
-    "like": (lambda x: (np.zeros_like(x), np.ones_like(x, dtype=np.int32), np.full_like(x, 3), np.ones_like(x, shape=(2,))), (M,)),
-    "take": (lambda x, i: (np.take(x, i, 0), np.take(x, [1, 2], axis=1), x.take(3), np.take(x, i, 1, mode="wrap"), np.take(x, i, 1, mode="clip")), (M, I % 4)),
-    "along": (lambda x, i: (np.take_along_axis(x, i, 1), np.take_along_axis(x, i[:1], 0)), (M, I % 4)),
-    "where": (lambda x, i: (np.where(x > 0, x, 0), np.where(i > 2, i, x), np.where(x[0] > 0, 1, 2.5)), (M, I)),
-    "clip": (lambda x, i: (np.clip(x, -0.5, 0.5), x.clip(0), np.clip(i, None, 3), np.clip(x, x[0], 1)), (M, I)),
-    "round": (lambda x, i: (np.round(x, 2), x.round(), np.round(i, -1), np.around(x * 100, -1)), (M, I)),
-    "close": (lambda x: (np.allclose(x, x + 1e-9), np.isclose(x, x + 1e-3), np.array_equal(x, x), np.array_equal(x, x[0])), (M,)),
-    "diff": (lambda x: (np.diff(x), np.diff(x, 2, 0), np.diff(x > 0), np.diff(x, prepend=0.0), np.gradient(x), np.gradient(x, 0.5, axis=1)), (M,)),
+    "meshgrid": (
+        lambda v, w: (np.meshgrid(v, w), np.meshgrid(v, w, indexing="ij"), np.meshgrid(v, w, sparse=True)),
+        (V, Y[0, :3, 0]),
+    ),
+    "windows": (
+        lambda x: (
+            np.lib.stride_tricks.sliding_window_view(x, 3, 1),
+            np.lib.stride_tricks.sliding_window_view(x, (2, 2)),
+        ),
+        (M,),
+    ),
+    "like": (
+        lambda x: (np.zeros_like(x), np.ones_like(x, dtype=np.int32), np.full_like(x, 3), np.ones_like(x, shape=(2,))),
+        (M,),
+    ),
+    "take": (
+        lambda x, i: (
+            np.take(x, i, 0),
+            np.take(x, [1, 2], axis=1),
+            x.take(3),
+            np.take(x, i, 1, mode="wrap"),
+            np.take(x, i, 1, mode="clip"),
+        ),
+        (M, K % 4),
+    ),
+    "along": (lambda x, i: (np.take_along_axis(x, i, 1), np.take_along_axis(x, i[:1], 0)), (M, K % 4)),
+    "where": (lambda x, i: (np.where(x > 0, x, 0), np.where(i > 2, i, x), np.where(x[0] > 0, 1, 2.5)), (M, K)),
+    "clip": (lambda x, i: (np.clip(x, -0.5, 0.5), x.clip(0), np.clip(i, None, 3), np.clip(x, x[0], 1)), (M, K)),
+    "round": (lambda x, i: (np.round(x, 2), x.round(), np.round(i, -1), np.around(x * 100, -1)), (M, K)),
+    "close": (
+        lambda x: (np.allclose(x, x + 1e-9), np.isclose(x, x + 1e-3), np.array_equal(x, x), np.array_equal(x, x[0])),
+        (M,),
+    ),
+    "diff": (
+        lambda x: (
+            np.diff(x),
+            np.diff(x, 2, 0),
+            np.diff(x > 0),
+            np.diff(x, prepend=0.0),
+            np.gradient(x),
+            np.gradient(x, 0.5, axis=1),
+        ),
+        (M,),
+    ),
     "trapezoid": (lambda x, v: (np.trapezoid(x), np.trapezoid(x, v), np.trapezoid(x, dx=0.5, axis=0)), (M, np.sort(V))),
-    "convolve": (lambda v, w: [np.convolve(a, b, m) for m in ("full", "same", "valid") for a, b in ((v, w), (w, v), (v, v))], (V, Y[0, :2, 0])),
-    "correlate": (lambda v, w: [np.correlate(a, b, m) for m in ("full", "same", "valid") for a, b in ((v, w), (w, v))], (V, Y[0, :2, 0])),
+    "convolve": (
+        lambda v, w: [np.convolve(a, b, m) for m in ("full", "same", "valid") for a, b in ((v, w), (w, v), (v, v))],
+        (V, Y[0, :2, 0]),
+    ),
+    "correlate": (
+        lambda v, w: [np.correlate(a, b, m) for m in ("full", "same", "valid") for a, b in ((v, w), (w, v))],
+        (V, Y[0, :2, 0]),
+    ),
     "matmul": (lambda m, n, v: (m @ n, v @ n, m @ v, v @ v, np.matmul(m, n), m[None] @ n[None, None]), (M, N, V)),
     "matmul batch": (lambda x, n: (x @ n, x @ x.mT, x[:1] @ x.mT, n.T @ x.mT), (X, N)),
-    "matmul ints": (lambda i, b: (i @ i.T, b @ b.T, (i.astype(np.int8) @ i.T.astype(np.int8))), (I, B)),
-    "dot": (lambda m, n, v, x: (np.dot(m, n), v.dot(v), np.dot(x, n), np.dot(m, 2.0), np.vdot(m, m), np.inner(m, m), np.outer(v, v)), (M, N, V, X)),
-    "tensordot": (lambda x, m: (np.tensordot(x, m, ([1, 2], [0, 1])), np.tensordot(x, m.T, 1), np.tensordot(m, m, 0), np.tensordot(x, x, 3)), (X, M)),
+    "matmul ints": (lambda i, b: (i @ i.T, b @ b.T, (i.astype(np.int8) @ i.T.astype(np.int8))), (K, B)),
+    "dot": (
+        lambda m, n, v, x: (
+            np.dot(m, n),
+            v.dot(v),
+            np.dot(x, n),
+            np.dot(m, 2.0),
+            np.vdot(m, m),
+            np.inner(m, m),
+            np.outer(v, v),
+        ),
+        (M, N, V, X),
+    ),
+    "tensordot": (
+        lambda x, m: (
+            np.tensordot(x, m, ([1, 2], [0, 1])),
+            np.tensordot(x, m.T, 1),
+            np.tensordot(m, m, 0),
+            np.tensordot(x, x, 3),
+        ),
+        (X, M),
+    ),
     "einsum": (
         lambda x, m, n, v: [
-            np.einsum("ij,jk->ik", m, n), np.einsum("ij,jk", m, n), np.einsum("...ij,jk->...ik", x, n), np.einsum("bij->b", x),
-            np.einsum("ij->ji", m), np.einsum("ij,ij->", m, m), np.einsum("i,j->ij", v, v), np.einsum("ij,jk,k->i", m, n, n[0]),
-            np.einsum("bij,bkj->bik", x, x), np.einsum("ii->i", n[:3]), np.einsum("ii", n[:3]), np.einsum("iij->j", x[:, :3]),
-            np.einsum("bij,ij,j->bi", x, m, v), np.einsum("i...->...", m), np.einsum("ba", m), np.einsum("ij,kl->", m, n),
+            np.einsum("ij,jk->ik", m, n),
+            np.einsum("ij,jk", m, n),
+            np.einsum("...ij,jk->...ik", x, n),
+            np.einsum("bij->b", x),
+            np.einsum("ij->ji", m),
+            np.einsum("ij,ij->", m, m),
+            np.einsum("i,j->ij", v, v),
+            np.einsum("ij,jk,k->i", m, n, n[0]),
+            np.einsum("bij,bkj->bik", x, x),
+            np.einsum("ii->i", n[:3]),
+            np.einsum("ii", n[:3]),
+            np.einsum("iij->j", x[:, :3]),
+            np.einsum("bij,ij,j->bi", x, m, v),
+            np.einsum("i...->...", m),
+            np.einsum("ba", m),
+            np.einsum("ij,kl->", m, n),
         ],
         (X, M, N, V),
     ),
-    "kron cross": (lambda m, n: (np.kron(m, n), np.kron(m[0], n), np.cross(n, n[::-1]), np.cross(n.T, n.T[::-1], axis=0)), (M, N)),
+    "kron cross": (
+        lambda m, n: (np.kron(m, n), np.kron(m[0], n), np.cross(n, n[::-1]), np.cross(n.T, n.T[::-1], axis=0)),
+        (M, N),
+    ),
     "norm": (
-        lambda x, v: [np.linalg.norm(x), *(np.linalg.norm(v, o) for o in (1, 2, 0, 3, np.inf, -np.inf)), np.linalg.norm(x, axis=1)]
-        + [np.linalg.norm(x, o) for o in ("fro", 1, -1, np.inf, -np.inf)] + [np.linalg.norm(x, axis=(0, 1), keepdims=True)],
+        lambda x, v: (
+            [
+                np.linalg.norm(x),
+                *(np.linalg.norm(v, o) for o in (1, 2, 0, 3, np.inf, -np.inf)),
+                np.linalg.norm(x, axis=1),
+            ]
+            + [np.linalg.norm(x, o) for o in ("fro", 1, -1, np.inf, -np.inf)]
+            + [np.linalg.norm(x, axis=(0, 1), keepdims=True)]
+        ),
         (M, V),
     ),
-    "made": (lambda x: (np.array([x[0], x[1] * 2, 3.0]), np.array([[x[0], 1], [2, x[1]]]), np.asarray(x), np.stack([x[0], x[2]])), (V,)),
-    "questions": (lambda x: (np.zeros(np.shape(x)), np.full(2, np.ndim(x)), np.full(2, np.size(x, 0)), np.ones(len(x))), (M,)),
-    "more ufuncs": (lambda x, i: (np.bitwise_xor(i, 3), ~i, i << 2, i >> 1, i // 3, i % 3, -7 // (i + 20), divmod(i, 4), 2.0**x, abs(x)), (M, I)),
-}  # fmt: skip
+    "made": (
+        lambda x: (
+            np.array([x[0], x[1] * 2, 3.0]),
+            np.array([[x[0], 1], [2, x[1]]]),
+            np.asarray(x),
+            np.stack([x[0], x[2]]),
+        ),
+        (V,),
+    ),
+    "questions": (
+        lambda x: (np.zeros(np.shape(x)), np.full(2, np.ndim(x)), np.full(2, np.size(x, 0)), np.ones(len(x))),
+        (M,),
+    ),
+    "more ufuncs": (
+        lambda x, i: (
+            np.bitwise_xor(i, 3),
+            ~i,
+            i << 2,
+            i >> 1,
+            i // 3,
+            i % 3,
+            -7 // (i + 20),
+            divmod(i, 4),
+            2.0**x,
+            abs(x),
+        ),
+        (M, K),
+    ),
+}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -285,9 +477,13 @@ def test_creation() -> None:
     for name, args in {
         "arange": [(5,), (2, 9, 3), (0.5, 3, 0.5), (5, 0, -2), (0,), (10, 3)],
         "linspace": [(0, 1, 5), (2.0, 3.0, 4, False), (0, 1, 1), (0, 10, 3, True, False, int)],
-        "eye": [(3,), (3, 4, 1), (2, 3, -1, np.int32)], "tri": [(3,), (3, 4, 1)], "identity": [(3,)],
-        "zeros": [(3,), ((2, 3), np.int8)], "ones": [((2, 1),)], "full": [((2,), 7), (3, 2.5)],
-    }.items():  # fmt: skip
+        "eye": [(3,), (3, 4, 1), (2, 3, -1, np.int32)],
+        "tri": [(3,), (3, 4, 1)],
+        "identity": [(3,)],
+        "zeros": [(3,), ((2, 3), np.int8)],
+        "ones": [((2, 1),)],
+        "full": [((2,), 7), (3, 2.5)],
+    }.items():
         for a in args:
             same(getattr(n, name)(*a), getattr(np, name)(*a))
             same(kf.jit(lambda a=a, name=name: getattr(n, name)(*a))(), getattr(np, name)(*a))
@@ -296,7 +492,7 @@ def test_creation() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(
-        errors.UnsupportedFunction, match="np.median is not supported in compiled functions: it needs a sort"
+        errors.UnsupportedFunction, match=r"np\.median is not supported in compiled functions: it needs a sort"
     ):
         kf.jit(np.median)(X)
     with pytest.raises(errors.UnsupportedFunction, match=r"np.nonzero .*depends on values; use np.where"):

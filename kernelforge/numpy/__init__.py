@@ -12,16 +12,17 @@ import ml_dtypes
 import numpy as np
 
 from kernelforge.methods import FUNCTIONS
-from kernelforge.numpy import creation, products, reductions, selection, shapes, ufuncs
+from kernelforge.numpy import creation, joins, products, reductions, selection, shapes, ufuncs
 
-for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES).items():
+for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES | joins.ALIASES).items():
     FUNCTIONS[_alias] = FUNCTIONS[_name]
 
-_NUMPYS_OWN = frozenset(
+_OWN = (
     "pi e inf nan newaxis euler_gamma finfo iinfo dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
     "float16 float32 float64 ndarray generic integer floating signedinteger unsignedinteger number issubdtype "
-    "result_type promote_types can_cast broadcast_shapes isscalar errstate".split()  # noqa: SIM905
+    "result_type promote_types can_cast broadcast_shapes isscalar errstate"
 )
+_NUMPYS_OWN = frozenset(_OWN.split())
 
 bfloat16 = ml_dtypes.bfloat16
 linalg = SimpleNamespace(
@@ -41,4 +42,4 @@ def __dir__() -> list[str]:
     return sorted({*FUNCTIONS, *_NUMPYS_OWN, "bfloat16", "linalg"})
 
 
-__all__ = ["creation", "products", "reductions", "selection", "shapes", "ufuncs"]
+__all__ = ["creation", "joins", "products", "reductions", "selection", "shapes", "ufuncs"]

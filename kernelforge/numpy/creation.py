@@ -239,5 +239,3 @@ def tri(N: int, M: int | None = None, k: int = 0, dtype: Any = float) -> Sym:
 
 for _fn in (full, full_like):
     FUNCTIONS[_fn.__name__] = _fn
-
-__all__ = ["arange", "eye", "filled", "full", "iota", "linspace", "shape_of"]

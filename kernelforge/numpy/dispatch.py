@@ -1,7 +1,8 @@
 """How a function of the namespace is called.
 
-Its body works on symbols. Called with traced arrays it gives traced arrays, in the trace; called with concrete ones it is
-compiled, run and remembered like any function under ``jit``; called with symbols, as the bodies call each other, it gives symbols.
+Its body works on symbols. Called with traced arrays it gives traced arrays, in the trace; called with concrete ones
+it is compiled, run and remembered like any function under ``jit``; called with symbols, as the bodies call each
+other, it gives symbols.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import optree
 
 from kernelforge.array import Array
 from kernelforge.errors import InvalidArgument
 from kernelforge.ir.build import Sym, tracing
 from kernelforge.jit import Jit, jit
-from kernelforge.methods import FUNCTIONS, OPERATORS, Methods, is_array
+from kernelforge.methods import FUNCTIONS, Methods, is_array
 from kernelforge.trace import TRACED, Tracer, concrete, to_sym
 
 Fn = Callable[..., Any]
@@ -45,7 +45,7 @@ def lift(x: Any, numbers: bool = False) -> Any:
 def stacked(x: Sequence[Any]) -> Sym:
     """Make an array of a nested list, as ``np.array`` does."""
     known = concrete(x)
-    if known is not TRACED and not any(isinstance(leaf, Sym) for leaf in optree.tree_leaves(list(x))):
+    if known is not TRACED:
         return to_sym(np.asarray(known))
     return to_sym(FUNCTIONS["stack"]([FUNCTIONS["asarray"](v) for v in x]))
 
@@ -177,6 +177,3 @@ def concrete_argument(x: Any) -> Any:
     if isinstance(x, list | tuple):
         return tuple(concrete_argument(v) for v in x) if any(isinstance(v, Methods) for v in x) else np.asarray(x)
     return x
-
-
-__all__ = ["FUNCTIONS", "OPERATORS", "array_function", "lift", "wrap"]

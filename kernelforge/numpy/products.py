@@ -67,7 +67,8 @@ def _batched(x: Sym, own: tuple[int, ...], lead: tuple[int, ...], names: str) ->
 
 
 def _matmul(x1: Operand, x2: Operand, /, *, dtype: Any = None) -> Sym:
-    return matrices(*together((x1, x2), dtype))
+    x, y = together((x1, x2), dtype)
+    return matrices(x, y)
 
 
 for _table in (FUNCTIONS, OPERATORS):
@@ -144,7 +145,7 @@ def tensordot(a: Sym, b: Sym, axes: int | Sequence[Any] = 2) -> Sym:
         count = int(axes)
         x_axes, y_axes = list(range(x.ndim - count, x.ndim)), list(range(count))
     else:
-        x_axes, y_axes = ([v] if isinstance(v, int | np.integer) else list(v) for v in axes)
+        x_axes, y_axes = ([int(i) for i in np.atleast_1d(v)] for v in axes)
     x_axes = [normalize_axis_index(i, x.ndim) for i in x_axes]
     y_axes = [normalize_axis_index(i, y.ndim) for i in y_axes]
     if len(x_axes) != len(y_axes):
@@ -153,7 +154,7 @@ def tensordot(a: Sym, b: Sym, axes: int | Sequence[Any] = 2) -> Sym:
 
 
 def _subscripts(text: str, operands: Sequence[Sym]) -> tuple[list[str], str]:
-    """Return the names of each operand's axes and of the result's; axes under an ellipsis get upper case Greek names."""
+    """Return the names of each operand's axes and of the result's; axes under an ellipsis get Greek capitals."""
     text = text.replace(" ", "")
     left, arrow, out = text.partition("->")
     inputs = left.split(",")
@@ -232,7 +233,10 @@ def _drop_ones(x: Sym, term: str, extents: dict[str, int]) -> tuple[Sym, str]:
 
 @array_function("operands")
 def einsum(subscripts: str, /, *operands: Sym, dtype: Any = None, optimize: Any = True) -> Sym:
-    """``numpy.einsum`` with subscripts as a string; many operands are contracted in pairs, in the order NumPy's planner gives."""
+    """``numpy.einsum`` with subscripts as a string.
+
+    Several operands are contracted in pairs, in the order that NumPy's planner gives.
+    """
     if not isinstance(subscripts, str):
         raise InvalidParameter(
             op="np.einsum", name="subscripts", found=type(subscripts).__name__, expected="a string such as 'ij,jk->ik'"
@@ -309,7 +313,7 @@ def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> S
     if ord is None and axis is None:
         made = ufunc("sqrt", total(size * size))
         return made.reshape((1,) * x.ndim) if keepdims else made
-    axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
+    axes = list(range(x.ndim)) if axis is None else [int(i) for i in np.atleast_1d(axis)]
     if len(axes) == 1:
         return _vector_norm(size, ord, axes[0], keepdims)
     if len(axes) != 2:

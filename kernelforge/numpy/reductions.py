@@ -11,9 +11,9 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, promote, short
 from kernelforge.errors import ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
 from kernelforge.numpy.dispatch import array_function
-from kernelforge.numpy.ufuncs import boolean, floating, operand, ufunc, where
+from kernelforge.numpy.ufuncs import boolean, floating, ufunc, where
 
 Axis = int | Sequence[int] | None
 
@@ -430,5 +430,3 @@ def array_equal(a1: Operand, a2: Operand, equal_nan: bool = False) -> Sym:
 
 
 ALIASES = {"amax": "max", "amin": "min", "cumulative_sum": "cumsum", "cumulative_prod": "cumprod"}
-
-__all__ = ["ALIASES", "Axis", "axes_of", "drop", "full", "greatest", "keep", "least", "operand"]

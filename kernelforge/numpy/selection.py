@@ -159,7 +159,7 @@ def _along(arr: Sym, indices: Sym, axis: int | None, op: str) -> tuple[Sym, Sym,
         raise ShapeMismatch(
             op=f"np.{op}", found=f"{arr.shape} and {index.shape}", expected="as many axes in both", loc=user_line()
         )
-    shape = np.broadcast_shapes(*(s[:on] + (1,) + s[on + 1 :] for s in (arr.shape, index.shape)))
+    shape = np.broadcast_shapes(*((*s[:on], 1, *s[on + 1 :]) for s in (arr.shape, index.shape)))
     return (
         arr.broadcast((*shape[:on], arr.shape[on], *shape[on + 1 :])),
         index.broadcast((*shape[:on], index.shape[on], *shape[on + 1 :])),
@@ -284,17 +284,17 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
     return apply("contract", seen, v.astype(dtype), x_axes=(0, 1), y_axes=(1,), out_axes=(0,))  # type: ignore[no-any-return]
 
 
-_SORT = "it needs a sort, which kernelforge has not; compute it with NumPy outside of the function"
-_VALUES = "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument"
-REFUSED |= dict.fromkeys(
-    "sort argsort median percentile quantile nanmedian partition argpartition unique lexsort searchsorted digitize".split(),
-    _SORT,
-)
-REFUSED |= dict.fromkeys(
-    "nonzero flatnonzero argwhere extract compress delete union1d intersect1d setdiff1d".split(), _VALUES
-)
-REFUSED |= dict.fromkeys(
-    "linalg.inv linalg.solve linalg.det linalg.svd linalg.eig linalg.eigh linalg.qr linalg.cholesky linalg.lstsq linalg.pinv".split(),
-    "factorisations are not compiled; compute it with NumPy outside of the function",
-)
-REFUSED |= {"interp": _SORT}
+_WHY = {
+    "it needs a sort, which kernelforge has not; compute it with NumPy outside of the function": (
+        "sort argsort median percentile quantile nanmedian nanpercentile nanquantile partition argpartition unique "
+        "lexsort searchsorted digitize interp histogram bincount"
+    ),
+    "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument": (
+        "nonzero flatnonzero argwhere extract compress delete union1d intersect1d setdiff1d"
+    ),
+    "factorisations are not compiled; compute it with NumPy outside of the function": (
+        "linalg.inv linalg.solve linalg.det linalg.svd linalg.eig linalg.eigh linalg.qr "
+        "linalg.cholesky linalg.lstsq linalg.pinv"
+    ),
+}
+REFUSED |= {name: reason for reason, names in _WHY.items() for name in names.split()}

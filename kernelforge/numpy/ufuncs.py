@@ -12,39 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from kernelforge.dtypes import BFLOAT16, DTYPES, INTEGERS, as_dtype, promote, short
+from kernelforge.dtypes import BFLOAT16, INTEGERS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line, weakened
-from kernelforge.numpy.dispatch import OPERATORS, array_function
+from kernelforge.methods import OPERATORS
+from kernelforge.numpy.dispatch import array_function
 
 Kindred = np.dtype[Any] | type[int] | type[float]
 
 BOOL = np.dtype(np.bool_)
 
-DIRECT = {
-    name: name
-    for name in (
-        "add subtract multiply divide floor_divide remainder fmod power maximum minimum arctan2 copysign nextafter hypot logaddexp "
-        "negative absolute sign floor ceil trunc rint sqrt cbrt exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos "
-        "arctan sinh cosh tanh arcsinh arccosh arctanh equal not_equal less less_equal greater greater_equal bitwise_and "
-        "bitwise_or bitwise_xor invert left_shift right_shift isnan isinf isfinite signbit"
-    ).split()
-}
-"""Ufuncs that are one primitive, by NumPy's name."""
+DIRECT = (
+    "add subtract multiply divide floor_divide remainder fmod power maximum minimum arctan2 copysign nextafter hypot "
+    "logaddexp negative absolute sign floor ceil trunc rint sqrt cbrt exp exp2 expm1 log log2 log10 log1p sin cos tan "
+    "arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh equal not_equal less less_equal greater greater_equal "
+    "bitwise_and bitwise_or bitwise_xor invert left_shift right_shift isnan isinf isfinite signbit"
+)
+"""Ufuncs that are one primitive, of the same name."""
 
-COMPARISONS = {
-    "equal": "ne",
-    "not_equal": "eq",
-    "less": "lt",
-    "less_equal": "le",
-    "greater": "gt",
-    "greater_equal": "ge",
-}
+COMPARISONS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"})
 ON_INTEGERS = {"isnan": False, "isinf": False, "isfinite": True}
 
 
 def kindred(x: Operand) -> Kindred:
-    """Return what an operand counts for in promotion: its dtype, or ``int`` or ``float`` where it stands for a Python number."""
+    """Return what an operand counts for in promotion: its dtype, or ``int`` or ``float`` for a Python number."""
     if isinstance(x, Sym):
         return (float if x.dtype.kind == "f" else int) if x.type.weak else x.dtype
     if isinstance(x, np.generic):
@@ -100,12 +91,11 @@ def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -
     """
     if isinstance(x, Sym):
         return x.astype(dtype).broadcast(shape)
-    if isinstance(x, np.generic):
-        x = x.item() if x.dtype != BFLOAT16 else float(x)
     name = short(dtype)
-    if name in INTEGERS and not np.iinfo(dtype).min <= x <= np.iinfo(dtype).max:
+    number: Any = x
+    if name in INTEGERS and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
         raise NumberOutOfRange(op=f"np.{op}", found=x, dtype=dtype, loc=user_line())
-    value = bool(x) if name == "bool" else int(x) if name in INTEGERS else float(x)
+    value = bool(x) if name == "bool" else int(number) if name in INTEGERS else float(number)
     return apply("full", value=value, shape=shape, dtype=name)  # type: ignore[no-any-return]
 
 
@@ -131,7 +121,7 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
             expected="a non-negative one for integers; cast to float first",
             loc=user_line(),
         )
-    made: Sym = apply(DIRECT[name], *(operand(x, d, shape, name) for x, d in zip(xs, ins, strict=True)))
+    made: Sym = apply(name, *(operand(x, d, shape, name) for x, d in zip(xs, ins, strict=True)))
     made = made if made.dtype == out else made.astype(out)
     # a comparison is a bool, and that promotes like one however it came about
     weak = dtype is None and out != BOOL and all(_is_number(x) for x in xs)
@@ -143,7 +133,7 @@ def _is_number(x: Operand) -> bool:
 
 
 def _beyond(name: str, xs: tuple[Operand, ...], kinds: tuple[Kindred, ...]) -> bool | None:
-    """Return what a comparison with a Python integer outside of the other operand's dtype is; None where it is inside."""
+    """Return what a comparison with a Python integer beyond the other operand's dtype is; None if it is within."""
     for number, other, sign in ((xs[1], kinds[0], 1), (xs[0], kinds[1], -1)):
         if type(number) is int and isinstance(other, np.dtype) and other.kind in "iu":
             info = np.iinfo(other)
@@ -157,25 +147,21 @@ Fn = Callable[..., Any]
 
 
 def _direct(name: str) -> None:
-    if getattr(np, name).nin == 1:
+    def unary(x: Operand, /, *, dtype: Any = None) -> Sym:
+        return ufunc(name, x, dtype=dtype)
 
-        def fn(x: Operand, /, *, dtype: Any = None) -> Sym:
-            return ufunc(name, x, dtype=dtype)
+    def binary(x1: Operand, x2: Operand, /, *, dtype: Any = None) -> Sym:
+        return ufunc(name, x1, x2, dtype=dtype)
 
-        arrays = ("x",)
-    else:
-
-        def fn(x1: Operand, x2: Operand, /, *, dtype: Any = None) -> Sym:  # type: ignore[misc]
-            return ufunc(name, x1, x2, dtype=dtype)
-
-        arrays = ("x1", "x2")  # type: ignore[assignment]
+    fn: Fn = unary if getattr(np, name).nin == 1 else binary
+    arrays = ("x",) if fn is unary else ("x1", "x2")
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"``numpy.{name}``."
     array_function(*arrays, numbers=True)(fn)
     array_function(*arrays, numbers=True, weak=True, table=OPERATORS)(fn)
 
 
-for _name in DIRECT:
+for _name in DIRECT.split():
     _direct(_name)
 
 
@@ -437,20 +423,6 @@ def angle(z: Operand) -> Sym:
 ALIASES = {
     "abs": "absolute", "true_divide": "divide", "mod": "remainder", "bitwise_not": "invert", "bitwise_invert": "invert",
     "acos": "arccos", "asin": "arcsin", "atan": "arctan", "acosh": "arccosh", "asinh": "arcsinh", "atanh": "arctanh",
-    "atan2": "arctan2", "pow": "power", "conj": "conjugate", "radians": "deg2rad", "degrees": "rad2deg", "around": "round",
-    "bitwise_left_shift": "left_shift", "bitwise_right_shift": "right_shift", "fix": "trunc",
+    "atan2": "arctan2", "pow": "power", "conj": "conjugate", "radians": "deg2rad", "degrees": "rad2deg",
+    "around": "round", "bitwise_left_shift": "left_shift", "bitwise_right_shift": "right_shift", "fix": "trunc",
 }  # fmt: skip
-
-__all__ = [
-    "ALIASES",
-    "DTYPES",
-    "Kindred",
-    "boolean",
-    "floating",
-    "kindred",
-    "loop",
-    "operand",
-    "shape_of",
-    "ufunc",
-    "where",
-]
