@@ -16,6 +16,7 @@ from kernelforge.ir.schedule.limits import Form, Limits
 
 __all__ = ["Argument", "Backend", "Executable", "Form", "Limits"]
 
+
 class Executable(Protocol):
     """A compiled kernel."""
 
@@ -58,7 +59,8 @@ class Backend(Protocol):
         ...
 
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
-        """Return a handle to the array's elements; a ``host`` backend shares the memory, at its strides, and keeps it alive.
+        """Return a handle to the array's elements; a ``host`` backend shares the memory, at its strides, and keeps it
+        alive.
 
         Other backends copy to row-major order.
         """

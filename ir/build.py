@@ -274,17 +274,16 @@ def builder() -> Builder:
     return stack[-1]
 
 
-def apply(name: str, /, *inputs: Sym, **params: Any) -> Any:
-    """Append one application of the primitive ``name`` to the innermost builder.
-
-    Returns the output symbol, or a tuple of them for an opaque primitive.
-    """
-    prim = primitive(name)
+def apply_many(name: str, /, *inputs: Sym, **params: Any) -> tuple[Sym, ...]:
+    """Append one application of the primitive ``name`` to the innermost builder; return all its outputs."""
     b = builder()
-    outputs = b.emit(prim, [b.lift(s) for s in inputs], params)
-    if prim.kind.value == "opaque":
-        return tuple(Sym(b, v) for v in outputs)
-    return Sym(b, outputs[0])
+    return tuple(Sym(b, v) for v in b.emit(primitive(name), [b.lift(s) for s in inputs], params))
+
+
+def apply(name: str, /, *inputs: Sym, **params: Any) -> Sym:
+    """Append one application of a primitive with one output; return it."""
+    (out,) = apply_many(name, *inputs, **params)
+    return out
 
 
 def build(fn: Callable[..., Sequence[Sym]], types: Sequence[Type]) -> Graph:
@@ -302,7 +301,7 @@ def _literal(value: Any) -> bool | int | float:
 
 def full(value: float, like: Sym) -> Sym:
     """Make a constant of the shape and dtype of ``like``."""
-    return apply("full", value=value, shape=like.shape, dtype=like.type.name)  # type: ignore[no-any-return]
+    return apply("full", value=value, shape=like.shape, dtype=like.type.name)
 
 
 def as_sym(x: Operand | np.ndarray[Any, Any]) -> Sym:
@@ -310,7 +309,9 @@ def as_sym(x: Operand | np.ndarray[Any, Any]) -> Sym:
     if isinstance(x, Sym):
         return x
     if isinstance(x, (bool, int, float)) and not isinstance(x, np.generic):
-        dtype = {bool: "bool", int: "i64", float: "f64"}[bool if isinstance(x, bool) else int if isinstance(x, int) else float]
+        dtype = {bool: "bool", int: "i64", float: "f64"}[
+            bool if isinstance(x, bool) else int if isinstance(x, int) else float
+        ]
         number = apply("full", value=x, shape=(), dtype=dtype)
         return number if isinstance(x, bool) else weakened(number)
     return builder().constant(np.asarray(x))
@@ -355,11 +356,13 @@ def binary(name: str, x: Operand, y: Operand) -> Sym:
         if x.dtype.kind in "iub" and y.dtype.kind in "iub":
             x, y = x.astype(np.float64), y.astype(np.float64)
     a, b = common(x, y)
-    return apply(name, a, b)  # type: ignore[no-any-return]
+    return apply(name, a, b)
 
 
 _PACKAGE = tuple(
-    os.path.join(os.path.dirname(spell(file)), "") for file in (__file__, errors.__file__) for spell in (os.path.abspath, os.path.realpath)
+    os.path.join(os.path.dirname(spell(file)), "")
+    for file in (__file__, errors.__file__)
+    for spell in (os.path.abspath, os.path.realpath)
 )
 """The folders of this package's files, spelled with and without the links in ``kernelforge/``."""
 

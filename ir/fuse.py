@@ -1,9 +1,9 @@
 """Grouping the nodes of a graph into regions, one kernel each.
 
-Every node that computes starts as a group of its own. In graph order, each group then tries to join the groups it reads,
-and at last groups that do not depend on each other but would share a launch. A join is legal when the groups stay in
-an order without cycles and one nest computes them (``kernelforge.ir.lower``). Views of one value, constants, counters
-and random bits belong to no group: whoever reads them computes them.
+Every node that computes starts as a group of its own. In graph order, each group then tries to join the groups it
+reads, and at last groups that do not depend on each other but would share a launch. A join is legal when the groups
+stay in an order without cycles and one nest computes them (``kernelforge.ir.lower``). Views of one value, constants,
+counters and random bits belong to no group: whoever reads them computes them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ FEW_ROWS = 8
 FREE_NODES = 48
 """A value made of so many nodes from constants, counters and scalars alone is computed again by each reader."""
 
-EXPENSIVE = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh erf erfc cbrt"
-    " power arctan2 logaddexp hypot divide sqrt fmod remainder floor_divide random_bits".split()
-)
+EXPENSIVE = frozenset({
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh",
+    "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "erf", "erfc", "cbrt", "power", "arctan2", "logaddexp", "hypot",
+    "divide", "sqrt", "fmod", "remainder", "floor_divide", "random_bits",
+})  # fmt: skip
 """Not worth repeating for each use of an element in a contraction."""
 
 
@@ -86,7 +87,7 @@ class _Item:
 
 
 class _Group:
-    """Items of one kernel; ``shape`` is set where they are maps of one shape that read each other at their own index."""
+    """Items of one kernel; ``shape`` is set where they are maps of one shape that read each other index by index."""
 
     __slots__ = ("items", "shape")
 
@@ -237,7 +238,8 @@ class _Fuser:
             return "a contraction shares its kernel with no other reduction"
         items = a.items + b.items
         if a.shape is not None and a.shape == b.shape and not any(r.group is a for i in b.items for r in i.through):
-            if 3 * len(items) <= self.max_args or self.buffers(items) <= self.max_args:
+            few = 3 * len(items) <= self.max_args or self.buffers(items) <= self.max_args
+            if few:
                 self.merged(items, a.shape)
                 return ""
         part = self.part(items)
@@ -304,9 +306,11 @@ class _Fuser:
         for items in readers.values():
             for a in items:
                 for b in items:
-                    if a.order < b.order and a.group is not b.group and _alike(a.group, b.group):
-                        if not _reaches(a.group.next(), b.group) and not _reaches(b.group.next(), a.group):
-                            self.join(a.group, b.group)
+                    first, second = a.group, b.group
+                    if a.order >= b.order or first is second or not _alike(first, second):
+                        continue
+                    if not _reaches(first.next(), second) and not _reaches(second.next(), first):
+                        self.join(first, second)
 
     def side_by_side(self) -> None:
         """Give maps that do not depend on each other one launch, whatever their shapes."""
@@ -389,6 +393,7 @@ def _alike(a: _Group, b: _Group) -> bool:
     if not first or not second or Kind.CONTRACT in a.kinds() | b.kinds():
         return False
     m, n = first[0].node, second[0].node
-    assert m is not None and n is not None
+    assert m is not None
+    assert n is not None
     same = m.inputs[0].type.shape == n.inputs[0].type.shape
     return same and m.params.get("axes") == n.params.get("axes") and m.prim.kind is n.prim.kind

@@ -45,7 +45,9 @@ def normalize(expr: Expr) -> Expr:
 
 @functools.lru_cache(maxsize=1 << 16)
 def is_data(expr: Expr) -> bool:
-    """Whether ``expr`` depends on elements of arrays: then it may wrap, and no identity of the integers is applied to it."""
+    """Whether ``expr`` depends on elements of arrays: then it may wrap, and no identity of the integers is applied to
+    it.
+    """
     if isinstance(expr, Op):
         return any(is_data(a) for a in expr.args)
     return isinstance(expr, Load) or (isinstance(expr, Var) and expr.bound is None)
@@ -199,7 +201,7 @@ def _reduced(rest: Poly, divisor: int) -> tuple[Poly, int, Poly]:
         if 1 < g < divisor:
             x, y = _halves(rest, g)
             low, high = _bounds(y)
-            if low is not None and high is not None and 0 <= low and high < g:
+            if low is not None and high is not None and low >= 0 and high < g:
                 return x, divisor // g, y
     return rest, divisor, {}
 
@@ -247,7 +249,12 @@ def _mod(a: Poly, divisor: int) -> Poly:
 def _recombine(a: Poly) -> Poly:
     """Put ``(x // n) * n + x % n`` back together; also ``((x // n) % m) * n + x % n`` to ``x % (n * m)``."""
     for mono, c in a.items():
-        if len(mono) != 1 or not isinstance(mono[0], Op) or mono[0].op != "mod" or not isinstance(mono[0].args[1], Const):
+        if (
+            len(mono) != 1
+            or not isinstance(mono[0], Op)
+            or mono[0].op != "mod"
+            or not isinstance(mono[0].args[1], Const)
+        ):
             continue
         x, n = _poly(mono[0].args[0]), int(mono[0].args[1].value)
         quotient = _div(x, n)
@@ -273,10 +280,7 @@ def from_poly(a: Poly) -> Expr:
         for atom in mono[1:]:
             term = term * atom
         c = a[mono]
-        if total is None:
-            total = term * c
-        else:
-            total = total + term * c if c > 0 else total - term * -c
+        total = term * c if total is None else total + term * c if c > 0 else total - term * -c
     constant = a.get((), 0)
     if total is None:
         return i64(constant)

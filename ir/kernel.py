@@ -9,19 +9,20 @@ Meaning, which every printer and every schedule step keeps:
 - *Loops.* ``parallel`` is a loop proven independent and not yet bound to hardware; ``grid`` is a work-group (or a
   slice of a thread's range on a CPU), ``group`` a work-item in it, ``vector`` SIMD lanes, ``unroll`` is expanded by the
   printer. Extents of ``vector``, ``unroll`` and ``group`` loops are constants. Indices start at 0.
-- *Top level.* The body of a kernel is Allocs of global scratch and loop nests, run in order, each as one phase: all of a
-  phase is visible to the next one.
+- *Top level.* The body of a kernel is Allocs of global scratch and loop nests, run in order, each as one phase: all of
+  a phase is visible to the next one.
 - *Expressions* are pure. ``select`` is lazy: the arm that is not chosen is not evaluated, so it may hold a Load out of
   range. All other Loads are in range.
-- *Integers* wrap. ``floordiv`` and ``mod`` round down and need a divisor that is not zero; ``shl`` and ``shr`` need an amount
-  in [0, bits). A primitive whose NumPy meaning covers more guards them with ``select``.
-- *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A Store
-  with ``op="add"`` of a product may round once or twice. Casting a float outside of an integer's range gives any value.
+- *Integers* wrap. ``floordiv`` and ``mod`` round down and need a divisor that is not zero; ``shl`` and ``shr`` need an
+  amount in [0, bits). A primitive whose NumPy meaning covers more guards them with ``select``.
+- *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A
+  Store with ``op="add"`` of a product may round once or twice. Casting a float outside of an integer's range gives any
+  value.
 - *bool* is stored as one byte, 0 or 1.
 - *Buffers.* An argument is flat: its index counts elements from its first element and may be negative for a reversed
   view. An allocated buffer has a shape, is row-major, lives to the end of the statement list it stands in and starts
-  undefined. A ``register`` buffer inside ``group`` loops whose leading indices are those loops' variables belongs to the
-  work-items: each holds its own part.
+  undefined. A ``register`` buffer inside ``group`` loops whose leading indices are those loops' variables belongs to
+  the work-items: each holds its own part.
 
 Expressions are interned: structural equality is identity, so they can be dictionary keys and shared freely.
 """
@@ -31,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from kernelforge.dtypes import FLOATS, INTEGERS
 
@@ -47,8 +48,8 @@ MATH_UNARY = (
     "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "cbrt",
 )  # fmt: skip
 MATH_BINARY = ("atan2", "pow", "fmod")
-"""Transcendentals: ``kernelforge.ir.math`` expands them to the operations above before a printer sees them, where it has an
-expansion for the dtype; the printer calls the device's library for the rest."""
+"""Transcendentals: ``kernelforge.ir.math`` expands them to the operations above before a printer sees them, where it
+has an expansion for the dtype; the printer calls the device's library for the rest."""
 OTHER = ("fma", "select", "cast", "bitcast")
 
 ARITY: dict[str, int] = {
@@ -190,7 +191,7 @@ class Const(Expr):
     __slots__ = ("value",)
     value: bool | int | float
 
-    def __new__(cls, value: float, dtype: str) -> Const:
+    def __new__(cls, value: float, dtype: str) -> Self:
         if dtype in FLOATS:
             value = float(value)
             key: tuple[Any, ...] = (cls, value.hex(), dtype)
@@ -210,7 +211,7 @@ class Var(Expr):
     name: str
     bound: int | None
 
-    def __new__(cls, name: str, dtype: str = "i64", bound: int | None = None) -> Var:
+    def __new__(cls, name: str, dtype: str = "i64", bound: int | None = None) -> Self:
         return _intern(cls, (cls, name, dtype, bound), (name, dtype, bound), dtype)  # type: ignore[no-any-return]
 
     def _set(self, name: str, dtype: str, bound: int | None) -> None:
@@ -225,7 +226,7 @@ class Load(Expr):
     buffer: str
     index: tuple[Expr, ...]
 
-    def __new__(cls, buffer: str, index: tuple[Expr, ...], dtype: str) -> Load:
+    def __new__(cls, buffer: str, index: tuple[Expr, ...], dtype: str) -> Self:
         return _intern(cls, (cls, buffer, index, dtype), (buffer, index, dtype), dtype)  # type: ignore[no-any-return]
 
     def _set(self, buffer: str, index: tuple[Expr, ...], dtype: str) -> None:
@@ -240,7 +241,7 @@ class Op(Expr):
     op: str
     args: tuple[Expr, ...]
 
-    def __new__(cls, op: str, args: tuple[Expr, ...], dtype: str) -> Op:
+    def __new__(cls, op: str, args: tuple[Expr, ...], dtype: str) -> Self:
         return _intern(cls, (cls, op, args, dtype), (op, args, dtype), dtype)  # type: ignore[no-any-return]
 
     def _set(self, op: str, args: tuple[Expr, ...], dtype: str) -> None:
@@ -262,7 +263,11 @@ def op(name: str, *args: Expr | float, dtype: str | None = None) -> Expr:
         first = args[0]
         if isinstance(first, Const):
             return _lift(args[1] if first.value else args[2], like)
-        exprs = (args[0] if isinstance(first, Expr) else Const(first, "bool"), _lift(args[1], like), _lift(args[2], like))
+        exprs = (
+            args[0] if isinstance(first, Expr) else Const(first, "bool"),
+            _lift(args[1], like),
+            _lift(args[2], like),
+        )
         if exprs[1] is exprs[2]:
             return exprs[1]
         return Op(name, exprs, like.dtype)  # type: ignore[arg-type]
@@ -376,9 +381,7 @@ Stmt = Let | Store | For | If | Alloc
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arg:
-    """A buffer the caller passes: ``size`` in elements (for strided inputs: of the memory reached from the first).
-
-    """
+    """A buffer the caller passes: ``size`` in elements (for strided inputs: of the memory reached from the first)."""
 
     name: str
     dtype: str

@@ -1,7 +1,7 @@
 """From a part of a graph to the naive loop nest that defines it.
 
-A nest has parallel axes; under them stand, in order, one serial loop for each reduction and one loop for each output that
-has axes of its own. Which element of a value is wanted where is found by asking the primitives' ``lower`` rules,
+A nest has parallel axes; under them stand, in order, one serial loop for each reduction and one loop for each output
+that has axes of its own. Which element of a value is wanted where is found by asking the primitives' ``lower`` rules,
 from the outputs down; so a view is nothing but another index, and fusing is nothing but not stopping at a value.
 
 ``lower`` refuses, with the reason, a set of nodes that no single nest computes: that is what fusion asks.
@@ -10,12 +10,13 @@ from the outputs down; so a view is nothing but another index, and fusing is not
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 from kernelforge.dtypes import FLOATS, UNSIGNED
 from kernelforge.ir.graph import Kind, Node, Reduction, Value
-from kernelforge.ir.index import affine, flatten, free_vars, normalize, poly, unflatten
+from kernelforge.ir.index import flatten, normalize, unflatten
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
@@ -26,20 +27,14 @@ from kernelforge.ir.kernel import (
     Kernel,
     Let,
     Load,
-    LoopKind,
-    Op,
     Stmt,
     Store,
     Var,
-    exprs,
     i64,
-    map_exprs,
     op,
     select,
-    stmts,
-    substitute,
-    walk,
 )
+from kernelforge.ir.nest import axes, digits, nest, variables
 from kernelforge.ir.types import row_major
 
 REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
@@ -167,34 +162,6 @@ def reduction(node: Node) -> Reduction:
     return made
 
 
-def axes(shape: Sequence[int], name: str) -> tuple[Expr, ...]:
-    """Make one loop variable for each axis; an axis of extent 1 is the constant 0."""
-    return tuple(i64(0) if n == 1 else Var(f"{name}{k}", "i64", n) for k, n in enumerate(shape))
-
-
-def variables(index: Sequence[Expr]) -> tuple[Var, ...]:
-    return tuple(i for i in index if isinstance(i, Var))
-
-
-def digits(flat: Expr, size: int) -> list[tuple[int, Var]] | None:
-    """Read ``flat`` as a number in mixed radix with the loop variables as digits, most significant first.
-
-    Returns None unless it takes each value of [0, size) exactly once. Reversed digits are refused.
-    """
-    terms: list[tuple[int, Var]] = []
-    for mono, c in poly(flat).items():
-        if len(mono) != 1 or not isinstance(mono[0], Var) or c < 0:
-            return None
-        terms.append((c, mono[0]))
-    terms.sort(key=lambda t: t[0])
-    step = 1
-    for c, var in terms:
-        if c != step or var.bound is None:
-            return None
-        step *= var.bound
-    return terms[::-1] if step == size else None
-
-
 def _covers(index: tuple[Expr, ...], value: Value) -> bool:
     return digits(flatten(index, row_major(value.type.shape)), value.type.size) is not None
 
@@ -205,10 +172,10 @@ def _refine(chains: Sequence[Sequence[int]], size: int) -> list[int]:
     A system is the list of its place values (each a divisor of the next larger one, and of ``size``).
     """
     places = sorted({p for chain in chains for p in chain} | {1, size})
-    for small, large in zip(places, places[1:], strict=False):
+    for small, large in itertools.pairwise(places):
         if large % small:
             raise Refused("its parts walk the same elements in orders that do not fit together")
-    return [large // small for small, large in zip(places, places[1:], strict=False)][::-1]
+    return [large // small for small, large in itertools.pairwise(places)][::-1]
 
 
 def lower(
@@ -369,7 +336,11 @@ class _Builder:
 
     def cumulate(self) -> tuple[Stmt, ...]:
         low, prefix = self.low, self.low.prefix
-        if len(self.reductions) > 1 or len(self.low.part.outputs) > 1 or self.low.part.outputs[0] is not self.reductions[0].output:
+        if (
+            len(self.reductions) > 1
+            or len(self.low.part.outputs) > 1
+            or self.low.part.outputs[0] is not self.reductions[0].output
+        ):
             raise Refused("a running reduction ends its kernel")
         (node,) = self.reductions
         made = reduction(node)
@@ -388,7 +359,9 @@ class _Builder:
             following = combine(made.op, held, element)
         if low.reads:
             raise Refused("a running reduction does not read another reduction")
-        out = Store(self.names[node.output], (flatten(at, row_major(node.output.type.shape)),), held.cast(node.output.type.name))
+        out = Store(
+            self.names[node.output], (flatten(at, row_major(node.output.type.shape)),), held.cast(node.output.type.name)
+        )
         start = identity("add" if made.decay is not None else made.op, made.dtype)
         if made.op == "add" and made.decay is None and made.dtype in FLOATS:
             start = Const(-0.0, made.dtype)
@@ -422,56 +395,12 @@ class _Builder:
             inside = (wrapped >= 0) & (wrapped < extent)
             valid = inside if isinstance(valid, bool) else valid & inside
             index.append(wrapped)
-        mode = {"set": ""}.get(node.params["mode"], node.params["mode"])
+        mode = "" if node.params["mode"] == "set" else node.params["mode"]
         value = low.at(update, (*walk, *rest))
         store = Store(self.names[out], (flatten(tuple(index), strides),), value, mode)
         assert isinstance(valid, Expr)
         inner = nest(variables(walk), "serial", [If(normalize(valid), (store,))])
         return (*first, *self.top(variables(rest), inner))
-
-
-def nest(loops: Sequence[Var], kind: LoopKind, body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-    """Wrap ``body`` in the loops, outermost first, after making one loop of adjacent ones where that changes no index."""
-    vars_, made = collapse(list(loops), list(body))
-    for var in reversed(vars_):
-        made = [For(var, i64(var.bound or 0), kind, tuple(made))]
-    return tuple(made)
-
-
-def collapse(loops: list[Var], body: list[Stmt]) -> tuple[list[Var], list[Stmt]]:
-    """Make one loop of two adjacent ones wherever every index walks through both as through one."""
-    k = len(loops) - 2
-    while k >= 0:
-        outer, inner = loops[k], loops[k + 1]
-        known: dict[Expr, bool] = {}
-        if all(_as_one(e, outer, inner, known) for s in stmts(body) for e in exprs(s)):
-            joined = Var(outer.name, "i64", (outer.bound or 0) * (inner.bound or 0))
-            replace: dict[Expr, Expr] = {outer: i64(0), inner: joined}
-            memo: dict[Expr, Expr] = {}
-            body = [map_exprs(s, lambda e: normalize(substitute(e, replace, memo))) for s in body]  # noqa: B023
-            loops[k : k + 2] = [joined]
-        k -= 1
-    return loops, body
-
-
-def _as_one(expr: Expr, outer: Var, inner: Var, known: dict[Expr, bool]) -> bool:
-    """Whether ``outer`` and ``inner`` occur in ``expr`` only as the two digits of one counter."""
-    found = known.get(expr)
-    if found is None:
-        found = known[expr] = _one_counter(expr, outer, inner, known)
-    return found
-
-
-def _one_counter(expr: Expr, outer: Var, inner: Var, known: dict[Expr, bool]) -> bool:
-    free = free_vars(expr)
-    if outer not in free and inner not in free:
-        return True
-    if isinstance(expr, Load):
-        return all(_as_one(i, outer, inner, known) for i in expr.index)
-    if expr.dtype == "i64" and not any(isinstance(e, Load) for e in walk(expr)):
-        a, b = affine(expr, outer), affine(expr, inner)
-        return a is not None and b is not None and a == b * (inner.bound or 0)
-    return isinstance(expr, Op) and all(_as_one(a, outer, inner, known) for a in expr.args)
 
 
 def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]]) -> tuple[Kernel, list[Value]]:

@@ -72,7 +72,7 @@ def structure(graph: Graph) -> tuple[Any, ...]:
     consts = []
     for value, array in graph.consts:
         number[value] = len(number)
-        consts.append((value.type, hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).digest()))
+        consts.append((value.type, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()))
     nodes = []
     for node in graph.nodes:
         for value in node.outputs:
@@ -99,7 +99,9 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
     limits = backend.limits
     for value in [*optimized.inputs, *(v for n in optimized.nodes for v in n.outputs)]:
         if value.type.name not in limits.dtypes:
-            raise UnsupportedOnDevice(device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes)))
+            raise UnsupportedOnDevice(
+                device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
+            )
     fusion = fuse(optimized, config.fusion, limits.max_args)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}
     planner = Planner(optimized, fusion.regions, backend)
@@ -113,7 +115,9 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
             steps.append(step)
             kernels += inner
             continue
-        naive, values = to_kernel(_name(region), [p for p in region.parts if any(v.type.size for v in p.outputs)], strides)
+        naive, values = to_kernel(
+            _name(region), [p for p in region.parts if any(v.type.size for v in p.outputs)], strides
+        )
         compiled = compile_kernel(naive, backend, config, region)
         slots = [planner.slots[v] for v in values]
         slots += [planner.scratch(_bytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
@@ -121,7 +125,8 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
         kernels.append(compiled)
     return Plan(
         optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
-        tuple(planner.offsets), planner.arena, pool(backend), tuple(size_class(v.type.nbytes) for v in optimized.outputs),
+        tuple(planner.offsets), planner.arena, pool(backend),
+        tuple(size_class(v.type.nbytes) for v in optimized.outputs),
     )  # fmt: skip
 
 
@@ -149,7 +154,9 @@ def row_major_inside(graph: Graph, layout: Sequence[tuple[int, ...] | None]) -> 
     strided = [v for v, s in zip(graph.inputs, layout, strict=True) if s is not None and v in read]
     if not strided:
         return graph
-    first = 1 + max(v.id for v in [*graph.inputs, *(c[0] for c in graph.consts), *(v for n in graph.nodes for v in n.outputs)])
+    first = 1 + max(
+        v.id for v in [*graph.inputs, *(c[0] for c in graph.consts), *(v for n in graph.nodes for v in n.outputs)]
+    )
     copies = {v: Value(first + k, Type(v.type.shape, v.type.dtype)) for k, v in enumerate(strided)}
     nodes = [Node(primitive("barrier"), (v,), {}, (copy,)) for v, copy in copies.items()]
     for node in graph.nodes:
@@ -218,7 +225,11 @@ def cost(kernel: Kernel) -> tuple[int, int]:
 def _flops(stmt: Stmt, times: int) -> int:
     def count(e: Expr) -> int:
         return sum(
-            isinstance(x, Op) and x.dtype[0] in "fb" and x.dtype != "bool" and x.op in ARITY and x.op not in ("cast", "bitcast", "select")
+            isinstance(x, Op)
+            and x.dtype[0] in "fb"
+            and x.dtype != "bool"
+            and x.op in ARITY
+            and x.op not in ("cast", "bitcast", "select")
             for x in walk(e)
         )
 

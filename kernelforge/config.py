@@ -25,7 +25,7 @@ class Config:
     verify: bool = False
 
 
-_current: contextvars.ContextVar[Config] = contextvars.ContextVar("kernelforge_config", default=Config())
+_current: contextvars.ContextVar[Config] = contextvars.ContextVar("kernelforge_config", default=Config())  # noqa: B039 - it is frozen
 
 
 def current() -> Config:

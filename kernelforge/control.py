@@ -15,7 +15,7 @@ import optree
 from kernelforge.dtypes import promote
 from kernelforge.errors import BranchMismatch, CarryMismatch, ExpectedPair, LengthMismatch, NotAPredicate, TreeMismatch
 from kernelforge.functions import Flat, flat, name_of, run
-from kernelforge.ir.build import Sym, apply, tracing
+from kernelforge.ir.build import Sym, apply, apply_many, tracing
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, close_pair
 from kernelforge.ir.types import Type
@@ -130,7 +130,7 @@ def _scan(f: Fn, init: Flat, xs: Flat, x_types: Sequence[Type], length: int, rev
     body, consts, init, y = _body("scan", lambda carry, x: _step_pair(f, f(carry, x)), init, xs, x_types)
     n = len(init.syms)
     params = {"body": body, "consts": len(consts), "carry": n, "length": length, "reverse": reverse}
-    outputs = apply("scan", *consts, *init.syms, *xs.syms, **params)
+    outputs = apply_many("scan", *consts, *init.syms, *xs.syms, **params)
     return init.results(outputs[:n]), y.results(outputs[n:])
 
 
@@ -168,7 +168,7 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
     # traced twice: the first time for the types, which a weak one takes from the other branch
     close_pair(branch(true_fun), branch(false_fun), [s.type for s in args.syms])
     true, false, consts = close_pair(branch(true_fun), branch(false_fun), [s.type for s in args.syms])
-    return made[0].results(apply("cond", chosen.syms[0], *consts, *args.syms, true=true, false=false))
+    return made[0].results(apply_many("cond", chosen.syms[0], *consts, *args.syms, true=true, false=false))
 
 
 _BOOL = Type((), np.dtype(np.bool_))
@@ -224,7 +224,7 @@ def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
 
     test_graph, test_consts = close(test, [s.type for s in start.syms])
     params = {"cond": test_graph, "body": body, "cond_consts": len(test_consts), "body_consts": len(body_consts)}
-    return start.results(apply("while_loop", *test_consts, *body_consts, *start.syms, **params))
+    return start.results(apply_many("while_loop", *test_consts, *body_consts, *start.syms, **params))
 
 
 def fori_loop(lower: Any, upper: Any, body_fun: Fn, init: Any) -> Any:

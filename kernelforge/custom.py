@@ -12,7 +12,7 @@ from kernelforge.dtypes import is_float
 from kernelforge.errors import ExpectedPair, KeywordOnly, LeafMismatch, RuleMissing, TreeMismatch
 from kernelforge.functions import Flat, flat, matched, name_of, trace_at
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Sym, apply, builder, tracing
+from kernelforge.ir.build import Sym, apply_many, builder, tracing
 from kernelforge.ir.graph import Graph, Params
 from kernelforge.ir.ops.control import MaybeSyms, Refuse, close, materialize, present, scatter
 from kernelforge.trace import Tracer
@@ -69,7 +69,7 @@ def _guard(sym: Sym, name: str) -> Sym:
         return sym
     graph, _ = close(lambda x: [x], [sym.type])
     reason = "it closes over an array that is being differentiated; make that array an argument"
-    (out,) = apply("call", sym, graph=graph, name=f"{name} closure", rule=Refuse(f"custom_vjp function {name}", reason))
+    (out,) = apply_many("call", sym, graph=graph, name=f"{name} closure", rule=Refuse(f"custom_vjp function {name}", reason))
     return out  # type: ignore[no-any-return]
 
 
@@ -146,7 +146,7 @@ class custom_vjp:  # noqa: N801 - a decorator
 
         graph, _ = close(whole, [s.type for s in inputs])
         rule = _Written(ahead.graph, back.graph, tuple(given), counts)
-        return run.out.results(apply("call", *inputs, graph=graph, name=name, rule=rule))
+        return run.out.results(apply_many("call", *inputs, graph=graph, name=name, rule=rule))
 
 
 def _require_alike(name: str, ahead: Flat, run: Flat) -> None:

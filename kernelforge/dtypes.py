@@ -99,6 +99,6 @@ def _pair(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
     if BFLOAT16 in (a, b):
         other = b if a == BFLOAT16 else a
         if other.kind == "f":
-            return np.dtype(np.float64) if other.itemsize == 8 else np.dtype(np.float32)
+            return DTYPES["f64" if other.itemsize == 8 else "f32"]
         return BFLOAT16
     return as_dtype(np.result_type(a, b))

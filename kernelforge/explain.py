@@ -1,4 +1,6 @@
-"""What became of a function, in words: its kernels, what each moves and computes, and why neighbours did or did not fuse."""
+"""What became of a function, in words: its kernels, what each moves and computes, and why neighbours did or did not
+fuse.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ def explain(plan: Plan, sources: bool = True) -> str:
     """
     least = sum(v.type.nbytes for v in (*plan.graph.inputs, *plan.graph.outputs))
     moved = sum(k.bytes for k in plan.kernels)
+    count = f"{len(plan.kernels)} kernel{'s' * (len(plan.kernels) != 1)}"
     lines = [
-        f"{len(plan.kernels)} kernel{'s' * (len(plan.kernels) != 1)} on {plan.backend.name}, "
-        f"{len(plan.graph.nodes)} operations, arena {size(plan.arena)}",
+        f"{count} on {plan.backend.name}, {len(plan.graph.nodes)} operations, arena {size(plan.arena)}",
         f"bytes moved {size(moved)}; inputs and outputs alone are {size(least)}",
         "",
     ]

@@ -16,7 +16,7 @@ import optree
 from kernelforge.dtypes import is_float
 from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, NotFloat, NotScalar
 from kernelforge.functions import Flat, flat, freeze, matched, name_of, result, run, trace_at
-from kernelforge.ir.build import Sym, apply, full, tracing
+from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
 from kernelforge.trace import Tracer, to_sym
 
@@ -267,7 +267,7 @@ def checkpoint(fn: Fn) -> Fn:
         if not tracing():
             return fn(*args, **kwargs)
         t = trace_at(lambda args, kwargs: fn(*args, **kwargs), flat((args, kwargs)))
-        outputs = apply("call", *t.captured, *t.inputs, graph=t.graph, name=name_of(fn), rule=RECOMPUTE)
+        outputs = apply_many("call", *t.captured, *t.inputs, graph=t.graph, name=name_of(fn), rule=RECOMPUTE)
         return t.out.results(outputs)
 
     return wrapped

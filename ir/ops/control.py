@@ -13,7 +13,7 @@ import numpy as np
 from kernelforge.dtypes import is_float
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NotDifferentiable, ShapeMismatch
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Builder, Sym, apply, builder, full
+from kernelforge.ir.build import Builder, Sym, apply, apply_many, builder, full
 from kernelforge.ir.graph import Graph, Kind, Params, Primitive, Sample, Value
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.types import Type
@@ -61,13 +61,13 @@ def emit_scan(step: Emit, init: Sequence[Sym], xs: Sequence[Sym], length: int, r
     types = [*(s.type for s in init), *(Type(s.shape[1:], s.dtype) for s in xs)]
     body, consts = close(step, types)
     params = {"body": body, "consts": len(consts), "carry": len(init), "length": length, "reverse": reverse}
-    return apply("scan", *consts, *init, *xs, **params)  # type: ignore[no-any-return]
+    return apply_many("scan", *consts, *init, *xs, **params)
 
 
 def emit_cond(pred: Sym, true: Emit, false: Emit, operands: Sequence[Sym]) -> tuple[Sym, ...]:
     """Append ``true(*operands)`` where ``pred``, a bool of shape (), holds and ``false(*operands)`` where not."""
     yes, no, consts = close_pair(true, false, [s.type for s in operands])
-    return apply("cond", pred, *consts, *operands, true=yes, false=no)  # type: ignore[no-any-return]
+    return apply_many("cond", pred, *consts, *operands, true=yes, false=no)
 
 
 def emit_while(test: Emit, step: Emit, init: Sequence[Sym]) -> tuple[Sym, ...]:
@@ -76,7 +76,7 @@ def emit_while(test: Emit, step: Emit, init: Sequence[Sym]) -> tuple[Sym, ...]:
     cond, cond_consts = close(test, types)
     body, body_consts = close(step, types)
     params = {"cond": cond, "body": body, "cond_consts": len(cond_consts), "body_consts": len(body_consts)}
-    return apply("while_loop", *cond_consts, *body_consts, *init, **params)  # type: ignore[no-any-return]
+    return apply_many("while_loop", *cond_consts, *body_consts, *init, **params)
 
 
 def _types(values: Sequence[Value]) -> list[Type]:
@@ -159,7 +159,7 @@ def _scan_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...],
 
     # it shares its nodes with the forward scan, by which the pass prune knows that one can do for both
     saving = Graph(body.inputs, body.nodes, (*body.outputs[:k], *body.inputs[c : c + k]), body.consts)
-    carries = apply("scan", *inputs, body=saving, consts=c, carry=k, length=length, reverse=reverse)[k:]
+    carries = apply_many("scan", *inputs, body=saving, consts=c, carry=k, length=length, reverse=reverse)[k:]
     floats = [_is_float(s) for s in inputs]
     wrt = [i for i, m in enumerate(floats) if m]
     carry_mask = floats[c : c + k]

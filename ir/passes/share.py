@@ -6,13 +6,30 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from kernelforge.ir.kernel import Const, Expr, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, exprs, map_exprs, op, stmts
+from kernelforge.ir.kernel import (
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    map_exprs,
+    op,
+    stmts,
+)
 
 
 def share(kernel: Kernel) -> Kernel:
     """Bind shared and loop-invariant sub-expressions by Lets.
 
-    A Load moves only within its statement, or anywhere if the kernel does not write its buffer and it is evaluated in any case.
+    A Load moves only within its statement, or anywhere if the kernel does not write its buffer and it is evaluated in
+    any case.
     """
     return dataclasses.replace(kernel, body=_Sharing(kernel).top())
 
@@ -153,9 +170,7 @@ class _Sharing:
                 out.append(map_exprs(stmt, rewrite))
         return out
 
-    def let(
-        self, e: Expr, value: Expr, out: list[Stmt], local: dict[Expr, Expr], names: dict[Expr, Expr]
-    ) -> Expr:
+    def let(self, e: Expr, value: Expr, out: list[Stmt], local: dict[Expr, Expr], names: dict[Expr, Expr]) -> Expr:
         if isinstance(value, Var | Const):
             return value
         var = Var(f"t{self.count}", e.dtype)

@@ -56,8 +56,11 @@ def _factor(kernel: Kernel, by: str, without: str) -> Expr:
     raise IllegalSchedule(step="stage", target=by, reason="no product is accumulated")
 
 
-def _tiled(kernel: Kernel, i: str, j: str, walked: Sequence[str], rows: Sequence[str], columns: Sequence[str]) -> Kernel:
-    """From loops over tiles and in tiles, make the register tile: accumulators by row and column inside the loops ``walked``.
+def _tiled(
+    kernel: Kernel, i: str, j: str, walked: Sequence[str], rows: Sequence[str], columns: Sequence[str]
+) -> Kernel:
+    """From loops over tiles and in tiles, make the register tile: accumulators by row and column inside the loops
+    ``walked``.
 
     ``rows`` and ``columns`` are the loops inside the tile, outermost first; the tile loops are ``i`` and ``j``.
     """
@@ -73,9 +76,11 @@ def _tiled(kernel: Kernel, i: str, j: str, walked: Sequence[str], rows: Sequence
 
 
 def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
-    """Tile for SIMD registers, as in BLIS: a tile of accumulators, both operands packed into panels that it walks through.
+    """Tile for SIMD registers, as in BLIS: a tile of accumulators, both operands packed into panels that it walks
+    through.
 
-    Six rows by half of what the registers then leave for columns; a thread keeps ``PANEL`` panels of rows in its second-level cache.
+    Six rows by half of what the registers then leave for columns; a thread keeps ``PANEL`` panels of rows in its
+    second-level cache.
     """
     i, j = parallel[-2].var.name, parallel[-1].var.name
     walked = [s.var.name for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
@@ -113,7 +118,9 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
 
 
 def group(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
-    """Tile for work-groups: each work-item owns a square of accumulators; tiles of both operands pass through local memory."""
+    """Tile for work-groups: each work-item owns a square of accumulators; tiles of both operands pass through local
+    memory.
+    """
     i, j = parallel[-2].var.name, parallel[-1].var.name
     walked = [s.var.name for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
     items, own, step = (8, 4, 8) if limits.group >= 64 else (2, 2, 4)

@@ -13,8 +13,8 @@ class Limits:
     """What the cost model and the recipes ask of a device.
 
     Attributes:
-        form: which schedules fit: ``serial`` runs the naive nest; ``vector`` gives a thread a slice of the grid and uses
-            SIMD lanes (CPUs, also under OpenCL); ``group`` has work-groups with local memory and barriers (GPUs).
+        form: which schedules fit: ``serial`` runs the naive nest; ``vector`` gives a thread a slice of the grid and
+            uses SIMD lanes (CPUs, also under OpenCL); ``group`` has work-groups with local memory and barriers (GPUs).
         vector_bytes: width of a SIMD register, or of the widest useful load on a ``group`` device.
         vector_registers: number of SIMD registers (``vector`` form).
         threads: hardware threads that run at once (``vector`` form), or resident work-items (``group`` form).

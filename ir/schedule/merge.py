@@ -5,7 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from kernelforge.ir.kernel import Alloc, Expr, For, If, Kernel, Let, Load, Stmt, Store, exprs, map_exprs, stmts, substitute, walk
+from kernelforge.ir.kernel import (
+    Alloc,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    Stmt,
+    Store,
+    exprs,
+    map_exprs,
+    stmts,
+    substitute,
+    walk,
+)
 
 
 def merge(kernel: Kernel) -> Kernel:
@@ -19,7 +34,7 @@ def merge(kernel: Kernel) -> Kernel:
 
 
 def _touched(body: Sequence[Stmt]) -> tuple[set[str], set[str]]:
-    """Return the buffers that are read, and those that are written or allocated, at any depth; Lets count as buffers."""
+    """Return the buffers that are read, and those written or allocated, at any depth; Lets count as buffers."""
     reads: set[str] = set()
     writes: set[str] = set()
     for s in stmts(body):

@@ -1,7 +1,7 @@
 """Which steps make a naive nest fast on a device: one recipe for each shape of nest, chosen here.
 
-``vector`` devices (CPUs) give each thread a slice of the grid and work on it in SIMD lanes; ``group`` devices (GPUs) give a
-work-group a tile or a row. A ``serial`` device runs the naive nest.
+``vector`` devices (CPUs) give each thread a slice of the grid and work on it in SIMD lanes; ``group`` devices (GPUs)
+give a work-group a tile or a row. A ``serial`` device runs the naive nest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule import contraction
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.steps import bind, fission, join, loops, reorder, rfactor, split, spread, tree
+from kernelforge.ir.schedule.phases import join, spread
+from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, rfactor, split, tree
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 from kernelforge.ir.types import row_major
 
@@ -90,7 +91,9 @@ def size(loops_: Sequence[For]) -> int:
 
 def loads(body: Sequence[Stmt]) -> list[Load]:
     """Return the distinct Loads of flat buffers below."""
-    found = {e: None for s in stmts(body) for r in exprs(s) for e in walk(r) if isinstance(e, Load) and len(e.index) == 1}
+    found = {
+        e: None for s in stmts(body) for r in exprs(s) for e in walk(r) if isinstance(e, Load) and len(e.index) == 1
+    }
     return list(found)
 
 
@@ -107,7 +110,11 @@ def lanes(body: Sequence[Stmt], limits: Limits) -> int:
 
 def reduction_loops(body: Sequence[Stmt]) -> list[For]:
     """Return the innermost serial loops of a nest, those that combine."""
-    return [s for s in stmts(body) if isinstance(s, For) and s.kind == "serial" and all(isinstance(t, Store) for t in s.body)]
+    return [
+        s
+        for s in stmts(body)
+        if isinstance(s, For) and s.kind == "serial" and all(isinstance(t, Store) for t in s.body)
+    ]
 
 
 def rowwise(body: Sequence[Stmt], last: For) -> bool:
@@ -189,9 +196,9 @@ def grid(kernel: Kernel, allowed: Sequence[str], enough: int) -> Kernel:
     def bound(loop: For, total: int) -> For:
         total *= loop.static or 1
         body = loop.body
-        if total < enough and len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
-            if body[0].var.name in allowed:
-                body = (bound(body[0], total),)
+        inner = body[0] if len(body) == 1 else None
+        if total < enough and isinstance(inner, For) and inner.kind == "parallel" and inner.var.name in allowed:
+            body = (bound(inner, total),)
         return dataclasses.replace(loop, kind="grid", body=body)
 
     made = [bound(s, 1) if isinstance(s, For) and s.kind == "parallel" else s for s in kernel.body]
@@ -212,17 +219,18 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
     outer = [p.var.name for p in parallel]
     if not any(isinstance(s, Alloc) for s in body):
         return grid(kernel, outer, enough)
-    running = any(isinstance(s, For) and s.kind == "serial" and any(isinstance(t, Store) and not t.op for t in s.body) for s in body)
+    running = any(
+        isinstance(s, For) and s.kind == "serial" and any(isinstance(t, Store) and not t.op for t in s.body)
+        for s in body
+    )
     if running or not rowwise(body, parallel[-1]):
         return _vector_column(kernel, parallel, limits, width)
     names = [s.var.name for s in body if isinstance(s, For)]
     for name in names:
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
-            if inner.kind == "serial":
-                kernel = _lane_reduction(kernel, inner, width)
-            else:
-                kernel = _lanes(kernel, inner, width)
+            change = _lane_reduction if inner.kind == "serial" else _lanes
+            kernel = change(kernel, inner, width)
     return grid(kernel, outer, enough)
 
 
@@ -365,7 +373,7 @@ def _group_map(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kerne
 def _group_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], limits: Limits) -> Kernel:
     """One work-group a row: work-items take every ``count``-th element, then fold by halves in local memory."""
     widest = max((s.static or 1 for s in body if isinstance(s, For)), default=1)
-    count = 1 << max(0, min(min(limits.group, 256), widest).bit_length() - 1)
+    count = 1 << max(0, min(limits.group, 256, widest).bit_length() - 1)
     for stmt in body:
         if not isinstance(stmt, For):
             continue
@@ -402,4 +410,3 @@ def _single_item(kernel: Kernel, registers: set[str]) -> Kernel:
         return tuple(out)
 
     return dataclasses.replace(kernel, body=visit(kernel.body))
-

@@ -1,8 +1,8 @@
 """The steps a schedule is made of: each is ``Kernel -> Kernel``, checks that it is legal, and keeps the meaning.
 
-A loop is named by its variable. A step that takes a loop applies to every loop of that name, which is how the siblings that
-``fission`` leaves are treated alike. What makes loops independent is proven once, by ``lower`` (``parallel``), and kept:
-both parts of a split parallel loop are parallel.
+A loop is named by its variable. A step that takes a loop applies to every loop of that name, which is how the siblings
+that ``fission`` leaves are treated alike. What makes loops independent is proven once, by ``lower`` (``parallel``),
+and kept: both parts of a split parallel loop are parallel.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _rename(stmt: Stmt, replace: dict[Expr, Expr]) -> Stmt:
 def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: Tail) -> Kernel:
     """Make two nested loops of one: ``name = outer * factor + inner``. Always legal: the order stays.
 
-    ``tail`` says what becomes of an extent that is no multiple: ``exact`` refuses it, ``guard`` tests inside, ``clip`` shortens
-    the inner loop, ``cut`` adds a loop for the rest, called ``inner`` with ``_t`` appended.
+    ``tail`` says what becomes of an extent that is no multiple: ``exact`` refuses it, ``guard`` tests inside, ``clip``
+    shortens the inner loop, ``cut`` adds a loop for the rest, called ``inner`` with ``_t`` appended.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -99,7 +99,11 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
         if tail == "exact" and (n is None or n % factor):
             raise IllegalSchedule(step="split", target=name, reason=f"extent {n} is no multiple of {factor}")
         whole = n is not None and n % factor == 0
-        count = normalize(extent // factor) if tail in ("exact", "cut") or whole else normalize((extent + (factor - 1)) // factor)
+        count = (
+            normalize(extent // factor)
+            if tail in ("exact", "cut") or whole
+            else normalize((extent + (factor - 1)) // factor)
+        )
         most = bounds(count)[1]
         o = Var(outer, "i64", most)
         i = Var(inner, "i64", factor)
@@ -108,7 +112,9 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
         if whole or tail == "exact":
             return (For(o, count, loop.kind, (For(i, i64(factor), loop.kind, body),)),)
         if tail == "guard":
-            return (For(o, count, loop.kind, (For(i, i64(factor), loop.kind, (If(normalize(joined < extent), body),)),)),)
+            return (
+                For(o, count, loop.kind, (For(i, i64(factor), loop.kind, (If(normalize(joined < extent), body),)),)),
+            )
         if tail == "clip":
             rest = normalize(op("min", i64(factor), extent - o * factor))
             return (For(o, count, loop.kind, (For(i, rest, loop.kind, body),)),)
@@ -124,8 +130,8 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
 
 
 def bind(kernel: Kernel, name: str, kind: LoopKind) -> Kernel:
-    """Say what runs a loop. Legal for a parallel loop; any loop may be unrolled or run serially; a serial loop that does
-    nothing but combine into one element may become ``vector``.
+    """Say what runs a loop. Legal for a parallel loop; any loop may be unrolled or run serially; a serial loop that
+    does nothing but combine into one element may become ``vector``.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -149,7 +155,6 @@ def reorder(kernel: Kernel, outer: str, inner: str) -> Kernel:
 
     Legal when one of them is parallel, or all they do is combine; the inner extent must not depend on the outer loop.
     """
-
     done = 0
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -163,10 +168,14 @@ def reorder(kernel: Kernel, outer: str, inner: str) -> Kernel:
         done += 1
         second = below[0]
         if loop.var in free_vars(second.extent):
-            raise IllegalSchedule(step="reorder", target=f"{outer}, {inner}", reason="the inner extent depends on the outer loop")
+            raise IllegalSchedule(
+                step="reorder", target=f"{outer}, {inner}", reason="the inner extent depends on the outer loop"
+            )
         independent = "parallel" in (loop.kind, second.kind)
         if not independent and not _only_combines(second.body):
-            raise IllegalSchedule(step="reorder", target=f"{outer}, {inner}", reason="both loops are serial and order matters")
+            raise IllegalSchedule(
+                step="reorder", target=f"{outer}, {inner}", reason="both loops are serial and order matters"
+            )
         body: tuple[Stmt, ...] = second.body if guard is None else (If(guard, second.body),)
         return (dataclasses.replace(second, body=(dataclasses.replace(loop, body=body),)),)
 
@@ -185,8 +194,8 @@ def _only_combines(body: Sequence[Stmt]) -> bool:
 
 
 def fission(kernel: Kernel, name: str) -> Kernel:
-    """Run each statement of a parallel loop in a loop of its own; a buffer allocated in the loop gains a leading axis for
-    it. Legal because the iterations are independent; the extent must be a constant if a buffer is allocated.
+    """Run each statement of a parallel loop in a loop of its own; a buffer allocated in the loop gains a leading axis
+    for it. Legal because the iterations are independent; the extent must be a constant if a buffer is allocated.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -235,8 +244,8 @@ def _grow(stmt: Stmt, buffers: set[str], var: Var) -> Stmt:
 def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "register") -> Kernel:
     """Give each iteration of ``by``, inside the reduction loop ``outer``, an accumulator of its own.
 
-    ``for outer: for by: a op= e`` becomes ``p[by] = identity; for outer: for by: p[by] op= e; for by: a op= p[by]``. Legal
-    because reductions may be reassociated; the loops over ``by`` become parallel but for the last.
+    ``for outer: for by: a op= e`` becomes ``p[by] = identity; for outer: for by: p[by] op= e; for by: a op= p[by]``.
+    Legal because reductions may be reassociated; the loops over ``by`` become parallel but for the last.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -246,9 +255,11 @@ def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "regi
                 raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason="they are not perfectly nested")
             path.append(path[-1].body[0])
         lanes = path[-1]
-        store = _single_store(lanes.body)
+        store = single_store(lanes.body)
         if store is None or not store.op or lanes.static is None:
-            raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason="it is not one combining store of constant width")
+            raise IllegalSchedule(
+                step="rfactor", target=f"{outer}, {by}", reason="it is not one combining store of constant width"
+            )
         crossed = {p.var for p in path}
         inner = frozenset(s.var for s in stmts(lanes.body) if isinstance(s, For))
         if crossed & _vars(store.index):
@@ -277,7 +288,7 @@ def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "regi
     return _each(kernel, "rfactor", outer, change)
 
 
-def _single_store(body: Sequence[Stmt]) -> Store | None:
+def single_store(body: Sequence[Stmt]) -> Store | None:
     found = [s for s in stmts(body) if isinstance(s, Store)]
     return found[0] if len(found) == 1 else None
 
@@ -303,7 +314,11 @@ def fuse(kernel: Kernel, outer: str, inner: str, name: str) -> Kernel:
         second = loop.body[0]
         n = second.static
         if n is None or second.kind != loop.kind:
-            raise IllegalSchedule(step="fuse", target=f"{outer}, {inner}", reason="the inner loop is of another kind, or its extent no constant")
+            raise IllegalSchedule(
+                step="fuse",
+                target=f"{outer}, {inner}",
+                reason="the inner loop is of another kind, or its extent no constant",
+            )
         var = Var(name, "i64", None if loop.var.bound is None else loop.var.bound * n)
         body = _substituted(second.body, {loop.var: var // n, second.var: var % n})
         return (For(var, normalize(loop.extent * n), loop.kind, body),)
@@ -312,7 +327,9 @@ def fuse(kernel: Kernel, outer: str, inner: str, name: str) -> Kernel:
 
 
 def sink_guard(kernel: Kernel, name: str) -> Kernel:
-    """Move the Ifs inside a loop down to the statements they guard. Legal because loops and Allocs do nothing by themselves."""
+    """Move the Ifs inside a loop down to the statements they guard. Legal because loops and Allocs do nothing by
+    themselves.
+    """
 
     def change(loop: For) -> Sequence[Stmt]:
         return (dataclasses.replace(loop, body=_sunk(loop.body)),)
@@ -336,10 +353,10 @@ def _sunk(body: Sequence[Stmt], guards: tuple[Expr, ...] = ()) -> tuple[Stmt, ..
     return tuple(out)
 
 
-def unguard(kernel: Kernel, buffer: str, padded: Callable[[Expr], bool]) -> Kernel:
-    """Drop the Ifs around statements that write only the register buffer ``buffer``: elements outside of the guard then hold
-    garbage, which the guards of all that reads them keep from being seen. ``padded`` says of a Load that it is in range
-    without the guard.
+def unguard(kernel: Kernel, buffer: str, padded: Callable[[Load], bool]) -> Kernel:
+    """Drop the Ifs around statements that write only the register buffer ``buffer``: elements outside of the guard
+    then hold garbage, which the guards of all that reads them keep from being seen. ``padded`` says of a Load that it
+    is in range without the guard.
     """
 
     def visit(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
@@ -350,7 +367,9 @@ def unguard(kernel: Kernel, buffer: str, padded: Callable[[Expr], bool]) -> Kern
             if isinstance(s, If) and all(isinstance(t, Store) and t.buffer == buffer for t in s.body):
                 loads = [e for t in s.body for r in exprs(t) for e in walk(r) if isinstance(e, Load)]
                 if not all(e.buffer == buffer or padded(e) for e in loads):
-                    raise IllegalSchedule(step="unguard", target=buffer, reason="a Load may be out of range without the guard")
+                    raise IllegalSchedule(
+                        step="unguard", target=buffer, reason="a Load may be out of range without the guard"
+                    )
                 out += s.body
             else:
                 out.append(s)
@@ -362,14 +381,17 @@ def unguard(kernel: Kernel, buffer: str, padded: Callable[[Expr], bool]) -> Kern
 
 
 def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, name: str) -> Kernel:
-    """Compute ``expr`` once for each iteration of the loops ``by``, at the top of the body of the loop ``at`` (or of the
-    kernel, for ``at=""``), into the buffer ``name``, and read it from there.
+    """Compute ``expr`` once for each iteration of the loops ``by``, at the top of the body of the loop ``at`` (or of
+    the kernel, for ``at=""``), into the buffer ``name``, and read it from there.
 
-    Packing, tiling and common sub-expressions are this one step. Legal when nothing that ``expr`` loads is written inside ``at``
-    and its variables that are bound inside of ``at`` are among ``by``. Elements whose index a guard keeps out are padded with 0 if
-    they might be out of range.
+    Packing, tiling and common sub-expressions are this one step. Legal when nothing that ``expr`` loads is written
+    inside ``at`` and its variables that are bound inside of ``at`` are among ``by``. Elements whose index a guard
+    keeps out are padded with 0 if they might be out of range.
     """
-    fail = lambda reason: IllegalSchedule(step="stage", target=name, reason=reason)  # noqa: E731
+
+    def fail(reason: str) -> IllegalSchedule:
+        return IllegalSchedule(step="stage", target=name, reason=reason)
+
     sources = {e.buffer for e in walk(expr) if isinstance(e, Load)}
 
     def fill(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
@@ -385,7 +407,11 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
             if isinstance(s, If) and any(e is expr for t in stmts(s.body) for r in exprs(t) for e in walk(r))
         ]
         known = {v.var for v in nest_} | {v for g in guards for v in free_vars(g)}
-        mine = [g for g in dict.fromkeys(guards) if all(v.name not in inside or v.name in by for v in free_vars(g)) and known]
+        mine = [
+            g
+            for g in dict.fromkeys(guards)
+            if all(v.name not in inside or v.name in by for v in free_vars(g)) and known
+        ]
         fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in nest_}
         value: Expr = expr
         for g in mine:
@@ -411,14 +437,19 @@ def tree(kernel: Kernel, name: str, local: str) -> Kernel:
     """Turn the last loop of a reduction, ``a op= p[name]`` over a power of two, into halving steps over the local copy
     ``local``: the tree that work-items of a group run together. Legal because reductions may be reassociated.
     """
-
     done = 0
 
     def change(loop: For) -> Sequence[Stmt]:
         nonlocal done
-        store = _single_store(loop.body)
+        store = single_store(loop.body)
         n = loop.static
-        if loop.kind != "serial" or store is None or not store.op or len(loop.body) != 1 or not isinstance(store.value, Load):
+        if (
+            loop.kind != "serial"
+            or store is None
+            or not store.op
+            or len(loop.body) != 1
+            or not isinstance(store.value, Load)
+        ):
             return (loop,)
         if n is None or n & (n - 1) or loop.var in _vars(store.index):
             raise IllegalSchedule(step="tree", target=name, reason=f"{n} values do not fold by halves into one")
@@ -441,103 +472,3 @@ def tree(kernel: Kernel, name: str, local: str) -> Kernel:
     if not done:
         raise IllegalSchedule(step="tree", target=name, reason="no such loop combines loaded values into one")
     return made
-
-
-def spread(kernel: Kernel, nest: For, reductions: dict[str, int], suffix: str) -> Kernel:
-    """Share the reduction loops of a top-level nest among parallel workers, in two phases.
-
-    ``reductions`` gives for each reduction loop how many elements a worker takes. The first phase fills a global buffer of
-    partial results, the second is ``nest`` reading it. Legal because reductions may be reassociated, where the loops combine
-    into a scalar register and do not depend on one another.
-    """
-    parallel: list[For] = []
-    body: Sequence[Stmt] = (nest,)
-    while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
-        parallel.append(body[0])
-        body = body[0].body
-    starts = {s.buffer: s.value for s in body if isinstance(s, Store) and not s.op}
-    first: list[Stmt] = []
-    second: list[Stmt] = []
-    for stmt in body:
-        if not isinstance(stmt, For) or stmt.var.name not in reductions:
-            second.append(stmt)
-            continue
-        store = _single_store(stmt.body)
-        if store is None or not store.op or store.index or stmt.static is None or stmt.body != (store,):
-            raise IllegalSchedule(step="spread", target=stmt.var.name, reason="it is not one store combining into a scalar")
-        if any(isinstance(e, Load) and e.buffer in starts for e in walk(store.value)):
-            raise IllegalSchedule(step="spread", target=stmt.var.name, reason="it reads another reduction's result")
-        size = reductions[stmt.var.name]
-        count = -(-stmt.static // size)
-        partial = f"{store.buffer}{suffix}"
-        worker = Var(f"{stmt.var.name}{suffix}", "i64", count)
-        own, held = f"{store.buffer}{suffix}w", tuple(p.var for p in parallel)
-        walked = Var(stmt.var.name, "i64", size)
-        extent = normalize(op("min", i64(size), i64(stmt.static) - worker * size))
-        value = normalize(substitute(store.value, {stmt.var: worker * size + walked}))
-        made: tuple[Stmt, ...] = (
-            Alloc(own, store.value.dtype, (), "register"),
-            Store(own, (), starts[store.buffer]),
-            For(walked, extent, "serial", (Store(own, (), value, store.op),)),
-            Store(partial, (worker, *held), Load(own, (), store.value.dtype)),
-        )
-        for p in reversed(parallel):
-            made = (dataclasses.replace(p, body=made),)
-        shape = (i64(count), *(p.extent for p in parallel))
-        first += [Alloc(partial, store.value.dtype, shape, "global"), For(worker, i64(count), "parallel", made)]
-        total = Store(store.buffer, (), Load(partial, (worker, *held), store.value.dtype), store.op)
-        second.append(For(worker, i64(count), "serial", (total,)))
-    rest: tuple[Stmt, ...] = tuple(second)
-    for p in reversed(parallel):
-        rest = (dataclasses.replace(p, body=rest),)
-    made_body = tuple(t for s in kernel.body for t in ((*first, *rest) if s is nest else (s,)))
-    return dataclasses.replace(kernel, body=made_body)
-
-
-def join(kernel: Kernel, name: str) -> Kernel:
-    """Make one grid loop of the kernel's top-level grid nests, which do not depend on each other: a single launch.
-
-    Legal when no nest touches what another one writes, and all extents are constants.
-    """
-    nests = [s for s in kernel.body if isinstance(s, For)]
-    if len(nests) < 2 or len(nests) != len(kernel.body):
-        raise IllegalSchedule(step="join", target=kernel.name, reason="it is not several loops")
-    written = [{t.buffer for t in stmts((s,)) if isinstance(t, Store)} for s in nests]
-    for k, s in enumerate(nests):
-        touched = written[k] | {
-            e.buffer for t in stmts((s,)) for r in exprs(t) for e in walk(r) if isinstance(e, Load)
-        }
-        if any(touched & w for j, w in enumerate(written) if j != k):
-            raise IllegalSchedule(step="join", target=kernel.name, reason="a nest touches what another one writes")
-    total = 0
-    body: list[Stmt] = []
-    whole = Var(name, "i64", sum(_range(s) for s in nests))
-    for s in nests:
-        count = _range(s)
-        inner: Sequence[Stmt] = (s,)
-        step = count
-        replace: dict[Expr, Expr] = {}
-        while len(inner) == 1 and isinstance(inner[0], For) and inner[0].kind == "grid":
-            loop = inner[0]
-            n = loop.static or 1
-            step //= n
-            replace[loop.var] = ((whole - total) // step) % n if n > 1 else i64(0)
-            inner = loop.body
-        cond = normalize((whole >= total) & (whole < total + count))
-        body.append(If(cond, tuple(map_exprs(t, lambda e: substitute(e, replace)) for t in inner)))  # noqa: B023
-        total += count
-    return dataclasses.replace(kernel, body=(For(whole, i64(total), "grid", tuple(body)),))
-
-
-def _range(loop: For) -> int:
-    if loop.kind != "grid" or loop.static is None:
-        raise IllegalSchedule(step="join", target=loop.var.name, reason="it is not a grid loop of constant extent")
-    inner = loop.body
-    if len(inner) == 1 and isinstance(inner[0], For) and inner[0].kind == "grid":
-        return loop.static * _range(inner[0])
-    return loop.static
-
-
-__all__ = [
-    "bind", "fission", "fuse", "join", "loops", "reorder", "rfactor", "sink_guard", "split", "spread", "stage", "tree", "unguard",
-]  # fmt: skip

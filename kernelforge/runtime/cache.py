@@ -1,7 +1,8 @@
 """The disk cache of compiled kernels: one file per key, written whole and renamed into place.
 
 Several processes may use one folder at once: the last writer of a key wins and all of them wrote the same bytes. A
-file is checked by the backend when it is loaded (``DamagedBinary``) and written again. A folder that cannot be written costs a warning, not the result.
+file is checked by the backend when it is loaded (``DamagedBinary``) and written again. A folder that cannot be written
+costs a warning, not the result.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def sources() -> str:
 
 def key(text: str, fingerprint: str) -> str:
     """Return the name under which a kernel's binary is kept."""
-    return hashlib.sha256("\0".join((text, fingerprint, sources())).encode()).hexdigest()
+    return hashlib.sha256(f"{text}\0{fingerprint}\0{sources()}".encode()).hexdigest()
 
 
 def load(name: str) -> bytes | None:

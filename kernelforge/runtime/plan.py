@@ -155,7 +155,8 @@ def _flag(backend: Backend, argument: Argument) -> bool:
 class Plan:
     """A graph ready to run on one device.
 
-    Memory is a list of slots: the graph's inputs, its constants, its outputs, then what only the plan needs, which lies in one arena.
+    Memory is a list of slots: the graph's inputs, its constants, its outputs, then what only the plan needs, which
+    lies in one arena.
 
     Attributes:
         graph: after the passes, as it was compiled.
@@ -276,4 +277,3 @@ def _first_fit(taken: Sequence[tuple[int, int]], size: int) -> int:
             break
         offset = max(offset, start + length)
     return offset
-

@@ -21,7 +21,7 @@ from kernelforge.errors import (
     UnsupportedOnDevice,
 )
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Builder, Sym, apply
+from kernelforge.ir.build import Builder, Sym, apply_many
 from kernelforge.ir.graph import Graph, Kind, Primitive, Sample
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.kernel import Arg, Const, For, Kernel, Load, Store, Var, i64
@@ -163,8 +163,8 @@ def _lacking(device: Backend) -> str:
 def _graph(prim: Primitive, types: Sequence[Type], params: dict[str, Any]) -> Graph:
     b = Builder()
     with b.active():
-        outputs = apply(prim.name, *[b.input(t) for t in types], **params)
-        return b.finish([outputs] if isinstance(outputs, Sym) else outputs)
+        outputs = apply_many(prim.name, *[b.input(t) for t in types], **params)
+        return b.finish(outputs)
 
 
 def _inputs(prim: Primitive, sample: Sample, dtype: str) -> list[Array]:

@@ -1,4 +1,6 @@
-"""Small graphs of one primitive each, made from the records' samples: what every level and every device is tested with."""
+"""Small graphs of one primitive each, made from the records' samples: what every level and every device is tested
+with.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,9 @@ def samples(prim: Primitive, dtype: str) -> Iterator[tuple[Graph, Arrays]]:
         types = [Type(a.shape, a.dtype) for a in inputs]
 
         def fn(*syms: Any, params: dict[str, Any] = sample.params) -> Any:
-            from kernelforge.ir.build import apply
+            from kernelforge.ir.build import apply_many
 
-            out = apply(prim.name, *syms, **params)
-            return out if isinstance(out, tuple) else (out,)
+            return apply_many(prim.name, *syms, **params)
 
         yield build(fn, types), inputs
 

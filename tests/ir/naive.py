@@ -65,7 +65,9 @@ def columns(rows: int, n: int) -> Kernel:
 def double(n: int) -> Kernel:
     """2 * x."""
     i = Var("i", "i64", n)
-    return kernel("double", (("x", n),), n, For(i, i64(n), "parallel", (Store("o", (i,), Load("x", (i,), "f32") * 2.0),)))
+    return kernel(
+        "double", (("x", n),), n, For(i, i64(n), "parallel", (Store("o", (i,), Load("x", (i,), "f32") * 2.0),))
+    )
 
 
 def kernel(name: str, args: tuple[tuple[str, int], ...], out: int, nest: For) -> Kernel:

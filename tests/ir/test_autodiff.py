@@ -10,7 +10,7 @@ import pytest
 
 from kernelforge.errors import MalformedGraph, NotDifferentiable
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Sym, apply, build, full
+from kernelforge.ir.build import Sym, apply, apply_many, build, full
 from kernelforge.ir.graph import Graph, Kind, Sample
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops import PRIMITIVES
@@ -113,7 +113,7 @@ def test_every_primitive_once_and_twice(name: str, k: int, sample: Sample) -> No
     arrays = [np.asarray(a) for a in sample.inputs]
     if name == "where":
         arrays[0] = arrays[0].astype(bool)
-    graph = trace(lambda *xs: apply(name, *xs, **sample.params), arrays)
+    graph = trace(lambda *xs: apply_many(name, *xs, **sample.params), arrays)
     if sample.params.get("mode") == "mul":
         with pytest.raises(NotDifferentiable, match="divided out again"):
             gradient(graph, arrays)

@@ -11,7 +11,7 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Store, Var, i64, stmts
 from kernelforge.ir.passes.share import share
-from kernelforge.ir.schedule import steps
+from kernelforge.ir.schedule import phases, steps
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.verify import verify_kernel
 from tests.ir.naive import DEVICES, columns, double, gemm, kernel, softmax
@@ -29,7 +29,9 @@ def arrays(k: Kernel, seed: int = 0) -> dict[str, np.ndarray]:
     out = {}
     for arg in k.args:
         n = int(arg.size.value)  # type: ignore[attr-defined]
-        out[arg.name] = rng.uniform(0.5, 1.5, n).astype(np.float32) if arg.mode == "in" else np.full(n, np.nan, np.float32)
+        out[arg.name] = (
+            rng.uniform(0.5, 1.5, n).astype(np.float32) if arg.mode == "in" else np.full(n, np.nan, np.float32)
+        )
     return out
 
 
@@ -137,7 +139,7 @@ def test_join_makes_one_launch() -> None:
     assert isinstance(nest, For)
     args = (*first.args, *(dataclasses.replace(a, name=rename[a.name], size=i64(7)) for a in first.args))
     both = Kernel("both", args, (), (*first.body, second))
-    made = steps.join(both, "g")
+    made = phases.join(both, "g")
     assert len(made.body) == 1
     before, after = arrays(both), arrays(both)
     run_kernel(both, before, {})
@@ -145,7 +147,9 @@ def test_join_makes_one_launch() -> None:
     for name in ("o", "o2"):
         np.testing.assert_array_equal(before[name], after[name])
     with pytest.raises(IllegalSchedule, match="it is not several loops"):
-        steps.join(first, "g")
-    clash = Kernel("clash", args, (), (*first.body, dataclasses.replace(second, body=(Store("o", (i,), Load("x2", (i,), "f32")),))))
+        phases.join(first, "g")
+    clash = Kernel(
+        "clash", args, (), (*first.body, dataclasses.replace(second, body=(Store("o", (i,), Load("x2", (i,), "f32")),)))
+    )
     with pytest.raises(IllegalSchedule, match="touches what another one writes"):
-        steps.join(clash, "g")
+        phases.join(clash, "g")

@@ -11,7 +11,7 @@ import pytest
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Builder, Sym, apply, build, full
+from kernelforge.ir.build import Builder, Sym, apply, apply_many, build, full
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops.control import emit_scan
@@ -246,10 +246,10 @@ def test_fold_computes_small_constants_and_leaves_large_ones() -> None:
 def test_inline_opens_nested_calls() -> None:
     inner = build(lambda x: (x * x,), types("f32:3"))
     outer = build(
-        lambda x: apply("call", *apply("call", x, graph=inner, name="f", rule=None), graph=inner, name="g", rule=None),
+        lambda x: apply_many("call", *apply_many("call", x, graph=inner, name="f", rule=None), graph=inner, name="g", rule=None),
         types("f32:3"),
     )
-    after = inline(build(lambda x: apply("call", x, graph=outer, name="h", rule=None), types("f32:3")))
+    after = inline(build(lambda x: apply_many("call", x, graph=outer, name="h", rule=None), types("f32:3")))
     assert show(after) == "multiply(multiply(x, x), multiply(x, x))"
     verify_graph(after)
     assert inline(after) is after

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Builder, apply
+from kernelforge.ir.build import Builder, apply, apply_many
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops import PRIMITIVES
@@ -44,7 +44,7 @@ def value_and_gradient(name: str, k: int) -> tuple[Graph, list[Any]]:
     arrays = [np.asarray(a) for a in sample.inputs]
     forward = Builder()
     with forward.active():
-        graph = forward.finish(apply(name, *[forward.input(Type(a.shape, a.dtype)) for a in arrays], **sample.params))
+        graph = forward.finish(apply_many(name, *[forward.input(Type(a.shape, a.dtype)) for a in arrays], **sample.params))
     b = Builder()
     with b.active():
         inputs = [b.input(v.type) for v in graph.inputs]

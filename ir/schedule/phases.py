@@ -1,0 +1,123 @@
+"""Steps over whole nests at the top of a kernel: one nest in two phases, and several nests in one launch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.index import normalize
+from kernelforge.ir.kernel import (
+    Alloc,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    map_exprs,
+    op,
+    stmts,
+    substitute,
+    walk,
+)  # fmt: skip
+from kernelforge.ir.schedule.steps import single_store
+
+
+def spread(kernel: Kernel, nest: For, reductions: dict[str, int], suffix: str) -> Kernel:
+    """Share the reduction loops of a top-level nest among parallel workers, in two phases.
+
+    ``reductions`` gives for each reduction loop how many elements a worker takes. The first phase fills a global
+    buffer of partial results, the second is ``nest`` reading it. Legal because reductions may be reassociated, where
+    the loops combine into a scalar register and do not depend on one another.
+    """
+    parallel: list[For] = []
+    body: Sequence[Stmt] = (nest,)
+    while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
+        parallel.append(body[0])
+        body = body[0].body
+    starts = {s.buffer: s.value for s in body if isinstance(s, Store) and not s.op}
+    first: list[Stmt] = []
+    second: list[Stmt] = []
+    for stmt in body:
+        if not isinstance(stmt, For) or stmt.var.name not in reductions:
+            second.append(stmt)
+            continue
+        store = single_store(stmt.body)
+        if store is None or not store.op or store.index or stmt.static is None or stmt.body != (store,):
+            raise IllegalSchedule(
+                step="spread", target=stmt.var.name, reason="it is not one store combining into a scalar"
+            )
+        if any(isinstance(e, Load) and e.buffer in starts for e in walk(store.value)):
+            raise IllegalSchedule(step="spread", target=stmt.var.name, reason="it reads another reduction's result")
+        size = reductions[stmt.var.name]
+        count = -(-stmt.static // size)
+        partial = f"{store.buffer}{suffix}"
+        worker = Var(f"{stmt.var.name}{suffix}", "i64", count)
+        own, held = f"{store.buffer}{suffix}w", tuple(p.var for p in parallel)
+        walked = Var(stmt.var.name, "i64", size)
+        extent = normalize(op("min", i64(size), i64(stmt.static) - worker * size))
+        value = normalize(substitute(store.value, {stmt.var: worker * size + walked}))
+        made: tuple[Stmt, ...] = (
+            Alloc(own, store.value.dtype, (), "register"),
+            Store(own, (), starts[store.buffer]),
+            For(walked, extent, "serial", (Store(own, (), value, store.op),)),
+            Store(partial, (worker, *held), Load(own, (), store.value.dtype)),
+        )
+        for p in reversed(parallel):
+            made = (dataclasses.replace(p, body=made),)
+        shape = (i64(count), *(p.extent for p in parallel))
+        first += [Alloc(partial, store.value.dtype, shape, "global"), For(worker, i64(count), "parallel", made)]
+        total = Store(store.buffer, (), Load(partial, (worker, *held), store.value.dtype), store.op)
+        second.append(For(worker, i64(count), "serial", (total,)))
+    rest: tuple[Stmt, ...] = tuple(second)
+    for p in reversed(parallel):
+        rest = (dataclasses.replace(p, body=rest),)
+    made_body = tuple(t for s in kernel.body for t in ((*first, *rest) if s is nest else (s,)))
+    return dataclasses.replace(kernel, body=made_body)
+
+
+def join(kernel: Kernel, name: str) -> Kernel:
+    """Make one grid loop of the kernel's top-level grid nests, which do not depend on each other: a single launch.
+
+    Legal when no nest touches what another one writes, and all extents are constants.
+    """
+    nests = [s for s in kernel.body if isinstance(s, For)]
+    if len(nests) < 2 or len(nests) != len(kernel.body):
+        raise IllegalSchedule(step="join", target=kernel.name, reason="it is not several loops")
+    written = [{t.buffer for t in stmts((s,)) if isinstance(t, Store)} for s in nests]
+    for k, s in enumerate(nests):
+        touched = written[k] | {e.buffer for t in stmts((s,)) for r in exprs(t) for e in walk(r) if isinstance(e, Load)}
+        if any(touched & w for j, w in enumerate(written) if j != k):
+            raise IllegalSchedule(step="join", target=kernel.name, reason="a nest touches what another one writes")
+    total = 0
+    body: list[Stmt] = []
+    whole = Var(name, "i64", sum(_range(s) for s in nests))
+    for s in nests:
+        count = _range(s)
+        inner: Sequence[Stmt] = (s,)
+        step = count
+        replace: dict[Expr, Expr] = {}
+        while len(inner) == 1 and isinstance(inner[0], For) and inner[0].kind == "grid":
+            loop = inner[0]
+            n = loop.static or 1
+            step //= n
+            replace[loop.var] = ((whole - total) // step) % n if n > 1 else i64(0)
+            inner = loop.body
+        cond = normalize((whole >= total) & (whole < total + count))
+        body.append(If(cond, tuple(map_exprs(t, lambda e: substitute(e, replace)) for t in inner)))  # noqa: B023
+        total += count
+    return dataclasses.replace(kernel, body=(For(whole, i64(total), "grid", tuple(body)),))
+
+
+def _range(loop: For) -> int:
+    if loop.kind != "grid" or loop.static is None:
+        raise IllegalSchedule(step="join", target=loop.var.name, reason="it is not a grid loop of constant extent")
+    inner = loop.body
+    if len(inner) == 1 and isinstance(inner[0], For) and inner[0].kind == "grid":
+        return loop.static * _range(inner[0])
+    return loop.static
