@@ -55,6 +55,8 @@ CALLS = {"min": "minimum", "max": "maximum", "abs": "absolute"}
 SMALL = {"floordiv": "small_div", "mod": "small_mod"}
 LOGIC = {"min": "&", "max": "|", "mul": "&", "add": "|"}
 """What arithmetic on bool comes to."""
+CHEAP = 24
+"""Operations in the arms of a select that are evaluated whatever it chooses: two branches cost a GPU as much."""
 DEEPEST = 40
 """Python refuses to parse 200 nested parentheses: deeper expressions are cut by a temporary."""
 
@@ -684,9 +686,13 @@ def is_small(e: Expr, least: int) -> bool:
 def cheap(e: Op) -> bool:
     """Whether both arms of a select may be evaluated: nothing out of range, no division by zero, little work."""
     seen: set[Expr] = set()
-    nodes = [n for arm in e.args[1:] for n in walk(arm, seen)]
-    divides = any(isinstance(n, Op) and n.op in ("floordiv", "mod") and not isinstance(n.args[1], Const) for n in nodes)
-    return len(nodes) <= 16 and not divides and not any(isinstance(n, Load) for n in nodes)
+    work = 0
+    for arm in e.args[1:]:
+        for node in walk(arm, seen):
+            if isinstance(node, Load) or (isinstance(node, Op) and node.op in SMALL and not isinstance(node.args[1], Const)):
+                return False
+            work += isinstance(node, Op) and node.op != "select"
+    return work <= CHEAP
 
 
 def certain_loads(e: Expr) -> Iterator[Load]:
