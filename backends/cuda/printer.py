@@ -13,19 +13,17 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import keyword
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
-from kernelforge.backends.cuda.lib import LANES, RESERVED
-from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS
-from kernelforge.errors import MalformedKernel
-from kernelforge.ir.index import affine, bounds, free_vars, normalize, poly
+from kernelforge.backends.cuda.analysis import WARP, Touched, halving, nested, owned, size, touched, units
+from kernelforge.backends.cuda.exprs import Buffer, Expressions, certain_loads
+from kernelforge.backends.cuda.lib import LANES
+from kernelforge.dtypes import DTYPES, FLOATS
+from kernelforge.ir.index import affine, normalize, poly
 from kernelforge.ir.kernel import (
-    COMPARE,
     Alloc,
     Const,
     Expr,
@@ -41,24 +39,9 @@ from kernelforge.ir.kernel import (
     exprs,
     i64,
     map_exprs,
-    stmts,
     substitute,
     walk,
 )
-
-WARP = 32
-INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
-    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
-}  # fmt: skip
-CALLS = {"min": "minimum", "max": "maximum", "abs": "absolute"}
-SMALL = {"floordiv": "small_div", "mod": "small_mod"}
-LOGIC = {"min": "&", "max": "|", "mul": "&", "add": "|"}
-"""What arithmetic on bool comes to."""
-CHEAP = 24
-"""Operations in the arms of a select that are evaluated whatever it chooses: two branches cost a GPU as much."""
-DEEPEST = 40
-"""Python refuses to parse 200 nested parentheses: deeper expressions are cut by a temporary."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,165 +63,15 @@ class Phase:
     aligned: frozenset[str]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Buffer:
-    """How a buffer is spelled.
-
-    Attributes:
-        text: the variable that holds its pointer, or its one element where ``scalar``.
-        skip: how many leading indices tell whose thread's part it is.
-        shared: whether other threads of the block see it.
-        argument: its name where alignment is known at the launch only.
-    """
-
-    text: str
-    dtype: str
-    shape: tuple[Expr, ...]
-    skip: int = 0
-    scalar: bool = False
-    shared: bool = False
-    argument: str = ""
-
-    def flat(self, index: tuple[Expr, ...]) -> Expr:
-        """The element's number in row-major order."""
-        total: Expr = i64(0)
-        step: Expr = i64(1)
-        for i, extent in zip(reversed(index[self.skip :]), reversed(self.shape[self.skip :]), strict=True):
-            total, step = total + i * step, step * extent
-        return normalize(total)
-
-
-Touched = dict[str, bool]
-"""Buffers that the threads of a block share, with whether they are written."""
-
-
-def touched(body: Iterable[Stmt]) -> Touched:
-    """Every buffer that ``body`` reads (False) or writes (True)."""
-    out: Touched = {}
-    for stmt in stmts(tuple(body)):
-        for expr in exprs(stmt):
-            for e in walk(expr):
-                if isinstance(e, Load):
-                    out.setdefault(e.buffer, False)
-        if isinstance(stmt, Store):
-            out[stmt.buffer] = True
-    return out
-
-
-def nested(loop: For) -> tuple[list[For], list[Stmt], tuple[Stmt, ...]]:
-    """The chain of loops of one kind that starts at ``loop``, the Lets between them, and the body of the last one.
-
-    The extents do not depend on what stands inside of the chain.
-    """
-    chain: list[For] = [loop]
-    lets: list[Stmt] = []
-    body = loop.body
-    while body and all(isinstance(s, Let) for s in body[:-1]):
-        *between, inner = body
-        if not isinstance(inner, For) or inner.kind != loop.kind:
-            break
-        made = {s.name for s in [*lets, *between] if isinstance(s, Let)} | {outer.var.name for outer in chain}
-        if any(v.name in made for v in free_vars(inner.extent)):
-            break
-        lets += between
-        chain.append(inner)
-        body = inner.body
-    return chain, lets, body
-
-
-def units(body: Iterable[Stmt]) -> Iterator[list[For]]:
-    """The outermost chains of group loops."""
-    for stmt in body:
-        if isinstance(stmt, For) and stmt.kind == "group":
-            yield nested(stmt)[0]
-        elif isinstance(stmt, For | If):
-            yield from units(stmt.body)
-
-
-def size(chain: Sequence[For]) -> int:
-    return math.prod(loop.static or 0 for loop in chain)
-
-
-Access = tuple[tuple[For, ...], tuple[Expr, ...], bool]
-"""The unit around an access (empty outside of units), its index, and whether it writes."""
-
-
-def accesses(body: Iterable[Stmt], buffer: str, chain: tuple[For, ...] = ()) -> Iterator[Access]:
-    for stmt in body:
-        for expr in exprs(stmt):
-            for e in walk(expr):
-                if isinstance(e, Load) and e.buffer == buffer:
-                    yield chain, e.index, False
-        if isinstance(stmt, Store) and stmt.buffer == buffer:
-            yield chain, stmt.index, True
-        if isinstance(stmt, For) and stmt.kind == "group" and not chain:
-            loops, lets, inner = nested(stmt)
-            yield from accesses((*lets, *inner), buffer, tuple(loops))
-        elif isinstance(stmt, For | If):
-            yield from accesses(stmt.body, buffer, chain)
-
-
-def owned(alloc: Alloc, rest: Sequence[Stmt]) -> int | None:
-    """How many leading indices of a register buffer name the thread that owns an element; None if none does."""
-    uses = list(accesses(rest, alloc.buffer))
-    inside = [use for use in uses if use[0]]
-    if not any(write for _, _, write in inside):
-        return 0
-    chains = {chain for chain, _, _ in inside}
-    if len(inside) == len(uses):
-        depth = {len(chain) for chain in chains}
-        inner = {tuple(loop.static for loop in chain[1:]) for chain in chains}
-        led = all(index[: len(chain)] == tuple(loop.var for loop in chain) for chain, index, _ in inside)
-        if len(depth) == 1 and len(inner) == 1 and led:
-            return depth.pop()
-        own = {loop.var for chain in chains for loop in chain}
-        if len(chains) == 1 and not any(own & free_vars(i) for _, index, _ in inside for i in index):
-            return 0
-    return None
-
-
-def halving(body: Sequence[Stmt], threads: int) -> tuple[str, str, list[int]] | None:
-    """The buffer, the operator and the halves of a run of ``group t < h: a[t] op= a[t + h]`` that fits a warp."""
-    found: tuple[str, str, list[int]] | None = None
-    for stmt in body:
-        if not isinstance(stmt, For) or stmt.kind != "group" or len(stmt.body) != 1:
-            break
-        store, half = stmt.body[0], stmt.static or 0
-        if not isinstance(store, Store) or not store.op or store.index != (stmt.var,):
-            break
-        other = store.value
-        if not isinstance(other, Load) or other.buffer != store.buffer:
-            break
-        if normalize(other.index[0] - stmt.var) != i64(half) or DTYPES[other.dtype].itemsize < 4:
-            break
-        if found is None:
-            if half not in (16, 8, 4) or threads < WARP:
-                return None
-            found = (store.buffer, store.op, [half])
-        elif (store.buffer, store.op) == found[:2] and half * 2 == found[2][-1]:
-            found[2].append(half)
-        else:
-            break
-    return found
-
-
-class _Printer:
+class _Printer(Expressions):
     """Prints one phase; ``wide`` allows loads and stores of 16 bytes."""
 
     def __init__(
         self, kernel: Kernel, scratch: Sequence[Alloc], body: Sequence[Stmt], name: str, wide: bool, simulated: bool
     ) -> None:
-        self.kernel, self.name, self.wide, self.simulated = kernel, name, wide, simulated
-        self.header: list[str] = []
-        self.lines: list[str] = []
-        self.depth = 1
-        self.names: dict[tuple[str, str], str] = {}
-        self.taken: set[str] = set(RESERVED) | {name}
-        self.buffers: dict[str, Buffer] = {}
-        self.vars: dict[str, str] = {}
+        super().__init__(kernel.name, name)
+        self.name, self.wide, self.simulated = name, wide, simulated
         self.aligned: set[str] = set()
-        self.uses: collections.Counter[Expr] = collections.Counter()
-        self.known: list[dict[Expr, str]] = []
         self.arguments: list[str] = []
         for arg in kernel.args:
             text = self.spell(arg.name, "argument")
@@ -258,11 +91,8 @@ class _Printer:
         self.threads = max([size(chain) for chain in units(body)], default=1) or 1
         self.body = tuple(body)
 
-    def refuse(self, problem: str) -> MalformedKernel:
-        return MalformedKernel(kernel=self.kernel.name, problem=f"for CUDA: {problem}")
-
     def phase(self) -> Phase:
-        self.header = []
+        """Print the function."""
         if self.grid:
             self.emit("block = i64(u32(cuda.blockIdx.x))")
             step: Expr = i64(1)
@@ -280,43 +110,11 @@ class _Printer:
         grid = tuple(loop.extent for loop in self.grid)
         return Phase(self.name, "\n".join(text) + "\n", grid, self.threads, frozenset(self.aligned))
 
-    # names and lines
-
-    def spell(self, name: str, kind: str) -> str:
-        """A Python variable for an IR name; one IR name used for two kinds of value gets two."""
-        found = self.names.get((name, kind))
-        if found is None:
-            base = re.sub(r"\W", "_", name)
-            base = f"_{base}" if base[0].isdigit() else base
-            found, count = base, 0
-            while found in self.taken or keyword.iskeyword(found):
-                count += 1
-                found = f"{base}_{count}"
-            self.taken.add(found)
-            self.names[name, kind] = found
-        return found
-
-    def emit(self, line: str) -> None:
-        self.lines.append("    " * self.depth + line)
-
-    def block(self, head: str, body: Callable[[], None]) -> None:
-        self.emit(head)
-        self.depth += 1
-        mark = len(self.lines)
-        body()
-        if len(self.lines) == mark:
-            self.emit("pass")
-        self.depth -= 1
-
     def loop(self, loop: For) -> str:
+        """The head of a loop; its variable is spelled from here on."""
         extent = self.expr(loop.extent)
         name = self.vars[loop.var.name] = self.spell(loop.var.name, "i64")
         return f"for {name} in range({extent}):"
-
-    def temporary(self, text: str) -> str:
-        name = self.spell(f"t{len(self.taken)}", "temporary")
-        self.emit(f"{name} = {text}")
-        return name
 
     # statements of every thread
 
@@ -389,7 +187,7 @@ class _Printer:
 
     def array(self, name: str, dtype: str, count: int, space: str) -> str:
         kind = f"{space} {dtype}[{count}]"
-        known = (name, kind) in self.names
+        known = (name, kind) in self._names
         text = self.spell(name, kind)
         if not known:
             alignment = ", alignment=16" if space == "shared" and not self.simulated else ""
@@ -502,7 +300,7 @@ class _Printer:
         body = list(loop.body)
         held: dict[Expr, Expr] = {}
         for load, start in loads.items():
-            name = f"{load.buffer}_{len(self.taken)}"
+            name = self.fresh(load.buffer)
             text = self.array(name, load.dtype, lanes, "local")
             self.buffers[name] = Buffer(text, load.dtype, (i64(lanes),))
             held[load] = Load(name, (var,), load.dtype)
@@ -512,7 +310,7 @@ class _Printer:
         for k, start in stores.items():
             store = body[k]
             assert isinstance(store, Store)
-            name = f"{store.buffer}_{len(self.taken)}"
+            name = self.fresh(store.buffer)
             dtype = self.buffers[store.buffer].dtype
             text = self.array(name, dtype, lanes, "local")
             self.buffers[name] = Buffer(text, dtype, (i64(lanes),))
@@ -541,166 +339,6 @@ class _Printer:
             return None
         rest = normalize(flat - var)
         return rest if all(c % step == 0 for c in poly(rest).values()) else None
-
-    # expressions
-
-    def expr(self, e: Expr) -> str:
-        """The Python expression for ``e``; what it repeats is computed by lines before."""
-        self.uses = collections.Counter(child for node in self.nodes(e) for child in self.children(node))
-        self.known = [{}]
-        return self.text(e)[0]
-
-    def children(self, e: Expr) -> tuple[Expr, ...]:
-        if isinstance(e, Op):
-            return e.args
-        if isinstance(e, Load) and not self.buffers[e.buffer].scalar:
-            return (self.buffers[e.buffer].flat(e.index),)
-        return ()
-
-    def nodes(self, e: Expr, certain: bool = False) -> dict[Expr, None]:
-        """Each sub-expression once; with ``certain`` those that are evaluated whatever the selects choose."""
-        found: dict[Expr, None] = {}
-        todo = [e]
-        while todo:
-            node = todo.pop()
-            if node not in found:
-                found[node] = None
-                lazy = certain and isinstance(node, Op) and node.op == "select" and not cheap(node)
-                todo += self.children(node)[: 1 if lazy else None]
-        return found
-
-    def const(self, e: Const) -> str:
-        if e.dtype == "bool":
-            return str(bool(e.value))
-        if e.dtype == "i64":
-            return str(e.value) if e.value >= 0 else f"({e.value})"
-        if e.dtype in FLOATS and not math.isfinite(e.value):
-            sign = "-" if e.value < 0 else ""
-            return f"{e.dtype}({sign}{'nan' if math.isnan(e.value) else 'inf'})"
-        return f"{e.dtype}({e.value!r})"
-
-    def text(self, e: Expr) -> tuple[str, int]:
-        """The Python expression, and how deep its parentheses go; temporaries cut what Python cannot nest."""
-        if e.dtype in ("f16", "bf16"):
-            raise self.refuse(f"{e.dtype} is not lowered to bits; run kernelforge.ir.passes.widen first")
-        if isinstance(e, Const):
-            return self.const(e), 1
-        if isinstance(e, Var):
-            return self.vars[e.name], 0
-        for scope in self.known:
-            if e in scope:
-                return scope[e], 0
-        text, depth = self.load(e) if isinstance(e, Load) else self.compute(e)
-        if depth > DEEPEST or (depth > 1 and self.uses[e] > 1):
-            text, depth = self.temporary(text), 0
-        if depth == 0:
-            self.known[-1][e] = text
-        return text, depth
-
-    def load(self, e: Load) -> tuple[str, int]:
-        buffer = self.buffers[e.buffer]
-        if buffer.scalar:
-            return buffer.text, 0
-        at, depth = self.text(buffer.flat(e.index))
-        found = f"{buffer.text}[{at}]"
-        return (f"({found} != 0)" if buffer.dtype == "bool" else found), depth + 2
-
-    def compute(self, e: Expr) -> tuple[str, int]:
-        assert isinstance(e, Op)
-        if e.op == "select" and not cheap(e):
-            return self.lazy(e)
-        parts = [self.text(a) for a in e.args]
-        return self.operation(e, [p[0] for p in parts]), max(p[1] for p in parts) + 2
-
-    def lazy(self, e: Op) -> tuple[str, int]:
-        """A select that evaluates one arm, after what both arms need."""
-        cond, depth = self.text(e.args[0])
-        always = [self.nodes(arm, certain=True) for arm in e.args[1:]]
-        for node in reversed(always[0]):
-            if node in always[1] and isinstance(node, Op | Load):
-                self.text(node)
-        before = self.lines
-        arms: list[tuple[list[str], str, int]] = []
-        self.depth += 1
-        for arm in e.args[1:]:
-            self.lines = []
-            self.known.append({})
-            text, deep = self.text(arm)
-            self.known.pop()
-            arms.append((self.lines, text, deep))
-        self.depth -= 1
-        self.lines = before
-        deepest = max(depth, arms[0][2], arms[1][2]) + 1
-        if deepest <= DEEPEST and not arms[0][0] and not arms[1][0]:
-            return f"({arms[0][1]} if {cond} else {arms[1][1]})", deepest
-        name = self.spell(f"t{len(self.taken)}", "temporary")
-        for head, (lines, text, _) in zip((f"if {cond}:", "else:"), arms, strict=True):
-            self.emit(head)
-            self.lines += lines
-            self.emit(f"    {name} = {text}")
-        return name, 0
-
-    def operation(self, e: Op, args: list[str]) -> str:
-        source = e.args[0].dtype
-        if e.op == "select":
-            return f"choose({', '.join(args)})"
-        if e.op == "cast":
-            if e.dtype == "bool":
-                return f"({args[0]} != 0)"
-            return f"{e.dtype}(i64({args[0]}))" if source == "i64" else f"{e.dtype}({args[0]})"
-        if e.op == "bitcast":
-            value = f"i64({args[0]})" if source == "i64" else args[0]
-            return f"as_{e.dtype}({value})"
-        if len(args) == 2:
-            if e.dtype == "i64" and e.op in SMALL and is_small(e.args[0], 0) and is_small(e.args[1], 1):
-                return f"{SMALL[e.op]}({args[0]}, {args[1]})"
-            return self.binary(e.op, args[0], args[1], source)
-        if e.op == "neg":
-            return self.wrap(f"-{args[0]}", e.dtype)
-        if e.op == "not":
-            return f"(not {args[0]})" if e.dtype == "bool" else self.wrap(f"~{args[0]}", e.dtype)
-        return f"{CALLS.get(e.op, e.op)}({', '.join(args)})"
-
-    def binary(self, name: str, a: str, b: str, dtype: str) -> str:
-        """An operation of two operands of ``dtype``."""
-        if dtype == "bool":
-            return f"({a} {LOGIC.get(name) or INFIX[name]} {b})"
-        if name in COMPARE:
-            return f"({a} {INFIX[name]} {b})"
-        if name in INFIX:
-            return self.wrap(f"{a} {INFIX[name]} {b}", dtype)
-        if name in ("floordiv", "mod") and dtype not in INTEGERS:
-            raise self.refuse(f"{name} of {dtype}; it is an operation on integers")
-        return f"{CALLS.get(name, name)}({a}, {b})"
-
-    def wrap(self, text: str, dtype: str) -> str:
-        """Numba computes narrow integers in 64 bits: cut the result to its width."""
-        return f"{dtype}({text})" if dtype in INTEGERS and dtype != "i64" else f"({text})"
-
-
-def is_small(e: Expr, least: int) -> bool:
-    low, high = bounds(e)
-    return low is not None and high is not None and least <= low and high < 1 << 31
-
-
-def cheap(e: Op) -> bool:
-    """Whether both arms of a select may be evaluated: nothing out of range, no division by zero, little work."""
-    seen: set[Expr] = set()
-    work = 0
-    for arm in e.args[1:]:
-        for node in walk(arm, seen):
-            if isinstance(node, Load) or (isinstance(node, Op) and node.op in SMALL and not isinstance(node.args[1], Const)):
-                return False
-            work += isinstance(node, Op) and node.op != "select"
-    return work <= CHEAP
-
-
-def certain_loads(e: Expr) -> Iterator[Load]:
-    """The loads of ``e`` that are evaluated whatever its selects choose."""
-    if isinstance(e, Load):
-        yield e
-    for child in e.args[:1] if isinstance(e, Op) and e.op == "select" else e.args if isinstance(e, Op) else ():
-        yield from certain_loads(child)
 
 
 def scratch(kernel: Kernel) -> tuple[Alloc, ...]:

@@ -1,0 +1,124 @@
+"""What the printer asks of a kernel's statements: what they touch, which loops are one unit, whose a register is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.index import free_vars, normalize
+from kernelforge.ir.kernel import Alloc, Expr, For, If, Let, Load, Stmt, Store, exprs, i64, stmts, walk
+
+WARP = 32
+Touched = dict[str, bool]
+"""Buffers that the threads of a block share, with whether they are written."""
+
+
+def touched(body: Iterable[Stmt]) -> Touched:
+    """Every buffer that ``body`` reads (False) or writes (True)."""
+    out: Touched = {}
+    for stmt in stmts(tuple(body)):
+        for expr in exprs(stmt):
+            for e in walk(expr):
+                if isinstance(e, Load):
+                    out.setdefault(e.buffer, False)
+        if isinstance(stmt, Store):
+            out[stmt.buffer] = True
+    return out
+
+
+def nested(loop: For) -> tuple[list[For], list[Stmt], tuple[Stmt, ...]]:
+    """The chain of loops of one kind that starts at ``loop``, the Lets between them, and the body of the last one.
+
+    The extents do not depend on what stands inside of the chain.
+    """
+    chain: list[For] = [loop]
+    lets: list[Stmt] = []
+    body = loop.body
+    while body and all(isinstance(s, Let) for s in body[:-1]):
+        *between, inner = body
+        if not isinstance(inner, For) or inner.kind != loop.kind:
+            break
+        made = {s.name for s in [*lets, *between] if isinstance(s, Let)} | {outer.var.name for outer in chain}
+        if any(v.name in made for v in free_vars(inner.extent)):
+            break
+        lets += between
+        chain.append(inner)
+        body = inner.body
+    return chain, lets, body
+
+
+def units(body: Iterable[Stmt]) -> Iterator[list[For]]:
+    """The outermost chains of group loops."""
+    for stmt in body:
+        if isinstance(stmt, For) and stmt.kind == "group":
+            yield nested(stmt)[0]
+        elif isinstance(stmt, For | If):
+            yield from units(stmt.body)
+
+
+def size(chain: Sequence[For]) -> int:
+    return math.prod(loop.static or 0 for loop in chain)
+
+
+Access = tuple[tuple[For, ...], tuple[Expr, ...], bool]
+"""The unit around an access (empty outside of units), its index, and whether it writes."""
+
+
+def accesses(body: Iterable[Stmt], buffer: str, chain: tuple[For, ...] = ()) -> Iterator[Access]:
+    for stmt in body:
+        for expr in exprs(stmt):
+            for e in walk(expr):
+                if isinstance(e, Load) and e.buffer == buffer:
+                    yield chain, e.index, False
+        if isinstance(stmt, Store) and stmt.buffer == buffer:
+            yield chain, stmt.index, True
+        if isinstance(stmt, For) and stmt.kind == "group" and not chain:
+            loops, lets, inner = nested(stmt)
+            yield from accesses((*lets, *inner), buffer, tuple(loops))
+        elif isinstance(stmt, For | If):
+            yield from accesses(stmt.body, buffer, chain)
+
+
+def owned(alloc: Alloc, rest: Sequence[Stmt]) -> int | None:
+    """How many leading indices of a register buffer name the thread that owns an element; None if none does."""
+    uses = list(accesses(rest, alloc.buffer))
+    inside = [use for use in uses if use[0]]
+    if not any(write for _, _, write in inside):
+        return 0
+    chains = {chain for chain, _, _ in inside}
+    if len(inside) == len(uses):
+        depth = {len(chain) for chain in chains}
+        inner = {tuple(loop.static for loop in chain[1:]) for chain in chains}
+        led = all(index[: len(chain)] == tuple(loop.var for loop in chain) for chain, index, _ in inside)
+        if len(depth) == 1 and len(inner) == 1 and led:
+            return depth.pop()
+        own = {loop.var for chain in chains for loop in chain}
+        if len(chains) == 1 and not any(own & free_vars(i) for _, index, _ in inside for i in index):
+            return 0
+    return None
+
+
+def halving(body: Sequence[Stmt], threads: int) -> tuple[str, str, list[int]] | None:
+    """The buffer, the operator and the halves of a run of ``group t < h: a[t] op= a[t + h]`` that fits a warp."""
+    found: tuple[str, str, list[int]] | None = None
+    for stmt in body:
+        if not isinstance(stmt, For) or stmt.kind != "group" or len(stmt.body) != 1:
+            break
+        store, half = stmt.body[0], stmt.static or 0
+        if not isinstance(store, Store) or not store.op or store.index != (stmt.var,):
+            break
+        other = store.value
+        if not isinstance(other, Load) or other.buffer != store.buffer:
+            break
+        if normalize(other.index[0] - stmt.var) != i64(half) or DTYPES[other.dtype].itemsize < 4:
+            break
+        if found is None:
+            if half not in (16, 8, 4) or threads < WARP:
+                return None
+            found = (store.buffer, store.op, [half])
+        elif (store.buffer, store.op) == found[:2] and half * 2 == found[2][-1]:
+            found[2].append(half)
+        else:
+            break
+    return found
