@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.index import free_vars, normalize
-from kernelforge.ir.kernel import Alloc, Expr, For, If, Let, Load, Stmt, Store, exprs, i64, stmts, walk
+from kernelforge.ir.index import free_vars, poly
+from kernelforge.ir.kernel import Alloc, Expr, For, If, Let, Load, Stmt, Store, exprs, stmts, walk
 
 WARP = 32
 Touched = dict[str, bool]
@@ -111,7 +111,7 @@ def halving(body: Sequence[Stmt], threads: int) -> tuple[str, str, list[int]] | 
         other = store.value
         if not isinstance(other, Load) or other.buffer != store.buffer:
             break
-        if normalize(other.index[0] - stmt.var) != i64(half) or DTYPES[other.dtype].itemsize < 4:
+        if poly(other.index[0] - stmt.var) != {(): half} or DTYPES[other.dtype].itemsize < 4:
             break
         if found is None:
             if half not in (16, 8, 4) or threads < WARP:

@@ -337,7 +337,7 @@ class _Printer(Expressions):
         step = min(lanes, 16 // DTYPES[buffer.dtype].itemsize)
         if affine(flat, var) != 1:
             return None
-        rest = normalize(flat - var)
+        rest = normalize(substitute(flat, {var: i64(0)}))
         return rest if all(c % step == 0 for c in poly(rest).values()) else None
 
 
