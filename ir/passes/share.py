@@ -26,7 +26,7 @@ from kernelforge.ir.kernel import (
 
 
 def share(kernel: Kernel) -> Kernel:
-    """Bind shared and loop-invariant sub-expressions by Lets.
+    """Bind shared and loop-invariant sub-expressions by Lets; expects what ``guard`` makes.
 
     A Load moves only within its statement, or anywhere if the kernel does not write its buffer and it is evaluated in
     any case.
@@ -118,7 +118,7 @@ class _Sharing:
                 for i in expr.index:
                     self.invariants(i, depth, always, found, seen)
             return
-        if expr.dtype != "i64" and self.target(expr) < depth and (always or not _loads(expr)):
+        if expr.dtype != "i64" and self.target(expr) < depth and (always or not _exposed(expr)):
             found[expr] = None
             return
         for k, arg in enumerate(expr.args):
@@ -144,7 +144,7 @@ class _Sharing:
                 if isinstance(e, Op):
                     made = tuple(rewrite(a) for a in e.args)
                     done = e if made == e.args else op(e.op, *made, dtype=e.dtype)
-                    if uses.get(e, 0) > 1 and e.dtype != "i64" and (e in safe or not _loads(e)):
+                    if uses.get(e, 0) > 1 and e.dtype != "i64" and (e in safe or _exposed(e) <= safe):
                         done = self.let(e, done, out, local, names)
                 elif isinstance(e, Load):
                     done = Load(e.buffer, tuple(rewrite(i) for i in e.index), e.dtype)
@@ -194,10 +194,13 @@ def _leading(stmt: Stmt) -> int:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _loads(expr: Expr) -> bool:
+def _exposed(expr: Expr) -> frozenset[Load]:
+    """Return the Loads that are evaluated whenever ``expr`` is; after ``guard`` those in arms of its selects are safe."""
     if isinstance(expr, Load):
-        return True
-    return isinstance(expr, Op) and any(_loads(a) for a in expr.args)
+        return frozenset((expr,)).union(*(_exposed(i) for i in expr.index))
+    if isinstance(expr, Op):
+        return frozenset().union(*(_exposed(a) for a in (expr.args[:1] if expr.op == "select" else expr.args)))
+    return frozenset()
 
 
 def _count(expr: Expr, always: bool, uses: dict[Expr, int], safe: set[Expr], seen: set[tuple[Expr, bool]]) -> None:

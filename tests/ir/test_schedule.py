@@ -10,6 +10,7 @@ import pytest
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Store, Var, i64, stmts
+from kernelforge.ir.passes.guard import guard
 from kernelforge.ir.passes.share import share
 from kernelforge.ir.schedule import phases, steps
 from kernelforge.ir.schedule.recipes import schedule
@@ -47,8 +48,8 @@ def same(before: Kernel, after: Kernel, tolerance: float = 1e-3, **options: int)
 def test_recipes_keep_the_meaning(naive: Kernel, device: str) -> None:
     made = schedule(naive, DEVICES[device])
     verify_kernel(made)
-    verify_kernel(share(made))
-    same(naive, share(made))
+    verify_kernel(share(guard(made)))
+    same(naive, share(guard(made)))
     same(naive, made, shuffle=1)
 
 
