@@ -14,7 +14,7 @@ STEPS: dict[str, list[str]] = {
     "types": ["-m", "mypy"],
     "types again": ["-m", "pyright"],
     "layers": ["-c", LAYERS, "--no-cache"],
-    "tests": ["-m", "pytest", "-n", "auto"],
+    "tests": ["-m", "pytest", "-n", "auto", "--dist", "worksteal"],
 }
 """What Python is given; pytest comes last, so that its closing line does."""
 
