@@ -234,7 +234,9 @@ class NumberOutOfRange(KernelforgeError, OverflowError):
 
 
 class UnsafeCast(KernelforgeError, TypeError):
-    template = "{op}: {found} cannot be written into an array of {expected} in place; write a = a + v, or cast v with .astype"
+    template = (
+        "{op}: {found} cannot be written into an array of {expected} in place; write a = a + v, or cast v with .astype"
+    )
 
 
 class IndexOutOfRange(KernelforgeError, IndexError):
@@ -247,15 +249,13 @@ class InvalidIndex(KernelforgeError, IndexError):
 
 class TracedMask(KernelforgeError, TypeError):
     template = (
-        "x[mask] has a shape that depends on the values of a traced mask; write np.where(mask, x, 0), np.sum(x, where=mask) "
-        "in place of x[mask].sum(), and x[mask] = v in place of x[mask] += v"
+        "x[mask] has a shape that depends on the values of a traced mask, so it takes part in elementwise functions, total "
+        "sums and x[mask] = ... by the same mask alone; write np.where(mask, x, 0), or np.max(x, where=mask, initial=0)"
     )
 
 
 class InvalidArgument(KernelforgeError, TypeError):
-    template = (
-        "{name} is {found}; expected arrays, numbers and pytrees of them: convert it, or name the argument in static_argnames"
-    )
+    template = "{name} is {found}; expected arrays, numbers and pytrees of them: convert it, or name the argument in static_argnames"
 
 
 class InvalidResult(KernelforgeError, TypeError):

@@ -26,6 +26,21 @@ def is_basic(key: Any) -> bool:
     return all(p is None or p is Ellipsis or isinstance(p, slice) or _integer(p) is not None for p in parts)
 
 
+def mask_of(x: Sym, key: Any) -> Sym | None:
+    """Return the traced mask that an index consists of; None for any other index.
+
+    Raises:
+        InvalidIndex: when it is not a mask of the first axes of ``x``, or other indices follow.
+    """
+    first, *rest = key if isinstance(key, tuple) and key else (key,)
+    if not (isinstance(first, Sym) and first.dtype.kind == "b" and first.ndim):
+        return None
+    if first.shape != x.shape[: first.ndim] or any(r is not Ellipsis and r != slice(None) for r in rest):
+        found = f"a mask of shape {first.shape}"
+        raise InvalidIndex(found=found, shape=x.shape, expected="a mask of its first axes alone", loc=user_line())
+    return first
+
+
 def mode_of(op: str) -> str:
     """Return the mode of ``scatter`` by which the ufunc ``op`` combines.
 
@@ -70,13 +85,11 @@ class _Plan:
         arrays: integer arrays by the axis they select from, of one shape.
         result: the axes of the result in order: an axis of the sliced array, None for a new one, -1 for all axes of the
             index arrays together.
-        mask: a traced mask over the first axes, which can only be written by.
     """
 
     slices: list[tuple[int, int, int]]
     arrays: dict[int, Sym] = dataclasses.field(default_factory=dict)
     result: list[int | None] = dataclasses.field(default_factory=list)
-    mask: Sym | None = None
 
     @property
     def sliced(self) -> tuple[int, ...]:
@@ -150,17 +163,6 @@ def _array(part: Any, axis: int, extent: int, shape: tuple[int, ...]) -> Sym:
 
 
 def _plan(x: Sym, key: Any) -> _Plan:
-    first = key[0] if isinstance(key, tuple) and key else key
-    if isinstance(first, Sym) and first.dtype.kind == "b" and first.ndim:
-        rest = key[1:] if isinstance(key, tuple) else ()
-        if first.shape != x.shape[: first.ndim] or any(r is not Ellipsis and r != slice(None) for r in rest):
-            raise InvalidIndex(
-                found=f"a mask of shape {first.shape}",
-                shape=x.shape,
-                expected="a mask of its first axes alone",
-                loc=user_line(),
-            )
-        return _Plan([(0, n, 1) for n in x.shape], mask=first)
     entries = _expand(x, key)
     selects = [e is not None and not isinstance(e, slice) for e in entries]
     advanced = any(s and _integer(e) is None for s, e in zip(selects, entries, strict=True))
@@ -253,9 +255,9 @@ def get(x: Sym, key: Any) -> Sym:
         TracedMask: when the shape of the result would depend on values.
         InvalidIndex: when the index is not one.
     """
-    plan = _plan(x, key)
-    if plan.mask is not None:
+    if mask_of(x, key) is not None:
         raise TracedMask(loc=user_line())
+    plan = _plan(x, key)
     part = _slice(x, plan.slices)
     if plan.arrays:
         part = apply("gather", part, *plan.arrays.values(), axes=tuple(plan.arrays))
@@ -286,9 +288,10 @@ def put(x: Sym, key: Any, value: Sym, mode: str) -> Sym:
         mode: of ``scatter``: ``set``, ``add``, ``mul``, ``max`` or ``min``.
     """
     value = value.astype(x.dtype)
+    mask = mask_of(x, key)
+    if mask is not None:
+        return _put_mask(x, mask, value, mode)
     plan = _plan(x, key)
-    if plan.mask is not None:
-        return _put_mask(x, plan.mask, value, mode)
     value = fitted(value, _result_shape(plan))
     value = value.reshape(tuple(n for n, r in zip(*_labelled(plan, value.shape), strict=True) if r is not None))
     part = _slice(x, plan.slices)

@@ -22,6 +22,7 @@ from kernelforge.errors import (
     ReadOnlyArray,
     StaleView,
     TracedArray,
+    TracedMask,
     TracedNumber,
     TracedTruth,
     UnresolvedWrite,
@@ -29,7 +30,7 @@ from kernelforge.errors import (
     WriteThroughView,
 )
 from kernelforge.intercept import intercepted
-from kernelforge.ir.build import Builder, Sym, as_sym, builder, is_open, tracing, user_line
+from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_open, tracing, user_line
 from kernelforge.ir.graph import Graph, Loc
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS, OPERATORS, Methods, is_array
@@ -49,7 +50,25 @@ def _inplace(name: str) -> Callable[..., Any]:
     return lambda self, other: self._write_result(name, other)
 
 
-class Tracer(Methods):
+class _Inplace(Methods):
+    """What can be written to."""
+
+    __slots__ = ()
+
+    __iadd__, __isub__ = _inplace("add"), _inplace("subtract")
+    __imul__, __itruediv__ = _inplace("multiply"), _inplace("divide")
+    __ifloordiv__, __imod__ = _inplace("floor_divide"), _inplace("remainder")
+    __ipow__, __imatmul__ = _inplace("power"), _inplace("matmul")
+    __iand__, __ior__ = _inplace("bitwise_and"), _inplace("bitwise_or")
+    __ixor__, __ilshift__ = _inplace("bitwise_xor"), _inplace("left_shift")
+    __irshift__ = _inplace("right_shift")
+
+    def _write_result(self, name: str, other: Any) -> Any:
+        """Apply an in-place operator."""
+        raise NotImplementedError
+
+
+class Tracer(_Inplace):
     """A traced array. ``Tracer(sym)`` is read-only, as an argument is.
 
     Args:
@@ -156,19 +175,26 @@ class Tracer(Methods):
         self._check()
         return np.array(self._known, dtype=dtype)
 
-    def __getitem__(self, key: Any) -> Tracer:
+    def __getitem__(self, key: Any) -> Any:
         index, basic = concrete(key), indexing.is_basic(key)
         if self._known is not None and index is not TRACED:
             self._check()
             part = np.asarray(self._known[index])
             basic = basic and part.ndim > 0
             return Tracer(None, known=part, base=self if basic else None, key=key, own=not basic and part.ndim > 0)
-        sym = indexing.get(self.sym, _syms(key))
+        symbols = _syms(key)
+        mask = indexing.mask_of(self.sym, symbols)
+        if mask is not None:
+            return Selection.of(self.sym, mask)
+        sym = indexing.get(self.sym, symbols)
         return Tracer(sym, base=self, key=key) if basic and sym.ndim else Tracer(sym, own=not basic and sym.ndim > 0)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._resolve(key, value)
         self._require_own()
+        if isinstance(value, Selection):
+            self._replace(value.put(self.sym, indexing.mask_of(self.sym, _syms(key))))
+            return
         index = concrete(key)
         held = concrete(value)
         if self._known is not None and index is not TRACED and held is not TRACED:
@@ -236,16 +262,77 @@ class Tracer(Methods):
         self._sym, self._known = sym, None
         return self
 
-    __iadd__, __isub__ = _inplace("add"), _inplace("subtract")
-    __imul__, __itruediv__ = _inplace("multiply"), _inplace("divide")
-    __ifloordiv__, __imod__ = _inplace("floor_divide"), _inplace("remainder")
-    __ipow__, __imatmul__ = _inplace("power"), _inplace("matmul")
-    __iand__, __ior__ = _inplace("bitwise_and"), _inplace("bitwise_or")
-    __ixor__, __ilshift__ = _inplace("bitwise_xor"), _inplace("left_shift")
-    __irshift__ = _inplace("right_shift")
-
     def fill(self, value: Any) -> None:
         self[...] = value
+
+
+def _over(mask: Sym, x: Sym) -> Sym:
+    return mask.reshape((*mask.shape, *(1,) * (x.ndim - mask.ndim))).broadcast(x.shape)
+
+
+class Selection(_Inplace):
+    """The elements ``x[mask]`` for a traced mask.
+
+    How many they are is not known, so they only take part in what does not ask: elementwise functions of these, of
+    others by the same mask and of numbers; sums and the like over all of them; being written back by the same mask.
+
+    Args:
+        value: what the elements are of, or a function of it; every element is computed.
+        mask: over its first axes.
+    """
+
+    __slots__ = ("mask", "value")
+    __hash__ = None
+
+    def __init__(self, value: Sym, mask: Sym) -> None:
+        self.value = value
+        self.mask = mask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise TracedMask(loc=user_line())
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.value.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        raise TracedMask(loc=user_line())
+
+    @classmethod
+    def of(cls, x: Sym, mask: Sym) -> Selection:
+        """Select from ``x``; what is not selected reads 1, where most functions have a derivative that is finite."""
+        chosen = _over(mask, x)
+        return cls(apply("where", chosen, x, full(1, x)), mask)
+
+    @property
+    def chosen(self) -> Sym:
+        """The mask, of the shape of ``value``."""
+        return _over(self.mask, self.value)
+
+    def operand(self, x: Any) -> Any:
+        """Return what an elementwise function of these elements and ``x`` takes in place of ``x``."""
+        if isinstance(x, Selection):
+            if x.mask.value is not self.mask.value:
+                raise TracedMask(loc=user_line())
+            return x.value
+        if np.ndim(x) > self.value.ndim - self.mask.ndim:
+            raise TracedMask(loc=user_line())
+        return x
+
+    def put(self, x: Sym, mask: Sym | None) -> Sym:
+        """Write the elements to where they are in another array, or in this one."""
+        if mask is None or mask.value is not self.mask.value or x.shape != self.value.shape:
+            raise TracedMask(loc=user_line())
+        return apply("where", self.chosen, self.value.astype(x.dtype), x)  # type: ignore[no-any-return]
+
+    def _write_result(self, name: str, other: Any) -> Selection:
+        """Apply an in-place operator: these elements are a copy, and other names of it see the result."""
+        result: Selection = OPERATORS[name](self, other)
+        if not np.can_cast(result.dtype, self.dtype, "same_kind"):
+            raise UnsafeCast(op=name, found=result.value.type, expected=str(self.value.type), loc=user_line())
+        self.value = result.value.astype(self.dtype)
+        return self
 
 
 def concrete(x: Any) -> Any:
@@ -255,7 +342,7 @@ def concrete(x: Any) -> Any:
     """
     if isinstance(x, Tracer):
         return x.__array__() if x._known is not None else TRACED
-    if isinstance(x, Sym):
+    if isinstance(x, Sym | Selection):
         return TRACED
     if isinstance(x, Methods):
         return np.asarray(x)
@@ -295,6 +382,8 @@ def to_sym(x: Any) -> Sym:
         return x.sym
     if isinstance(x, Sym):
         return x
+    if isinstance(x, Selection):
+        raise TracedMask(loc=user_line())
     if isinstance(x, Methods):
         return builder().constant(np.asarray(x))
     return as_sym(x)
@@ -325,4 +414,4 @@ def trace(fn: Callable[[list[Tracer]], Any], types: Sequence[Type], name: str) -
         _pending.reset(token)
 
 
-__all__ = ["TRACED", "Tracer", "concrete", "is_array", "to_sym", "trace"]
+__all__ = ["TRACED", "Selection", "Tracer", "concrete", "is_array", "to_sym", "trace"]

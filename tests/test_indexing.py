@@ -194,10 +194,62 @@ def test_masks() -> None:
 
     for found, expected in zip(kf.jit(f)(X, X[0, 0]), f(X, X[0, 0]), strict=True):
         np.testing.assert_array_equal(found, expected)
-    with pytest.raises(errors.TracedMask, match=r"np.where\(mask, x, 0\), np.sum\(x, where=mask\)"):
-        kf.jit(lambda x: x[x > 0])(X)
     with pytest.raises(errors.ShapeMismatch, match="one element for all places the mask selects"):
         kf.jit(lambda x: f(x, x[0]))(X)
+
+
+def test_selected_by_a_traced_mask() -> None:
+    def f(x: Any, y: Any) -> Any:
+        a, m = x.copy(), x > 0
+        a[m] *= 0.5
+        a[m] += y[m] ** 2
+        b = y.copy()
+        b[y < 0] = -b[0]
+        b[m] = np.sqrt(x[m]) + 1
+        c = x[m]
+        d = c
+        c += 1
+        rows = x.reshape(2, 5).copy()
+        r = rows[:, 0] < 0
+        rows[r] += rows[0]
+        rows[r] = np.where(rows[r] > 0, rows[r], 7)
+        return a, b, x[m].sum(), x[m].mean(), np.var(y[m]), d.sum(), rows, x[x > 50].sum(), (x[m] > 1).any()
+
+    x = np.linspace(-2, 2, 10)
+    for found, expected in zip(kf.jit(f)(x, x[::-1]), f(x, x[::-1]), strict=True):
+        np.testing.assert_allclose(found, expected)
+
+    def root(x: Any) -> Any:
+        a = np.zeros(10)
+        m = x > 0
+        a[m] = np.sqrt(x[m])
+        return a.sum()
+
+    gradient = np.zeros(10)
+    gradient[x > 0] = 0.5 / np.sqrt(x[x > 0])
+    np.testing.assert_allclose(kf.grad(root)(x), gradient)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x[x > 0],
+        lambda x: x[x > 0] + x,
+        lambda x: x[x > 0] + x[x > 1],
+        lambda x: x[x > 0].max(),
+        lambda x: x[x > 0].sum(axis=0),
+        lambda x: x[x > 0][0],
+        lambda x: len(x[x > 0]),
+        lambda x: np.concatenate([x[x > 0], x]),
+        lambda x: x.at[x > 0].set(x[x < 0]),
+    ],
+)
+def test_number_of_selected_is_not_known(fn: Any) -> None:
+    message = (
+        r"x\[mask\] has a shape that depends on the values .* write np.where\(mask, x, 0\), or np.max\(x, where=mask"
+    )
+    with pytest.raises(errors.TracedMask, match=message):
+        kf.jit(fn)(X[0, 0])
 
 
 def test_traced_scalars() -> None:

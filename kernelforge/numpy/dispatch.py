@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from kernelforge.array import Array
-from kernelforge.errors import InvalidArgument
-from kernelforge.ir.build import Sym, tracing
+from kernelforge.errors import InvalidArgument, TracedMask
+from kernelforge.ir.build import Sym, tracing, user_line
 from kernelforge.jit import Jit, jit
 from kernelforge.methods import FUNCTIONS, Methods, is_array
-from kernelforge.trace import TRACED, Tracer, concrete, to_sym
+from kernelforge.trace import TRACED, Selection, Tracer, concrete, to_sym
 
 Fn = Callable[..., Any]
+
+TOTALS = frozenset({"sum", "prod", "mean", "var", "std", "any", "all"})
+"""Reductions whose value over no elements is NumPy's, so that a mask may leave out any number of them."""
 
 
 def lift(x: Any, numbers: bool = False) -> Any:
@@ -78,13 +81,15 @@ def _freeze(x: Any) -> Any:
 class Function:
     """A function of the namespace; see ``array_function``, whose arguments these are."""
 
-    def __init__(self, fn: Fn, title: str, arrays: Sequence[str], view: bool, numbers: bool, weak: bool) -> None:
+    def __init__(
+        self, fn: Fn, title: str, arrays: Sequence[str], view: bool, numbers: bool, weak: bool, maps: bool
+    ) -> None:
         functools.update_wrapper(self, fn)
         self.__name__ = self.__qualname__ = title
         self._fn = fn
         self._single = [a for a in arrays if a[0] != "*"]
         self._several = [a[1:] for a in arrays if a[0] == "*"]
-        self._view, self._numbers, self._weak = view, numbers, weak
+        self._view, self._numbers, self._weak, self._maps = view, numbers, weak, maps
 
     @functools.cached_property
     def _signature(self) -> inspect.Signature:
@@ -110,7 +115,10 @@ class Function:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self.__name__}(): {error}") from None
-        return self._trace(bound) if tracing() else self._run(bound)
+        if not tracing():
+            return self._run(bound)
+        selection = next((x for x in bound.arguments.values() if isinstance(x, Selection)), None)
+        return self._trace(bound) if selection is None else self._select(bound, selection)
 
     def _is_sequence(self, name: str) -> bool:
         return name in self._several or self._signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
@@ -132,6 +140,27 @@ class Function:
         out = self._fn(*bound.args, **bound.kwargs)
         return out if symbols else wrap(out, base, self._weak)
 
+    def _select(self, bound: inspect.BoundArguments, selection: Selection) -> Any:
+        """Run on elements that a traced mask selects: on all there are, then of these the ones it selects.
+
+        Raises:
+            TracedMask: when their number is asked for.
+        """
+        given = bound.arguments
+        if self._maps:
+            given.update({name: selection.operand(x) for name, x in given.items() if name in self._single})
+            out = self._trace(bound)
+            return (
+                tuple(Selection(x, selection.mask) for x in out)
+                if isinstance(out, tuple)
+                else Selection(out, selection.mask)
+            )
+        first, *others = given
+        if self.__name__ not in TOTALS or {*others} & {"axis", "keepdims", "where"}:
+            raise TracedMask(loc=user_line())
+        given |= {first: selection.value, "where": selection.chosen}
+        return wrap(self._trace(bound))
+
     def _run(self, bound: inspect.BoundArguments) -> Any:
         """Compile and run, with what is not an array as a static argument."""
         dynamic: dict[str, Any] = {}
@@ -152,6 +181,7 @@ def array_function(
     view: bool = False,
     numbers: bool = False,
     weak: bool = False,
+    maps: bool = False,
     table: dict[str, Fn] = FUNCTIONS,
 ) -> Callable[[Fn], Fn]:
     """Enter a function on symbols into the namespace.
@@ -162,11 +192,12 @@ def array_function(
         view: whether NumPy's result shares the memory of the first argument.
         numbers: whether the body takes Python numbers as they are, because they promote by kind.
         weak: whether the result may stand for a Python number.
+        maps: whether each element of the result depends on one of each array.
         table: where to enter it.
     """
 
     def decorate(fn: Fn) -> Fn:
-        made = table[name or fn.__name__] = Function(fn, name or fn.__name__, arrays, view, numbers, weak)
+        made = table[name or fn.__name__] = Function(fn, name or fn.__name__, arrays, view, numbers, weak, maps)
         return made
 
     return decorate

@@ -157,8 +157,8 @@ def _direct(name: str) -> None:
     arrays = ("x",) if fn is unary else ("x1", "x2")
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"``numpy.{name}``."
-    array_function(*arrays, numbers=True)(fn)
-    array_function(*arrays, numbers=True, weak=True, table=OPERATORS)(fn)
+    array_function(*arrays, numbers=True, maps=True)(fn)
+    array_function(*arrays, numbers=True, maps=True, weak=True, table=OPERATORS)(fn)
 
 
 for _name in DIRECT.split():
@@ -170,8 +170,8 @@ def elementwise(*arrays: str, operator: bool = False) -> Callable[[Fn], Fn]:
 
     def decorate(fn: Fn) -> Fn:
         if operator:
-            array_function(*arrays, numbers=True, weak=True, table=OPERATORS)(fn)
-        return array_function(*arrays, numbers=True)(fn)
+            array_function(*arrays, numbers=True, maps=True, weak=True, table=OPERATORS)(fn)
+        return array_function(*arrays, numbers=True, maps=True)(fn)
 
     return decorate
 
