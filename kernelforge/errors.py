@@ -180,15 +180,17 @@ class TracedTruth(KernelforgeError, TypeError):
 
 class TracedNumber(KernelforgeError, TypeError):
     template = (
-        "{what} needs the value of a traced array ({found}), which is not known while a function is compiled; keep it an array "
-        "(np.sqrt in place of math.sqrt, x.astype in place of float), or name the argument in static_argnames"
+        "{what} needs the value of a traced array ({found}), which is not known while a function is compiled; keep it an "
+        "array (np.sqrt in place of math.sqrt, x.astype in place of float, np.take(table, i, 0) in place of table[i]), "
+        "or name the argument in static_argnames"
     )
 
 
 class TracedArray(KernelforgeError, TypeError):
     template = (
         "a traced array ({found}) cannot become a NumPy array while a function is compiled; use functions of numpy or "
-        "kernelforge.numpy, and make arrays to write into with np.zeros or np.empty inside of the function"
+        "kernelforge.numpy, np.take(table, i, 0) in place of table[i] where table is a NumPy array, and make arrays to "
+        "write into with np.zeros or np.empty inside of the function"
     )
 
 
