@@ -1,6 +1,6 @@
 """The CUDA backend: kernels against the interpreter on a GPU or in numba's simulator, and compiled PTX without either.
 
-The simulator must be chosen before numba is imported: ``test_in_the_simulator`` runs this file again in a child process.
+The simulator must be chosen before numba is imported: ``test_in_the_simulator`` runs this file in a child process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,27 @@ from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
 from kernelforge.errors import CompilationFailed, DeviceUnavailable, InvalidParameter, MalformedKernel
 from kernelforge.ir.interpret import evaluate, run_kernel
 from kernelforge.ir.kernel import (
-    BINARY, COMPARE, MATH_BINARY, MATH_UNARY, UNARY, Alloc, Arg, Const, Expr, For, If, Kernel, Let, Load, LoopKind, Stmt, Store,
-    Var, i64, op, select,
+    BINARY,
+    COMPARE,
+    MATH_BINARY,
+    MATH_UNARY,
+    UNARY,
+    Alloc,
+    Arg,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    LoopKind,
+    Stmt,
+    Store,
+    Var,
+    i64,
+    op,
+    select,
 )  # fmt: skip
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule
@@ -80,7 +99,10 @@ def run(k: Kernel, arrays: dict[str, np.ndarray], params: dict[str, int]) -> dic
     d = device()
     handles = [d.upload(arrays[a.name]) for a in k.args]
     d.launch(d.compile(k), [(h, 0) for h in handles], [params[p] for p in k.params])
-    return {a.name: d.download(h, 0, arrays[a.name].shape, arrays[a.name].dtype) for a, h in zip(k.args, handles, strict=True)}
+    return {
+        a.name: d.download(h, 0, arrays[a.name].shape, arrays[a.name].dtype)
+        for a, h in zip(k.args, handles, strict=True)
+    }
 
 
 def agree(
@@ -114,7 +136,9 @@ def pointwise(name: str, outs: dict[str, Callable[[Expr, Expr], Expr]], dtype: s
     return Kernel(name, tuple(args), (), (body,))
 
 
-def check_pointwise(name: str, outs: dict[str, Callable[[Expr, Expr], Expr]], dtype: str, a: Any, b: Any, ulps: float = 0) -> None:
+def check_pointwise(
+    name: str, outs: dict[str, Callable[[Expr, Expr], Expr]], dtype: str, a: Any, b: Any, ulps: float = 0
+) -> None:
     k = pointwise(name, outs, dtype, a, b)
     arrays = {arg.name: np.zeros(len(a), DTYPES[arg.dtype]) for arg in k.args}
     arrays |= {"x": np.asarray(a, DTYPES[dtype]), "y": np.asarray(b, DTYPES[dtype])}
@@ -153,7 +177,9 @@ def test_arithmetic(dtype: str) -> None:
 def test_division_and_shifts(dtype: str) -> None:
     a, b = pairs(dtype)
     keep = b != 0
-    check_pointwise(f"divide_{dtype}", {n: (lambda x, y, n=n: op(n, x, y)) for n in ("floordiv", "mod")}, dtype, a[keep], b[keep])
+    check_pointwise(
+        f"divide_{dtype}", {n: (lambda x, y, n=n: op(n, x, y)) for n in ("floordiv", "mod")}, dtype, a[keep], b[keep]
+    )
     bits = DTYPES[dtype].itemsize * 8
     amounts = np.resize(np.array([0, 1, bits // 2, bits - 1]), len(a))
     check_pointwise(f"shift_{dtype}", {n: (lambda x, y, n=n: op(n, x, y)) for n in ("shl", "shr")}, dtype, a, amounts)
@@ -166,7 +192,11 @@ def test_casts(dtype: str) -> None:
         a = np.array([0.0, -0.0, 1.9, 2.5, 100.0, 0.3], DTYPES[dtype])
     outs = {d: (lambda x, y, d=d: x.cast(d)) for d in SCALARS if d != dtype}
     size = DTYPES[dtype].itemsize
-    outs |= {f"bits_{d}": (lambda x, y, d=d: x.bitcast(d)) for d in SCALARS if "bool" not in (d, dtype) and DTYPES[d].itemsize == size and d != dtype}
+    outs |= {
+        f"bits_{d}": (lambda x, y, d=d: x.bitcast(d))
+        for d in SCALARS
+        if "bool" not in (d, dtype) and DTYPES[d].itemsize == size and d != dtype
+    }
     check_pointwise(f"cast_{dtype}", outs, dtype, a, a)
 
 
@@ -174,7 +204,11 @@ def test_casts(dtype: str) -> None:
 def test_rounds_once_an_operation(dtype: str) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=200), rng.normal(size=200)
-    outs = {"separate": lambda x, y: x * y + x, "fused": lambda x, y: op("fma", x, y, -x * 0.5), "third": lambda x, y: x / 3.0 + 0.1}
+    outs = {
+        "separate": lambda x, y: x * y + x,
+        "fused": lambda x, y: op("fma", x, y, -x * 0.5),
+        "third": lambda x, y: x / 3.0 + 0.1,
+    }
     check_pointwise(f"rounding_{dtype}", outs, dtype, a, b)
 
 
@@ -238,7 +272,12 @@ def test_grid_with_run_time_extents(n: int) -> None:
             If(i < size, (Store("y", (r * size + i,), Load("x", (r * size + i,), "f32") * 2.0, "add"),)),
         ]
 
-    nest = loop("r", 2, "grid", lambda r: [loop("g", groups, "grid", lambda g: [loop("t", 4, "group", lambda t: body(r, g, t))])])
+    nest = loop(
+        "r",
+        2,
+        "grid",
+        lambda r: [loop("g", groups, "grid", lambda g: [loop("t", 4, "group", lambda t: body(r, g, t))])],
+    )
     k = Kernel("grid", (Arg("x", "f32", 2 * size, "in"), Arg("y", "f32", 2 * size, "out")), ("n",), (nest,))  # type: ignore[operator]
     if n:
         agree(k, params={"n": n})
@@ -252,21 +291,31 @@ def rows(r: int, c: int, t: int, dtype: str = "f32") -> Kernel:
     """Row sums by a tree in local memory, then the row less its sum."""
 
     def row(r_: Var) -> list[Stmt]:
-        x = lambda i: Load("x", (r_ * c + i,), dtype)
+        def x(i: Expr) -> Expr:
+            return Load("x", (r_ * c + i,), dtype)
+
         out: list[Stmt] = [
             Alloc("p", dtype, (i64(t),), "register"),
             loop("t", t, "group", lambda v: [
                 Store("p", (v,), Const(0, dtype)),
-                loop("o", -(-c // t), "serial", lambda o: [If(o * t + v < c, (Store("p", (v,), x(o * t + v), "add"),))]),
+                loop("o", -(-c // t), "serial", lambda o: [
+                    If(o * t + v < c, (Store("p", (v,), x(o * t + v), "add"),)),
+                ]),
             ]),
             Alloc("l", dtype, (i64(t),), "local"),
             loop("t", t, "group", lambda v: [Store("l", (v,), Load("p", (v,), dtype))]),
         ]  # fmt: skip
         half = t // 2
         while half:
-            out.append(loop("t", half, "group", lambda v, h=half: [Store("l", (v,), Load("l", (v + h,), dtype), "add")]))
+            out.append(
+                loop("t", half, "group", lambda v, h=half: [Store("l", (v,), Load("l", (v + h,), dtype), "add")])
+            )
             half //= 2
-        out += [Alloc("s", dtype, (), "register"), Store("s", (), Load("l", (i64(0),), dtype)), Store("z", (r_,), Load("s", (), dtype))]
+        out += [
+            Alloc("s", dtype, (), "register"),
+            Store("s", (), Load("l", (i64(0),), dtype)),
+            Store("z", (r_,), Load("s", (), dtype)),
+        ]
         return [*out, loop("t", t, "group", lambda v: [
             loop("o", -(-c // t), "serial", lambda o: [
                 If(o * t + v < c, (Store("y", (r_ * c + o * t + v,), x(o * t + v) - Load("s", (), dtype)),)),
@@ -295,7 +344,9 @@ def test_barriers_in_loops() -> None:
 
     def round_(_: Var) -> list[Stmt]:
         left = loop("t", t, "group", lambda v: [Store("b", (v,), Load("a", ((v + 1) % t,), "i32"))])
-        right = loop("t", t, "group", lambda v: [Store("a", (v,), Load("b", (v,), "i32") + Load("b", ((v + 3) % t,), "i32"))])
+        right = loop(
+            "t", t, "group", lambda v: [Store("a", (v,), Load("b", (v,), "i32") + Load("b", ((v + 3) % t,), "i32"))]
+        )
         return [left, right]
 
     body: list[Stmt] = [
@@ -322,7 +373,9 @@ def test_register_tiles_and_exchanged_registers() -> None:
         Alloc("scale", "f32", (), "register"),
         Store("scale", (), Load("x", (i64(0),), "f32")),
         loop("a", 2, "group", lambda a: [loop("b", 3, "group", lambda b: [
-            loop("j", 4, "unroll", lambda j: [Store("tile", (a, b, j), Load("x", ((a * 3 + b) * 4 + j,), "f32") * Load("scale", (), "f32"))]),
+            loop("j", 4, "unroll", lambda j: [
+                Store("tile", (a, b, j), Load("x", ((a * 3 + b) * 4 + j,), "f32") * Load("scale", (), "f32")),
+            ]),
             Store("swap", (a * 3 + b,), Load("tile", (a, b, i64(2)), "f32")),
         ])]),
         loop("a", 2, "group", lambda a: [loop("b", 3, "group", lambda b: [
@@ -339,7 +392,12 @@ def test_register_tiles_and_exchanged_registers() -> None:
 
 def test_phases_share_scratch() -> None:
     n = Var("n")
-    first = loop("g", n, "grid", lambda g: [loop("t", 4, "group", lambda t: [Store("s", (t, g), Load("x", (g * 4 + t,), "f32") * 2.0)])])
+    first = loop(
+        "g",
+        n,
+        "grid",
+        lambda g: [loop("t", 4, "group", lambda t: [Store("s", (t, g), Load("x", (g * 4 + t,), "f32") * 2.0)])],
+    )
     second = loop("g", 4, "grid", lambda g: [
         Alloc("acc", "f32", (), "register"), Store("acc", (), Const(0, "f32")),
         loop("i", n, "serial", lambda i: [Store("acc", (), Load("s", (g, i), "f32"), "add")]),
@@ -371,7 +429,12 @@ def test_vector_loops_with_and_without_alignment(dtype: str) -> None:
         kept = Load("x", (i64(count - 1) - i,), dtype)
         return [Let("a", x), Store("y", (i,), select(kept.eq(kept), Var("a", dtype), x)), Store("z", (i,), kept)]
 
-    nest = loop("g", 2, "grid", lambda g: [loop("t", 4, "group", lambda t: [loop("v", lanes, "vector", lambda v: lane(g, t, v))])])
+    nest = loop(
+        "g",
+        2,
+        "grid",
+        lambda g: [loop("t", 4, "group", lambda t: [loop("v", lanes, "vector", lambda v: lane(g, t, v))])],
+    )
     k = kernel("vector", f"x:{dtype}[{count}] y:{dtype}[{count}]! z:{dtype}[{count}]!", [nest])
     (phase,) = print_kernel(k)
     assert f"ld{lanes}(x" in phase.source
@@ -397,7 +460,12 @@ def test_reversed_views_reach_backwards() -> None:
 
 
 def test_names_that_python_reserves() -> None:
-    body = loop("for", 3, "serial", lambda i: [Let("lambda", Load("f32", (i,), "f32")), Store("thread.0", (i,), Var("lambda", "f32") + 1.0)])
+    body = loop(
+        "for",
+        3,
+        "serial",
+        lambda i: [Let("lambda", Load("f32", (i,), "f32")), Store("thread.0", (i,), Var("lambda", "f32") + 1.0)],
+    )
     agree(kernel("def", "f32:f32[3] thread.0:f32[3]!", [body]))
 
 
@@ -406,12 +474,16 @@ def test_transfers() -> None:
     base = np.arange(24, dtype=np.float32).reshape(4, 6)
     for array in (base[:, ::2], base.T, base[::-1], base[:0], base[0, 0], np.array([True, False])):
         np.testing.assert_array_equal(d.download(d.upload(array), 0, array.shape, array.dtype), array)
-    np.testing.assert_array_equal(d.download(d.upload(base), 8, (2, 2), base.dtype), base.reshape(-1)[2:6].reshape(2, 2))
+    np.testing.assert_array_equal(
+        d.download(d.upload(base), 8, (2, 2), base.dtype), base.reshape(-1)[2:6].reshape(2, 2)
+    )
     d.free(d.allocate(1))
     d.synchronize()
 
 
-@pytest.mark.parametrize("made", [naive.softmax(3, 21), naive.gemm(5, 7, 9), naive.columns(6, 10), naive.double(13)], ids=lambda k: k.name)
+@pytest.mark.parametrize(
+    "made", [naive.softmax(3, 21), naive.gemm(5, 7, 9), naive.columns(6, 10), naive.double(13)], ids=lambda k: k.name
+)
 def test_recipes(made: Kernel) -> None:
     k = finish(schedule(made, device().limits), device().limits.native)
     arrays = inputs(made, {})
@@ -442,7 +514,12 @@ def streaming() -> Kernel:
         x = Load("x", (i,), "f32")
         return [Store("y", (i,), op("tanh", x * 0.5) + op("exp", -x * x))]
 
-    nest = loop("g", 64, "grid", lambda g: [loop("t", 256, "group", lambda t: [loop("v", 4, "vector", lambda v: lane(g, t, v))])])
+    nest = loop(
+        "g",
+        64,
+        "grid",
+        lambda g: [loop("t", 256, "group", lambda t: [loop("v", 4, "vector", lambda v: lane(g, t, v))])],
+    )
     return finish(kernel("streaming", "x:f32[65536] y:f32[65536]!", [nest]), frozenset())
 
 
@@ -477,17 +554,33 @@ def test_ptx(case: str, offline: Any) -> None:
 def test_multiplication_and_addition_stay_apart(offline: Any) -> None:
     k = pointwise("apart", {"o": lambda x, y: x * y + x}, "f32", range(4), range(4))
     assert "fma" not in offline.compile_ptx(k)
-    joined = kernel("joined", "x:f32[4] y:f32[1]!", [loop("i", 4, "serial", lambda i: [Store("y", (i64(0),), Load("x", (i,), "f32") * Load("x", (i,), "f32"), "add")])])
+    joined = kernel(
+        "joined",
+        "x:f32[4] y:f32[1]!",
+        [
+            loop(
+                "i",
+                4,
+                "serial",
+                lambda i: [Store("y", (i64(0),), Load("x", (i,), "f32") * Load("x", (i,), "f32"), "add")],
+            )
+        ],
+    )
     assert "fma.rn.f32" in offline.compile_ptx(joined)
 
 
 def test_every_operation_compiles(offline: Any) -> None:
     for dtype in ("f32", "f64"):
-        outs = {n: (lambda x, y, n=n: op(n, x)) for n in (*MATH_UNARY, "abs", "sqrt", "floor", "ceil", "trunc", "rint", "neg")}
+        outs = {
+            n: (lambda x, y, n=n: op(n, x))
+            for n in (*MATH_UNARY, "abs", "sqrt", "floor", "ceil", "trunc", "rint", "neg")
+        }
         outs |= {n: (lambda x, y, n=n: op(n, x, y)) for n in (*MATH_BINARY, "min", "max", "div")}
         offline.compile_ptx(pointwise(f"all_{dtype}", outs, dtype, range(4), range(4)))
     for dtype in (*sorted(INTEGERS), "bool"):
-        names = ["and", "or", "xor", "min", "max", "eq", "lt"] + (["floordiv", "mod", "shl", "shr", "sub", "mul"] if dtype != "bool" else [])
+        names = ["and", "or", "xor", "min", "max", "eq", "lt"] + (
+            ["floordiv", "mod", "shl", "shr", "sub", "mul"] if dtype != "bool" else []
+        )
         outs = {n: (lambda x, y, n=n: op(n, x, y)) for n in names} | {"not": lambda x, y: op("not", x)}
         outs |= {f"to_{d}": (lambda x, y, d=d: x.cast(d)) for d in SCALARS if d != dtype}
         offline.compile_ptx(pointwise(f"all_{dtype}", outs, dtype, range(4), range(4)))
@@ -519,5 +612,7 @@ def test_a_damaged_binary_is_refused(offline: Any) -> None:
 def test_in_the_simulator() -> None:
     """Run the tests that need a device in a child process, on numba's simulator."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-6000:]
