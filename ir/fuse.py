@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.lower import REDUCTIONS, Part, Refused, lower
+from kernelforge.ir.lower import REDUCTIONS, Part, Refused, buffers_of
 
 WIDE_ROW = 1 << 16
 FEW_ROWS = 8
@@ -143,6 +143,7 @@ class _Fuser:
         self.max_args = max_args
         self.decisions: list[Decision] = []
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
+        self.order = {n: k for k, n in enumerate(graph.nodes)}
         self.free = self._free_nodes()
         self.items: list[_Item] = []
         by_value: dict[Value, _Item] = {}
@@ -225,8 +226,7 @@ class _Fuser:
             if node is not None and node not in nodes and (node in own or node in self.free):
                 nodes[node] = None
                 stack.extend(node.inputs)
-        order = {n: k for k, n in enumerate(self.graph.nodes)} if len(nodes) > 1 else {}
-        return Part(tuple(sorted(nodes, key=order.__getitem__)) if order else tuple(nodes), tuple(outputs))
+        return Part(tuple(sorted(nodes, key=self.order.__getitem__)), tuple(outputs))
 
     def join(self, a: _Group, b: _Group) -> str:
         """Make one group of two if one nest computes both; return why not, or nothing."""
@@ -253,10 +253,10 @@ class _Fuser:
         ):
             return "the contraction would compute it again for each use of an element"
         try:
-            made = lower(part)
+            needed = buffers_of(part)
         except Refused as refusal:
             return str(refusal)
-        if len(made.inputs) + len(made.outputs) > self.max_args:
+        if needed > self.max_args:
             return f"a kernel of the device takes {self.max_args} buffers at most"
         self.merged(items, None)
         return ""

@@ -30,6 +30,7 @@ Expressions are interned: structural equality is identity, so they can be dictio
 from __future__ import annotations
 
 import dataclasses
+import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -258,68 +259,61 @@ def op(name: str, *args: Expr | float, dtype: str | None = None) -> Expr:
 
     ``dtype`` is needed for ``cast`` and ``bitcast`` only. ``select`` has the dtype of its arms.
     """
-    like = next(a for a in (args[1:] if name == "select" else args) if isinstance(a, Expr))
     if name == "select":
-        first = args[0]
-        if isinstance(first, Const):
-            return _lift(args[1] if first.value else args[2], like)
-        exprs = (
-            args[0] if isinstance(first, Expr) else Const(first, "bool"),
-            _lift(args[1], like),
-            _lift(args[2], like),
-        )
-        if exprs[1] is exprs[2]:
-            return exprs[1]
-        return Op(name, exprs, like.dtype)  # type: ignore[arg-type]
-    lifted = tuple(_lift(a, like) for a in args)
-    if name in COMPARE:
+        return select(*args)
+    like = args[0]
+    if not isinstance(like, Expr):
+        like = next(a for a in args if isinstance(a, Expr))
+    kind = like.dtype
+    lifted = tuple([a if isinstance(a, Expr) else Const(a, kind) for a in args])
+    if name in _COMPARE:
         return Op(name, lifted, "bool")
     if name in ("cast", "bitcast"):
         assert dtype is not None
-        if lifted[0].dtype == dtype:
-            return lifted[0]
-        return Op(name, lifted, dtype)
-    if like.dtype in INTEGERS:
-        folded = _fold(name, lifted, like.dtype)
+        return like if kind == dtype else Op(name, lifted, dtype)
+    if len(lifted) == 2 and kind in INTEGERS:
+        folded = _fold(name, lifted[0], lifted[1], kind)
         if folded is not None:
             return folded
-    return Op(name, lifted, like.dtype)
+    return Op(name, lifted, kind)
 
 
-def _fold(name: str, args: tuple[Expr, ...], dtype: str) -> Expr | None:
+_COMPARE = frozenset(COMPARE)
+
+_CONSTANT: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "min": min, "max": max,
+    "floordiv": operator.floordiv, "mod": operator.mod,
+}  # fmt: skip
+
+
+def _fold(name: str, a: Expr, b: Expr, dtype: str) -> Expr | None:
     """Fold the integer identities that index arithmetic makes all the time; None where none applies."""
-    if len(args) != 2:
+    x = a.value if isinstance(a, Const) else None
+    y = b.value if isinstance(b, Const) else None
+    if x is None and y is None:
         return None
-    a, b = args
-    if isinstance(a, Const) and isinstance(b, Const) and dtype == "i64":
-        x, y = int(a.value), int(b.value)
-        if name in ("add", "sub", "mul"):
-            return Const({"add": x + y, "sub": x - y, "mul": x * y}[name], dtype)
-        if name in ("floordiv", "mod") and y != 0:
-            return Const(x // y if name == "floordiv" else x % y, dtype)
-        if name in ("min", "max"):
-            return Const(min(x, y) if name == "min" else max(x, y), dtype)
-        return None
-    if isinstance(b, Const):
-        if (b.value == 0 and name in ("add", "sub")) or (b.value == 1 and name in ("mul", "floordiv")):
-            return a
-        if (b.value == 0 and name == "mul") or (b.value == 1 and name == "mod"):
-            return Const(0, dtype)
-    if isinstance(a, Const):
-        if (a.value == 0 and name == "add") or (a.value == 1 and name == "mul"):
-            return b
-        if a.value == 0 and name == "mul":
-            return a
+    if x is not None and y is not None and dtype == "i64":
+        known = name in _CONSTANT and (y != 0 or name not in ("floordiv", "mod"))
+        return Const(_CONSTANT[name](int(x), int(y)), dtype) if known else None
+    if (y == 0 and name in ("add", "sub")) or (y == 1 and name in ("mul", "floordiv")):
+        return a
+    if (x == 0 and name == "add") or (x == 1 and name == "mul"):
+        return b
+    if ((x == 0 or y == 0) and name == "mul") or (y == 1 and name == "mod"):
+        return Const(0, dtype)
     return None
 
 
-def select(cond: Expr | bool, a: Expr | float, b: Expr | float) -> Expr:
+def select(cond: Expr | float, a: Expr | float, b: Expr | float) -> Expr:
     """Choose lazily; at least one arm is an expression."""
-    if isinstance(cond, bool):
-        like = a if isinstance(a, Expr) else b
-        assert isinstance(like, Expr)
-        return _lift(a if cond else b, like)
-    return op("select", cond, a, b)
+    like = a if isinstance(a, Expr) else b
+    assert isinstance(like, Expr)
+    first, second = _lift(a, like), _lift(b, like)
+    if not isinstance(cond, Expr):
+        return first if cond else second
+    if isinstance(cond, Const):
+        return first if cond.value else second
+    return first if first is second else Op("select", (cond, first, second), like.dtype)
 
 
 def i64(value: int) -> Const:
@@ -429,10 +423,11 @@ def substitute(expr: Expr, replace: dict[Expr, Expr], memo: dict[Expr, Expr] | N
             if e in replace:
                 done = replace[e]
             elif isinstance(e, Op):
-                args = tuple(visit(a) for a in e.args)
+                args = tuple([visit(a) for a in e.args])
                 done = e if args == e.args else op(e.op, *args, dtype=e.dtype)
             elif isinstance(e, Load):
-                done = Load(e.buffer, tuple(visit(a) for a in e.index), e.dtype)
+                index = tuple([visit(i) for i in e.index])
+                done = e if index == e.index else Load(e.buffer, index, e.dtype)
             else:
                 done = e
             memo[e] = done
@@ -441,20 +436,24 @@ def substitute(expr: Expr, replace: dict[Expr, Expr], memo: dict[Expr, Expr] | N
     return visit(expr)
 
 
-def walk(expr: Expr, seen: set[Expr] | None = None) -> Iterator[Expr]:
-    """Yield each distinct sub-expression once, operands first; pass one ``seen`` to skip what was yielded before."""
+def walk(expr: Expr, seen: set[Expr] | None = None) -> list[Expr]:
+    """Return each distinct sub-expression, operands first; pass one ``seen`` to skip what was returned before."""
     seen = set() if seen is None else seen
-    if expr in seen:
-        return
-    seen.add(expr)
-    children: Sequence[Expr] = ()
-    if isinstance(expr, Op):
-        children = expr.args
-    elif isinstance(expr, Load):
-        children = expr.index
-    for child in children:
-        yield from walk(child, seen)
-    yield expr
+    found: list[Expr] = []
+
+    def visit(e: Expr) -> None:
+        if e not in seen:
+            seen.add(e)
+            if isinstance(e, Op):
+                for child in e.args:
+                    visit(child)
+            elif isinstance(e, Load):
+                for child in e.index:
+                    visit(child)
+            found.append(e)
+
+    visit(expr)
+    return found
 
 
 def exprs(stmt: Stmt) -> Iterator[Expr]:

@@ -70,7 +70,6 @@ class Nest:
     body: tuple[Stmt, ...]
     inputs: dict[Value, str]
     outputs: dict[Value, str]
-    evaluations: int
 
 
 def identity(name: str, dtype: str) -> Const:
@@ -98,8 +97,9 @@ def combine(name: str, a: Expr, b: Expr) -> Expr:
 class _Lowering:
     """The state of lowering one part."""
 
-    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, thrifty: bool) -> None:
+    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, trial: bool) -> None:
         self.part = part
+        self.trial = trial
         self.strides = strides
         self.prefix = prefix
         self.producer = {v: n for n in part.nodes for v in n.outputs}
@@ -107,7 +107,7 @@ class _Lowering:
         self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
         self.reads: dict[Node, list[Expr]] = {}
         self.evaluations = 0
-        self.budget = RECOMPUTE * len(part.nodes) + 24 if thrifty else math.inf
+        self.budget = RECOMPUTE * len(part.nodes) + 24 if trial else math.inf
 
     def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
         """Return the element of ``value`` at ``index``, which is in normal form."""
@@ -132,6 +132,11 @@ class _Lowering:
         self.evaluations += node.prim.kind is not Kind.VIEW or len(node.inputs) > 1
         if self.evaluations > self.budget:
             raise Refused(f"values would be computed again more than {RECOMPUTE} times")
+        if self.trial and node.prim.kind is Kind.MAP and node.inputs and value.type.name in FLOATS:
+            # which elements are read is all a trial asks, and no index depends on what is made of floats
+            for v in node.inputs:
+                self.at(v, index)
+            return Load(f"v{value.id}", index, value.type.name)
         types = [v.type for v in node.inputs]
         made: Expr = node.prim.lower(self.reader(node), index, types, value.type, node.params)
         return normalize(made) if node.prim.kind is not Kind.MAP else made
@@ -178,18 +183,26 @@ def _refine(chains: Sequence[Sequence[int]], size: int) -> list[int]:
     return [large // small for small, large in itertools.pairwise(places)][::-1]
 
 
-def lower(
-    part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "", thrifty: bool = True
-) -> Nest:
+def lower(part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "") -> Nest:
     """Turn a part into its naive nest.
 
     ``strides``, in elements, are those of inputs that are not row-major. ``prefix`` keeps the names of several nests
-    apart. ``thrifty`` refuses what computes its nodes more than ``RECOMPUTE`` times.
+    apart.
 
     Raises:
         Refused: when no single nest computes the part.
     """
-    return _Builder(_Lowering(part, strides or {}, prefix, thrifty)).build()
+    return _Builder(_Lowering(part, strides or {}, prefix, trial=False)).build()
+
+
+def buffers_of(part: Part) -> int:
+    """Return how many buffers the nest of a part takes.
+
+    Raises:
+        Refused: when no single nest computes the part, or its nodes would be computed more than ``RECOMPUTE`` times.
+    """
+    made = _Builder(_Lowering(part, {}, "", trial=True)).build()
+    return len(made.inputs) + len(made.outputs)
 
 
 class _Builder:
@@ -216,7 +229,7 @@ class _Builder:
             body = self.reduce()
         else:
             body = self.map()
-        return Nest(body, self.low.inputs, self.names, self.low.evaluations)
+        return Nest(body, self.low.inputs, self.names)
 
     def top(self, loops: Sequence[Var], body: Sequence[Stmt]) -> tuple[Stmt, ...]:
         """Wrap the body in its parallel loops, one of a single iteration where there are none."""
@@ -415,7 +428,7 @@ def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, 
     values: list[Value] = []
     body: list[Stmt] = []
     for k, part in enumerate(parts):
-        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "", thrifty=False)
+        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "")
         for value, arg in made.inputs.items():
             size = reach(value, strides.get(value))
             args.append(Arg(arg, value.type.name, i64(size), "in"))

@@ -22,6 +22,7 @@ from kernelforge.ir.kernel import (
     map_exprs,
     op,
     stmts,
+    substitute,
 )
 
 
@@ -164,7 +165,7 @@ class _Sharing:
                 head = dataclasses.replace(stmt, body=())
                 head = map_exprs(head, rewrite)  # type: ignore[assignment]
                 memo2: dict[Expr, Expr] = {}
-                body = tuple(map_exprs(s, lambda e: _replace(e, inner, memo2)) for s in stmt.body)  # noqa: B023
+                body = tuple(map_exprs(s, lambda e: substitute(e, inner, memo2)) for s in stmt.body)  # noqa: B023
                 out.append(dataclasses.replace(head, body=body))  # type: ignore[arg-type]
             else:
                 out.append(map_exprs(stmt, rewrite))
@@ -218,16 +219,3 @@ def _count(expr: Expr, always: bool, uses: dict[Expr, int], safe: set[Expr], see
     elif isinstance(expr, Op):
         for k, arg in enumerate(expr.args):
             _count(arg, always and not (expr.op == "select" and k > 0), uses, safe, seen)
-
-
-def _replace(expr: Expr, names: dict[Expr, Expr], memo: dict[Expr, Expr]) -> Expr:
-    done = names.get(expr, memo.get(expr))
-    if done is None:
-        if isinstance(expr, Op):
-            done = op(expr.op, *(_replace(a, names, memo) for a in expr.args), dtype=expr.dtype)
-        elif isinstance(expr, Load):
-            done = Load(expr.buffer, tuple(_replace(i, names, memo) for i in expr.index), expr.dtype)
-        else:
-            done = expr
-        memo[expr] = done
-    return done
