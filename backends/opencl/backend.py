@@ -18,7 +18,7 @@ import numpy as np
 import pyopencl as cl
 
 from kernelforge.backends.base import Argument, Backend
-from kernelforge.backends.opencl.icd import discover
+from kernelforge.backends.opencl.icd import AVX2, discover, target
 from kernelforge.backends.opencl.printer import Phase, print_opencl
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import (
@@ -88,7 +88,10 @@ def limits_of(device: Any) -> Limits:
     cpu = bool(device.type & cl.device_type.CPU)
     dtypes = frozenset(DTYPES) if device.double_fp_config else frozenset(DTYPES) - {"f64"}
     width = 4 * max(device.native_vector_width_float, device.preferred_vector_width_float)
-    version = "|".join((device.platform.name, device.platform.version, device.name, device.driver_version, cl.VERSION_TEXT))
+    told = target() if device.platform.name.startswith("Intel") else ""
+    if told == AVX2:
+        width = 32
+    version = "|".join((device.platform.name, device.platform.version, device.name, device.driver_version, told, cl.VERSION_TEXT))
     return Limits(
         form="vector" if cpu else "group",
         vector_bytes=max(width, 16) if cpu else 16,

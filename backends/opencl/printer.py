@@ -21,7 +21,24 @@ from kernelforge.backends.opencl.exprs import Buffer, Code, Scope, total
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal
 from kernelforge.errors import MalformedKernel
 from kernelforge.ir.index import free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, exprs, i64, stmts, walk
+from kernelforge.ir.kernel import (
+    Alloc,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    stmts,
+    walk,
+)
 from kernelforge.ir.types import row_major
 
 ITEMS = 64
