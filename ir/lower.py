@@ -42,7 +42,7 @@ REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
 DEEP = 16
 """Maps that follow each other in one expression at most."""
 
-RECOMPUTE = 4
+RECOMPUTE = 3
 """A nest may evaluate each of its nodes this many times on average; above, its values are better stored."""
 
 
@@ -70,6 +70,11 @@ class Nest:
     body: tuple[Stmt, ...]
     inputs: dict[Value, str]
     outputs: dict[Value, str]
+
+
+def computes(node: Node) -> bool:
+    """Whether a node does work for each element; a view of several values chooses among them."""
+    return node.prim.kind is not Kind.VIEW or len(node.inputs) > 1
 
 
 def identity(name: str, dtype: str) -> Const:
@@ -107,7 +112,7 @@ class _Lowering:
         self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
         self.reads: dict[Node, list[Expr]] = {}
         self.evaluations = 0
-        self.budget = RECOMPUTE * len(part.nodes) + 24 if trial else math.inf
+        self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
 
     def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
         """Return the element of ``value`` at ``index``, which is in normal form."""
@@ -129,7 +134,7 @@ class _Lowering:
         if node.prim.lower is None:
             raise Refused(f"{node.prim.name} is not computed element by element")
         # a view of several values chooses among them for each element
-        self.evaluations += node.prim.kind is not Kind.VIEW or len(node.inputs) > 1
+        self.evaluations += computes(node)
         if self.evaluations > self.budget:
             raise Refused(f"values would be computed again more than {RECOMPUTE} times")
         if self.trial and node.prim.kind is Kind.MAP and node.inputs and value.type.name in FLOATS:
