@@ -4,6 +4,9 @@ Everything goes to the legacy default stream, so launches and copies happen in t
 survive ``fork``: a child process is refused, and should be started by ``spawn``.
 """
 
+# numba and NVIDIA's packages fill their modules when they load
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import contextlib
@@ -30,6 +33,7 @@ from kernelforge.errors import DamagedBinary, DeviceOutOfMemory, DeviceUnavailab
 from kernelforge.ir.kernel import Kernel
 
 Array = np.ndarray[Any, Any]
+BYTE: Any = np.uint8
 OUT_OF_MEMORY = 2
 """``CUDA_ERROR_OUT_OF_MEMORY``."""
 DIGEST = 32
@@ -172,7 +176,7 @@ class Cuda:
     def allocate(self, nbytes: int) -> Memory:
         self._enter()
         try:
-            return Memory(cuda.device_array(nbytes, np.uint8))
+            return Memory(cuda.device_array(nbytes, BYTE))
         except CudaAPIError as error:
             if int(error.code) == OUT_OF_MEMORY:
                 raise DeviceOutOfMemory(device=self.name, nbytes=nbytes) from error

@@ -5,6 +5,9 @@ same, so a kernel's source reads the same on hardware and under ``NUMBA_ENABLE_C
 index without a shape, also backwards from their first element.
 """
 
+# numba and NVIDIA's packages fill their modules when they load
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import math
@@ -231,7 +234,7 @@ def _exact_fma(a: Any, b: Any, c: Any) -> Any:
     if exact == 0 or abs(exact) > sys.float_info.max:
         return a * b + c
     near = float(exact)
-    if isinstance(a, np.float32) and Fraction(near) != exact and not np.float64(near).view(np.int64) & 1:
+    if type(a) is np.float32 and Fraction(near) != exact and not np.float64(near).view(np.int64) & 1:
         # rounded to odd, the double still shows the second rounding on which side of a tie the exact value lies
         near = math.nextafter(near, math.inf if exact > near else -math.inf)
     return type(a)(near)

@@ -4,6 +4,9 @@ Numba's front end and NVVM compile; nvJitLink assembles. NVVM is told not to fus
 its own dispatcher would do: a kernel rounds once an operation, as it says.
 """
 
+# numba and NVIDIA's packages fill their modules when they load
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import linecache
