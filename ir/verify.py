@@ -256,7 +256,8 @@ class _Verifier:
             self.fail(stmt, f"the condition of {print_expr(e)} is {e.args[0].dtype}; expected bool")
         same = e.args[1:] if e.op == "select" else e.args
         if any(a.dtype != last for a in same):
-            self.fail(stmt, f"the operands of {print_expr(e)} are {', '.join(a.dtype for a in same)}; expected one dtype")
+            found = ", ".join(a.dtype for a in same)
+            self.fail(stmt, f"the operands of {print_expr(e)} are {found}; expected one dtype")
         if last not in OPERANDS[e.op]:
             self.fail(stmt, f"{print_expr(e)}: {e.op} is not defined for {last}")
         if e.op in ("cast", "bitcast"):
