@@ -43,12 +43,19 @@ class Code(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Buffer:
-    """How a buffer is reached: ``space`` is the qualifier of its pointers, ``dropped`` the leading indices it does not have."""
+    """How a buffer is reached.
+
+    Attributes:
+        space: the qualifier of its pointers.
+        size: elements that can be loaded from index 0 on; 0 where that is not known.
+        dropped: leading indices that it does not have.
+    """
 
     name: str
     dtype: str
     space: str
     strides: tuple[int | Expr, ...]
+    size: int = 0
     dropped: int = 0
 
     def flat(self, index: Sequence[Expr]) -> Expr:
@@ -85,21 +92,33 @@ class Scope:
         self.indices: dict[Expr, Expr] = {}
         self.counters: set[str] = set()
         self._memo: dict[tuple[Expr, bool, int | None], Code] = {}
+        self._always: set[Expr] = set()
         self._hoisted: set[Expr] = set()
         self._count = 0
 
     def begin(self, roots: Sequence[Expr]) -> None:
         """Start a statement: what its expressions share is named before it, where all of it may be evaluated."""
         self._memo = {}
-        always = _always(roots)
+        self._always = _always(roots)
         uses = Counter(roots)
         seen: set[Expr] = set()
         for root in roots:
             for e in walk(root, seen):
                 uses.update(_operands(e))
-        self._hoisted = {
-            e for e, n in uses.items() if n > 1 and isinstance(e, Op | Load) and (e in always or total(e))
-        }  # fmt: skip
+        self._hoisted = {e for e, n in uses.items() if n > 1 and isinstance(e, Op | Load) and self.may(e)}
+
+    def may(self, e: Expr) -> bool:
+        """Whether ``e`` may be evaluated in all lanes and whatever a select chooses."""
+        return all(x in self._always or self._harmless(x) for x in walk(e))
+
+    def _harmless(self, e: Expr) -> bool:
+        if not isinstance(e, Load):
+            return not divides(e)
+        buffer = self.buffers[e.buffer]
+        flat = buffer.flat(e.index)
+        low, high = bounds(flat)
+        known = low is not None and high is not None and low >= 0 and high < buffer.size
+        return known and all(v.name in self.counters for v in free_vars(flat))
 
     def temporary(self, code: Code) -> Code:
         """Name a value."""
@@ -238,7 +257,7 @@ class Scope:
         cond, *arms = e.args
         vector = self.varies(e)
         if vector and self.varies(cond):
-            if not all(map(total, arms)):
+            if not all(map(self.may, arms)):
                 return self._guarded(e)
             a, b = (self.value(x, index) for x in arms)
             mask = size(e.dtype)
@@ -248,7 +267,7 @@ class Scope:
             test = self.splat(self.value(cond), mask)
             return Code(f"({test.text} ? {a.text} : {b.text})", e.dtype, self.lanes, a.mask)
         test = self.value(cond)
-        if vector and not all(map(total, arms)):
+        if vector and not all(map(self.may, arms)):
             codes = self._inline(arms)
             if codes is None:
                 return self.by_lane(e)
@@ -282,8 +301,6 @@ class Scope:
     # operations
 
     def _operation(self, e: Op, index: bool) -> Code:
-        if self.varies(e) and e.op in ("floordiv", "mod") and not total(e):
-            return self.by_lane(e)
         args = [self.value(a, index) for a in e.args]
         if e.dtype == "i64" and e.op in ("floordiv", "mod") and self._counts(e.args[0]) and _positive(e.args[1]):
             return self.plain("/" if e.op == "floordiv" else "%", "i64", args)
@@ -393,12 +410,14 @@ def _positive(e: Expr) -> bool:
     return isinstance(e, Const) and e.value > 0
 
 
+def divides(e: Expr) -> bool:
+    """Whether ``e`` divides integers by what may be zero."""
+    return isinstance(e, Op) and e.op in ("floordiv", "mod") and not (isinstance(e.args[1], Const) and e.args[1].value)
+
+
 def total(e: Expr) -> bool:
-    """Whether ``e`` may be evaluated where the program does not: it reads no memory and does not divide by a variable."""
-    return not any(
-        isinstance(x, Load) or (isinstance(x, Op) and x.op in ("floordiv", "mod") and not (isinstance(x.args[1], Const) and x.args[1].value))
-        for x in walk(e)
-    )
+    """Whether ``e`` may be evaluated anywhere: it reads no memory and does not divide by what may be zero."""
+    return not any(isinstance(x, Load) or divides(x) for x in walk(e))
 
 
 def _operands(e: Expr) -> tuple[Expr, ...]:

@@ -17,7 +17,7 @@ kernelforge did gets what the loader found then. On Windows the loader reads the
 
 Intel's CPU runtime (2026.2) compiles some kernels wrongly for AVX-512: of 300 random ones, 5 got instructions that do not
 exist or addresses made with the wrong register, and ended the process; for AVX2, or without optimisation, all were right.
-So it is told to compile for AVX2, by the variable that it reads when it is loaded, unless the user sets that one.
+So it is told to compile for AVX2, by the variable that it reads when it first compiles, unless the user sets that one.
 """
 
 from __future__ import annotations
@@ -66,9 +66,6 @@ def target() -> str:
 def vendors() -> Iterator[None]:
     """Let the loader find the wheels' runtimes and the system's while the body runs."""
     with tempfile.TemporaryDirectory(prefix="kernelforge-icd-") as folder, contextlib.ExitStack() as undo:
-        if target() and TARGET not in os.environ:
-            undo.callback(os.environ.pop, TARGET)
-            os.environ[TARGET] = target()
         found = libraries()
         if found and VARIABLE not in os.environ and sys.platform != "win32":
             for file in sorted(SYSTEM.glob("*.icd")):
@@ -89,6 +86,8 @@ def discover() -> tuple[Any, ...]:
     """
     import pyopencl as cl
 
+    if target():
+        os.environ[TARGET] = target()
     with vendors():
         # one library that two .icd files name is two platforms with the same text
         distinct = {(p.vendor, p.name, p.version): p for p in reversed(cl.get_platforms())}

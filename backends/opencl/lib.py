@@ -57,7 +57,8 @@ def literal(value: float, dtype: str) -> str:
 def _float(value: float, dtype: str) -> str:
     if math.isnan(value):
         return "as_float(0x7fc00000u)" if dtype == "f32" else "as_double(0x7ff8000000000000UL)"
-    rounded = np.float32(value) if dtype == "f32" else np.float64(value)
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value) if dtype == "f32" else np.float64(value)
     if np.isinf(rounded):
         text = "INFINITY" if dtype == "f32" else "as_double(0x7ff0000000000000UL)"
         return text if rounded > 0 else f"(-{text})"

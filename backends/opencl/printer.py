@@ -130,9 +130,10 @@ class _Printer:
         self.scope = Scope(functions, self.emit)
         self.outer: dict[str, tuple[str, bool]] = {a.name: (a.dtype, a.mode == "in") for a in kernel.args}
         self.outer |= {s.buffer: (s.dtype, False) for s in scratch}
+        sizes = {a.name: int(a.size.value) for a in kernel.args if isinstance(a.size, Const)}
         for name, (dtype, _) in self.outer.items():
             shape = next((s.shape for s in scratch if s.buffer == name), (i64(1),))
-            self.scope.buffers[name] = Buffer(_identifier(name), dtype, "__global ", _strides(shape))
+            self.scope.buffers[name] = Buffer(_identifier(name), dtype, "__global ", _strides(shape), sizes.get(name, 0))
         for param in kernel.params:
             self.scope.names[param] = Code(_identifier(param), "i64")
             self.scope.counters.add(param)
@@ -349,7 +350,7 @@ class _Printer:
                 name += "_"
         else:
             self.emit(f"{kind} {name}{extent}")
-        self.scope.buffers[stmt.buffer] = Buffer(name, stmt.dtype, "__local " if local else "", _strides(shape), dropped)
+        self.scope.buffers[stmt.buffer] = Buffer(name, stmt.dtype, "__local " if local else "", _strides(shape), count, dropped)
 
     def unroll(self, stmt: For, run: Callable[[Sequence[Stmt]], None]) -> None:
         for k in range(stmt.static or 0):

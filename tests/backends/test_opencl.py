@@ -1,0 +1,595 @@
+"""The OpenCL backend: the text of what it prints, and what that computes on every runtime that is installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelforge.backends.opencl.icd import VARIABLE, libraries, vendors
+from kernelforge.backends.opencl.lib import literal
+from kernelforge.backends.opencl.printer import Source, print_opencl
+from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
+from kernelforge.errors import CompilationFailed, DamagedBinary, DeviceOutOfMemory, DeviceUnavailable, UnsupportedOnDevice
+from kernelforge.ir.interpret import run_kernel
+from kernelforge.ir.kernel import (
+    COMPARE,
+    MATH_BINARY,
+    MATH_UNARY,
+    Alloc,
+    Arg,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    LoopKind,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    i64,
+    op,
+    select,
+)
+from tests.backends.random_kernels import RandomKernel
+
+Array = np.ndarray[Any, Any]
+SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, -2.5, 3.5, np.inf, -np.inf, np.nan, 3e38, -7.25, 1e-7, 12345.678, 8388609.0)
+COMPUTED = [d for d in DTYPES if d not in ("f16", "bf16")]
+
+
+def _opened() -> tuple[list[Any], str]:
+    try:
+        from kernelforge.backends.opencl import devices
+
+        return list(devices().values()), ""
+    except (DeviceUnavailable, ImportError) as error:
+        return [], str(error)
+
+
+DEVICES, REASON = _opened()
+DEVICE = DEVICES[0] if DEVICES else None
+needs_device = pytest.mark.skipif(DEVICE is None, reason=REASON or "there is no device")
+each_device = pytest.mark.parametrize("device", DEVICES or [pytest.param(None, marks=needs_device)], ids=str)
+
+
+def execute(device: Any, kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None) -> dict[str, Array]:
+    """Compile and launch; return the arrays as the kernel left them."""
+    handles = [device.upload(arrays[a.name]) for a in kernel.args]
+    device.launch(device.compile(kernel), [(h, 0) for h in handles], [(params or {})[p] for p in kernel.params])
+    return {
+        a.name: device.download(h, 0, arrays[a.name].shape, arrays[a.name].dtype)
+        for a, h in zip(kernel.args, handles, strict=True)
+    }  # fmt: skip
+
+
+def compare(
+    device: Any, kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None, rtol: float = 0.0, atol: float = 0.0
+) -> None:
+    """Check that the interpreter leaves the same in every array, down to the signs of zeros."""
+    expected = {name: a.copy() for name, a in arrays.items()}
+    with np.errstate(all="ignore"):
+        run_kernel(kernel, expected, params or {})
+    found = execute(device, kernel, arrays, params)
+    for name, a in found.items():
+        np.testing.assert_allclose(a, expected[name], rtol=rtol, atol=atol, err_msg=f"{kernel.name}.{name}")
+        if a.dtype.kind == "f" and not rtol:
+            number = ~np.isnan(a)
+            np.testing.assert_array_equal(np.signbit(a[number]), np.signbit(expected[name][number]), err_msg=kernel.name)
+
+
+def values(dtype: str, n: int = 64, seed: int = 0) -> Array:
+    """Return random elements, the special ones among them."""
+    rng = np.random.default_rng(seed)
+    if dtype == "bool":
+        return rng.integers(0, 2, n).astype(bool)
+    if dtype in INTEGERS:
+        info = np.iinfo(DTYPES[dtype])
+        found = rng.integers(info.min, info.max, n, dtype=DTYPES[dtype], endpoint=True)
+        small = rng.integers(max(-4, info.min), 5, n).astype(DTYPES[dtype])
+        found = np.where(rng.random(n) < 0.5, found, small)
+        found[:2] = info.min, info.max
+        return found
+    return np.where(rng.random(n) < 0.5, rng.choice(SPECIAL, n), rng.standard_normal(n) * 10).astype(DTYPES[dtype])
+
+
+def elementwise(name: str, outputs: list[tuple[str, Any]], dtypes: tuple[str, ...], kind: LoopKind) -> Kernel:
+    """Make a kernel over 64 elements: several outputs, each a dtype and a function of the inputs' elements."""
+    o, v = Var("o", bound=4), Var("v", bound=16)
+    i = o * 16 + v
+    x = [Load(f"x{k}", (i,), d) for k, d in enumerate(dtypes)]
+    stores = tuple(Store(f"y{k}", (i,), fn(*x)) for k, (_, fn) in enumerate(outputs))
+    args = [Arg(f"x{k}", d, i64(64), "in") for k, d in enumerate(dtypes)]
+    args += [Arg(f"y{k}", d, i64(64), "out") for k, (d, _) in enumerate(outputs)]
+    return Kernel(name, tuple(args), (), (For(o, i64(4), "grid", (For(v, i64(16), kind, stores),)),))
+
+
+def check_elementwise(device: Any, outputs: list[tuple[str, Any]], dtypes: tuple[str, ...], rtol: float = 0.0, atol: float = 0.0) -> None:
+    for kind in ("vector", "serial", "group"):
+        kernel = elementwise(f"each_{kind}", outputs, dtypes, kind)
+        arrays = {f"x{k}": values(d, 64, k) for k, d in enumerate(dtypes)}
+        arrays |= {f"y{k}": np.zeros(64, DTYPES[d]) for k, (d, _) in enumerate(outputs)}
+        compare(device, kernel, arrays, rtol=rtol, atol=atol)
+
+
+V, R = Var("v", bound=8), Var("r", bound=5)
+X, Y, K = Arg("x", "f32", i64(64), "in"), Arg("y", "f32", i64(64), "out"), Arg("k", "i64", i64(64), "in")
+
+
+def f32(name: str, *index: Expr | int) -> Expr:
+    return Load(name, tuple(x if isinstance(x, Expr) else i64(x) for x in index), "f32")
+
+
+def check(device: Any, name: str, *body: Stmt, rtol: float = 0.0, params: dict[str, int] | None = None) -> None:
+    arrays = {"x": np.linspace(-3, 5, 64, dtype=np.float32), "k": np.arange(64)[::-1] % 8, "y": np.full(64, 7, np.float32)}
+    compare(device, Kernel(name, (X, K, Y), tuple(params or ()), body), arrays, params, rtol)
+
+
+def over(*body: Stmt, rows: int = 5, kind: LoopKind = "grid") -> Stmt:
+    return For(Var("r", bound=rows), i64(rows), kind, body)
+
+
+def lanes(*body: Stmt, kind: LoopKind = "vector", n: int = 8) -> Stmt:
+    return For(Var("v", bound=n), i64(n), kind, body)
+
+
+# what is printed
+
+
+def printed(*body: Stmt, cpu: bool = True) -> Source:
+    return print_opencl(Kernel("k", (X, K, Y), (), body), cpu)
+
+
+def test_traps_are_not_printed() -> None:
+    """PoCL's wheel runs these forty times slower, or Intel's does not vectorise them."""
+    v = Load("x", (R * 8 + V,), "f32")
+    value = op("max", op("floor", v), op("rint", v)) * op("trunc", v) + op("ceil", op("abs", v))
+    text = printed(over(lanes(Store("y", (R * 8 + V,), value), Store("y", (V,), v * v, "add")))).text
+    for trap in ("clamp(", "rint(a", " rint(", "vload", "vstore", "mad(a", "fmax(", "floor(a", "int r =", "int v =", "size_t"):
+        assert trap not in text
+    assert "*(__global const kf_float8*)(x + " in text
+    assert "typedef float8 kf_float8 __attribute__((aligned(4)));" in text
+    assert "const long r = kf_at;" in text
+
+
+def test_only_a_sum_of_products_is_contracted() -> None:
+    plain = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1) + f32("x", 3)))).text
+    assert plain.startswith("#pragma OPENCL FP_CONTRACT OFF") and "FP_CONTRACT ON" not in plain
+    total = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1), "add"))).text
+    assert total.count("FP_CONTRACT ON") == 1 and "kf_mad_f32(x[r], x[(r + 1L)], (y[r]))" in total
+
+
+def test_a_lazy_arm_is_not_named_ahead() -> None:
+    far = f32("x", V * (1 << 40))
+    text = printed(over(lanes(Store("y", (V,), select(V < 1, far + far, 0.0))))).text
+    assert "kf_t" not in text and text.count("? (x[") >= 8
+
+
+def test_barriers_stand_between_phases_that_touch_the_same_local_memory() -> None:
+    def t(n: int) -> Var:
+        return Var(f"t{n}", bound=n)
+
+    def items(n: int, *body: Stmt) -> Stmt:
+        return For(t(n), i64(n), "group", body)
+
+    body = over(
+        Alloc("a", "f32", (i64(32),), "local"),
+        Alloc("b", "f32", (i64(32),), "local"),
+        items(32, Store("a", (t(32),), f32("x", t(32)))),
+        items(16, Store("b", (t(16),), f32("x", t(16)))),
+        items(8, Store("y", (t(8),), f32("a", t(8) + 8) + f32("b", t(8)))),
+        items(4, Store("y", (t(4) + 40,), f32("a", t(4)))),
+        items(2, Store("b", (t(2),), Const(0.0, "f32"))),
+    )
+    text = printed(body, cpu=False).text
+    lines = [line.strip() for line in text.splitlines()]
+    assert [k for k in lines if k.startswith("barrier")] == [
+        "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
+        "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
+    ]
+    first, second = (k for k, line in enumerate(lines) if line.startswith("barrier"))
+    assert lines.index("if (kf_item < 16u) {") < first < lines.index("if (kf_item < 8u) {")
+    assert lines.index("if (kf_item < 8u) {") < second < lines.index("if (kf_item < 4u) {")
+    assert "reqd_work_group_size(32, 1, 1)" in text and "if (kf_item < 32u)" not in text
+
+
+def test_literals_are_exact() -> None:
+    assert literal(0.1, "f32") == "1.0e-01f"
+    assert literal(-0.0, "f32") == "(-0.0e+00f)"
+    assert literal(float("inf"), "f64") == "as_double(0x7ff0000000000000UL)"
+    assert literal(1e300, "f32") == "INFINITY"
+    assert literal(-(2**63), "i64") == "(-9223372036854775807L - 1)"
+    assert literal(2**64 - 1, "u64") == "18446744073709551615UL"
+
+
+def test_names_that_opencl_knows_are_changed() -> None:
+    half = Arg("half", "f32", i64(8), "in")
+    body = over(Let("float4", Load("half", (R,), "f32")), Store("kernel", (R,), Var("float4", "f32")))
+    text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), True).text
+    assert "const float float4_ = half_[r];" in text and "kernel_[r] = float4_;" in text
+
+
+CLANG = next((c for c in (f"clang-{v}" for v in range(23, 12, -1)) if shutil.which(c)), shutil.which("clang"))
+
+
+def test_the_work_group_form_compiles_for_amd(tmp_path: pathlib.Path) -> None:
+    if CLANG is None:
+        pytest.skip("clang is not installed")
+    t = Var("t", bound=64)
+    body = over(
+        Alloc("a", "f32", (i64(64),), "local"),
+        Alloc("s", "f32", (i64(64), i64(2)), "register"),
+        For(t, i64(64), "group", (Store("s", (t, i64(0)), op("floor", f32("x", t))), Store("a", (t,), f32("s", t, 0)))),
+        For(t, i64(64), "group", (Store("y", (t,), f32("a", 63 - t) * f32("s", t, 0), "add"),)),
+    )
+    file = tmp_path / "k.cl"
+    file.write_text(printed(body, cpu=False).text)
+    command = [CLANG, "-x", "cl", "-cl-std=CL1.2", "-target", "amdgcn-amd-amdhsa", "-mcpu=gfx90a", "-O3", "-nogpulib", "-S", str(file), "-o", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "No available targets" in done.stderr:
+        pytest.skip("this clang has no AMD target")
+    assert done.returncode == 0, done.stderr
+    assert "s_barrier" in done.stdout and ".private_segment_fixed_size: 0" in done.stdout
+
+
+# what it computes
+
+
+@each_device
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_float_operations(device: Any, dtype: str) -> None:
+    unary = [(dtype, lambda x, name=name: op(name, x)) for name in ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")]
+    check_elementwise(device, unary, (dtype,))
+    binary = [(dtype, lambda x, y, name=name: op(name, x, y)) for name in ("add", "sub", "mul", "div")]
+    tests = [("bool", lambda x, y, name=name: op(name, x, y)) for name in COMPARE]
+    check_elementwise(device, binary + tests, (dtype, dtype))
+    check_elementwise(device, [(dtype, lambda x, y, z: op("fma", x, y, z))], (dtype, dtype, dtype))
+
+
+@each_device
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_min_and_max_keep_nan(device: Any, dtype: str) -> None:
+    x = np.array([1, np.nan, 2, np.nan, np.inf, -np.inf, 3, 0] * 8, DTYPES[dtype])
+    y = np.array([2, 1, np.nan, np.nan, 1, 1, 3, -1] * 8, DTYPES[dtype])
+    for kind in ("vector", "serial"):
+        outputs = [(dtype, lambda a, b, name=name: op(name, a, b)) for name in ("min", "max")]
+        kernel = elementwise("extrema", outputs, (dtype, dtype), kind)  # type: ignore[arg-type]
+        compare(device, kernel, {"x0": x, "x1": y, "y0": np.zeros_like(x), "y1": np.zeros_like(x)})
+
+
+@each_device
+@pytest.mark.parametrize("dtype", sorted(INTEGERS))
+def test_integer_operations(device: Any, dtype: str) -> None:
+    names = ("add", "sub", "mul", "min", "max", "and", "or", "xor")
+    both: list[tuple[str, Any]] = [(dtype, lambda x, y, name=name: op(name, x, y)) for name in names]
+    both += [("bool", lambda x, y, name=name: op(name, x, y)) for name in COMPARE]
+    check_elementwise(device, both, (dtype, dtype))
+    bits = DTYPES[dtype].itemsize * 8
+    more: list[tuple[str, Any]] = [(dtype, lambda x, y, name=name: op(name, x, y & (bits - 1))) for name in ("shl", "shr")]
+    more += [(dtype, lambda x, y, name=name: op(name, x)) for name in ("neg", "abs", "not")]
+    for name in ("floordiv", "mod"):
+        more.append((dtype, lambda x, y, name=name: select(y.eq(0), Const(0, dtype), op(name, x, y))))
+        for d in (3, 64, *((-1, -3) if dtype in SIGNED else ())):
+            more.append((dtype, lambda x, y, name=name, d=d: Op(name, (x, Const(d, dtype)), dtype)))
+    check_elementwise(device, more, (dtype, dtype))
+
+
+@each_device
+def test_bool_operations(device: Any) -> None:
+    names = ("and", "or", "xor", "min", "max", *COMPARE)
+    both: list[tuple[str, Any]] = [("bool", lambda x, y, name=name: op(name, x, y)) for name in names]
+    both += [("bool", lambda x, y: op("not", x)), ("bool", lambda x, y: select(x, y, op("not", y)))]
+    check_elementwise(device, both, ("bool", "bool"))
+    wide = [("bool", lambda a, b: (a < b.cast("f32")) & (b.cast("f64") > 0.5))]
+    wide += [("f64", lambda a, b: select(a < 1.0, b.cast("f64"), 2.0))]
+    check_elementwise(device, wide, ("f32", "i8"))
+
+
+@each_device
+@pytest.mark.parametrize("source", COMPUTED)
+def test_casts(device: Any, source: str) -> None:
+    targets = COMPUTED if source not in FLOATS else ["bool", "f32", "f64"]
+    check_elementwise(device, [(t, lambda x, t=t: x.cast(t)) for t in targets], (source,))
+    if source in FLOATS:
+        small = np.linspace(0, 100.9, 64).astype(DTYPES[source])
+        outputs = [(t, lambda x, t=t: x.cast(t)) for t in sorted(INTEGERS)]
+        arrays = {"x0": small, **{f"y{k}": np.zeros(64, DTYPES[t]) for k, (t, _) in enumerate(outputs)}}
+        for kind in ("vector", "serial"):
+            compare(device, elementwise("to_int", outputs, (source,), kind), arrays)  # type: ignore[arg-type]
+    same = [t for t in COMPUTED if DTYPES[t].itemsize == DTYPES[source].itemsize and "bool" not in (t, source)]
+    check_elementwise(device, [(t, lambda x, t=t: x.bitcast(t)) for t in same], (source,))
+
+
+@each_device
+def test_the_library_serves_what_is_not_expanded(device: Any) -> None:
+    x = np.linspace(0.1, 0.9, 64, dtype=np.float32)
+    outputs = [("f32", lambda a, b, name=name: op(name, a)) for name in MATH_UNARY if name != "acosh"]
+    outputs += [("f32", lambda a, b, name=name: op(name, a, b)) for name in MATH_BINARY]
+    outputs += [("f32", lambda a, b: op("acosh", a + 1.0))]
+    for kind in ("vector", "serial"):
+        arrays = {"x0": x, "x1": x[::-1].copy(), **{f"y{k}": np.zeros_like(x) for k in range(len(outputs))}}
+        compare(device, elementwise("library", outputs, ("f32", "f32"), kind), arrays, rtol=2e-6, atol=1e-7)  # type: ignore[arg-type]
+
+
+@each_device
+@pytest.mark.parametrize("kind", ["vector", "serial", "unroll", "group", "parallel"])
+def test_loads_and_stores_at_every_kind_of_index(device: Any, kind: LoopKind) -> None:
+    at = Load("k", (V,), "i64")
+    loads = [V, 7 - V, V * 3 + 2, (V + 3) % 8, V // 2, V * V, i64(5), at, V + at, V * 2 + R * 3]
+    for k, index in enumerate(loads):
+        check(device, f"load{k}", over(lanes(Store("y", (R * 8 + V,), f32("x", index)), kind=kind)))
+    for k, index in enumerate((V, 7 - V, V * 3 + 2, (V + 3) % 8)):
+        stores = (Store("y", (index + 8 * j,), f32("x", V + 2), c) for j, c in enumerate(("", "add", "mul", "min", "max")))
+        check(device, f"store{k}", over(lanes(*stores, kind=kind), rows=1))
+
+
+@each_device
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 16, 32])
+def test_lanes_combined_into_one_element(device: Any, n: int) -> None:
+    v = Var("v", bound=n)
+    combined = [Store("y", (i64(k),), f32("x", v), c) for k, c in enumerate(("min", "max", "add"))]
+    check(device, "fold", over(lanes(*combined, Store("y", (i64(9),), f32("x", 3), "add"), n=n), rows=1), rtol=1e-5)
+
+
+@each_device
+def test_a_sum_over_lanes_is_a_tree_of_halves(device: Any) -> None:
+    x = np.array([1e8, 1, -1e8, 1, 3, 5, 7, 11], np.float32)
+    kernel = Kernel("tree", (X, Y), (), (over(lanes(Store("y", (i64(0),), f32("x", V), "add")), rows=1),))
+    y = execute(device, kernel, {"x": x, "y": np.zeros(1, np.float32)})["y"]
+    half = x[:4] + x[4:]
+    quarter = half[:2] + half[2:]
+    assert y[0] == quarter[0] + quarter[1]
+
+
+@each_device
+def test_guards(device: Any) -> None:
+    far = i64(1 << 50)
+    for kind in ("vector", "serial", "group"):
+        check(
+            device,
+            f"guards_{kind}",
+            over(
+                lanes(
+                    If(V > 8, (Store("y", (V,), f32("x", far)),)),
+                    If(R * 8 + V < 37, (Store("y", (R * 8 + V,), f32("x", V)), Store("y", (R * 8 + V,), f32("x", 1), "add"))),
+                    If(f32("x", V) > 0.0, (Store("y", (R * 8 + V,), select(V < 5, f32("x", 9 - V), f32("x", 3))),)),
+                    Let("t", f32("x", V) * 2.0),
+                    If((V >= 2) & (V < 7), (Let("u", Var("t", "f32") + 1.0), Store("y", (R * 8 + V,), Var("u", "f32"), "max"))),
+                    kind=kind,
+                )
+            ),
+        )  # fmt: skip
+
+
+@each_device
+def test_a_lazy_select_does_not_load_out_of_range(device: Any) -> None:
+    far = i64(1 << 50)
+    values_ = (
+        select(V < 1, f32("x", V * far + 1), f32("x", 3)),
+        select(V < 5, Const(1.0, "f32"), select(f32("x", V) < 1e9, 2.0, f32("x", far))),
+        select((V >= 2) & (V < 7), f32("x", V - 2), 0.0),
+        select(R > 4, f32("x", far * V), f32("x", 2)),
+        select(V < 4, select(V > 1, f32("x", V - 2), -1.0), select(V > 8, f32("x", far - V), 3.0) * 2.0),
+        select(V < 8, f32("x", V), f32("x", far)),
+    )
+    for kind in ("vector", "serial", "group"):
+        stores = (Store("y", (V + 8 * k,), e) for k, e in enumerate(values_))
+        check(device, f"lazy_{kind}", over(lanes(*stores, kind=kind), rows=1))
+
+
+@each_device
+def test_register_tiles(device: Any) -> None:
+    a, k = Var("a", bound=3), Var("k", bound=6)
+
+    def tile(*body: Stmt) -> Stmt:
+        return For(a, i64(3), "unroll", (lanes(*body),))
+
+    check(
+        device,
+        "tile",
+        over(
+            Alloc("s", "f32", (i64(3), i64(8)), "register"),
+            Alloc("panel", "f32", (i64(6), i64(8)), "local"),
+            For(k, i64(6), "serial", (lanes(Store("panel", (k, V), f32("x", k * 8 + V))),)),
+            tile(Store("s", (a, V), Const(0.0, "f32"))),
+            For(k, i64(6), "serial", (tile(Store("s", (a, V), f32("x", a * 6 + k) * f32("panel", k, V), "add")),)),
+            tile(If(a * 8 + V < 21, (Store("y", (a * 8 + V,), f32("s", a, V) + 1.0),))),
+            rows=1,
+        ),
+        rtol=1e-5,
+    )
+
+
+@each_device
+def test_work_groups(device: Any) -> None:
+    """A row a group: strided partial sums in each item's registers, a tree in local memory, and the row scaled by it."""
+    t, c = Var("t", bound=8), Var("c", bound=2)
+    at = R * 12 + c * 8 + t
+
+    def items(n: int, *body: Stmt) -> Stmt:
+        return For(Var("t", bound=n), i64(n), "group", body)
+
+    halves: list[Stmt] = []
+    for n in (4, 2, 1):
+        h = Var("t", bound=n)
+        halves.append(items(n, Store("tree", (h,), f32("tree", h + n), "add")))
+    row = over(
+        Alloc("own", "f32", (i64(8), i64(1)), "register"),
+        Alloc("tree", "f32", (i64(8),), "local"),
+        items(8, Store("own", (t, i64(0)), Const(0.0, "f32"))),
+        For(c, i64(2), "serial", (items(8, If(c * 8 + t < 12, (Store("own", (t, i64(0)), f32("x", at), "add"),))),)),
+        items(8, Store("tree", (t,), f32("own", t, 0))),
+        *halves,
+        Alloc("total", "f32", (), "register"),
+        Store("total", (), f32("tree", 0)),
+        For(c, i64(2), "serial", (items(8, If(c * 8 + t < 12, (Store("y", (at,), f32("x", at) + f32("total")),))),)),
+    )
+    check(device, "rows", row)
+
+
+@each_device
+def test_items_of_two_group_loops(device: Any) -> None:
+    a, b, k = Var("a", bound=4), Var("b", bound=8), Var("k", bound=3)
+
+    def items(*body: Stmt) -> Stmt:
+        return For(a, i64(4), "group", (For(b, i64(8), "group", body),))
+
+    check(
+        device,
+        "tiles",
+        over(
+            Alloc("s", "f32", (i64(4), i64(8)), "register"),
+            Alloc("panel", "f32", (i64(4), i64(8)), "local"),
+            items(Store("s", (a, b), Const(0.0, "f32"))),
+            For(
+                k,
+                i64(3),
+                "serial",
+                (
+                    items(Store("panel", (a, b), f32("x", a * 8 + b + k * 4))),
+                    items(Store("s", (a, b), f32("panel", 3 - a, 7 - b) * 0.5, "add")),
+                ),
+            ),
+            items(Store("y", (a * 8 + b,), f32("s", a, b))),
+            rows=1,
+        ),
+        rtol=1e-6,
+    )
+
+
+@each_device
+def test_phases_scratch_and_run_time_extents(device: Any) -> None:
+    n, i, j = Var("n"), Var("i"), Var("j")
+    body = (
+        Alloc("half", "f32", (n, i64(4)), "global"),
+        For(i, n, "grid", (For(j, i64(4), "grid", (Store("half", (i, j), f32("x", i * 4 + j) * 0.5),)),)),
+        For(j, i64(4), "grid", (For(i, n, "serial", (Store("y", (j,), f32("half", i, j), "add"),)),)),
+    )
+    for count in (0, 1, 3, 16):
+        check(device, "phases", *body, params={"n": count}, rtol=1e-6)
+
+
+@each_device
+def test_many_short_iterations(device: Any) -> None:
+    n = 1000
+    i = Var("i", bound=n)
+    kernel = Kernel("many", (Arg("y", "i64", i64(n), "out"),), (), (For(i, i64(n), "parallel", (Store("y", (i,), i * i),)),))
+    y = execute(device, kernel, {"y": np.zeros(n, np.int64)})["y"]
+    np.testing.assert_array_equal(y, np.arange(n) ** 2)
+
+
+@each_device
+@pytest.mark.parametrize("cpu", [True, False])
+def test_random_kernels(device: Any, cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_cpu", cpu)
+    for seed in range(12):
+        made = RandomKernel(seed)
+        compare(device, dataclasses.replace(made.kernel, name=f"random{seed}"), made.arrays, made.params)
+
+
+# the device
+
+
+@each_device
+def test_memory_at_offsets(device: Any) -> None:
+    x = np.arange(64, dtype=np.float32)
+    handle = device.upload(x)
+    np.testing.assert_array_equal(device.download(handle, 40, (2, 3), np.dtype(np.float32)), x[10:16].reshape(2, 3))
+    kernel = Kernel("offset", (X, Y), (), (over(Store("y", (R,), f32("x", -R) * 2.0)),))
+    out = device.allocate(64)
+    device.launch(device.compile(kernel), [(handle, 80), (out, 8)], [])
+    np.testing.assert_array_equal(device.download(out, 8, (5,), np.dtype(np.float32)), x[20:15:-1] * 2)
+    device.free(out)
+    assert device.download(device.upload(np.zeros((0, 3))), 0, (0, 3), np.dtype(np.float64)).shape == (0, 3)
+    np.testing.assert_array_equal(device.download(device.upload(x[::-2]), 0, (32,), x.dtype), x[::-2])
+
+
+@each_device
+def test_a_binary_is_loaded_and_a_damaged_one_refused(device: Any) -> None:
+    kernel = Kernel("kept", (X, Y), (), (over(Store("y", (R,), f32("x", R) + 1.0)),))
+    binary = device.compile(kernel).binary
+    x, y = device.upload(np.arange(64, dtype=np.float32)), device.allocate(64)
+    device.launch(device.compile(kernel, binary), [(x, 0), (y, 0)], [])
+    np.testing.assert_array_equal(device.download(y, 0, (5,), np.dtype(np.float32)), np.arange(1, 6))
+    for damaged in (b"", binary[:100], binary[:-1], binary[:-1] + bytes([binary[-1] ^ 1])):
+        with pytest.raises(DamagedBinary, match="kept"):
+            device.compile(kernel, damaged)
+
+
+@each_device
+def test_errors(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = Kernel("narrow", (Arg("y", "f16", i64(8), "out"),), (), (over(Store("y", (R,), Const(1.0, "f16"))),))
+    with pytest.raises(UnsupportedOnDevice, match="has no f16"):
+        device.compile(half)
+    with pytest.raises(DeviceOutOfMemory, match=device.name):
+        device.allocate(1 << 60)
+    monkeypatch.setattr("kernelforge.backends.opencl.backend.print_opencl", lambda k, cpu: Source("nonsense", (), ()))
+    with pytest.raises(CompilationFailed, match="nonsense"):
+        device.compile(Kernel("broken", (), (), ()))
+
+
+@each_device
+def test_launches_from_many_threads(device: Any) -> None:
+    kernel = Kernel("threads", (X, Y), ("n",), (over(Store("y", (R,), f32("x", R) + Var("n").cast("f32"))),))
+    executable = device.compile(kernel)
+    wrong: list[int] = []
+
+    def work(k: int) -> None:
+        x, y = device.upload(np.full(8, k, np.float32)), device.allocate(32)
+        for n in range(20):
+            device.launch(executable, [(x, 0), (y, 0)], [n])
+            if (device.download(y, 0, (5,), np.dtype(np.float32)) != k + n).any():
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@needs_device
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_is_refused() -> None:
+    code = (
+        "import os, numpy as np\n"
+        "from kernelforge.backends.opencl import devices\n"
+        "from kernelforge.errors import DeviceForked\n"
+        "device = next(iter(devices().values()))\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    try:\n"
+        "        device.allocate(8)\n"
+        "    except DeviceForked as error:\n"
+        "        os._exit(0 if 'spawn' in str(error) else 1)\n"
+        "    os._exit(2)\n"
+        "os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_wheels_are_shown_to_the_loader_for_a_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    library = tmp_path / "libthing.so"
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr("kernelforge.backends.opencl.icd.libraries", lambda: [library])
+    monkeypatch.setattr("kernelforge.backends.opencl.icd.SYSTEM", tmp_path)
+    (tmp_path / "vendor.icd").write_text("libvendor.so\n")
+    with vendors():
+        shown = {p.read_text().strip() for p in pathlib.Path(os.environ[VARIABLE]).iterdir()}
+    assert shown == {str(library), "libvendor.so"} and VARIABLE not in os.environ
+    monkeypatch.setenv(VARIABLE, "/mine")
+    with vendors():
+        assert os.environ[VARIABLE] == "/mine"
+    assert all(p.is_absolute() for p in libraries())
