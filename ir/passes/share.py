@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from kernelforge.ir.index import is_data
 from kernelforge.ir.kernel import (
     Const,
     Expr,
@@ -119,7 +120,7 @@ class _Sharing:
                 for i in expr.index:
                     self.invariants(i, depth, always, found, seen)
             return
-        if expr.dtype != "i64" and self.target(expr) < depth and (always or not _exposed(expr)):
+        if _worth(expr) and self.target(expr) < depth and (always or not _exposed(expr)):
             found[expr] = None
             return
         for k, arg in enumerate(expr.args):
@@ -145,7 +146,7 @@ class _Sharing:
                 if isinstance(e, Op):
                     made = tuple(rewrite(a) for a in e.args)
                     done = e if made == e.args else op(e.op, *made, dtype=e.dtype)
-                    if uses.get(e, 0) > 1 and e.dtype != "i64" and (e in safe or _exposed(e) <= safe):
+                    if uses.get(e, 0) > 1 and _worth(e) and (e in safe or _exposed(e) <= safe):
                         done = self.let(e, done, out, local, names)
                 elif isinstance(e, Load):
                     done = Load(e.buffer, tuple(rewrite(i) for i in e.index), e.dtype)
@@ -192,6 +193,11 @@ def _leading(stmt: Stmt) -> int:
             break
         (stmt,) = stmt.body
     return depth
+
+
+def _worth(expr: Expr) -> bool:
+    """Whether naming ``expr`` saves work: indices are left whole, for printers to read their steps off."""
+    return expr.dtype != "i64" or is_data(expr)
 
 
 @functools.lru_cache(maxsize=1 << 16)
