@@ -30,8 +30,8 @@ from kernelforge.ir.kernel import (
 def share(kernel: Kernel) -> Kernel:
     """Bind shared and loop-invariant sub-expressions by Lets; expects what ``guard`` makes.
 
-    A Load moves only within its statement, or anywhere if the kernel does not write its buffer and it is evaluated in
-    any case.
+    A Load moves only as far as the statement before that writes its buffer in the same list, or anywhere if the kernel
+    does not write its buffer and it is evaluated in any case.
     """
     return dataclasses.replace(kernel, body=_Sharing(kernel).top())
 
@@ -170,6 +170,9 @@ class _Sharing:
                 out.append(dataclasses.replace(head, body=body))  # type: ignore[arg-type]
             else:
                 out.append(map_exprs(stmt, rewrite))
+            changed = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)}
+            for e in [e for e in names if not changed.isdisjoint(_reads(e))]:
+                del names[e]
         return out
 
     def let(self, e: Expr, value: Expr, out: list[Stmt], local: dict[Expr, Expr], names: dict[Expr, Expr]) -> Expr:
@@ -178,9 +181,7 @@ class _Sharing:
         var = Var(f"t{self.count}", e.dtype)
         self.count += 1
         out.append(Let(var.name, value))
-        local[e] = var
-        if self.depth_of(e) < 1 << 30:
-            names[e] = var
+        local[e] = names[e] = var
         return var
 
 
@@ -198,6 +199,14 @@ def _leading(stmt: Stmt) -> int:
 def _worth(expr: Expr) -> bool:
     """Whether naming ``expr`` saves work: indices are left whole, for printers to read their steps off."""
     return expr.dtype != "i64" or is_data(expr)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _reads(expr: Expr) -> frozenset[str]:
+    """Return the buffers that ``expr`` loads from."""
+    if isinstance(expr, Load):
+        return frozenset((expr.buffer,)).union(*(_reads(i) for i in expr.index))
+    return frozenset().union(*map(_reads, expr.args)) if isinstance(expr, Op) else frozenset()
 
 
 @functools.lru_cache(maxsize=1 << 16)

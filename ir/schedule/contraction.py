@@ -7,13 +7,18 @@ from collections.abc import Sequence
 
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import free_vars
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Op, Stmt, Store, stmts
+from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.steps import bind, fission, fuse, reorder, sink_guard, split, stage, unguard
+from kernelforge.ir.schedule.steps import bind, copy_out, fission, fuse, reorder, sink_guard, split, stage, unguard
 
 PANEL = 22
 """Panels of rows that a thread keeps packed beside the one panel of columns it works with."""
 
+
+LONG = 8
+"""Operations on an element of the result beyond which the code for a whole tile of them is too much to unroll."""
+
+MATHEMATICS = frozenset(MATH_UNARY + MATH_BINARY)
 
 SMALL = 4096
 """Multiplications below which packing does not pay."""
@@ -54,6 +59,15 @@ def _factor(kernel: Kernel, by: str, without: str) -> Expr:
                 if any(n.startswith(by) for n in names) and not any(n.startswith(without) for n in names):
                     return e
     raise IllegalSchedule(step="stage", target=by, reason="no product is accumulated")
+
+
+def _operations(kernel: Kernel, accumulator: str) -> int:
+    """Estimate the operations that make the results of an element of ``accumulator``."""
+    seen: set[Expr] = set()
+    for s in stmts(kernel.body):
+        if isinstance(s, Store) and any(isinstance(e, Load) and e.buffer == accumulator for e in walk(s.value)):
+            walk(s.value, seen)
+    return sum(16 if e.op in MATHEMATICS else 1 for e in seen if isinstance(e, Op) and e.dtype != "i64")
 
 
 def _tiled(
@@ -108,10 +122,14 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
     kernel = stage(kernel, left, f"{i}b", [f"{i}p", *walked, f"{i}r"], "local", "rows")
     kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
 
-    kernel = split(kernel, f"{j}r", width, f"{j}u", f"{j}v", "exact")
-    kernel = bind(bind(bind(kernel, f"{j}v", "vector"), f"{j}u", "unroll"), f"{i}r", "unroll")
-    kernel = split(kernel, f"columns_{j}r", width, f"columns_{j}u", f"columns_{j}v", "exact")
-    kernel = bind(bind(kernel, f"columns_{j}v", "vector"), f"columns_{j}u", "unroll")
+    wide = [f"{j}", f"columns_{j}"]
+    if _operations(kernel, accumulator) > LONG:
+        kernel = copy_out(kernel, accumulator, "tile")
+        wide.append(f"tile_{j}")
+    for name in wide:
+        kernel = split(kernel, f"{name}r", width, f"{name}u", f"{name}v", "exact")
+        kernel = bind(bind(kernel, f"{name}v", "vector"), f"{name}u", "unroll")
+    kernel = bind(kernel, f"{i}r", "unroll")
     for name in (*outer, f"{i}b", *(f"columns_{p}" for p in by[:-2])):
         kernel = bind(kernel, name, "grid")
     return kernel

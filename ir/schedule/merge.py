@@ -1,4 +1,7 @@
-"""One pass over memory instead of several: loops of the same extent that do not depend on each other become one."""
+"""One pass over memory instead of several: loops of the same extent that do not depend on each other become one.
+
+So do neighbours under one condition, or each would compute again what they share.
+"""
 
 from __future__ import annotations
 
@@ -71,9 +74,18 @@ def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
                     break
             else:
                 out.append(stmt)
+        elif isinstance(stmt, If) and out and _same_condition(out[-1], stmt):
+            out[-1] = If(stmt.cond, (*out[-1].body, *stmt.body))  # type: ignore[union-attr]
         else:
             out.append(stmt)
     return tuple(dataclasses.replace(s, body=_merged(s.body)) if isinstance(s, For | If) else s for s in out)
+
+
+def _same_condition(first: Stmt, second: If) -> bool:
+    """Whether both hang on one condition, which the first does not change."""
+    if not isinstance(first, If) or first.cond is not second.cond:
+        return False
+    return not any(isinstance(e, Load) and e.buffer in _touched(first.body)[1] for e in walk(first.cond))
 
 
 def _lets(body: Sequence[Stmt]) -> bool:

@@ -433,6 +433,43 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
     return _each(kernel, "stage", at, lambda loop: (dataclasses.replace(loop, body=fill(loop.body)),))
 
 
+def copy_out(kernel: Kernel, buffer: str, name: str) -> Kernel:
+    """Copy the register buffer ``buffer`` to the local buffer ``name`` after the last statement that writes it, and
+    read it from there.
+
+    The copying loops are named as the writing ones, and the reading ones get names that start with ``name``: these need
+    not be unrolled, as those over registers must be. Legal because nothing changes what was copied.
+    """
+
+    def visit(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        made = next((s for s in body if isinstance(s, Alloc) and s.buffer == buffer), None)
+        if made is None:
+            inner = (dataclasses.replace(s, body=visit(s.body)) if isinstance(s, For | If) else s for s in body)
+            return tuple(inner)
+        last, store = [
+            (k, t) for k, s in enumerate(body) for t in stmts((s,)) if isinstance(t, Store) and t.buffer == buffer
+        ][-1]
+        walked = [s for s in stmts((body[last],)) if isinstance(s, For) and s.var in store.index]
+        if {s.var for s in walked} != set(store.index):
+            reason = "it is not written one element for each iteration"
+            raise IllegalSchedule(step="copy_out", target=buffer, reason=reason)
+        filled: Stmt = Store(name, store.index, Load(buffer, store.index, made.dtype))
+        for loop in reversed(walked):
+            filled = For(loop.var, loop.extent, "parallel", (filled,))
+        rest = body[last + 1 :]
+        fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in walked}
+        rest = tuple(map_exprs(s, lambda e: _reading(e, buffer, name)) for s in _substituted(rest, fresh))
+        return (*body[: last + 1], dataclasses.replace(made, buffer=name, space="local"), filled, *rest)
+
+    return dataclasses.replace(kernel, body=visit(kernel.body))
+
+
+def _reading(expr: Expr, old: str, new: str) -> Expr:
+    """Read ``new`` where ``expr`` reads ``old``."""
+    found = [e for e in walk(expr) if isinstance(e, Load) and e.buffer == old]
+    return substitute(expr, {e: Load(new, e.index, e.dtype) for e in found})
+
+
 def tree(kernel: Kernel, name: str, local: str) -> Kernel:
     """Turn the last loop of a reduction, ``a op= p[name]`` over a power of two, into halving steps over the local copy
     ``local``: the tree that work-items of a group run together. Legal because reductions may be reassociated.

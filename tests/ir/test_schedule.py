@@ -9,10 +9,28 @@ import pytest
 
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.interpret import run_kernel
-from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Store, Var, i64, stmts
+from kernelforge.ir.kernel import (
+    Alloc,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    Store,
+    Var,
+    exprs,
+    i64,
+    map_exprs,
+    op,
+    stmts,
+    substitute,
+    walk,
+)
 from kernelforge.ir.passes.guard import guard
 from kernelforge.ir.passes.share import share
 from kernelforge.ir.schedule import phases, steps
+from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.verify import verify_kernel
 from tests.ir.naive import DEVICES, columns, double, gemm, kernel, softmax
@@ -129,6 +147,48 @@ def test_stage_refuses_what_changes() -> None:
         steps.stage(k, x, "", ["r"], "global", "t")
     with pytest.raises(IllegalSchedule, match="is written there"):
         steps.stage(k, Load("a", (), "f32"), "i1", [], "local", "t")
+
+
+def test_copy_out_frees_readers_from_registers() -> None:
+    k = gemm(4, 8, 3)
+    tiled = steps.fission(steps.fission(k, "i1"), "i0")
+    made = steps.copy_out(tiled, "a", "t")
+    assert {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)} == {"a": "register", "t": "local"}
+    (reader,) = steps.loops(made, "t_i1")
+    assert {e.buffer for s in reader.body for r in exprs(s) for e in walk(r) if isinstance(e, Load)} == {"t", "b"}
+    same(k, made)
+    fixed = (Alloc("a", "f32", (i64(2),), "register"), Store("a", (i64(0),), Const(1.0, "f32")))
+    with pytest.raises(IllegalSchedule, match="not written one element for each iteration"):
+        steps.copy_out(Kernel("fixed", (), (), fixed), "a", "t")
+
+
+def test_long_work_on_a_tile_is_not_unrolled() -> None:
+    def of(name: str) -> Kernel:
+        k = gemm(13, 70, 19)
+        loop = k.body[0]
+        memo: dict[Expr, Expr] = {}
+        acc = Load("a", (), "f32")
+        swap: dict[Expr, Expr] = {acc + Load("b", (Var("i1", "i64", 70),), "f32"): op(name, acc)}
+        return dataclasses.replace(k, body=(map_exprs(loop, lambda e: substitute(e, swap, memo)),))
+
+    assert not steps.loops(schedule(of("abs"), DEVICES["avx512"]), "tile_i0r")
+    made = schedule(of("tanh"), DEVICES["avx512"])
+    assert [s.kind for s in steps.loops(made, "tile_i0r")] == ["parallel"]
+    same(of("tanh"), made)
+
+
+def test_merge_makes_one_of_equal_conditions() -> None:
+    i = Var("i", "i64", 5)
+    guarded = [If(i < 3, (Store(o, (i,), Load("x", (i,), "f32") * 2.0),)) for o in ("o", "p")]
+    loop = For(i, i64(5), "grid", (*guarded, If(i < 4, (Store("o", (i,), Const(0.0, "f32")),))))
+    (made,) = merge(kernel("twice", (("x", 5),), 5, loop)).body
+    assert isinstance(made, For)
+    assert [len(s.body) for s in made.body if isinstance(s, If)] == [2, 1]
+    own = Load("o", (i,), "f32") < 1.0
+    loop = For(i, i64(5), "grid", (If(own, (Store("o", (i,), Const(2.0, "f32")),)), If(own, guarded[1].body)))
+    (made,) = merge(kernel("changed", (("x", 5),), 5, loop)).body
+    assert isinstance(made, For)
+    assert len(made.body) == 2
 
 
 def test_join_makes_one_launch() -> None:
