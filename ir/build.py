@@ -18,9 +18,12 @@ import numpy as np
 
 from kernelforge import errors
 from kernelforge.dtypes import as_dtype, promote
-from kernelforge.errors import MalformedGraph, ShapeMismatch, UnknownPrimitive
+from kernelforge.errors import ArrayTooLarge, InvalidArgument, MalformedGraph, ShapeMismatch, UnknownPrimitive
 from kernelforge.ir.graph import Graph, Loc, Node, Params, Primitive, Value
-from kernelforge.ir.types import Type
+from kernelforge.ir.types import Type, broadcast_shapes
+
+MOST_BYTES = 1 << 62
+"""No array has as many: offsets within one, and sums of two of them, fit 64 bits."""
 
 REGISTRY: dict[str, Primitive] = {}
 """Every primitive by name; ``kernelforge.ir.ops`` fills it once, on import."""
@@ -201,6 +204,9 @@ class Builder:
 
     def emit(self, prim: Primitive, inputs: Sequence[Value], params: Params) -> tuple[Value, ...]:
         types = prim.typing([v.type for v in inputs], params)
+        for t in types:
+            if t.nbytes >= MOST_BYTES:
+                raise ArrayTooLarge(op=prim.name, found=t, loc=self.loc or user_line())
         outputs = tuple(self._value(t) for t in types)
         self.nodes.append(Node(prim, tuple(inputs), MappingProxyType(dict(params)), outputs, self.loc or user_line()))
         return outputs
@@ -314,7 +320,20 @@ def as_sym(x: Operand | np.ndarray[Any, Any]) -> Sym:
         ]
         number = apply("full", value=x, shape=(), dtype=dtype)
         return number if isinstance(x, bool) else weakened(number)
-    return builder().constant(np.asarray(x))
+    return builder().constant(plain(x))
+
+
+def plain(x: Any) -> np.ndarray[Any, Any]:
+    """Return what NumPy makes of ``x`` as an array.
+
+    Raises:
+        InvalidArgument: for a subclass of arrays with operators of its own, as masked arrays and matrices are.
+    """
+    own = isinstance(x, np.ndarray) and type(x).__array_ufunc__ is not np.ndarray.__array_ufunc__
+    if own or isinstance(x, np.matrix | np.ma.MaskedArray):
+        found = f"a {type(x).__name__}, whose operators and functions are not those of arrays"
+        raise InvalidArgument(name="an array", found=found)
+    return np.asarray(x)
 
 
 def weakened(sym: Sym) -> Sym:
@@ -337,7 +356,7 @@ def common(*xs: Operand) -> tuple[Sym, ...]:
     strong = [s.dtype for s in syms if not s.type.weak]
     dtype = promote(strong, [s.dtype for s in syms if s.type.weak])
     try:
-        shape = np.broadcast_shapes(*(s.shape for s in syms))
+        shape = broadcast_shapes(*(s.shape for s in syms))
     except ValueError:
         raise ShapeMismatch(
             op="broadcast",

@@ -53,3 +53,19 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= extent
     return tuple(reversed(strides))
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that arrays of these shapes broadcast to; unlike NumPy's, of any rank and number of elements.
+
+    Raises:
+        ValueError: when they do not broadcast.
+    """
+    ndim = max(map(len, shapes), default=0)
+    shape = []
+    for extents in zip(*((1,) * (ndim - len(s)) + tuple(s) for s in shapes), strict=True):
+        wanted = {n for n in extents if n != 1} or {1}
+        if len(wanted) > 1:
+            raise ValueError(f"shapes {shapes} do not broadcast")
+        shape.append(wanted.pop())
+    return tuple(shape)

@@ -11,7 +11,7 @@ from kernelforge.backends.base import Backend
 from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import ImmutableArray, InvalidArgument
-from kernelforge.ir.build import tracing
+from kernelforge.ir.build import plain, tracing
 from kernelforge.ir.types import row_major
 from kernelforge.methods import FUNCTIONS, Methods
 from kernelforge.runtime.memory import Buffer, allocate, download, upload
@@ -149,10 +149,10 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any] | None:
     """Return an array from anything that lends its memory to NumPy; None where ``x`` does not.
 
     Raises:
-        InvalidArgument: for memory of a device that NumPy cannot read.
+        InvalidArgument: for memory of a device that NumPy cannot read, and for what ``plain`` refuses.
     """
     if isinstance(x, np.ndarray | np.generic):
-        return np.asarray(x)
+        return plain(x)
     if hasattr(x, "__dlpack__"):
         try:
             return np.from_dlpack(x)

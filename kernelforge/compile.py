@@ -35,8 +35,18 @@ Strides = Sequence[tuple[int, ...] | None]
 
 KEPT_PLANS = 1024
 _plans: collections.OrderedDict[tuple[Any, ...], Plan] = collections.OrderedDict()
-_kernels: collections.OrderedDict[tuple[str, str], Executable] = collections.OrderedDict()
+_kernels: collections.OrderedDict[tuple[str, Backend], Executable] = collections.OrderedDict()
 _lock = threading.RLock()
+
+
+def _forked() -> None:
+    """Open the lock in a child: the thread that held it, and what it compiled, stayed with the parent."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def compile_graph(graph: Graph, backend: Backend, config: Config, strides: Strides | None = None) -> Plan:
@@ -51,7 +61,7 @@ def compile_graph(graph: Graph, backend: Backend, config: Config, strides: Strid
         CompilationFailed: when the device's compiler does.
     """
     layout = tuple(strides) if strides is not None else (None,) * len(graph.inputs)
-    key = (structure(graph), layout, backend.name, id(backend), config)
+    key = (structure(graph), layout, backend, config)
     with _lock:
         found = _plans.get(key)
         if found is not None:
@@ -79,7 +89,7 @@ def structure(graph: Graph) -> tuple[Any, ...]:
             number[value] = len(number)
         # how a call would be differentiated says nothing of what it computes
         given = [(k, v) for k, v in node.params.items() if k != "rule"]
-        params = tuple((k, structure(v) if isinstance(v, Graph) else _literal(v)) for k, v in given)
+        params = tuple((k, structure(v) if isinstance(v, Graph) else exact(v)) for k, v in given)
         nodes.append((node.prim.name, tuple(number[v] for v in node.inputs), params))
     return (
         tuple(v.type for v in graph.inputs),
@@ -89,9 +99,13 @@ def structure(graph: Graph) -> tuple[Any, ...]:
     )
 
 
-def _literal(value: Any) -> Any:
-    # 0.0 == -0.0 == False, and nan != nan: none of them may share a plan, or fail to
-    return (type(value), value.hex()) if isinstance(value, float) else (type(value), value)
+def exact(value: Any) -> Any:
+    """Return a key for a hashable value: 0.0 == -0.0 == False, which compute other things, and nan != nan."""
+    if isinstance(value, float):
+        return type(value), value.hex()
+    if isinstance(value, tuple | frozenset):
+        return type(value), (tuple if isinstance(value, tuple) else frozenset)(exact(v) for v in value)
+    return type(value), value
 
 
 def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple[int, ...] | None, ...]) -> Plan:
@@ -172,7 +186,7 @@ def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Regi
     if config.verify:
         verify_kernel(kernel)
     text = print_kernel(kernel)
-    known = (text, limits.fingerprint)
+    known = (text, backend)
     executable = _kernels.get(known)
     if executable is None:
         executable = _kernels[known] = _load(kernel, text, backend)
@@ -249,4 +263,4 @@ def forget() -> None:
         _kernels.clear()
 
 
-__all__ = ["Compiled", "Plan", "compile_graph", "compile_kernel", "cost", "distinct", "forget", "structure"]
+__all__ = ["Compiled", "Plan", "compile_graph", "compile_kernel", "cost", "distinct", "exact", "forget", "structure"]

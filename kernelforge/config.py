@@ -6,7 +6,11 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from kernelforge.errors import InvalidParameter
+
+Rounding = Literal["strict", "fast"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,9 +24,14 @@ class Config:
         verify: whether both IRs are verified after each pass.
     """
 
-    rounding: Literal["strict", "fast"] = "strict"
+    rounding: Rounding = "strict"
     fusion: bool = True
     verify: bool = False
+
+    def __post_init__(self) -> None:
+        known = get_args(Rounding)
+        if self.rounding not in known:
+            raise InvalidParameter(op="config", name="rounding", found=self.rounding, expected=" or ".join(known))
 
 
 _current: contextvars.ContextVar[Config] = contextvars.ContextVar("kernelforge_config", default=Config())  # noqa: B039 - it is frozen
@@ -39,6 +48,7 @@ def config(**changes: Any) -> Iterator[Config]:
 
     Raises:
         TypeError: for a name that is not a field of ``Config``.
+        InvalidParameter: for a value that a field does not take.
     """
     token = _current.set(dataclasses.replace(_current.get(), **changes))
     try:

@@ -34,6 +34,10 @@ class ShapeMismatch(KernelforgeError, ValueError):
     template = "{op}: shapes {found} do not fit; expected {expected}"
 
 
+class ArrayTooLarge(KernelforgeError, ValueError):
+    template = "{op}: an array {found} has more bytes than 64-bit indices reach; use smaller extents"
+
+
 class DtypeMismatch(KernelforgeError, TypeError):
     template = "{op}: dtypes {found} do not fit; expected {expected}"
 

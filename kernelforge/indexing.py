@@ -15,6 +15,7 @@ import numpy as np
 
 from kernelforge.errors import IndexOutOfRange, InvalidIndex, ShapeMismatch, TracedMask, UnsupportedFunction
 from kernelforge.ir.build import Sym, apply, as_sym, user_line
+from kernelforge.ir.types import broadcast_shapes
 
 MODES = {"add": "add", "subtract": "add", "multiply": "mul", "maximum": "max", "minimum": "min"}
 """How a ufunc's ``at`` combines; ``subtract`` adds the negated value."""
@@ -189,7 +190,7 @@ def _plan(x: Sym, key: Any) -> _Plan:
         plan.result = [-1, *(r for r in plan.result if r != -1)]
     if plan.arrays:
         try:
-            shape = np.broadcast_shapes(*(a.shape for a in plan.arrays.values()))
+            shape = broadcast_shapes(*(a.shape for a in plan.arrays.values()))
         except ValueError:
             shapes = " and ".join(str(a.shape) for a in plan.arrays.values())
             raise ShapeMismatch(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-import threading
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -15,7 +14,7 @@ import optree
 
 from kernelforge.array import Array, ready, to_numpy
 from kernelforge.backends.base import Backend
-from kernelforge.compile import compile_graph
+from kernelforge.compile import compile_graph, exact
 from kernelforge.config import Config
 from kernelforge.config import current as current_config
 from kernelforge.devices import current as current_device
@@ -178,8 +177,8 @@ def _argument(x: Any, name: Callable[[], str]) -> Any:
     """Return an argument as an ndarray, an ``Array`` or a Python number."""
     if type(x) in KEYS:
         return x
-    if isinstance(x, Array | bool | int | float) and not isinstance(x, np.generic):
-        return x
+    if isinstance(x, int | float) and not isinstance(x, np.generic):
+        return int(x) if isinstance(x, int) else float(x)  # of a subclass: an enumeration's member
     if isinstance(x, Tracer):
         x = x.sym  # raises: there is no trace it could be of
     try:
@@ -228,7 +227,6 @@ class Jit:
         self._static = bool(self._static_names or self._static_nums)
         self._programs: dict[tuple[Config, Backend], Programs] = {}
         self._last: tuple[Config | None, Backend | None, Programs] = (None, None, {})
-        self._lock = threading.Lock()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -266,16 +264,15 @@ class Jit:
         last = self._last
         if last[0] is config and last[1] is device:
             return last[2]
-        with self._lock:
-            table = self._programs.setdefault((config, device), {})
+        table = self._programs.setdefault((config, device), {})
         self._last = (config, device, table)
         return table
 
     def _remember(self, table: Programs, key: Any, program: Program) -> Program:
-        with self._lock:
-            while len(table) >= KEPT_PROGRAMS:
-                del table[next(iter(table))]
-            return table.setdefault(key, program)
+        kept = table.setdefault(key, program)
+        for oldest in list(table)[:-KEPT_PROGRAMS]:
+            table.pop(oldest, None)
+        return kept
 
     def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """Return the program for these arguments and what to call it with."""
@@ -288,7 +285,7 @@ class Jit:
                 raise UnhashableStatic(name=where, found=type(value).__name__) from None
         dynamic = tuple(x for i, x in enumerate(args) if i not in statics)
         leaves, tree = _flatten(dynamic, {k: v for k, v in kwargs.items() if k not in named})
-        fixed = tuple((where, type(x), x) for where, x in (*statics.items(), *sorted(named.items())))
+        fixed = tuple((where, exact(x)) for where, x in (*statics.items(), *sorted(named.items())))
         shapes = tuple(KEYS.get(type(x), _of_ndarray)(x) for x in leaves)
         key = (tree, fixed, shapes)
         table = self._here()

@@ -12,6 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from kernelforge.dtypes import as_dtype, promote
 from kernelforge.errors import InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import diagonal, part
@@ -49,7 +50,7 @@ def matrices(x: Sym, y: Sym, op: str = "matmul") -> Sym:
         raise _mismatch(op, x, y, f"{x.shape[-1]} rows in the second, as the first has columns")
     x_lead, y_lead = x.shape[:-2] if rows else (), y.shape[:-2] if columns else ()
     try:
-        lead = np.broadcast_shapes(x_lead, y_lead)
+        lead = broadcast_shapes(x_lead, y_lead)
     except ValueError:
         raise _mismatch(op, x, y, "leading axes that broadcast") from None
     names = string.ascii_uppercase[: len(lead)]

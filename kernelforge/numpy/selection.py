@@ -11,6 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from kernelforge import indexing
 from kernelforge.errors import ReadOnlyArray, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
+from kernelforge.ir.types import broadcast_shapes
 from kernelforge.jit import jit
 from kernelforge.methods import FUNCTIONS, REFUSED
 from kernelforge.numpy.creation import iota
@@ -159,7 +160,7 @@ def _along(arr: Sym, indices: Sym, axis: int | None, op: str) -> tuple[Sym, Sym,
         raise ShapeMismatch(
             op=f"np.{op}", found=f"{arr.shape} and {index.shape}", expected="as many axes in both", loc=user_line()
         )
-    shape = np.broadcast_shapes(*((*s[:on], 1, *s[on + 1 :]) for s in (arr.shape, index.shape)))
+    shape = broadcast_shapes(*((*s[:on], 1, *s[on + 1 :]) for s in (arr.shape, index.shape)))
     return (
         arr.broadcast((*shape[:on], arr.shape[on], *shape[on + 1 :])),
         index.broadcast((*shape[:on], index.shape[on], *shape[on + 1 :])),

@@ -13,6 +13,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 from kernelforge import indexing
 from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Sym, apply, as_sym, user_line
+from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import Shape, iota, shape_of
 from kernelforge.numpy.dispatch import array_function
@@ -137,7 +138,7 @@ def common_shape(xs: Sequence[Sym], op: str) -> tuple[int, ...]:
         ShapeMismatch: when they do not.
     """
     try:
-        return np.broadcast_shapes(*(x.shape for x in xs))
+        return broadcast_shapes(*(x.shape for x in xs))
     except ValueError:
         found = " and ".join(str(x.shape) for x in xs)
         raise ShapeMismatch(

@@ -15,6 +15,7 @@ import numpy as np
 from kernelforge.dtypes import BFLOAT16, INTEGERS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line, weakened
+from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import OPERATORS
 from kernelforge.numpy.dispatch import array_function
 
@@ -75,7 +76,7 @@ def shape_of(xs: tuple[Operand, ...], op: str) -> tuple[int, ...]:
     """
     shapes = [x.shape for x in xs if isinstance(x, Sym | np.generic)]
     try:
-        return np.broadcast_shapes(*shapes)
+        return broadcast_shapes(*shapes)
     except ValueError:
         expected = "extents that are equal or 1, counted from the last axis"
         raise ShapeMismatch(

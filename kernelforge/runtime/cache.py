@@ -67,16 +67,18 @@ def store(name: str, binary: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(binary)
         os.replace(temporary, where / f"{name}{SUFFIX}")
+        temporary = None
     except OSError as problem:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         warnings.warn(
             f"kernels are not kept between processes: {where} cannot be written ({problem.strerror}); "
             "set KERNELFORGE_CACHE_DIR to a folder that can",
             RuntimeWarning,
             stacklevel=2,
         )
+    finally:
+        if temporary is not None:  # also on KeyboardInterrupt
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
 
 def discard(name: str) -> None:

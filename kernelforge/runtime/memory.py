@@ -6,6 +6,7 @@ several times as long as the kernel that fills it; so memory goes back to a pool
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import Any
@@ -17,6 +18,19 @@ from kernelforge.backends.base import Backend
 KEPT_PER_CLASS = 4
 KEPT_BYTES = 1 << 30
 """A pool keeps at most this many free handles of a size class, and this many bytes in all."""
+
+_lock = threading.RLock()
+"""Guards the pools; re-entrant, as a garbage collection inside an allocation may run ``Buffer.__del__``."""
+
+
+def _forked() -> None:
+    """Open the lock in a child, where the thread that held it is not."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Buffer:
@@ -49,8 +63,6 @@ class Pool:
         self.backend = backend
         self._free: dict[int, list[Any]] = {}
         self._bytes = 0
-        # re-entrant: a garbage collection inside an allocation may run Buffer.__del__
-        self._lock = threading.RLock()
 
     def allocate(self, nbytes: int) -> Buffer:
         """Return memory of at least ``nbytes`` bytes, recycled where possible.
@@ -64,7 +76,7 @@ class Pool:
         """Return memory of a size that ``size_class`` gave; see ``allocate``."""
         free = self._free.get(size)
         if free:
-            with self._lock:
+            with _lock:
                 if free:
                     self._bytes -= size
                     return Buffer(self.backend, free.pop(), size, self)
@@ -76,7 +88,7 @@ class Pool:
         return Buffer(self.backend, handle, size, self)
 
     def give_back(self, handle: Any, size: int) -> None:
-        with self._lock:
+        with _lock:
             free = self._free.setdefault(size, [])
             if len(free) < KEPT_PER_CLASS and self._bytes + size <= KEPT_BYTES:
                 free.append(handle)
@@ -86,9 +98,10 @@ class Pool:
 
     def trim(self) -> None:
         """Give everything that is free back to the device."""
-        with self._lock:
+        with _lock:
             handles = [h for free in self._free.values() for h in free]
-            self._free.clear()
+            for free in self._free.values():
+                free.clear()
             self._bytes = 0
         for handle in handles:
             self.backend.free(handle)
@@ -103,14 +116,13 @@ def size_class(nbytes: int) -> int:
 
 
 _pools: weakref.WeakKeyDictionary[Backend, Pool] = weakref.WeakKeyDictionary()
-_pools_lock = threading.Lock()
 
 
 def pool(backend: Backend) -> Pool:
     """Return the pool of a device."""
     found = _pools.get(backend)
     if found is None:
-        with _pools_lock:
+        with _lock:
             found = _pools.setdefault(backend, Pool(backend))
     return found
 
