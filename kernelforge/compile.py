@@ -182,7 +182,7 @@ def row_major_inside(graph: Graph, layout: Sequence[tuple[int, ...] | None]) -> 
 def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Region) -> Compiled:
     """Schedule, print and compile one kernel, or take it from memory or disk."""
     limits = backend.limits
-    kernel = finish(schedule(naive, limits), limits.native)
+    kernel = finish(schedule(naive, limits), limits.native, config.rounding == "fast")
     if config.verify:
         verify_kernel(kernel)
     text = print_kernel(kernel)

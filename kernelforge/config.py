@@ -19,7 +19,7 @@ class Config:
 
     Attributes:
         rounding: ``strict`` keeps every rounding and cast point of the unfused program and reassociates only
-            reductions, in a fixed tree; ``fast`` also lets the compiler contract and reassociate.
+            reductions, in a fixed tree; ``fast`` also rounds a product and a sum that takes it together.
         fusion: whether operations share kernels; off, every operation is a kernel (to find a fusion at fault).
         verify: whether both IRs are verified after each pass.
     """

@@ -1,0 +1,50 @@
+"""Both values of every setting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.ir.kernel import Op, exprs, stmts, walk
+
+
+def operations(lowered) -> set[str]:  # type: ignore[no-untyped-def]
+    kernels = lowered.kernels
+    return {e.op for k in kernels for s in stmts(k.ir.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
+
+
+def axpy(x, y):  # type: ignore[no-untyped-def]
+    return 3 * x + y
+
+
+X, Y = np.linspace(-1, 1, 50, dtype=np.float32), np.linspace(2, 3, 50, dtype=np.float32)
+
+
+def test_rounding() -> None:
+    with kf.config(rounding="strict"):
+        assert "fma" not in operations(kf.jit(axpy).lower(X, Y))
+        np.testing.assert_array_equal(kf.jit(axpy)(X, Y), axpy(X, Y))
+    with kf.config(rounding="fast"):
+        assert "fma" in operations(kf.jit(axpy).lower(X, Y))
+        np.testing.assert_allclose(kf.jit(axpy)(X, Y), axpy(X, Y), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(kf.jit(np.tanh)(X), np.tanh(X.astype(np.float64)), rtol=1e-6)
+
+
+def test_fusion() -> None:
+    with kf.config(fusion=True):
+        assert len(kf.jit(axpy).lower(X, Y).kernels) == 1
+    with kf.config(fusion=False):
+        assert len(kf.jit(axpy).lower(X, Y).kernels) == 2
+        np.testing.assert_array_equal(kf.jit(axpy)(X, Y), axpy(X, Y))
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_verify(verify: bool) -> None:
+    with kf.config(verify=verify):
+        np.testing.assert_array_equal(kf.jit(axpy)(X, Y), axpy(X, Y))
+
+
+def test_a_setting_that_does_not_exist() -> None:
+    with pytest.raises(TypeError, match="speed"), kf.config(speed=11):
+        pass
