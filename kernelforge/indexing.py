@@ -220,7 +220,7 @@ def _forward(s: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def _flip(x: Sym, slices: Sequence[tuple[int, int, int]]) -> Sym:
     axes = tuple(a for a, s in enumerate(slices) if s[2] < 0 and x.shape[a] > 1)
-    return apply("flip", x, axes=axes) if axes else x  # type: ignore[no-any-return]
+    return apply("flip", x, axes=axes) if axes else x
 
 
 def _order(plan: _Plan, count: int) -> list[int]:
@@ -304,11 +304,11 @@ def put(x: Sym, key: Any, value: Sym, mode: str) -> Sym:
         value = value.reshape(part.shape)
         made = value if mode == "set" else _combine(mode, part, value)
     if part.shape == x.shape and all(s[2] > 0 for s in plan.slices):
-        return made  # type: ignore[no-any-return]
+        return made
     if made.size == 0:
         return x
     forward = [_forward(s) for s in plan.slices]
-    return apply(  # type: ignore[no-any-return]
+    return apply(
         "place", x, _flip(made, plan.slices), starts=tuple(f[0] for f in forward), steps=tuple(f[2] for f in forward)
     )
 
@@ -326,7 +326,7 @@ _COMBINE = {"add": "add", "mul": "multiply", "max": "maximum", "min": "minimum"}
 
 
 def _combine(mode: str, x: Sym, value: Sym) -> Sym:
-    return apply(_COMBINE[mode], x, value)  # type: ignore[no-any-return]
+    return apply(_COMBINE[mode], x, value)
 
 
 def _put_mask(x: Sym, mask: Sym, value: Sym, mode: str) -> Sym:
@@ -338,4 +338,4 @@ def _put_mask(x: Sym, mask: Sym, value: Sym, mode: str) -> Sym:
         raise ShapeMismatch(op="x[mask] = v", found=value.shape, expected=expected, loc=user_line()) from None
     value = value.reshape((*(1,) * mask.ndim, *rest)).broadcast(x.shape)
     mask = mask.reshape((*mask.shape, *(1,) * len(rest))).broadcast(x.shape)
-    return apply("where", mask, value if mode == "set" else _combine(mode, x, value), x)  # type: ignore[no-any-return]
+    return apply("where", mask, value if mode == "set" else _combine(mode, x, value), x)

@@ -41,7 +41,7 @@ def key(seed: int) -> np.ndarray[Any, Any]:
 
 
 def _bits(k: Operand, shape: tuple[int, ...]) -> Sym:
-    return apply("random_bits", as_sym(k), shape=shape)  # type: ignore[no-any-return]
+    return apply("random_bits", as_sym(k), shape=shape)
 
 
 @array_function("key", table=_TABLE)

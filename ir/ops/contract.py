@@ -78,7 +78,7 @@ def _lower(types: Sequence[Type], out: Type, params: Params) -> Reduction:
 
 
 def _contract(x: Sym, y: Sym, x_axes: Names, y_axes: Names, out_axes: Names) -> Sym:
-    return apply("contract", x, y, x_axes=x_axes, y_axes=y_axes, out_axes=out_axes)  # type: ignore[no-any-return]
+    return apply("contract", x, y, x_axes=x_axes, y_axes=y_axes, out_axes=out_axes)
 
 
 def _vjp(cts: Syms, inputs: Syms, outputs: Syms, params: Params) -> MaybeSyms:

@@ -111,11 +111,11 @@ def _samples(count: int) -> list[Sample]:
 
 
 def _cumsum(t: Sym, on: int, reverse: bool) -> Sym:
-    return apply("cumsum", t, axis=on, reverse=reverse)  # type: ignore[no-any-return]
+    return apply("cumsum", t, axis=on, reverse=reverse)
 
 
 def _recur(decay: Sym, x: Sym, on: int, reverse: bool) -> Sym:
-    return apply("recur", decay, x, axis=on, reverse=reverse)  # type: ignore[no-any-return]
+    return apply("recur", decay, x, axis=on, reverse=reverse)
 
 
 def _before(x: Sym, on: int, reverse: bool, value: float) -> Sym:

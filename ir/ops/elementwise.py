@@ -148,7 +148,7 @@ def same(name: str, types: Sequence[Type], arity: int, dtypes: frozenset[str]) -
 
 def call(name: str, *inputs: Sym) -> Sym:
     """Apply a primitive that has no parameters, for derivative rules."""
-    return apply(name, *inputs)  # type: ignore[no-any-return]
+    return apply(name, *inputs)
 
 
 def where(condition: Sym, x: Sym | float, y: Sym | float) -> Sym:

@@ -118,11 +118,11 @@ def _gather_lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Typ
 
 
 def _gather(x: Sym, indices: Syms, listed: Shape) -> Sym:
-    return apply("gather", x, *indices, axes=listed)  # type: ignore[no-any-return]
+    return apply("gather", x, *indices, axes=listed)
 
 
 def _scatter(x: Sym, v: Sym, indices: Syms, listed: Shape, mode: str) -> Sym:
-    return apply("scatter", x, v, *indices, axes=listed, mode=mode)  # type: ignore[no-any-return]
+    return apply("scatter", x, v, *indices, axes=listed, mode=mode)
 
 
 def _gather_vjp(cts: Syms, inputs: Syms, outputs: Syms, params: Params) -> MaybeSyms:
@@ -194,7 +194,7 @@ def _last(x: Sym, v: Sym, indices: Syms, listed: Shape) -> Sym:
     """Return for each element of ``v`` whether no later one is written to the same place."""
     shape = indices[0].shape
     if indices[0].size <= 1:
-        return apply("full", value=True, shape=v.shape, dtype="bool")  # type: ignore[no-any-return]
+        return apply("full", value=True, shape=v.shape, dtype="bool")
     number = apply("iota", shape=(indices[0].size,), axis=0, dtype="i64").reshape(shape)
     target = apply("full", value=-1, shape=tuple(x.shape[a] for a in listed), dtype="i64")
     order = tuple(range(len(listed)))

@@ -104,7 +104,7 @@ def where(condition: Sym, x: Sym | float, y: Sym | float) -> Sym:
     like = x if isinstance(x, Sym) else y
     assert isinstance(like, Sym)
     x, y = (v if isinstance(v, Sym) else full(v, like) for v in (x, y))
-    return apply("where", condition, x, y)  # type: ignore[no-any-return]
+    return apply("where", condition, x, y)
 
 
 def cut(x: Sym, on: int, start: int, stop: int) -> Sym:
@@ -124,7 +124,7 @@ def padded(x: Sym, value: float, low: Sequence[int], high: Sequence[int], interi
     if not any((*low, *high, *between)):
         return x
     fill = apply("full", value=value, shape=(), dtype=x.type.name)
-    return apply("pad", x, fill, low=tuple(low), high=tuple(high), interior=between)  # type: ignore[no-any-return]
+    return apply("pad", x, fill, low=tuple(low), high=tuple(high), interior=between)
 
 
 def shifted(x: Sym, on: int, by: int, value: float) -> Sym:

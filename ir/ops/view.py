@@ -143,7 +143,7 @@ def _slices(starts: Sequence[int], steps: Sequence[int], counts: Sequence[int]) 
 def strided(x: Sym, starts: Sequence[int], steps: Sequence[int], counts: Sequence[int]) -> Sym:
     """Take ``counts`` elements from ``starts`` on, ``steps`` apart."""
     stops = tuple(s.stop for s in _slices(starts, steps, counts))
-    return apply("slice", x, starts=tuple(starts), stops=stops, steps=tuple(steps))  # type: ignore[no-any-return]
+    return apply("slice", x, starts=tuple(starts), stops=stops, steps=tuple(steps))
 
 
 # transpose, flip

@@ -60,7 +60,7 @@ def _spread(g: Sym, at: Sequence[int], extents: Sequence[int], params: Params) -
         interior[a] = stride - 1
     made = padded(g, 0.0, low, high, interior)
     rest = {"sizes": params["sizes"], "strides": (1,) * len(at), "dilations": params["dilations"]}
-    return apply("window", made, axes=tuple(at), **rest)  # type: ignore[no-any-return]
+    return apply("window", made, axes=tuple(at), **rest)
 
 
 def _producer(x: Sym) -> Node | None:
@@ -113,7 +113,7 @@ def _exchanged(ct: Sym, x: Sym, params: Params, node: Node, g: int, w: int) -> S
     at = [operand[g].index(p) for p in positions]
     spread = _spread(held, at, [x.shape[a] for a in params["axes"]], params)
     turned = apply("flip", weights, axes=tuple(sorted(operand[w].index(o) for o in offsets)))
-    return apply(  # type: ignore[no-any-return]
+    return apply(
         "contract", spread, turned, x_axes=(*operand[g], *offsets), y_axes=operand[w], out_axes=tuple(names[: x.ndim])
     )
 

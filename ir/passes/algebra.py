@@ -32,7 +32,7 @@ def _zero(node: Node, sign: float) -> float:
 
 
 def _like(r: Rewriter, node: Node, value: float) -> Sym:
-    return apply("full", value=value, shape=node.output.type.shape, dtype=_dtype(node))  # type: ignore[no-any-return]
+    return apply("full", value=value, shape=node.output.type.shape, dtype=_dtype(node))
 
 
 def _operands(r: Rewriter, node: Node) -> tuple[Sym, Sym]:
@@ -52,7 +52,7 @@ def _add(r: Rewriter, node: Node) -> Sym | None:
             return r.sym(x)
         negated = _inner(r, node, 1 - i, "negative")
         if negated is not None:
-            return apply("subtract", r.sym(x), negated)  # type: ignore[no-any-return]
+            return apply("subtract", r.sym(x), negated)
     return None
 
 
@@ -61,7 +61,7 @@ def _subtract(r: Rewriter, node: Node) -> Sym | None:
     if _is(r.uniform(y.value), _zero(node, 1.0)):
         return x
     if _is(r.uniform(x.value), _zero(node, -1.0)):
-        return apply("negative", y)  # type: ignore[no-any-return]
+        return apply("negative", y)
     negated = _inner(r, node, 1, "negative")
     return None if negated is None else apply("add", x, negated)
 
@@ -76,10 +76,10 @@ def _multiply(r: Rewriter, node: Node) -> Sym | None:
         if c == 0 and _dtype(node) not in FLOATS:
             return _like(r, node, 0)
         if c == -1:
-            return apply("negative", r.sym(x))  # type: ignore[no-any-return]
+            return apply("negative", r.sym(x))
         negated = _inner(r, node, i, "negative")
         if negated is not None and _dtype(node) in FLOATS:
-            return apply("multiply", negated, _like(r, node, -c))  # type: ignore[no-any-return]
+            return apply("multiply", negated, _like(r, node, -c))
     return None
 
 
@@ -94,7 +94,7 @@ def _divide(r: Rewriter, node: Node) -> Sym | None:
     mantissa, exponent = math.frexp(c)
     limit = 2 ** (EXPONENT[_dtype(node)] - 1) - 3
     if abs(mantissa) == 0.5 and abs(exponent) < limit:
-        return apply("multiply", x, _like(r, node, 1.0 / c))  # type: ignore[no-any-return]
+        return apply("multiply", x, _like(r, node, 1.0 / c))
     return None
 
 
@@ -112,7 +112,7 @@ def _power(r: Rewriter, node: Node) -> Sym | None:
     if c == 3 and dtype not in NARROW_FLOATS:
         return x * x * x
     if c == -1 and dtype in FLOATS:
-        return apply("divide", full(1.0, x), x)  # type: ignore[no-any-return]
+        return apply("divide", full(1.0, x), x)
     return None
 
 
@@ -122,7 +122,7 @@ def _negative(r: Rewriter, node: Node) -> Sym | None:
         for i, x in enumerate(made.inputs):
             c = r.uniform(made.inputs[1 - i])
             if c is not None and r.once(node.inputs[0]):
-                return apply("multiply", r.sym(x), _like(r, node, -c))  # type: ignore[no-any-return]
+                return apply("multiply", r.sym(x), _like(r, node, -c))
     return None
 
 

@@ -55,7 +55,7 @@ def _uniform_map(r: Rewriter, node: Node) -> Sym | None:
         return None
     with np.errstate(over="ignore"):
         elements = [np.full((), c, v.type.dtype) for c, v in zip(values, node.inputs, strict=True)]
-    return apply("full", value=_literal(_compute(node, elements)), shape=out.shape, dtype=out.name)  # type: ignore[no-any-return]
+    return apply("full", value=_literal(_compute(node, elements)), shape=out.shape, dtype=out.name)
 
 
 def _small(r: Rewriter, node: Node) -> Sym | None:
@@ -67,7 +67,7 @@ def _small(r: Rewriter, node: Node) -> Sym | None:
     made = _compute(node, [a for a in arrays if a is not None])
     value = _literal(made)
     if value is not None:
-        return apply("full", value=value, shape=out.shape, dtype=out.name)  # type: ignore[no-any-return]
+        return apply("full", value=value, shape=out.shape, dtype=out.name)
     if made.size > max(
         (a.size for v, a in zip(node.inputs, arrays, strict=True) if a is not None and v in r.arrays), default=0
     ):

@@ -23,7 +23,7 @@ def _source(r: Rewriter, node: Node) -> tuple[Sym, Node | None]:
 
 
 def _full(r: Rewriter, node: Node, value: float) -> Sym:
-    return apply("full", value=value, shape=_shape(node), dtype=node.output.type.name)  # type: ignore[no-any-return]
+    return apply("full", value=value, shape=_shape(node), dtype=node.output.type.name)
 
 
 def _of_uniform(r: Rewriter, node: Node) -> Sym | None:
@@ -85,7 +85,7 @@ def _slice(r: Rewriter, node: Node) -> Sym | None:
     counts = _shape(node)
     starts = [min(a, n) for a, n in zip(starts, source.shape, strict=True)]
     stops = tuple(a + (m - 1) * s + 1 if m else a for a, s, m in zip(starts, steps, counts, strict=True))
-    return apply("slice", source, starts=tuple(starts), stops=stops, steps=tuple(steps))  # type: ignore[no-any-return]
+    return apply("slice", source, starts=tuple(starts), stops=stops, steps=tuple(steps))
 
 
 def _flip(r: Rewriter, node: Node) -> Sym | None:
@@ -122,7 +122,7 @@ def _concatenate(r: Rewriter, node: Node) -> Sym | None:
         return parts[0]
     if not parts or [p.value for p in parts] == list(node.inputs):
         return None
-    return apply("concatenate", *parts, axis=axis)  # type: ignore[no-any-return]
+    return apply("concatenate", *parts, axis=axis)
 
 
 def _place(r: Rewriter, node: Node) -> Sym | None:
@@ -144,7 +144,7 @@ def _reduce(r: Rewriter, node: Node) -> Sym | None:
         source = r.sym(inner.inputs[0])
         kept = [a for a in range(source.ndim) if a not in inner.params["axes"]]
         axes = sorted((*inner.params["axes"], *(kept[a] for a in drop)))
-        return apply(node.prim.name, source, axes=tuple(axes))  # type: ignore[no-any-return]
+        return apply(node.prim.name, source, axes=tuple(axes))
     c = r.uniform(x.value)
     if c is None or not x.size:
         return None
@@ -166,7 +166,7 @@ def _contract(
     given = {"x_axes": x_axes, "y_axes": y_axes, "out_axes": out_axes}
     params = {k: node.params[k] if v is None else v for k, v in given.items()}
     x, y = (v if isinstance(v, Sym) else r.sym(v) for v in inputs)  # type: ignore[arg-type]
-    return apply("contract", x, y, **params)  # type: ignore[no-any-return]
+    return apply("contract", x, y, **params)
 
 
 def _contract_transposed(r: Rewriter, node: Node) -> Sym | None:
@@ -229,7 +229,7 @@ def _lift_broadcast(r: Rewriter, node: Node) -> Sym | None:
         made = r.producers[v]
         same = made.prim.name == "broadcast"
         inputs.append(r.sym(made.inputs[0]) if same else apply("full", **{**made.params, "shape": source}))
-    return apply(node.prim.name, *inputs, **node.params).broadcast(_shape(node))  # type: ignore[no-any-return]
+    return apply(node.prim.name, *inputs, **node.params).broadcast(_shape(node))
 
 
 RULES: dict[str, tuple[Rule, ...]] = {

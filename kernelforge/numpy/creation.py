@@ -167,7 +167,7 @@ def creation(fn: Callable[..., Sym]) -> Callable[..., Any]:
 
 
 def iota(shape: tuple[int, ...], axis: int, dtype: str = "i64") -> Sym:
-    return apply("iota", shape=shape, axis=axis, dtype=dtype)  # type: ignore[no-any-return]
+    return apply("iota", shape=shape, axis=axis, dtype=dtype)
 
 
 @creation

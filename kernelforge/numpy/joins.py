@@ -39,7 +39,7 @@ def concatenate(arrays: Sequence[Sym], axis: int | None = 0, *, dtype: Any = Non
             op="np.concatenate", found=found, expected="as many axes in all, at least one", loc=user_line()
         )
     on = normalize_axis_index(axis, syms[0].ndim)
-    return syms[0] if len(syms) == 1 else apply("concatenate", *syms, axis=on)  # type: ignore[no-any-return]
+    return syms[0] if len(syms) == 1 else apply("concatenate", *syms, axis=on)
 
 
 @array_function("*arrays")
@@ -206,7 +206,7 @@ def _padded_by(x: Sym, widths: list[list[int]], value: Any) -> Sym:
             op="np.pad", name="constant_values", found=f"an array of shape {fill.shape}", expected=expected
         )
     low, high = (tuple(pair[i] for pair in widths) for i in range(2))
-    return apply("pad", x, fill.astype(x.dtype), low=low, high=high, interior=(0,) * x.ndim)  # type: ignore[no-any-return]
+    return apply("pad", x, fill.astype(x.dtype), low=low, high=high, interior=(0,) * x.ndim)
 
 
 def _reflect(i: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:

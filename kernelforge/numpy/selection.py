@@ -126,7 +126,7 @@ def take(a: Sym, indices: Sym, axis: int | None = None, mode: str = "raise") -> 
         raise UnsupportedArgument(op="np.take", name="mode", found=mode, expected="raise, clip or wrap")
     made = apply("gather", a, index, axes=(on,))
     order = [*range(index.ndim, index.ndim + on), *range(index.ndim), *range(index.ndim + on, made.ndim)]
-    return made.transpose(order)  # type: ignore[no-any-return]
+    return made.transpose(order)
 
 
 _take = FUNCTIONS["take"]
@@ -171,7 +171,7 @@ def _along(arr: Sym, indices: Sym, axis: int | None, op: str) -> tuple[Sym, Sym,
 @array_function("arr", "indices")
 def take_along_axis(arr: Sym, indices: Sym, axis: int | None = -1) -> Sym:
     x, index, on = _along(arr, indices, axis, "take_along_axis")
-    return apply("gather", x, *_grid(index, on), axes=tuple(range(x.ndim)))  # type: ignore[no-any-return]
+    return apply("gather", x, *_grid(index, on), axes=tuple(range(x.ndim)))
 
 
 @array_function("arr", "indices", "values", table={})
@@ -262,7 +262,7 @@ def convolve(a: Sym, v: Sym, mode: str = "full") -> Sym:
 @array_function("a", "v")
 def correlate(a: Sym, v: Sym, mode: str = "valid") -> Sym:
     if v.size > a.size:
-        return apply("flip", _slid(v, a, mode, "correlate"), axes=(0,))  # type: ignore[no-any-return]
+        return apply("flip", _slid(v, a, mode, "correlate"), axes=(0,))
     return _slid(a, v, mode, "correlate")
 
 
@@ -282,7 +282,7 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
     high = {"full": n - 1, "same": n - 1 - n // 2, "valid": 0}[mode]
     padded = apply("pad", a.astype(dtype), as_sym(0).astype(dtype), low=(low,), high=(high,), interior=(0,))
     seen = windows(padded, (0,), (n,))
-    return apply("contract", seen, v.astype(dtype), x_axes=(0, 1), y_axes=(1,), out_axes=(0,))  # type: ignore[no-any-return]
+    return apply("contract", seen, v.astype(dtype), x_axes=(0, 1), y_axes=(1,), out_axes=(0,))
 
 
 _WHY = {

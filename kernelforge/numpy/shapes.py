@@ -170,7 +170,7 @@ for _count in (1, 2, 3):
 
 
 def flipped(x: Sym, axes: Sequence[int]) -> Sym:
-    return apply("flip", x, axes=tuple(axes)) if axes and x.size else x  # type: ignore[no-any-return]
+    return apply("flip", x, axes=tuple(axes)) if axes and x.size else x
 
 
 @array_function("m", view=True)
@@ -292,7 +292,7 @@ def sliding_window_view(x: Sym, window_shape: Shape, axis: int | Sequence[int] |
 def windows(x: Sym, axes: Sequence[int], sizes: Sequence[int]) -> Sym:
     """Append an axis with the elements of a window for each of ``axes``, whose places step by one."""
     ones = (1,) * len(axes)
-    return apply("window", x, axes=tuple(axes), sizes=tuple(sizes), strides=ones, dilations=ones)  # type: ignore[no-any-return]
+    return apply("window", x, axes=tuple(axes), sizes=tuple(sizes), strides=ones, dilations=ones)
 
 
 def _size(a: Any, axis: int | None = None) -> int:

@@ -59,13 +59,14 @@ def loop(name: str, kinds: tuple[Kindred, ...], dtype: np.dtype[Any] | None = No
         kinds = (strong,) * len(kinds)
     forced: dict[str, Any] = {} if dtype is None else {"signature": (*(None,) * ufunc.nin, dtype)}
     try:
-        found = ufunc.resolve_dtypes((*kinds, *(None,) * ufunc.nout), **forced)  # type: ignore[arg-type]
+        found = ufunc.resolve_dtypes((*kinds, *(None,) * ufunc.nout), **forced)
     except TypeError:
         names = " and ".join(short(k) if isinstance(k, np.dtype) else f"a Python {k.__name__}" for k in kinds)
         raise DtypeMismatch(
             op=f"np.{name}", found=names, expected="dtypes that NumPy takes; cast with .astype", loc=user_line()
         ) from None
-    return tuple(as_dtype(d) for d in found)
+    # NumPy compares two Python integers as objects
+    return tuple(as_dtype(np.int64 if d.hasobject else d) for d in found)
 
 
 def shape_of(xs: tuple[Operand, ...], op: str) -> tuple[int, ...]:
@@ -97,7 +98,7 @@ def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -
     if name in INTEGERS and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
         raise NumberOutOfRange(op=f"np.{op}", found=x, dtype=dtype, loc=user_line())
     value = bool(x) if name == "bool" else int(number) if name in INTEGERS else float(number)
-    return apply("full", value=value, shape=shape, dtype=name)  # type: ignore[no-any-return]
+    return apply("full", value=value, shape=shape, dtype=name)
 
 
 def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
@@ -110,10 +111,10 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
     if name in COMPARISONS:
         known = _beyond(name, xs, kinds)
         if known is not None:
-            return apply("full", value=known, shape=shape, dtype="bool")  # type: ignore[no-any-return]
+            return apply("full", value=known, shape=shape, dtype="bool")
     *ins, out = loop(name, kinds, None if dtype is None else as_dtype(dtype))
     if name in ON_INTEGERS and ins[0].kind in "iub":
-        return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")  # type: ignore[no-any-return]
+        return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")
     if name == "power" and ins[0].kind in "iu" and isinstance(xs[1], int) and xs[1] < 0:
         raise InvalidParameter(
             op="np.power",
@@ -315,13 +316,13 @@ def conjugate(x: Operand, /) -> Sym:
 @elementwise("x")
 def erf(x: Operand, /) -> Sym:
     """The error function."""
-    return apply("erf", floating(x))  # type: ignore[no-any-return]
+    return apply("erf", floating(x))
 
 
 @elementwise("x")
 def erfc(x: Operand, /) -> Sym:
     """One minus the error function."""
-    return apply("erfc", floating(x))  # type: ignore[no-any-return]
+    return apply("erfc", floating(x))
 
 
 @elementwise("x")
@@ -346,7 +347,7 @@ def where(condition: Operand, x: Operand | None = None, y: Operand | None = None
     )
     shape = shape_of((condition, x, y), "where")
     chosen = boolean(condition).broadcast(shape)
-    return apply("where", chosen, operand(x, dtype, shape, "where"), operand(y, dtype, shape, "where"))  # type: ignore[no-any-return]
+    return apply("where", chosen, operand(x, dtype, shape, "where"), operand(y, dtype, shape, "where"))
 
 
 @elementwise("a", "a_min", "a_max", "min", "max")
