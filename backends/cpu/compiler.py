@@ -13,7 +13,7 @@ from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import pool_ir
 from kernelforge.errors import CompilationFailed
-from kernelforge.ir.kernel import For, Kernel, Op, Store, stmts
+from kernelforge.ir.kernel import For, If, Kernel, Op, Stmt, Store
 
 _LOCK = threading.Lock()
 """LLVM objects of one target machine are not to be used by two threads at once, nor half used by a forked child."""
@@ -34,13 +34,36 @@ def _target() -> Any:
     )
 
 
-def contraction(kernel: Kernel) -> bool:
-    """Whether the kernel adds up products in an unrolled tile, which is worth LLVM's whole pipeline."""
-    products = any(
-        isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul"
-        for s in stmts(kernel.body)
-    )
-    return products and any(isinstance(s, For) and s.kind == "unroll" for s in stmts(kernel.body))
+Passes = tuple[str, ...]
+"""Names of LLVM's passes, in order; none of them stands for its O3 pipeline (without its vectorisers)."""
+
+SHORT: Passes = ("sroa", "instruction_combine", "simplify_cfg", "loop_strength_reduce")
+TILE: Passes = (
+    "sroa", "instruction_combine", "simplify_cfg", "loop_rotate", "instruction_combine", "simplify_cfg",
+    "loop_unroll", "new_gvn", "instruction_combine", "dead_store_elimination", "simplify_cfg",
+)  # fmt: skip
+WHOLE: Passes = ()
+
+MANY = 1 << 24
+"""Products in a contraction from which on the last twentieth of its speed is worth 20 ms of compilation."""
+
+
+def passes_for(kernel: Kernel) -> Passes:
+    """Choose by what pays: sums of products in an unrolled tile gain from more passes, the rest from nothing more."""
+    products = sum(_products(s, 1, False) for s in kernel.body)
+    return SHORT if not products else TILE if products < MANY else WHOLE
+
+
+def _products(stmt: Stmt, times: int, unrolled: bool) -> int:
+    """Count the products that are added up inside of unrolled loops."""
+    if isinstance(stmt, For):
+        extent = stmt.static or stmt.var.bound or MANY
+        inside = unrolled or stmt.kind == "unroll"
+        return sum(_products(s, times * extent, inside) for s in stmt.body)
+    if isinstance(stmt, If):
+        return sum(_products(s, times, unrolled) for s in stmt.body)
+    adds = isinstance(stmt, Store) and stmt.op == "add" and isinstance(stmt.value, Op) and stmt.value.op == "mul"
+    return times if adds and unrolled else 0
 
 
 def compile_kernel(kernel: Kernel, host: Host) -> bytes:
@@ -49,22 +72,22 @@ def compile_kernel(kernel: Kernel, host: Host) -> bytes:
     Raises:
         CompilationFailed: for what the printer or LLVM refuses.
     """
-    return compile_ir(print_kernel(kernel, host), kernel.name, contraction(kernel))
+    return compile_ir(print_kernel(kernel, host), kernel.name, passes_for(kernel))
 
 
 @functools.cache
 def compile_pool(host: Host) -> bytes:
     """Return the object file of the threads' code, which every binary carries."""
-    return compile_ir(pool_ir(host), "pool", thorough=False)
+    return compile_ir(pool_ir(host), "pool", SHORT)
 
 
-def compile_ir(text: str, name: str, thorough: bool) -> bytes:
+def compile_ir(text: str, name: str, passes: Passes) -> bytes:
     """Return the object file of an LLVM module.
 
     Args:
         text: the module.
         name: the kernel's name, for errors.
-        thorough: whether to run LLVM's O3 pipeline (without its vectorisers) in place of four passes.
+        passes: what to run before generating code.
 
     Raises:
         CompilationFailed: with LLVM's message and the module.
@@ -81,15 +104,13 @@ def compile_ir(text: str, name: str, thorough: bool) -> bytes:
         options = llvm.create_pipeline_tuning_options(3)
         options.loop_vectorization = options.slp_vectorization = False
         builder = llvm.create_pass_builder(machine, options)
-        if thorough:
+        if passes == WHOLE:
             builder.getModulePassManager().run(module, builder)
         else:
-            passes = llvm.create_new_function_pass_manager()
-            passes.add_sroa_pass()
-            passes.add_instruction_combine_pass()
-            passes.add_simplify_cfg_pass()
-            passes.add_loop_strength_reduce_pass()
+            manager = llvm.create_new_function_pass_manager()
+            for one in passes:
+                getattr(manager, f"add_{one}_pass")()
             for function in module.functions:
                 if not function.is_declaration:
-                    passes.run(function, builder)
+                    manager.run(function, builder)
         return bytes(machine.emit_object(module))
