@@ -6,12 +6,13 @@ Division and square root of f32 are correctly rounded where the device offers th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,9 @@ def open_devices() -> dict[str, Backend]:
     try:
         found = discover()
     except cl.Error as error:
-        raise DeviceUnavailable(reason=f"no OpenCL runtime was found ({error}); install a driver, or pip install intel-opencl-rt") from error
+        raise DeviceUnavailable(
+            reason=f"no OpenCL runtime was found ({error}); install a driver, or pip install intel-opencl-rt"
+        ) from error
     refused: list[str] = []
     out: dict[str, Backend] = {}
     for device in found:
@@ -91,7 +94,8 @@ def limits_of(device: Any) -> Limits:
     told = target() if device.platform.name.startswith("Intel") else ""
     if told == AVX2:
         width = 32
-    version = "|".join((device.platform.name, device.platform.version, device.name, device.driver_version, told, cl.VERSION_TEXT))
+    platform = device.platform
+    version = f"{platform.name}|{platform.version}|{device.name}|{device.driver_version}|{told}|{cl.VERSION_TEXT}"
     return Limits(
         form="vector" if cpu else "group",
         vector_bytes=max(width, 16) if cpu else 16,
@@ -161,8 +165,14 @@ class OpenCL:
     def _buffer(self, nbytes: int, content: Any = None) -> Any:
         self._alive()
         flags = cl.mem_flags.READ_WRITE | (cl.mem_flags.COPY_HOST_PTR if content is not None else 0)
-        try:
+        with self._room(nbytes):
             return cl.Buffer(self._context, flags, nbytes if content is None else 0, hostbuf=content)
+
+    @contextlib.contextmanager
+    def _room(self, nbytes: int) -> Iterator[None]:
+        """Say so when the device has no room for ``nbytes``; drivers may find out as late as at a launch."""
+        try:
+            yield
         except (cl.Error, MemoryError) as error:
             if isinstance(error, cl.Error) and not any(text in str(error) for text in OUT_OF_MEMORY):
                 raise
@@ -182,16 +192,10 @@ class OpenCL:
         self._alive()
         out = np.empty(shape, dtype)
         if out.size:
-            self._wait(lambda: cl.enqueue_copy(self._queue, out.reshape(-1).view(np.uint8), handle, src_offset=offset, is_blocking=True))
+            flat = out.reshape(-1).view(np.uint8)
+            with self._room(out.nbytes):
+                cl.enqueue_copy(self._queue, flat, handle, src_offset=offset, is_blocking=True)
         return out
-
-    def _wait(self, command: Any) -> Any:
-        try:
-            return command()
-        except cl.Error as error:
-            if any(text in str(error) for text in OUT_OF_MEMORY):
-                raise DeviceOutOfMemory(device=self.name, nbytes="what a launch needs, in") from error
-            raise
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> OpenCLExecutable:
         self._alive()
@@ -221,7 +225,9 @@ class OpenCL:
         try:
             return _build(cl.Program(self._context, source), self._options)
         except cl.Error as error:
-            raise CompilationFailed(kernel=kernel.name, device=self.name, log=str(error), source=f"\n{source}") from error
+            raise CompilationFailed(
+                kernel=kernel.name, device=self.name, log=str(error), source=f"\n{source}"
+            ) from error
 
     def _digest(self, body: bytes) -> bytes:
         return hashlib.sha256(self.limits.fingerprint.encode() + body).digest()
@@ -234,7 +240,9 @@ class OpenCL:
         try:
             return _build(cl.Program(self._context, [self.device], [body]), self._options)
         except cl.Error as error:
-            raise DamagedBinary(kernel=kernel.name, problem=f"the driver does not load it ({_last_line(error)})") from error
+            raise DamagedBinary(
+                kernel=kernel.name, problem=f"the driver does not load it ({_last_line(error)})"
+            ) from error
 
     def launch(self, executable: OpenCLExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
         self._alive()
@@ -252,15 +260,15 @@ class OpenCL:
                 if count > 0:
                     groups = count if phase.grouped else -(-count // phase.items)
                     given = [x for b in phase.buffers for x in places[b]]
-                    size = (groups * phase.items,)
-                    self._wait(lambda: function(self._queue, size, (phase.items,), *given, *params))
+                    with self._room(sum(h.size for h, _ in places.values())):
+                        function(self._queue, (groups * phase.items,), (phase.items,), *given, *params)
             self._queue.flush()
         for s in executable.scratch:
             self.free(places[s.buffer][0])
 
     def synchronize(self) -> None:
         self._alive()
-        self._wait(self._queue.finish)
+        self._queue.finish()
 
 
 def _number(e: Expr, values: dict[str, int]) -> int:

@@ -1,8 +1,8 @@
 """Printing expressions as OpenCL C: scalars, and vectors inside of a ``vector`` loop.
 
-A value is printed as a vector where it depends on the loop's variable. Its Loads are one vector access where the index steps
-by one element a lane, and one access a lane otherwise. Where evaluating all lanes could touch what the program would
-not, an arm of a ``select`` is printed once a lane.
+A value is printed as a vector where it depends on the loop's variable. Its Loads are one vector access where the
+index steps by one element a lane, and one access a lane otherwise. Where evaluating all lanes could touch what the
+program would not, an arm of a ``select`` is printed once a lane.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from typing import NamedTuple
 from kernelforge.backends.opencl.lib import MASKS, Functions, ctype, has_function, literal, size, unsigned
 from kernelforge.dtypes import INTEGERS, SIGNED
 from kernelforge.ir.index import affine, bounds, flatten, free_vars
-from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, op, substitute, walk
+from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, substitute, walk
 
 INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
-    "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
+    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
 }  # fmt: skip
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 ON_BOOL = {
-    "and": "({0} & {1})", "or": "({0} | {1})", "xor": "({0} ^ {1})", "min": "({0} & {1})", "max": "({0} | {1})", "not": "({n}{0})",
-    "eq": "({n}({0} ^ {1}))", "ne": "({0} ^ {1})", "lt": "(({n}{0}) & {1})", "le": "(({n}{0}) | {1})", "gt": "({0} & ({n}{1}))",
-    "ge": "({0} | ({n}{1}))",
+    "and": "({0} & {1})", "or": "({0} | {1})", "xor": "({0} ^ {1})", "min": "({0} & {1})", "max": "({0} | {1})",
+    "not": "({n}{0})", "eq": "({n}({0} ^ {1}))", "ne": "({0} ^ {1})", "lt": "(({n}{0}) & {1})",
+    "le": "(({n}{0}) | {1})", "gt": "({0} & ({n}{1}))", "ge": "({0} | ({n}{1}))",
 }  # fmt: skip
 """Operations on bool, as 0 and 1 (``n`` is ``!``) or as the 0 and -1 of a vector's lanes (``n`` is ``~``)."""
-
 
 
 class Code(NamedTuple):
@@ -128,7 +126,13 @@ class Scope:
         return code._replace(text=name)
 
     def declare(self, name: str, code: Code) -> None:
-        kind = MASKS[code.mask] + str(code.lanes) if code.mask else "bool" if code.dtype == "bool" else ctype(code.dtype, code.lanes)
+        kind = (
+            MASKS[code.mask] + str(code.lanes)
+            if code.mask
+            else "bool"
+            if code.dtype == "bool"
+            else ctype(code.dtype, code.lanes)
+        )
         self.emit(f"const {kind} {name} = {code.text};")
 
     def varies(self, e: Expr) -> bool:
@@ -238,7 +242,7 @@ class Scope:
         return Code(f"(({ctype(e.dtype, self.lanes)})({', '.join(parts)}))", e.dtype, self.lanes)
 
     def whole(self, cond: Expr) -> Expr | None:
-        """Return a condition, the same for all lanes, under which ``cond`` holds in every lane; None where none is known."""
+        """Return a condition, one for all lanes, under which ``cond`` holds in each; None where none is known."""
         if not self.varies(cond):
             return cond
         cond = self.resolved(cond)
@@ -280,7 +284,7 @@ class Scope:
         return Code(f"({test.text} ? {a.text} : {b.text})", e.dtype, a.lanes, a.mask)
 
     def _guarded(self, e: Op) -> Code:
-        """Print a select that may not evaluate both arms in all lanes: as vectors where all lanes choose the first one."""
+        """Print a select that may not evaluate its arms in all lanes: as vectors where all choose the first one."""
         slow = self.by_lane(e)
         guard = self.whole(e.args[0])
         arms = self._inline(e.args[1:2])
@@ -331,7 +335,7 @@ class Scope:
         if lanes > 1:
             args = [self.splat(a) for a in args]
         texts = [a.text for a in args]
-        if name in COMPARISONS:
+        if name in COMPARE:
             return Code(f"({texts[0]} {INFIX[name]} {texts[1]})", "bool", lanes, size(kind) if lanes > 1 else 0)
         if kind in INTEGERS:
             return Code(self._integer(name, dtype, lanes, texts), dtype, lanes)
@@ -359,7 +363,9 @@ class Scope:
             if lanes == 1:
                 return f"{function}({a}, {b})"
             a, b = (self.temporary(Code(t, dtype, lanes)).text for t in (a, b))
-            return f"(({ctype(dtype, lanes)})({', '.join(f'{function}({a}.s{k:x}, {b}.s{k:x})' for k in range(lanes))}))"
+            return (
+                f"(({ctype(dtype, lanes)})({', '.join(f'{function}({a}.s{k:x}, {b}.s{k:x})' for k in range(lanes))}))"
+            )
         into, bits = self._wrap(dtype, lanes)
         if name in ("and", "or", "xor"):
             text = f"({a} {INFIX[name]} {b})"
@@ -381,7 +387,9 @@ class Scope:
         """Return the patterns of the casts from and to the unsigned type in which a dtype's arithmetic is done."""
         if lanes > 1:
             same = dtype not in SIGNED
-            return ("{}" if same else f"as_{ctype(dtype, lanes)}({{}})"), ("{}" if same else f"as_{unsigned(dtype, lanes)}({{}})")
+            return ("{}" if same else f"as_{ctype(dtype, lanes)}({{}})"), (
+                "{}" if same else f"as_{unsigned(dtype, lanes)}({{}})"
+            )
         return f"(({ctype(dtype)}){{}})", "((ulong){})" if size(dtype) == 8 else "((uint){})"
 
     def convert(self, e: Op, code: Code) -> Code:
@@ -434,6 +442,3 @@ def _always(roots: Sequence[Expr]) -> set[Expr]:
             found.add(e)
             waiting += e.args[:1] if isinstance(e, Op) and e.op == "select" else _operands(e)
     return found
-
-
-

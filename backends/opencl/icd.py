@@ -2,22 +2,24 @@
 
 What the loader does that pyopencl's Linux wheels bundle (ocl-icd, tried with pyopencl 2026.1):
 
-- It reads the ``.icd`` files of one folder, once, when platforms are first asked for: ``OCL_ICD_VENDORS`` where that is set,
-  else ``/etc/OpenCL/vendors``. Each file holds the path of a runtime's library. A folder that does not exist is an
-  error. Khronos' loader, which other builds of pyopencl use, takes the same variable.
-- It always reads pyopencl's own folder too, and there the wheel ``pocl-binary-distribution`` puts PoCL. Nothing is to be
-  done for PoCL; a folder that names it as well makes its platform appear twice.
-- The wheel ``intel-opencl-rt`` puts ``libintelocl.so`` into the environment's ``lib`` folder, and its ``.icd`` file, which names
-  the folder of the machine it was built on, where no loader looks. Its libraries find each other by a relative
-  run path, so nothing has to be preloaded and ``LD_LIBRARY_PATH`` is not needed.
+- It reads the ``.icd`` files of one folder, once, when platforms are first asked for: ``OCL_ICD_VENDORS`` where that
+  is set, else ``/etc/OpenCL/vendors``. Each file holds the path of a runtime's library. A folder that does not exist
+  is an error. Khronos' loader, which other builds of pyopencl use, takes the same variable.
+- It always reads pyopencl's own folder too, and there the wheel ``pocl-binary-distribution`` puts PoCL. Nothing is to
+  be done for PoCL; a folder that names it as well makes its platform appear twice.
+- The wheel ``intel-opencl-rt`` puts ``libintelocl.so`` into the environment's ``lib`` folder, and its ``.icd`` file,
+  which names the folder of the machine it was built on, where no loader looks. Its libraries find each other by a
+  relative run path, so nothing has to be preloaded and ``LD_LIBRARY_PATH`` is not needed.
 
-So a folder with the system's ``.icd`` files and one for each library found in a wheel is made for the one moment in which
-the loader reads it. A user who sets ``OCL_ICD_VENDORS`` is left alone. A program that asked pyopencl for platforms before
-kernelforge did gets what the loader found then. On Windows the loader reads the registry, and nothing is added.
+So a folder with the system's ``.icd`` files and one for each library found in a wheel is made for the one moment in
+which the loader reads it. A user who sets ``OCL_ICD_VENDORS`` is left alone. A program that asked pyopencl for
+platforms before kernelforge did gets what the loader found then. On Windows the loader reads the registry, and
+nothing is added.
 
-Intel's CPU runtime (2026.2) compiles some kernels wrongly for AVX-512: of 300 random ones, 5 got instructions that do not
-exist or addresses made with the wrong register, and ended the process; for AVX2, or without optimisation, all were right.
-So it is told to compile for AVX2, by the variable that it reads when it first compiles, unless the user sets that one.
+Intel's CPU runtime (2026.2) compiles some kernels wrongly for AVX-512: of 300 random ones, 5 got instructions that do
+not exist or addresses made with the wrong register, and ended the process; for AVX2, or without optimisation, all
+were right. So it is told to compile for AVX2, by the variable that it reads when it first compiles, unless the user
+sets that one.
 """
 
 from __future__ import annotations
@@ -48,7 +50,11 @@ def libraries() -> list[pathlib.Path]:
     for wheel, name in WHEELS.items():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             files = importlib.metadata.distribution(wheel).files or ()
-            paths = sorted(pathlib.Path(str(f.locate())).resolve() for f in files if f.name.startswith(name) and ".py" not in f.name)
+            paths = sorted(
+                pathlib.Path(str(f.locate())).resolve()
+                for f in files
+                if f.name.startswith(name) and ".py" not in f.name
+            )
             found += [p for p in paths if p.is_file()][:1]
     return found
 
@@ -79,7 +85,8 @@ def vendors() -> Iterator[None]:
 
 @functools.cache
 def discover() -> tuple[Any, ...]:
-    """Return the ``pyopencl.Device`` objects: GPUs first, then accelerators, then CPUs, each kind by platform and number.
+    """Return the ``pyopencl.Device`` objects: GPUs first, then accelerators, then CPUs, each kind by platform and
+    number.
 
     Raises:
         pyopencl.Error: when the loader finds no platform.

@@ -1,8 +1,8 @@
 """The spelling of types, literals and the functions that OpenCL C lacks.
 
-The functions are plain arithmetic: PoCL's wheel inlines no ``fma``, ``rint``, ``clamp`` or ``vload`` on a processor newer than
-itself, and then runs forty times slower. Each works on scalars and on vectors, since OpenCL's ``?:`` takes both the 0 and
-1 of a scalar comparison and the 0 and -1 of a vector one.
+The functions are plain arithmetic: PoCL's wheel inlines no ``fma``, ``rint``, ``clamp`` or ``vload`` on a processor
+newer than itself, and then runs forty times slower. Each works on scalars and on vectors, since OpenCL's ``?:`` takes
+both the 0 and 1 of a scalar comparison and the 0 and -1 of a vector one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from kernelforge.dtypes import DTYPES, FLOATS, SIGNED, UNSIGNED
 
 NAMES = {
-    "bool": "uchar", "i8": "char", "i16": "short", "i32": "int", "i64": "long", "u8": "uchar", "u16": "ushort", "u32": "uint",
-    "u64": "ulong", "f32": "float", "f64": "double",
+    "bool": "uchar", "i8": "char", "i16": "short", "i32": "int", "i64": "long",
+    "u8": "uchar", "u16": "ushort", "u32": "uint", "u64": "ulong", "f32": "float", "f64": "double",
 }  # fmt: skip
 """dtype to the OpenCL C type that stores it."""
 
@@ -94,25 +94,53 @@ _RINT = """{{
     return as_{T}(as_{U}(m) | (as_{U}(a) & ({U}){sign}));
 }}"""
 
+_FLOOR = "{{ {T} r = {rint}(a); return r > a ? r - ({T})1 : r; }}"
+_CEIL = """{{
+    {T} r = {rint}(a);
+    r = r < a ? r + ({T})1 : r;
+    return as_{T}(as_{U}(r) | (as_{U}(a) & ({U}){sign}));
+}}"""
+_TRUNC = """{{
+    {T} m = as_{T}(as_{U}(a) & ({U}){magnitude}), r = {rint}(m);
+    r = r > m ? r - ({T})1 : r;
+    return as_{T}(as_{U}(r) | (as_{U}(a) & ({U}){sign}));
+}}"""
+_FMA = """{{
+#ifdef {fast}
+    return {mad}(a, b, c);
+#else
+    return fma(a, b, c);
+#endif
+}}"""
+
+# the least integer divided by -1 overflows, which some processors trap
+_FLOORDIV = """{{
+    if (b == -1) return ({T})(({U})0 - ({U})a);
+    {T} q = a / b;
+    return q * b != a && (a ^ b) < 0 ? q - 1 : q;
+}}"""
+_MOD = """{{
+    if (b == -1) return 0;
+    {T} r = a % b;
+    return r != 0 && (r ^ b) < 0 ? r + b : r;
+}}"""
+
 _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("abs", "float"): ("a", "{{ return as_{T}(as_{U}(a) & ({U}){magnitude}); }}"),
     ("min", "float"): ("a, b", "{{ return (a < b) | (a != a) ? a : b; }}"),
     ("max", "float"): ("a, b", "{{ return (a > b) | (a != a) ? a : b; }}"),
     ("rint", "float"): ("a", _RINT),
-    ("floor", "float"): ("a", "{{ {T} r = {rint}(a); return r > a ? r - ({T})1 : r; }}"),
-    ("ceil", "float"): ("a", "{{ {T} r = {rint}(a); r = r < a ? r + ({T})1 : r; return as_{T}(as_{U}(r) | (as_{U}(a) & ({U}){sign})); }}"),
-    ("trunc", "float"): ("a", "{{ {T} m = as_{T}(as_{U}(a) & ({U}){magnitude}), r = {rint}(m);\n"
-        "    r = r > m ? r - ({T})1 : r; return as_{T}(as_{U}(r) | (as_{U}(a) & ({U}){sign})); }}"),
+    ("floor", "float"): ("a", _FLOOR),
+    ("ceil", "float"): ("a", _CEIL),
+    ("trunc", "float"): ("a", _TRUNC),
     ("mad", "float"): ("a, b, c", _CONTRACT),
-    ("fma", "float"): ("a, b, c", "{{\n#ifdef {fast}\n    return {mad}(a, b, c);\n#else\n    return fma(a, b, c);\n#endif\n}}"),
+    ("fma", "float"): ("a, b, c", _FMA),
     ("min", "integer"): ("a, b", "{{ return a < b ? a : b; }}"),
     ("max", "integer"): ("a, b", "{{ return a > b ? a : b; }}"),
-    # scalars only; the least integer divided by -1 overflows, which some processors trap
-    ("floordiv", "signed"): ("a, b", "{{\n    if (b == -1) return ({T})(({U})0 - ({U})a);\n"
-        "    {T} q = a / b; return q * b != a && (a ^ b) < 0 ? q - 1 : q;\n}}"),
-    ("mod", "signed"): ("a, b", "{{\n    if (b == -1) return 0;\n    {T} r = a % b; return r != 0 && (r ^ b) < 0 ? r + b : r;\n}}"),
-}  # fmt: skip
-"""Operation and kind of dtype to the parameters and the body of its function."""
+    ("floordiv", "signed"): ("a, b", _FLOORDIV),
+    ("mod", "signed"): ("a, b", _MOD),
+}
+"""Operation and kind of dtype to the parameters and the body of its function; the divisions are for scalars."""
 
 _NEEDS = {"floor": "rint", "ceil": "rint", "trunc": "rint", "fma": "mad"}
 
@@ -129,7 +157,7 @@ def has_function(name: str, dtype: str) -> bool:
 
 
 class Functions:
-    """Collects the functions and vector types that a source uses, in an order in which each is defined before it is used."""
+    """Collects the functions and vector types that a source uses, each after those that it uses itself."""
 
     def __init__(self) -> None:
         self._text: dict[str, str] = {}

@@ -1,10 +1,10 @@
 """A kernel as OpenCL C 1.2: one ``__kernel`` for each phase, that is each nest at the top level.
 
-The grid loops of a phase are numbered as one; a work-item (or, where the phase has ``group`` loops, a work-group) takes one
-iteration. Group loops are run by as many work-items as they have iterations, and a barrier stands between two
-statements of which one writes local or global memory that the other touches. A vector loop of 2, 4, 8 or 16 becomes
-OpenCL's vectors; lanes are combined by adding the upper half to the lower one until one is left. Every other loop is
-a loop, which is its meaning.
+The grid loops of a phase are numbered as one; a work-item (or, where the phase has ``group`` loops, a work-group)
+takes one iteration. Group loops are run by as many work-items as they have iterations, and a barrier stands between
+two statements of which one writes local or global memory that the other touches. A vector loop of 2, 4, 8 or 16
+becomes OpenCL's vectors; lanes are combined by adding the upper half to the lower one until one is left. Every other
+loop is a loop, which is its meaning.
 
 Buffers are followed by an offset in elements. The source is the same on every device of one type.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kernelforge.backends.opencl.exprs import Buffer, Code, Scope, total
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal
-from kernelforge.errors import MalformedKernel
+from kernelforge.backends.opencl.phases import Touched, chain_of, owned, strides_of, touched_buffers
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
@@ -39,7 +39,6 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
-from kernelforge.ir.types import row_major
 
 ITEMS = 64
 """Work-items of a work-group where the program does not say: a multiple of every GPU's width."""
@@ -59,7 +58,8 @@ class Phase:
     """One ``__kernel`` and how to launch it.
 
     Attributes:
-        buffers: the arguments and global scratch it takes, in order, each followed by its offset; then come the parameters.
+        buffers: the arguments and global scratch it takes, in order, each followed by its offset; then come the
+        parameters.
         count: work-groups where the phase is ``grouped``, else work-items.
         items: work-items of a group.
     """
@@ -81,16 +81,15 @@ class Source:
 
 
 def print_opencl(kernel: Kernel, cpu: bool) -> Source:
-    """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
-
-    Raises:
-        MalformedKernel: for what ``kernelforge.ir.verify`` would refuse.
-    """
+    """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU."""
     functions = Functions()
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
     rest = [s for s in kernel.body if s not in scratch]
     bodies = [(s,) for s in rest] if all(isinstance(s, For) for s in rest) else [tuple(rest)]
-    printed = [_Printer(kernel, scratch, functions, cpu).phase(f"{_identifier(kernel.name)}_{k}", b) for k, b in enumerate(bodies)]
+    printed = [
+        _Printer(kernel, scratch, functions, cpu).phase(f"{_identifier(kernel.name)}_{k}", b)
+        for k, b in enumerate(bodies)
+    ]
     text = "\n".join((PREAMBLE + functions.text(), *(t for t, _ in printed)))
     return Source(text, tuple(p for _, p in printed), scratch)
 
@@ -98,24 +97,6 @@ def print_opencl(kernel: Kernel, cpu: bool) -> Source:
 def _identifier(name: str) -> str:
     name = re.sub(r"\W", "_", name, flags=re.ASCII)
     return f"{name}_" if _BUILT_IN.fullmatch(name) or name[0].isdigit() else name
-
-
-class _Touched:
-    """Local and global buffers read and written since the last barrier."""
-
-    def __init__(self, reads: set[str] | None = None, writes: set[str] | None = None) -> None:
-        self.reads = set(reads or ())
-        self.writes = set(writes or ())
-
-    def conflict(self, other: _Touched) -> bool:
-        return bool((self.writes & (other.reads | other.writes)) | (self.reads & other.writes))
-
-    def add(self, other: _Touched) -> None:
-        self.reads |= other.reads
-        self.writes |= other.writes
-
-    def copy(self) -> _Touched:
-        return _Touched(self.reads, self.writes)
 
 
 class _Printer:
@@ -133,7 +114,9 @@ class _Printer:
         sizes = {a.name: int(a.size.value) for a in kernel.args if isinstance(a.size, Const)}
         for name, (dtype, _) in self.outer.items():
             shape = next((s.shape for s in scratch if s.buffer == name), (i64(1),))
-            self.scope.buffers[name] = Buffer(_identifier(name), dtype, "__global ", _strides(shape), sizes.get(name, 0))
+            self.scope.buffers[name] = Buffer(
+                _identifier(name), dtype, "__global ", strides_of(shape), sizes.get(name, 0)
+            )
         for param in kernel.params:
             self.scope.names[param] = Code(_identifier(param), "i64")
             self.scope.counters.add(param)
@@ -141,7 +124,7 @@ class _Printer:
         self.items = 1
         self.grouped = False
         self.owned: dict[str, int] = {}
-        self.pending = _Touched()
+        self.pending = Touched()
 
     def emit(self, line: str) -> None:
         self.lines.append("    " * self.depth + line)
@@ -155,15 +138,12 @@ class _Printer:
         self.depth -= 1
         self.emit("}")
 
-    def fail(self, problem: str) -> MalformedKernel:
-        return MalformedKernel(kernel=self.kernel.name, problem=problem)
-
     # phases
 
     def phase(self, name: str, body: Sequence[Stmt]) -> tuple[str, Phase]:
         """Print statements of the top level as one ``__kernel``."""
         inside = list(stmts(body))
-        nests = [chain for s in inside if isinstance(s, For) and s.kind == "group" for chain in [_chain(s)]]
+        nests = [chain_of(s) for s in inside if isinstance(s, For) and s.kind == "group"]
         self.grouped = bool(nests)
         grid: list[For] = []
         while len(body) == 1 and isinstance(body[0], For) and body[0].kind in ("grid", "parallel"):
@@ -174,11 +154,11 @@ class _Printer:
             body = loop.body
         if self.grouped:
             self.items = max(math.prod(g.static or 0 for g in chain) for chain in nests)
-            self.owned = _owned(inside)
+            self.owned = owned(inside)
         else:
             heavy = any(isinstance(s, For) and s.kind != "unroll" for s in stmts(body))
             self.items = 1 if self.cpu and heavy else ITEMS
-        used = _buffers(inside, self.outer)
+        used = touched_buffers(inside, self.outer)
         for buffer in used:
             own = self.scope.buffers[buffer].name
             self.emit(f"{own} += {own}_offset;")
@@ -194,7 +174,9 @@ class _Printer:
             own = self.scope.buffers[buffer].name
             arguments.append(f"__global {'const ' if const else ''}{ctype(dtype)}* {own}, const long {own}_offset")
         arguments += [f"const long {_identifier(p)}" for p in self.kernel.params]
-        head = f"__kernel __attribute__((reqd_work_group_size({self.items}, 1, 1)))\nvoid {name}({', '.join(arguments)})"
+        head = (
+            f"__kernel __attribute__((reqd_work_group_size({self.items}, 1, 1)))\nvoid {name}({', '.join(arguments)})"
+        )
         count: Expr = i64(1)
         for loop in grid:
             count = count * loop.extent
@@ -246,18 +228,18 @@ class _Printer:
                 self.sync(self.touched((stmt,)))
                 self.statement(stmt)
 
-    def sync(self, now: _Touched) -> None:
+    def sync(self, now: Touched) -> None:
         if self.pending.conflict(now):
             touched = self.pending.reads | self.pending.writes
             fences = ["CLK_LOCAL_MEM_FENCE"] * bool(touched - set(self.outer))
             fences += ["CLK_GLOBAL_MEM_FENCE"] * bool(touched & set(self.outer))
             self.emit(f"barrier({' | '.join(fences)});")
-            self.pending = _Touched()
+            self.pending = Touched()
         self.pending.add(now)
 
-    def touched(self, body: Sequence[Stmt]) -> _Touched:
+    def touched(self, body: Sequence[Stmt]) -> Touched:
         """Return what local and global memory statements touch."""
-        out = _Touched()
+        out = Touched()
         private = {s.buffer for s in stmts(body) if isinstance(s, Alloc) and s.space == "register"}
         for s in stmts(body):
             out.add(self.touched_by(exprs(s), private))
@@ -267,9 +249,9 @@ class _Printer:
                     out.reads.add(s.buffer)
         return out
 
-    def touched_by(self, roots: Iterator[Expr], private: set[str] | None = None) -> _Touched:
+    def touched_by(self, roots: Iterator[Expr], private: set[str] | None = None) -> Touched:
         found = {e.buffer for r in roots for e in walk(r) if isinstance(e, Load)}
-        return _Touched({b for b in found - (private or set()) if self.visible(b)})
+        return Touched({b for b in found - (private or set()) if self.visible(b)})
 
     def visible(self, buffer: str) -> bool:
         """Whether other work-items see a buffer; one that is not known yet is local, and declared further down."""
@@ -278,7 +260,7 @@ class _Printer:
 
     def nest(self, stmt: For) -> None:
         """Print group loops that stand directly in each other: one work-item an iteration."""
-        chain = _chain(stmt)
+        chain = chain_of(stmt)
         count = math.prod(g.static or 0 for g in chain)
         with self.block(f"if (kf_item < {count}u)" if count < self.items else ""):
             inner = count
@@ -346,11 +328,16 @@ class _Printer:
         kind, extent = ctype(stmt.dtype), f"[{max(count, 1)}] __attribute__((aligned(64)));"
         if local:
             # two statement lists may each have a buffer of one name
-            while self.shared.setdefault(name, f"    __local {kind} {name}{extent}") != f"    __local {kind} {name}{extent}":
+            while (
+                self.shared.setdefault(name, f"    __local {kind} {name}{extent}")
+                != f"    __local {kind} {name}{extent}"
+            ):
                 name += "_"
         else:
             self.emit(f"{kind} {name}{extent}")
-        self.scope.buffers[stmt.buffer] = Buffer(name, stmt.dtype, "__local " if local else "", _strides(shape), count, dropped)
+        self.scope.buffers[stmt.buffer] = Buffer(
+            name, stmt.dtype, "__local " if local else "", strides_of(shape), count, dropped
+        )
 
     def unroll(self, stmt: For, run: Callable[[Sequence[Stmt]], None]) -> None:
         for k in range(stmt.static or 0):
@@ -394,7 +381,11 @@ class _Printer:
             flag = f"({place} != 0)" if lanes == 1 else f"({place} != (uchar{lanes})(0))"
             old = Code(flag, "bool", lanes, 1 if lanes > 1 else 0)
         if len(codes) == 2:
-            made = Code(f"{self.scope.functions.call('mad', dtype, lanes)}({codes[0].text}, {codes[1].text}, {old.text})", dtype, lanes)
+            made = Code(
+                f"{self.scope.functions.call('mad', dtype, lanes)}({codes[0].text}, {codes[1].text}, {old.text})",
+                dtype,
+                lanes,
+            )
         else:
             made = self.scope.apply(stmt.op, dtype, [old, codes[0]])
         self.emit(f"{place} = {self.stored(made, lanes)};")
@@ -440,7 +431,9 @@ class _Printer:
     def fits(self, stmt: For) -> bool:
         """Whether a vector loop can be run as OpenCL vectors."""
         inner = stmts(stmt.body)
-        return stmt.static in WIDTHS and all(isinstance(s, Let | Store | If) or (isinstance(s, For) and s.kind == "unroll") for s in inner)
+        return stmt.static in WIDTHS and all(
+            isinstance(s, Let | Store | If) or (isinstance(s, For) and s.kind == "unroll") for s in inner
+        )
 
     def vector(self, stmt: For) -> None:
         scope = self.scope
@@ -486,7 +479,6 @@ class _Printer:
                     self.body(stmt.body)
                 scope.lane = None
 
-
     def scalar(self, stmt: Stmt, var: Var) -> None:
         """Print one statement of a vector loop as a loop over its lanes."""
         scope = self.scope
@@ -496,43 +488,3 @@ class _Printer:
         self.statement(For(var, i64(lanes), "serial", (stmt,)))
         scope.names[var.name], scope.lanes, scope.vectors = kept
         scope.var = var
-
-
-def _chain(stmt: For) -> list[For]:
-    """Return group loops that stand directly in each other."""
-    found = [stmt]
-    while len(found[-1].body) == 1 and isinstance(found[-1].body[0], For) and found[-1].body[0].kind == "group":
-        found.append(found[-1].body[0])
-    return found
-
-
-def _owned(inside: Sequence[Stmt]) -> dict[str, int]:
-    """Return the registers of which each work-item holds its own part, and how many of their indices say whose."""
-    owned: dict[str, int] = {}
-    seen: set[int] = set()
-    for s in inside:
-        if isinstance(s, For) and s.kind == "group" and id(s) not in seen:
-            chain = _chain(s)
-            inner = list(stmts(chain[-1].body))
-            seen |= {id(t) for t in (*chain, *inner)}
-            private = {t.buffer for t in inner if isinstance(t, Alloc)}
-            owned |= {t.buffer: len(chain) for t in inner if isinstance(t, Store) and t.buffer not in private}
-    registers = {s.buffer for s in inside if isinstance(s, Alloc) and s.space == "register"}
-    return {b: n for b, n in owned.items() if b in registers}
-
-
-def _buffers(inside: Sequence[Stmt], outer: dict[str, tuple[str, bool]]) -> tuple[str, ...]:
-    """Return the buffers from outside that statements touch, in the order of the arguments."""
-    found = {s.buffer for s in inside if isinstance(s, Store)}
-    found |= {e.buffer for s in inside for r in exprs(s) for e in walk(r) if isinstance(e, Load)}
-    return tuple(b for b in outer if b in found)
-
-
-def _strides(shape: Sequence[Expr]) -> tuple[int | Expr, ...]:
-    """Return row-major strides, in elements; expressions where an extent is one."""
-    if all(isinstance(n, Const) for n in shape):
-        return row_major(tuple(int(n.value) for n in shape if isinstance(n, Const)))
-    strides: list[Expr] = [i64(1)]
-    for n in reversed(shape[1:]):
-        strides.insert(0, strides[0] * n)
-    return tuple(strides)

@@ -1,0 +1,66 @@
+"""What a phase holds: its group loops, whose registers are whose, and what memory it touches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Load, Stmt, Store, exprs, i64, stmts, walk
+from kernelforge.ir.types import row_major
+
+
+class Touched:
+    """Local and global buffers read and written since the last barrier."""
+
+    def __init__(self, reads: set[str] | None = None, writes: set[str] | None = None) -> None:
+        self.reads = set(reads or ())
+        self.writes = set(writes or ())
+
+    def conflict(self, other: Touched) -> bool:
+        return bool((self.writes & (other.reads | other.writes)) | (self.reads & other.writes))
+
+    def add(self, other: Touched) -> None:
+        self.reads |= other.reads
+        self.writes |= other.writes
+
+    def copy(self) -> Touched:
+        return Touched(self.reads, self.writes)
+
+
+def chain_of(stmt: For) -> list[For]:
+    """Return group loops that stand directly in each other."""
+    found = [stmt]
+    while len(found[-1].body) == 1 and isinstance(found[-1].body[0], For) and found[-1].body[0].kind == "group":
+        found.append(found[-1].body[0])
+    return found
+
+
+def owned(inside: Sequence[Stmt]) -> dict[str, int]:
+    """Return the registers of which each work-item holds its own part, and how many of their indices say whose."""
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    for s in inside:
+        if isinstance(s, For) and s.kind == "group" and id(s) not in seen:
+            chain = chain_of(s)
+            inner = list(stmts(chain[-1].body))
+            seen |= {id(t) for t in (*chain, *inner)}
+            private = {t.buffer for t in inner if isinstance(t, Alloc)}
+            found |= {t.buffer: len(chain) for t in inner if isinstance(t, Store) and t.buffer not in private}
+    registers = {s.buffer for s in inside if isinstance(s, Alloc) and s.space == "register"}
+    return {b: n for b, n in found.items() if b in registers}
+
+
+def touched_buffers(inside: Sequence[Stmt], outer: dict[str, tuple[str, bool]]) -> tuple[str, ...]:
+    """Return the buffers from outside that statements touch, in the order of the arguments."""
+    found = {s.buffer for s in inside if isinstance(s, Store)}
+    found |= {e.buffer for s in inside for r in exprs(s) for e in walk(r) if isinstance(e, Load)}
+    return tuple(b for b in outer if b in found)
+
+
+def strides_of(shape: Sequence[Expr]) -> tuple[int | Expr, ...]:
+    """Return row-major strides, in elements; expressions where an extent is one."""
+    if all(isinstance(n, Const) for n in shape):
+        return row_major(tuple(int(n.value) for n in shape if isinstance(n, Const)))
+    strides: list[Expr] = [i64(1)]
+    for n in reversed(shape[1:]):
+        strides.insert(0, strides[0] * n)
+    return tuple(strides)
