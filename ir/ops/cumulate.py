@@ -60,19 +60,16 @@ def _cumulate(
     dtypes: frozenset[str],
     bound: float,
 ) -> Primitive:
-    def wide(dtype: str) -> str:
-        return accumulator(dtype) if op in ("add", "mul") else dtype
-
     def meaning(arrays: Arrays, params: Params) -> tuple[Array, ...]:
         (x,) = arrays
         (t,) = _typing(name, [Type(x.shape, x.dtype)], 1, params, dtypes)
-        held = DTYPES[wide(t.name)]
+        held = DTYPES[accumulator(t.name)]
         with np.errstate(all="ignore"):
             made = ufunc.accumulate(_backwards(x.astype(held), params), params["axis"], held)
             return (_backwards(made, params).astype(x.dtype),)
 
     def lower(types: Sequence[Type], out: Type, params: Params) -> Reduction:
-        held = wide(out.name)
+        held = accumulator(out.name)
 
         def element(at: At, index: Sequence[Expr], r: Sequence[Expr]) -> Expr:
             return at(0, index).cast(held)

@@ -50,13 +50,10 @@ def _reduce(
             raise ShapeMismatch(op=name, found=t.shape, expected=f"at least one element along axes {drop}")
         return (Type(shape, t.dtype),)
 
-    def wide(dtype: str) -> str:
-        return accumulator(dtype) if op in ("add", "mul") else dtype
-
     def meaning(arrays: Arrays, params: Params) -> tuple[Array, ...]:
         (x,) = arrays
         (out,) = typing([Type(x.shape, x.dtype)], params)
-        held = DTYPES[wide(out.name)]
+        held = DTYPES[accumulator(out.name)]
         with np.errstate(all="ignore"):
             made = (
                 ufunc.reduce(x.astype(held), axis=params["axes"], dtype=held) if x.size or op in ("add", "mul") else 0
@@ -66,7 +63,7 @@ def _reduce(
     def lower(types: Sequence[Type], out: Type, params: Params) -> Reduction:
         (t,) = types
         drop = params["axes"]
-        held = wide(t.name)
+        held = accumulator(t.name)
 
         def element(at: At, index: Sequence[Expr], r: Sequence[Expr]) -> Expr:
             kept, walked = iter(index), iter(r)
