@@ -11,7 +11,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -393,10 +393,10 @@ def in_package(file: str) -> bool:
 
 def user_line() -> Loc | None:
     """Return the innermost line on the stack that is not this package's (nor a library's it calls through)."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if not in_package(name) and "optree" not in name and "contextlib" not in name and name[0] != "<":
             return Loc(name, frame.f_lineno, frame.f_code.co_name)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None

@@ -354,11 +354,7 @@ class _Builder:
 
     def cumulate(self) -> tuple[Stmt, ...]:
         low, prefix = self.low, self.low.prefix
-        if (
-            len(self.reductions) > 1
-            or len(self.low.part.outputs) > 1
-            or self.low.part.outputs[0] is not self.reductions[0].output
-        ):
+        if len(self.reductions) > 1 or self.low.part.outputs != (self.reductions[0].output,):
             raise Refused("a running reduction ends its kernel")
         (node,) = self.reductions
         made = reduction(node)

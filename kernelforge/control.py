@@ -7,7 +7,7 @@ that uses them still runs under NumPy. Functions may close over anything, traced
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optree
@@ -26,7 +26,7 @@ Fn = Callable[..., Any]
 
 def _plain(*trees: Any) -> bool:
     """Whether nothing here asks for a device: no trace, and no arrays but NumPy's."""
-    leaves: list[Any] = optree.tree_leaves(trees)
+    leaves: list[Any] = optree.tree_leaves(cast(Any, trees))
     return not tracing() and all(isinstance(x, np.ndarray | np.generic | bool | int | float) for x in leaves)
 
 

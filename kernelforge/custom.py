@@ -69,8 +69,10 @@ def _guard(sym: Sym, name: str) -> Sym:
         return sym
     graph, _ = close(lambda x: [x], [sym.type])
     reason = "it closes over an array that is being differentiated; make that array an argument"
-    (out,) = apply_many("call", sym, graph=graph, name=f"{name} closure", rule=Refuse(f"custom_vjp function {name}", reason))
-    return out  # type: ignore[no-any-return]
+    (out,) = apply_many(
+        "call", sym, graph=graph, name=f"{name} closure", rule=Refuse(f"custom_vjp function {name}", reason)
+    )
+    return out
 
 
 class custom_vjp:  # noqa: N801 - a decorator

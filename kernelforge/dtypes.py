@@ -9,7 +9,7 @@ import numpy as np
 
 from kernelforge.errors import UnsupportedDtype
 
-BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16: Final[np.dtype[Any]] = np.dtype(ml_dtypes.bfloat16)
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "bool": np.dtype(np.bool_),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optree
 
@@ -139,7 +139,7 @@ def _is_input(x: Any) -> bool:
 
 def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Trace ``fn``, compile and run it once. Arrays and Python floats are traced; all else is passed as it is."""
-    leaves, tree = optree.tree_flatten((args, kwargs))
+    leaves, tree = optree.tree_flatten(cast(Any, (args, kwargs)))
     made: list[Flat] = []
 
     def body(inputs: list[Any]) -> list[Tracer]:
@@ -154,10 +154,8 @@ def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def freeze(fn: Fn, args: tuple[Any, ...]) -> Fn:
     """Trace ``fn`` at concrete arguments; return what repeats it in a trace, at arguments of the same types."""
-    leaves, tree = optree.tree_flatten(args)
-    types = [
-        NUMBERS[float] if type(x) is float else Type(x.shape, as_dtype(x.dtype)) for x in leaves if _is_input(x)
-    ]
+    leaves, tree = optree.tree_flatten(cast(Any, args))
+    types = [NUMBERS[float] if type(x) is float else Type(x.shape, as_dtype(x.dtype)) for x in leaves if _is_input(x)]
     made: list[Flat] = []
 
     def body(inputs: list[Tracer]) -> list[Tracer]:
@@ -168,7 +166,7 @@ def freeze(fn: Fn, args: tuple[Any, ...]) -> Fn:
     graph, _ = trace(body, types, name_of(fn))
 
     def frozen(*values: Any) -> Any:
-        given = [to_sym(v) for v, x in zip(optree.tree_leaves(values), leaves, strict=True) if _is_input(x)]
+        given = [to_sym(v) for v, x in zip(optree.tree_leaves(cast(Any, values)), leaves, strict=True) if _is_input(x)]
         return made[0].results(builder().inline(graph, given))
 
     return frozen

@@ -81,7 +81,7 @@ class Tracer(_Inplace):
     """
 
     __slots__ = ("__weakref__", "_base", "_home", "_key", "_known", "_sym", "_version", "_write")
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class Selection(_Inplace):
     """
 
     __slots__ = ("mask", "value")
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, value: Sym, mask: Sym) -> None:
         self.value = value
@@ -324,7 +324,7 @@ class Selection(_Inplace):
         """Write the elements to where they are in another array, or in this one."""
         if mask is None or mask.value is not self.mask.value or x.shape != self.value.shape:
             raise TracedMask(loc=user_line())
-        return apply("where", self.chosen, self.value.astype(x.dtype), x)  # type: ignore[no-any-return]
+        return apply("where", self.chosen, self.value.astype(x.dtype), x)
 
     def _write_result(self, name: str, other: Any) -> Selection:
         """Apply an in-place operator: these elements are a copy, and other names of it see the result."""

@@ -1,4 +1,4 @@
-"""Move the laziness of ``select`` down to the Loads that need it, so that everything above them may be shared and moved."""
+"""Move the laziness of ``select`` down to the Loads that need it, so that all above them may be shared and moved."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def _own(stmt: Stmt) -> Stmt:
     for root in exprs(head):
         _unconditional(root, always)
     memo: dict[tuple[Expr, Expr | None], Expr] = {}
-    made = map_exprs(head, lambda e: _guarded(e, None, always, memo))
-    return made
+    return map_exprs(head, lambda e: _guarded(e, None, always, memo))
 
 
 def _unconditional(expr: Expr, found: set[Expr]) -> None:
@@ -66,7 +65,7 @@ def _rewritten(expr: Expr, path: Expr | None, always: set[Expr], memo: dict[tupl
         args = tuple(_guarded(a, path, always, memo) for a in expr.args)
         return expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
     cond = _guarded(expr.args[0], path, always, memo)
-    arms = []
+    arms: list[Expr] = []
     for arm, holds in ((expr.args[1], cond), (expr.args[2], ~cond)):
         inside = holds if path is None else path & holds
         if path is None and isinstance(arm, Load) and arm not in always:

@@ -167,7 +167,7 @@ class _Sharing:
                 head = map_exprs(head, rewrite)  # type: ignore[assignment]
                 memo2: dict[Expr, Expr] = {}
                 body = tuple(map_exprs(s, lambda e: substitute(e, inner, memo2)) for s in stmt.body)  # noqa: B023
-                out.append(dataclasses.replace(head, body=body))  # type: ignore[arg-type]
+                out.append(dataclasses.replace(head, body=body))
             else:
                 out.append(map_exprs(stmt, rewrite))
             changed = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)}
@@ -211,7 +211,7 @@ def _reads(expr: Expr) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _exposed(expr: Expr) -> frozenset[Load]:
-    """Return the Loads that are evaluated whenever ``expr`` is; after ``guard`` those in arms of its selects are safe."""
+    """Return the Loads evaluated whenever ``expr`` is; after ``guard`` those in arms of its selects are safe."""
     if isinstance(expr, Load):
         return frozenset((expr,)).union(*(_exposed(i) for i in expr.index))
     if isinstance(expr, Op):

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from kernelforge.methods import FUNCTIONS, Methods, is_array
 from kernelforge.trace import TRACED, Selection, Tracer, concrete, to_sym
 
 Fn = Callable[..., Any]
+F = TypeVar("F", bound=Fn)
 
 TOTALS = frozenset({"sum", "prod", "mean", "var", "std", "any", "all"})
 """Reductions whose value over no elements is NumPy's, so that a mask may leave out any number of them."""
@@ -183,7 +184,7 @@ def array_function(
     weak: bool = False,
     maps: bool = False,
     table: dict[str, Fn] = FUNCTIONS,
-) -> Callable[[Fn], Fn]:
+) -> Callable[[F], F]:
     """Enter a function on symbols into the namespace.
 
     Args:
@@ -196,9 +197,9 @@ def array_function(
         table: where to enter it.
     """
 
-    def decorate(fn: Fn) -> Fn:
+    def decorate(fn: F) -> F:
         made = table[name or fn.__name__] = Function(fn, name or fn.__name__, arrays, view, numbers, weak, maps)
-        return made
+        return cast(F, made)
 
     return decorate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,28 +49,28 @@ def stack(arrays: Sequence[Sym], axis: int = 0, *, dtype: Any = None) -> Sym:
         found = " and ".join(str(s.shape) for s in syms)
         raise ShapeMismatch(op="np.stack", found=found, expected="one shape", loc=user_line())
     on = normalize_axis_index(axis, syms[0].ndim + 1)
-    return concatenate([expand_dims(s, on) for s in syms], on)  # type: ignore[no-any-return]
+    return concatenate([expand_dims(s, on) for s in syms], on)
 
 
 @array_function("*tup")
 def hstack(tup: Sequence[Sym], *, dtype: Any = None) -> Sym:
     syms = [FUNCTIONS["atleast_1d"](s) for s in tup]
-    return concatenate(syms, 0 if syms[0].ndim == 1 else 1, dtype=dtype)  # type: ignore[no-any-return]
+    return concatenate(syms, 0 if syms[0].ndim == 1 else 1, dtype=dtype)
 
 
 @array_function("*tup")
 def vstack(tup: Sequence[Sym], *, dtype: Any = None) -> Sym:
-    return concatenate([FUNCTIONS["atleast_2d"](s) for s in tup], 0, dtype=dtype)  # type: ignore[no-any-return]
+    return concatenate([FUNCTIONS["atleast_2d"](s) for s in tup], 0, dtype=dtype)
 
 
 @array_function("*tup")
 def dstack(tup: Sequence[Sym]) -> Sym:
-    return concatenate([FUNCTIONS["atleast_3d"](s) for s in tup], 2)  # type: ignore[no-any-return]
+    return concatenate([FUNCTIONS["atleast_3d"](s) for s in tup], 2)
 
 
 @array_function("*tup")
 def column_stack(tup: Sequence[Sym]) -> Sym:
-    return concatenate([s if s.ndim > 1 else s.reshape((s.size, 1)) for s in tup], 1)  # type: ignore[no-any-return]
+    return concatenate([s if s.ndim > 1 else s.reshape((s.size, 1)) for s in tup], 1)
 
 
 @array_function("ary", view=True)
@@ -100,17 +100,17 @@ def split(ary: Sym, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     if isinstance(indices_or_sections, int | np.integer) and n % int(indices_or_sections):
         expected = f"an axis that divides into {indices_or_sections} equal parts; np.array_split takes others"
         raise ShapeMismatch(op="np.split", found=ary.shape, expected=expected, loc=user_line())
-    return array_split(ary, indices_or_sections, axis)  # type: ignore[no-any-return]
+    return array_split(ary, indices_or_sections, axis)
 
 
 @array_function("ary", view=True)
 def hsplit(ary: Sym, indices_or_sections: int | Sequence[int]) -> list[Sym]:
-    return split(ary, indices_or_sections, 0 if ary.ndim == 1 else 1)  # type: ignore[no-any-return]
+    return split(ary, indices_or_sections, 0 if ary.ndim == 1 else 1)
 
 
 @array_function("ary", view=True)
 def vsplit(ary: Sym, indices_or_sections: int | Sequence[int]) -> list[Sym]:
-    return split(ary, indices_or_sections, 0)  # type: ignore[no-any-return]
+    return split(ary, indices_or_sections, 0)
 
 
 @array_function("x", view=True)
@@ -220,7 +220,7 @@ def _symmetric(i: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
     return np.where(i < n, i, 2 * n - 1 - i)
 
 
-_PADDING = {
+_PADDING: dict[str, Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]]] = {
     "edge": lambda i, n: np.clip(i, 0, n - 1),
     "reflect": _reflect,
     "symmetric": _symmetric,

@@ -254,7 +254,7 @@ def std(
 def average(a: Operand, axis: Axis = None, weights: Operand | None = None, *, keepdims: bool = False) -> Sym:
     x = as_sym(a)
     if weights is None:
-        return mean(x, axis, keepdims=keepdims)  # type: ignore[no-any-return]
+        return mean(x, axis, keepdims=keepdims)
     kind = promote([x.dtype, as_sym(weights).dtype, *([np.dtype(np.float64)] if x.dtype.kind in "iub" else [])], [])
     x, w, axes = x.astype(kind), as_sym(weights).astype(kind), axes_of(x, axis)
     if w.shape != x.shape:
@@ -316,7 +316,7 @@ def _finite_or_zero(x: Sym) -> Sym:
 
 @array_function("a", numbers=True)
 def count_nonzero(a: Operand, axis: Axis = None, *, keepdims: bool = False) -> Sym:
-    return sum(boolean(a), axis, keepdims=keepdims)  # type: ignore[no-any-return]
+    return sum(boolean(a), axis, keepdims=keepdims)
 
 
 @array_function("a", numbers=True)
@@ -326,12 +326,12 @@ def ptp(a: Operand, axis: Axis = None, keepdims: bool = False) -> Sym:
 
 @array_function("a", numbers=True)
 def nansum(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Sym:
-    return sum(_without_nan(as_sym(a), 0), axis, dtype, keepdims=keepdims)  # type: ignore[no-any-return]
+    return sum(_without_nan(as_sym(a), 0), axis, dtype, keepdims=keepdims)
 
 
 @array_function("a", numbers=True)
 def nanprod(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Sym:
-    return prod(_without_nan(as_sym(a), 1), axis, dtype, keepdims=keepdims)  # type: ignore[no-any-return]
+    return prod(_without_nan(as_sym(a), 1), axis, dtype, keepdims=keepdims)
 
 
 def _without_nan(x: Sym, instead: float) -> Sym:
@@ -364,7 +364,7 @@ def nanmin(a: Operand, axis: Axis = None, *, keepdims: bool = False) -> Sym:
 @array_function("a", numbers=True)
 def nanmean(a: Operand, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Sym:
     x = as_sym(a)
-    return mean(x, axis, dtype, keepdims=keepdims, where=_number(x))  # type: ignore[no-any-return]
+    return mean(x, axis, dtype, keepdims=keepdims, where=_number(x))
 
 
 @array_function("a", numbers=True)
@@ -398,7 +398,7 @@ def cumprod(a: Operand, axis: int | None = None, dtype: Any = None) -> Sym:
 
 @array_function("a", numbers=True)
 def nancumsum(a: Operand, axis: int | None = None, dtype: Any = None) -> Sym:
-    return cumsum(_without_nan(as_sym(a), 0), axis, dtype)  # type: ignore[no-any-return]
+    return cumsum(_without_nan(as_sym(a), 0), axis, dtype)
 
 
 @array_function("a", numbers=True)
@@ -417,7 +417,7 @@ def cummin(a: Operand, axis: int | None = None) -> Sym:
 def allclose(a: Operand, b: Operand, rtol: Operand = 1e-5, atol: Operand = 1e-8, equal_nan: bool = False) -> Sym:
     from kernelforge.numpy.ufuncs import isclose
 
-    return all(isclose(as_sym(a), b, rtol, atol, equal_nan))  # type: ignore[no-any-return]
+    return all(isclose(as_sym(a), b, rtol, atol, equal_nan))
 
 
 @array_function("a1", "a2", numbers=True)
@@ -426,7 +426,7 @@ def array_equal(a1: Operand, a2: Operand, equal_nan: bool = False) -> Sym:
     if x.shape != y.shape:
         return apply("full", value=False, shape=(), dtype="bool")
     same = ufunc("equal", x, y)
-    return all(same | (ufunc("isnan", x) & ufunc("isnan", y)) if equal_nan else same)  # type: ignore[no-any-return]
+    return all(same | (ufunc("isnan", x) & ufunc("isnan", y)) if equal_nan else same)
 
 
 ALIASES = {"amax": "max", "amin": "min", "cumulative_sum": "cumsum", "cumulative_prod": "cumprod"}

@@ -45,12 +45,12 @@ def reshape(a: Sym, /, shape: Shape | None = None, order: str = "C", *, newshape
 
 @array_function("a", view=True)
 def ravel(a: Sym, order: str = "C") -> Sym:
-    return reshape(a, -1, order)  # type: ignore[no-any-return]
+    return reshape(a, -1, order)
 
 
 @array_function("a")
 def flatten(a: Sym, order: str = "C") -> Sym:
-    return reshape(a, -1, order)  # type: ignore[no-any-return]
+    return reshape(a, -1, order)
 
 
 @array_function("a", view=True)
@@ -63,7 +63,7 @@ def transpose(a: Sym, axes: Sequence[int] | None = None) -> Sym:
 
 @array_function("x", view=True)
 def matrix_transpose(x: Sym) -> Sym:
-    return swapaxes(x, -1, -2)  # type: ignore[no-any-return]
+    return swapaxes(x, -1, -2)
 
 
 @array_function("a", view=True)
@@ -180,12 +180,12 @@ def flip(m: Sym, axis: int | Sequence[int] | None = None) -> Sym:
 
 @array_function("m", view=True)
 def fliplr(m: Sym) -> Sym:
-    return flip(m, 1)  # type: ignore[no-any-return]
+    return flip(m, 1)
 
 
 @array_function("m", view=True)
 def flipud(m: Sym) -> Sym:
-    return flip(m, 0)  # type: ignore[no-any-return]
+    return flip(m, 0)
 
 
 @array_function("m", view=True)
@@ -197,7 +197,7 @@ def rot90(m: Sym, k: int = 1, axes: Sequence[int] = (0, 1)) -> Sym:
         case 2:
             return flipped(flipped(m, [i]), [j])
         case 1:
-            return swapaxes(flipped(m, [j]), i, j)  # type: ignore[no-any-return]
+            return swapaxes(flipped(m, [j]), i, j)
         case _:
             return flipped(swapaxes(m, i, j), [j])
 
@@ -239,7 +239,7 @@ def diagonal(a: Sym, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Sym:
 @array_function("v")
 def diag(v: Sym, k: int = 0) -> Sym:
     if v.ndim == 2:
-        return diagonal(v, k)  # type: ignore[no-any-return]
+        return diagonal(v, k)
     n = v.shape[0] + abs(k)
     return diagonal_matrix(v, n, k)
 
@@ -258,7 +258,7 @@ def diagonal_matrix(v: Sym, n: int, k: int) -> Sym:
 
 @array_function("v")
 def diagflat(v: Sym, k: int = 0) -> Sym:
-    return diag(v.reshape((v.size,)), k)  # type: ignore[no-any-return]
+    return diag(v.reshape((v.size,)), k)
 
 
 @array_function("a")

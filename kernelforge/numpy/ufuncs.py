@@ -17,7 +17,7 @@ from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line, weakened
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import OPERATORS
-from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.dispatch import F, Fn, array_function
 
 Kindred = np.dtype[Any] | type[int] | type[float]
 
@@ -145,9 +145,6 @@ def _beyond(name: str, xs: tuple[Operand, ...], kinds: tuple[Kindred, ...]) -> b
     return None
 
 
-Fn = Callable[..., Any]
-
-
 def _direct(name: str) -> None:
     def unary(x: Operand, /, *, dtype: Any = None) -> Sym:
         return ufunc(name, x, dtype=dtype)
@@ -167,10 +164,10 @@ for _name in DIRECT.split():
     _direct(_name)
 
 
-def elementwise(*arrays: str, operator: bool = False) -> Callable[[Fn], Fn]:
+def elementwise(*arrays: str, operator: bool = False) -> Callable[[F], F]:
     """Enter a composed elementwise function; with ``operator`` as what Python's operators apply, too."""
 
-    def decorate(fn: Fn) -> Fn:
+    def decorate(fn: F) -> F:
         if operator:
             array_function(*arrays, numbers=True, maps=True, weak=True, table=OPERATORS)(fn)
         return array_function(*arrays, numbers=True, maps=True)(fn)
@@ -385,7 +382,8 @@ def nan_to_num(
 def _finfo(dtype: np.dtype[Any]) -> Any:
     import ml_dtypes
 
-    return ml_dtypes.finfo(dtype)
+    finfo: Any = ml_dtypes.finfo
+    return finfo(dtype)
 
 
 @elementwise("a", "b", "rtol", "atol")

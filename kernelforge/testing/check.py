@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import numpy as np
@@ -64,7 +64,8 @@ def check(
 
     @hypothesis.settings(
         max_examples=max_examples, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
-        suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet,
+        suppress_health_check=cast(list[hypothesis.HealthCheck], list(hypothesis.HealthCheck)),
+        verbosity=hypothesis.Verbosity.quiet,
     )  # fmt: skip
     @hypothesis.given(st.data())
     def trial(data: st.DataObject) -> None:
