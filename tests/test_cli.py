@@ -49,7 +49,7 @@ def test_cache_is_described_and_emptied(
     assert capsys.readouterr().out == f"0 files, 0 bytes, in {tmp_path / 'cache'}\n"
     cache.store("a" * 64, b"12345")
     assert main(["cache", "clear"]) == 0
-    assert capsys.readouterr().out == f"removed 1 files, 5 bytes, from {tmp_path / 'cache'}\n"
+    assert capsys.readouterr().out == f"removed 1 files, 21 bytes, from {tmp_path / 'cache'}\n"
     assert cache.files() == []
 
 

@@ -1,8 +1,9 @@
 """The disk cache of compiled kernels: one file per key, written whole and renamed into place.
 
 Several processes may use one folder at once: the last writer of a key wins and all of them wrote the same bytes. A
-file is checked by the backend when it is loaded (``DamagedBinary``) and written again. A folder that cannot be written
-costs a warning, not the result.
+file begins with a digest of its key and content: one that is cut, damaged or another key's is compiled anew and written
+again, and so is one that the backend refuses (``DamagedBinary``). A folder that cannot be written costs a warning, not
+the result.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import warnings
 from kernelforge import errors
 
 SUFFIX = ".kernel"
+DIGEST = 16
+"""Bytes at the beginning of a file: a digest of its key and of the binary that follows."""
 
 
 def folder() -> pathlib.Path:
@@ -50,11 +53,17 @@ def key(text: str, fingerprint: str) -> str:
 
 
 def load(name: str) -> bytes | None:
-    """Return the kept binary, or None."""
+    """Return the kept binary, or None where there is none that is whole."""
     try:
-        return (folder() / f"{name}{SUFFIX}").read_bytes()
+        content = (folder() / f"{name}{SUFFIX}").read_bytes()
     except OSError:
         return None
+    binary = content[DIGEST:]
+    return binary if content[:DIGEST] == _digest(name, binary) else None
+
+
+def _digest(name: str, binary: bytes) -> bytes:
+    return hashlib.blake2b(name.encode() + binary, digest_size=DIGEST).digest()
 
 
 def store(name: str, binary: bytes) -> None:
@@ -65,7 +74,7 @@ def store(name: str, binary: bytes) -> None:
         where.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=where, suffix=".part")
         with os.fdopen(handle, "wb") as file:
-            file.write(binary)
+            file.write(_digest(name, binary) + binary)
         os.replace(temporary, where / f"{name}{SUFFIX}")
         temporary = None
     except OSError as problem:
