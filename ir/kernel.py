@@ -436,6 +436,20 @@ def substitute(expr: Expr, replace: dict[Expr, Expr], memo: dict[Expr, Expr] | N
     return visit(expr)
 
 
+def rebuild(expr: Expr, change: Callable[[Expr], Expr], memo: dict[Expr, Expr]) -> Expr:
+    """Apply ``change`` to each distinct sub-expression, its operands changed before; ``memo`` is of one ``change``."""
+    done = memo.get(expr)
+    if done is None:
+        done = expr
+        if isinstance(expr, Op):
+            args = tuple([rebuild(a, change, memo) for a in expr.args])
+            done = expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
+        elif isinstance(expr, Load):
+            done = Load(expr.buffer, tuple([rebuild(i, change, memo) for i in expr.index]), expr.dtype)
+        done = memo[expr] = change(done)
+    return done
+
+
 def walk(expr: Expr, seen: set[Expr] | None = None) -> list[Expr]:
     """Return each distinct sub-expression, operands first; pass one ``seen`` to skip what was returned before."""
     seen = set() if seen is None else seen

@@ -21,14 +21,13 @@ from kernelforge.ir.kernel import (
     Kernel,
     Let,
     Load,
-    Op,
     Stmt,
     Store,
     Var,
     exprs,
     i64,
     map_exprs,
-    op,
+    rebuild,
     stmts,
     walk,
 )
@@ -167,14 +166,10 @@ def scratch(kernel: Kernel) -> Kernel:
     def flat(index: tuple[Expr, ...], buffer: str) -> tuple[Expr, ...]:
         return (flatten(index, strides[buffer]),)
 
+    memo: dict[Expr, Expr] = {}
+
     def load(e: Expr) -> Expr:
-        if isinstance(e, Load):
-            index = tuple(load(i) for i in e.index)
-            return Load(e.buffer, flat(index, e.buffer) if e.buffer in strides else index, e.dtype)
-        if isinstance(e, Op):
-            made = tuple(load(a) for a in e.args)
-            return e if made == e.args else op(e.op, *made, dtype=e.dtype)
-        return e
+        return Load(e.buffer, flat(e.index, e.buffer), e.dtype) if isinstance(e, Load) and e.buffer in strides else e
 
     def store(s: Stmt) -> Stmt:
         if isinstance(s, For | If):
@@ -183,7 +178,7 @@ def scratch(kernel: Kernel) -> Kernel:
             return dataclasses.replace(s, index=flat(s.index, s.buffer))
         return s
 
-    body = tuple(store(map_exprs(s, load)) for s in kernel.body if s not in found)
+    body = tuple(store(map_exprs(s, lambda e: rebuild(e, load, memo))) for s in kernel.body if s not in found)
     return dataclasses.replace(kernel, args=(*kernel.args, *args), body=body)
 
 

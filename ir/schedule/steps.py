@@ -22,7 +22,6 @@ from kernelforge.ir.kernel import (
     Let,
     Load,
     LoopKind,
-    Op,
     Space,
     Stmt,
     Store,
@@ -31,6 +30,7 @@ from kernelforge.ir.kernel import (
     i64,
     map_exprs,
     op,
+    rebuild,
     select,
     stmts,
     substitute,
@@ -221,15 +221,10 @@ def fission(kernel: Kernel, name: str) -> Kernel:
 
 def _grow(stmt: Stmt, buffers: set[str], var: Var) -> Stmt:
     """Index ``buffers`` by ``var`` in front."""
+    memo: dict[Expr, Expr] = {}
 
     def load(e: Expr) -> Expr:
-        if isinstance(e, Load):
-            index = tuple(load(i) for i in e.index)
-            return Load(e.buffer, (var, *index) if e.buffer in buffers else index, e.dtype)
-        if isinstance(e, Op):
-            args = tuple(load(a) for a in e.args)
-            return e if args == e.args else op(e.op, *args, dtype=e.dtype)
-        return e
+        return Load(e.buffer, (var, *e.index), e.dtype) if isinstance(e, Load) and e.buffer in buffers else e
 
     def store(s: Stmt) -> Stmt:
         if isinstance(s, For | If):
@@ -238,7 +233,7 @@ def _grow(stmt: Stmt, buffers: set[str], var: Var) -> Stmt:
             return dataclasses.replace(s, index=(var, *s.index))
         return s
 
-    return store(map_exprs(stmt, load))
+    return store(map_exprs(stmt, lambda e: rebuild(e, load, memo)))
 
 
 def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "register") -> Kernel:
