@@ -200,11 +200,11 @@ class OpenCL:
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> OpenCLExecutable:
         self._alive()
         self._check(kernel)
-        source = print_opencl(kernel, self._cpu)
+        source = print_opencl(kernel, self._cpu, self.device.local_mem_size)
         if binary is None:
             program = self._compile(kernel, source.text)
             (body,) = program.get_info(cl.program_info.BINARIES)
-            binary = MAGIC + self._digest(body) + body
+            binary = MAGIC + self._digest(body) + bytes(body)
         else:
             program = self._load(kernel, binary)
         phases = tuple((p, cl.Kernel(program, p.name)) for p in source.phases)

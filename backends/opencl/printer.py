@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from kernelforge.backends.opencl.exprs import Buffer, Code, Scope, total
-from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal
+from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.phases import Touched, chain_of, owned, strides_of, touched_buffers
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
@@ -80,18 +80,23 @@ class Source:
     scratch: tuple[Alloc, ...]
 
 
-def print_opencl(kernel: Kernel, cpu: bool) -> Source:
-    """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU."""
+def print_opencl(kernel: Kernel, cpu: bool, local_bytes: int) -> Source:
+    """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
+
+    Args:
+        local_bytes: local memory of a work-group; what does not fit on a CPU becomes global scratch.
+    """
     functions = Functions()
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
     rest = [s for s in kernel.body if s not in scratch]
     bodies = [(s,) for s in rest] if all(isinstance(s, For) for s in rest) else [tuple(rest)]
-    printed = [
-        _Printer(kernel, scratch, functions, cpu).phase(f"{_identifier(kernel.name)}_{k}", b)
-        for k, b in enumerate(bodies)
-    ]
+    printed, spilled = [], list(scratch)
+    for k, body in enumerate(bodies):
+        printer = _Printer(kernel, scratch, functions, cpu, local_bytes)
+        printed.append(printer.phase(f"{_identifier(kernel.name)}_{k}", body))
+        spilled += printer.spilled
     text = "\n".join((PREAMBLE + functions.text(), *(t for t, _ in printed)))
-    return Source(text, tuple(p for _, p in printed), scratch)
+    return Source(text, tuple(p for _, p in printed), tuple(spilled))
 
 
 def _identifier(name: str) -> str:
@@ -102,9 +107,16 @@ def _identifier(name: str) -> str:
 class _Printer:
     """Prints one phase."""
 
-    def __init__(self, kernel: Kernel, scratch: Sequence[Alloc], functions: Functions, cpu: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, scratch: Sequence[Alloc], functions: Functions, cpu: bool, local_bytes: int
+    ) -> None:
         self.kernel = kernel
         self.cpu = cpu
+        self.local_bytes = local_bytes
+        self.spilled: list[Alloc] = []
+        self.taken = 0
+        self.count: Expr = i64(1)
+        self.name = ""
         self.lines: list[str] = []
         self.shared: dict[str, str] = {}
         self.depth = 1
@@ -142,6 +154,7 @@ class _Printer:
 
     def phase(self, name: str, body: Sequence[Stmt]) -> tuple[str, Phase]:
         """Print statements of the top level as one ``__kernel``."""
+        self.name = name
         inside = list(stmts(body))
         nests = [chain_of(s) for s in inside if isinstance(s, For) and s.kind == "group"]
         self.grouped = bool(nests)
@@ -151,6 +164,7 @@ class _Printer:
             if free_vars(loop.extent) & {g.var for g in grid}:
                 break
             grid.append(loop)
+            self.count = self.count * loop.extent
             body = loop.body
         if self.grouped:
             self.items = max(math.prod(g.static or 0 for g in chain) for chain in nests)
@@ -173,15 +187,14 @@ class _Printer:
             dtype, const = self.outer[buffer]
             own = self.scope.buffers[buffer].name
             arguments.append(f"__global {'const ' if const else ''}{ctype(dtype)}* {own}, const long {own}_offset")
+        spills = tuple(s.buffer for s in self.spilled)
+        arguments += [f"__global {ctype(s.dtype)}* {s.buffer}, const long {s.buffer}_offset" for s in self.spilled]
         arguments += [f"const long {_identifier(p)}" for p in self.kernel.params]
         head = (
             f"__kernel __attribute__((reqd_work_group_size({self.items}, 1, 1)))\nvoid {name}({', '.join(arguments)})"
         )
-        count: Expr = i64(1)
-        for loop in grid:
-            count = count * loop.extent
         text = "\n".join((f"{head} {{", *self.lines, "}", ""))
-        return text, Phase(name, used, count, self.items, self.grouped)
+        return text, Phase(name, (*used, *spills), self.count, self.items, self.grouped)
 
     def iteration(self, grid: Sequence[For]) -> None:
         """Find the iteration of the grid loops, which are numbered with the last one running fastest."""
@@ -326,7 +339,14 @@ class _Printer:
         # the memory of a work-group of one is its own, and is not on the stack
         local = stmt.space == "local" and (self.grouped or self.items == 1) and not self.groups
         kind, extent = ctype(stmt.dtype), f"[{max(count, 1)}] __attribute__((aligned(64)));"
-        if local:
+        self.taken += size(stmt.dtype) * count if local else 0
+        spill = local and not self.grouped and self.taken > self.local_bytes
+        if spill:
+            self.taken -= size(stmt.dtype) * count
+            whole = Alloc(f"kf_spill_{self.name}_{len(self.spilled)}", stmt.dtype, (self.count, i64(count)), "global")
+            self.spilled.append(whole)
+            self.emit(f"__global {kind}* {name} = {whole.buffer} + {whole.buffer}_offset + kf_at * {count}L;")
+        elif local:
             # two statement lists may each have a buffer of one name
             while (
                 self.shared.setdefault(name, f"    __local {kind} {name}{extent}")
@@ -336,7 +356,7 @@ class _Printer:
         else:
             self.emit(f"{kind} {name}{extent}")
         self.scope.buffers[stmt.buffer] = Buffer(
-            name, stmt.dtype, "__local " if local else "", strides_of(shape), count, dropped
+            name, stmt.dtype, "__global " if spill else "__local " if local else "", strides_of(shape), count, dropped
         )
 
     def unroll(self, stmt: For, run: Callable[[Sequence[Stmt]], None]) -> None:

@@ -187,7 +187,7 @@ def lanes(*body: Stmt, kind: LoopKind = "vector", n: int = 8) -> Stmt:
 
 
 def printed(*body: Stmt, cpu: bool = True) -> Source:
-    return print_opencl(Kernel("k", (X, K, Y), (), body), cpu)
+    return print_opencl(Kernel("k", (X, K, Y), (), body), cpu, 1 << 15)
 
 
 def test_traps_are_not_printed() -> None:
@@ -271,7 +271,7 @@ def test_literals_are_exact() -> None:
 def test_names_that_opencl_knows_are_changed() -> None:
     half = Arg("half", "f32", i64(8), "in")
     body = over(Let("float4", Load("half", (R,), "f32")), Store("kernel", (R,), Var("float4", "f32")))
-    text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), True).text
+    text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), True, 1 << 15).text
     assert "const float float4_ = half_[r];" in text
     assert "kernel_[r] = float4_;" in text
 
@@ -489,6 +489,17 @@ def test_register_tiles(device: Any) -> None:
 
 
 @each_device
+def test_local_memory_that_does_not_fit_is_global(device: Any) -> None:
+    n = device.device.local_mem_size // 4 + 8
+    i = Var("i", bound=n)
+    large = Load("large", (i64(n - 1),), "f32")
+    fill = For(i, i64(n), "serial", (Store("large", (i,), R.cast("f32") * i.cast("f32")),))
+    body = over(Alloc("large", "f32", (i64(n),), "local"), fill, Store("y", (R,), large + 1.0))
+    assert f"kf_at * {n}L;" in device.compile(Kernel("large", (X, K, Y), (), (body,))).source
+    check(device, "large", body)
+
+
+@each_device
 def test_work_groups(device: Any) -> None:
     """A row a group: partial sums in each item's registers, a tree in local memory, and the row plus its sum."""
     t, c = Var("t", bound=8), Var("c", bound=2)
@@ -613,7 +624,7 @@ def test_errors(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         device.compile(half)
     with pytest.raises(DeviceOutOfMemory, match=device.name):
         device.allocate(1 << 60)
-    monkeypatch.setattr("kernelforge.backends.opencl.backend.print_opencl", lambda k, cpu: Source("nonsense", (), ()))
+    monkeypatch.setattr("kernelforge.backends.opencl.backend.print_opencl", lambda *_: Source("nonsense", (), ()))
     with pytest.raises(CompilationFailed, match="nonsense"):
         device.compile(Kernel("broken", (), (), ()))
 
