@@ -161,7 +161,8 @@ class _Printer:
         grid: list[For] = []
         while len(body) == 1 and isinstance(body[0], For) and body[0].kind in ("grid", "parallel"):
             loop = body[0]
-            if free_vars(loop.extent) & {g.var for g in grid}:
+            # a parallel loop inside of the grid was left to the work-item by the schedule
+            if free_vars(loop.extent) & {g.var for g in grid} or (grid and loop.kind != grid[0].kind):
                 break
             grid.append(loop)
             self.count = self.count * loop.extent
