@@ -239,7 +239,8 @@ def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1].startswith("--"):
         print(json.dumps(PARTS[sys.argv[1][2:]](*sys.argv[2:])), flush=True)
         return
-    pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/backends/test_cuda.py"]
+    files = [f"tests/backends/test_cuda{part}.py" for part in ("", "_ptx")]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *files]
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "environment": environment,
         "tests": lambda: command(pytest, 200),

@@ -1,16 +1,11 @@
-"""The CPU backend against the interpreter and NumPy."""
+"""Loops, memory and phases on the CPU backend, against the interpreter and NumPy."""
 
 from __future__ import annotations
-
-import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 
-from kernelforge.backends.cpu import CpuBackend
-from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
-from kernelforge.ir.interpret import run_kernel
+from kernelforge.dtypes import DTYPES, FLOATS
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
@@ -22,179 +17,14 @@ from kernelforge.ir.kernel import (
     Let,
     Load,
     LoopKind,
-    Mode,
-    Op,
     Stmt,
     Store,
     Var,
     i64,
-    op,
     select,
 )
+from tests.backends.on_cpu import CPU, buffer, compare, execute, values
 from tests.backends.random_kernels import RandomKernel
-
-Array = np.ndarray[Any, Any]
-
-CPU = CpuBackend()
-SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.5, np.inf, -np.inf, np.nan, 1e-40, 3e38, -7.25, 65504.0, 1e-7, 12345.678)
-
-
-def execute(kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None) -> dict[str, Array]:
-    """Compile and launch; return copies of the arrays as the kernel left them."""
-    params = params or {}
-    done = {name: a.copy() for name, a in arrays.items()}
-    CPU.launch(
-        CPU.compile(kernel), [(CPU.upload(done[a.name]), 0) for a in kernel.args], [params[p] for p in kernel.params]
-    )
-    return done
-
-
-def compare(kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None, rtol: float = 0.0) -> None:
-    """Check that the interpreter leaves the same in every array."""
-    params = params or {}
-    expected = {name: a.copy() for name, a in arrays.items()}
-    run_kernel(kernel, expected, params)
-    found = execute(kernel, arrays, params)
-    for arg in kernel.args:
-        a, b = (x[arg.name] for x in (found, expected))
-        if arg.dtype == "bf16":
-            a, b = a.astype(np.float32), b.astype(np.float32)
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=0, err_msg=f"{kernel.name}.{arg.name}")
-        if a.dtype.kind == "f" and kernel.name not in ("min", "max"):
-            number = ~np.isnan(a)
-            np.testing.assert_array_equal(
-                np.signbit(a[number]), np.signbit(b[number]), err_msg=f"zeros of {kernel.name}"
-            )
-
-
-def buffer(name: str, dtype: str, size: Expr | int, mode: Mode = "in") -> Arg:
-    return Arg(name, dtype, size if isinstance(size, Expr) else i64(size), mode)
-
-
-def values(dtype: str, n: int, seed: int = 0) -> Array:
-    """Return random elements, the special ones among them."""
-    rng = np.random.default_rng(seed)
-    if dtype == "bool":
-        return rng.integers(0, 2, n).astype(bool)
-    if dtype in INTEGERS:
-        info = np.iinfo(DTYPES[dtype])
-        found = rng.integers(info.min, info.max, n, dtype=DTYPES[dtype], endpoint=True)
-        small = rng.integers(max(-4, info.min), 5, n).astype(DTYPES[dtype])
-        found = np.where(rng.random(n) < 0.5, found, small)
-        found[: min(n, 2)] = (info.min, info.max)[: min(n, 2)]
-        return found
-    with np.errstate(over="ignore"):
-        found = (rng.standard_normal(n) * 10).astype(DTYPES[dtype])
-        return np.where(rng.random(n) < 0.4, rng.choice(SPECIAL, n).astype(DTYPES[dtype]), found)
-
-
-def each(n: int, kind: LoopKind, body: Any, lanes: int = 16) -> tuple[Stmt, ...]:
-    """Loop over n elements; a vector loop has a serial one around it and no tail."""
-    i = Var("i", bound=n)
-    if kind != "vector":
-        return (For(i, i64(n), kind, body(i)),)
-    o, v = Var("o", bound=n // lanes), Var("v", bound=lanes)
-    return (For(o, i64(n // lanes), "grid", (For(v, i64(lanes), "vector", body(o * lanes + v)),)),)
-
-
-def mapped(
-    name: str, dtypes: tuple[str, ...], out: str, fn: Any, kind: LoopKind, n: int = 64, lanes: int = 16
-) -> Kernel:
-    args = tuple(buffer(f"x{k}", d, n) for k, d in enumerate(dtypes))
-
-    def body(i: Expr) -> tuple[Stmt, ...]:
-        return (Store("y", (i,), fn(*[Load(a.name, (i,), a.dtype) for a in args])),)
-
-    return Kernel(name, (*args, buffer("y", out, n, "out")), (), each(n, kind, body, lanes))
-
-
-def check_map(name: str, dtypes: tuple[str, ...], out: str, fn: Any, rtol: float = 0.0, n: int = 64) -> None:
-    arrays = {f"x{k}": values(d, n, k) for k, d in enumerate(dtypes)}
-    for kind in ("parallel", "vector"):
-        compare(mapped(name, dtypes, out, fn, kind, n), {**arrays, "y": np.zeros(n, DTYPES[out])}, rtol=rtol)
-
-
-FLOAT_UNARY = ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
-FLOAT_BINARY = ("add", "sub", "mul", "div", "min", "max")
-INT_BINARY = ("add", "sub", "mul", "min", "max", "and", "or", "xor")
-
-
-@pytest.mark.parametrize("dtype", sorted(FLOATS))
-def test_float_operations(dtype: str) -> None:
-    for name in FLOAT_UNARY:
-        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x))
-    for name in FLOAT_BINARY:
-        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y))
-    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
-        check_map(name, (dtype, dtype), "bool", lambda x, y, name=name: op(name, x, y))
-
-
-@pytest.mark.parametrize("dtype", sorted(INTEGERS))
-def test_integer_operations(dtype: str) -> None:
-    for name in INT_BINARY:
-        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y))
-    for name in ("neg", "abs", "not"):
-        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x))
-    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
-        check_map(name, (dtype, dtype), "bool", lambda x, y, name=name: op(name, x, y))
-    bits = DTYPES[dtype].itemsize * 8
-    for name in ("shl", "shr"):
-        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y & (bits - 1)))
-
-
-@pytest.mark.parametrize("dtype", sorted(INTEGERS))
-@pytest.mark.parametrize("name", ["floordiv", "mod"])
-def test_integer_division(dtype: str, name: str) -> None:
-    check_map(name, (dtype, dtype), dtype, lambda x, y: select(y.eq(0), Const(0, dtype), op(name, x, y)))
-    divisors = (1, 3, 7, 64, 100) + ((-1, -3, -64) if dtype in SIGNED else ())
-    for d in divisors:
-        check_map(name, (dtype,), dtype, lambda x, d=d: divided(name, x, d))
-
-
-def divided(name: str, x: Expr, d: int) -> Expr:
-    """Divide by a constant without folding."""
-    return Op(name, (x, Const(d, x.dtype)), x.dtype)
-
-
-@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(DTYPES, 2)))
-def test_casts(source: str, target: str) -> None:
-    n = 64
-    x = values(source, n)
-    if source in FLOATS and target in INTEGERS:
-        info = np.iinfo(DTYPES[target])
-        with np.errstate(invalid="ignore"):
-            wide = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
-        x = np.where((wide > float(info.min)) & (wide < min(float(info.max), 2.0**62)), wide, 1.0).astype(
-            DTYPES[source]
-        )
-    with np.errstate(over="ignore", invalid="ignore"):
-        if target == "bool":
-            expected = x.astype(np.float64) != 0 if source in FLOATS else x != 0
-        elif target == "bf16" and source == "f64":
-            expected = _nearest_bf16(x)
-        elif source == "bf16" or (target in NARROW_FLOATS and source in INTEGERS | {"bool"}):
-            expected = x.astype(np.float32).astype(DTYPES[target])
-        else:
-            expected = x.astype(DTYPES[target])
-    for kind in ("parallel", "vector"):
-        kernel = mapped("cast", (source,), target, lambda x: x.cast(target), kind, n)
-        y = execute(kernel, {"x0": x, "y": np.zeros(n, DTYPES[target])})["y"]
-        exact = DTYPES["f32" if target == "bf16" else target]
-        np.testing.assert_array_equal(y.astype(exact), expected.astype(exact))
-
-
-def _nearest_bf16(x: Array) -> Array:
-    """Round float64 to bfloat16 once."""
-    out = x.astype(DTYPES["bf16"])
-    bits = out.view(np.uint16)
-    best = out.copy()
-    for d in (-1, 1):
-        near = (bits + np.uint16(d % 65536)).view(DTYPES["bf16"]).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            closer = np.abs(near - x) < np.abs(best.astype(np.float64) - x)
-        best = np.where(closer, near.astype(DTYPES["bf16"]), best)
-    return best
-
 
 N = Var("n")
 V = Var("v", bound=8)
@@ -441,14 +271,6 @@ def test_a_vector_loop_without_a_vector_form_runs_serially() -> None:
     check("histogram", colliding, INDEX, rtol=1e-6)
 
 
-def test_bool_in_memory_is_one_byte_and_any_nonzero_byte_is_true() -> None:
-    for kind in ("parallel", "vector"):
-        kernel = mapped("flip", ("bool",), "bool", lambda x: ~x, kind)
-        raw = np.array([0, 1, 2, 255] * 16, np.uint8)
-        y = execute(kernel, {"x0": raw.view(bool), "y": np.zeros(64, bool)})["y"]
-        np.testing.assert_array_equal(y.view(np.uint8), (raw == 0).astype(np.uint8))
-
-
 @pytest.mark.parametrize("kind", ["parallel", "grid"])
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (5, 1, 3), (2, 3, 4), (1, 60, 1)])
 def test_nests_of_run_time_extents(kind: LoopKind, shape: tuple[int, ...]) -> None:
@@ -521,54 +343,6 @@ def test_strided_views_are_read_in_place() -> None:
             y = np.zeros(30)
             CPU.launch(CPU.compile(kernel), [(CPU.upload(view), 0), (CPU.upload(y), 0)], [])
             np.testing.assert_array_equal(y.reshape(6, 5), view)
-
-
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_library_functions(dtype: str) -> None:
-    for name in ("exp", "log", "sin", "tanh", "erf", "cbrt", "expm1"):
-        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x), rtol=1e-6 if dtype == "f32" else 1e-14)
-    for name in ("atan2", "pow", "fmod"):
-        check_map(
-            name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y), rtol=1e-6 if dtype == "f32" else 1e-14
-        )
-
-
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_fma_rounds_once(dtype: str) -> None:
-    check_map("fma", (dtype, dtype, dtype), dtype, lambda x, y, z: op("fma", x, y, z))
-
-
-def test_no_contraction_outside_of_fma() -> None:
-    check_map("mul_add", ("f32", "f32", "f32"), "f32", lambda x, y, z: x * y + z)
-
-
-def test_bitcasts() -> None:
-    for a, b in (
-        ("f32", "u32"),
-        ("f32", "i32"),
-        ("f64", "i64"),
-        ("u16", "f16"),
-        ("u64", "f64"),
-        ("i8", "u8"),
-        ("bf16", "u16"),
-    ):
-        check_map("bitcast", (a,), b, lambda x, b=b: x.bitcast(b))
-        if "bf16" not in (a, b):
-            check_map("bitcast", (b,), a, lambda x, a=a: x.bitcast(a))
-
-
-def test_constants() -> None:
-    for dtype in sorted(FLOATS):
-        for value in SPECIAL:
-            check_map(
-                "const",
-                (dtype,),
-                dtype,
-                lambda x, value=value, dtype=dtype: select(x.eq(x), Const(value, dtype), x),
-                n=16,
-            )
-    check_map("ints", ("u64",), "u64", lambda x: x ^ Const(2**64 - 1, "u64"), n=16)
-    check_map("ints", ("i64",), "i64", lambda x: x ^ Const(-(2**63), "i64"), n=16)
 
 
 @pytest.mark.parametrize("block", range(4))

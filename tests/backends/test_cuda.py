@@ -1,30 +1,24 @@
-"""The CUDA backend: kernels against the interpreter on a GPU or in numba's simulator, and compiled PTX without either.
+"""The CUDA backend: kernels against the interpreter, on a GPU or in numba's simulator.
 
 The simulator must be chosen before numba is imported: ``test_in_the_simulator`` runs this file in a child process.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
 
-from kernelforge.backends.base import Backend, Limits
-from kernelforge.backends.cuda import devices
-from kernelforge.backends.cuda.launch import Launches
 from kernelforge.backends.cuda.lib import SIMULATED
 from kernelforge.backends.cuda.printer import print_kernel
-from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
-from kernelforge.errors import CompilationFailed, DeviceUnavailable, InvalidParameter, MalformedKernel
+from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS
 from kernelforge.ir.interpret import evaluate, run_kernel
 from kernelforge.ir.kernel import (
     BINARY,
@@ -36,12 +30,10 @@ from kernelforge.ir.kernel import (
     Arg,
     Const,
     Expr,
-    For,
     If,
     Kernel,
     Let,
     Load,
-    LoopKind,
     Stmt,
     Store,
     Var,
@@ -51,112 +43,20 @@ from kernelforge.ir.kernel import (
 )  # fmt: skip
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule
+from tests.backends.on_cuda import (
+    SCALARS,
+    agree,
+    check_pointwise,
+    device,
+    inputs,
+    kernel,
+    loop,
+    pairs,
+    rows,
+    run,
+    values,
+)
 from tests.ir import naive
-
-SCALARS = tuple(d for d in DTYPES if d not in ("f16", "bf16"))
-SPECIAL = (0.0, -0.0, 1.0, -1.5, 2.5, 0.5, -2.5, 3e10, -7.25, math.inf, -math.inf, math.nan, 1e-40, 0.1)
-
-
-@functools.cache
-def device() -> Backend:
-    try:
-        return devices()["cuda:0"]
-    except DeviceUnavailable as error:
-        pytest.skip(str(error).splitlines()[0])
-
-
-def loop(name: str, extent: Expr | int, kind: LoopKind, body: Callable[[Var], list[Stmt]]) -> For:
-    static = extent if isinstance(extent, int) else None
-    var = Var(name, "i64", static)
-    return For(var, i64(extent) if isinstance(extent, int) else extent, kind, tuple(body(var)))
-
-
-def kernel(name: str, args: str, body: list[Stmt], params: tuple[str, ...] = ()) -> Kernel:
-    """A kernel with arguments written as ``"x:f32[8] y:f32[8]!"``, where ``!`` marks outputs."""
-    made = []
-    for text in args.split():
-        buffer, _, rest = text.partition(":")
-        dtype, _, size = rest.rstrip("!]").partition("[")
-        made.append(Arg(buffer, dtype, i64(int(size.rstrip("]"))), "out" if text.endswith("!") else "in"))
-    return Kernel(name, tuple(made), params, tuple(body))
-
-
-def values(dtype: str, count: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    if dtype in FLOATS:
-        return rng.normal(size=count).astype(DTYPES[dtype])
-    if dtype == "bool":
-        return rng.integers(0, 2, count).astype(bool)
-    return rng.integers(-60 if dtype in SIGNED else 0, 61, count).astype(DTYPES[dtype])
-
-
-def inputs(k: Kernel, params: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
-    return {a.name: values(a.dtype, evaluate(a.size, params), seed + n) for n, a in enumerate(k.args)}
-
-
-def run(k: Kernel, arrays: dict[str, np.ndarray], params: dict[str, int]) -> dict[str, np.ndarray]:
-    """Run on the device, from copies of ``arrays``."""
-    d = device()
-    handles = [d.upload(arrays[a.name]) for a in k.args]
-    d.launch(d.compile(k), [(h, 0) for h in handles], [params[p] for p in k.params])
-    return {
-        a.name: d.download(h, 0, arrays[a.name].shape, arrays[a.name].dtype)
-        for a, h in zip(k.args, handles, strict=True)
-    }
-
-
-def agree(
-    k: Kernel, arrays: dict[str, np.ndarray] | None = None, params: dict[str, int] | None = None, ulps: float = 0
-) -> dict[str, np.ndarray]:
-    """Compare with the interpreter: bit for bit (but for NaN's), or within some units in the last place."""
-    params = params or {}
-    arrays = arrays or inputs(k, params)
-    want = {name: a.copy() for name, a in arrays.items()}
-    run_kernel(k, want, params)
-    got = run(k, arrays, params)
-    for name, expected in want.items():
-        if ulps and expected.dtype.kind == "f":
-            np.testing.assert_array_max_ulp(got[name], expected, maxulp=ulps)
-        else:
-            np.testing.assert_array_equal(got[name], expected, err_msg=name)
-        if expected.dtype.kind == "f" and not ulps:
-            number = ~np.isnan(expected)
-            np.testing.assert_array_equal(np.signbit(got[name])[number], np.signbit(expected)[number], err_msg=name)
-    return got
-
-
-def pointwise(name: str, outs: dict[str, Callable[[Expr, Expr], Expr]], dtype: str, a: Any, b: Any) -> Kernel:
-    """One serial loop that stores each of ``outs`` of ``x[i]`` and ``y[i]``."""
-    count = len(a)
-    x, y = (lambda i: Load("x", (i,), dtype)), (lambda i: Load("y", (i,), dtype))
-    made = {key: fn(x(Var("i", "i64", count)), y(Var("i", "i64", count))) for key, fn in outs.items()}
-    args = [Arg("x", dtype, i64(count), "in"), Arg("y", dtype, i64(count), "in")]
-    args += [Arg(f"o_{key}", e.dtype, i64(count), "out") for key, e in made.items()]
-    body = loop("i", count, "serial", lambda i: [Store(f"o_{key}", (i,), e) for key, e in made.items()])
-    return Kernel(name, tuple(args), (), (body,))
-
-
-def check_pointwise(
-    name: str, outs: dict[str, Callable[[Expr, Expr], Expr]], dtype: str, a: Any, b: Any, ulps: float = 0
-) -> None:
-    k = pointwise(name, outs, dtype, a, b)
-    arrays = {arg.name: np.zeros(len(a), DTYPES[arg.dtype]) for arg in k.args}
-    arrays |= {"x": np.asarray(a, DTYPES[dtype]), "y": np.asarray(b, DTYPES[dtype])}
-    agree(k, arrays, ulps=ulps)
-
-
-def pairs(dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    if dtype in FLOATS:
-        a = np.array(SPECIAL, np.float64)
-        grid = np.array(np.meshgrid(a, a)).reshape(2, -1)
-        with np.errstate(over="ignore"):
-            return grid[0].astype(DTYPES[dtype]), grid[1].astype(DTYPES[dtype])
-    if dtype == "bool":
-        return np.array([0, 0, 1, 1], bool), np.array([0, 1, 0, 1], bool)
-    info = np.iinfo(DTYPES[dtype])
-    some = sorted({info.min, info.max, 0, 1, 3, info.max // 3, info.min // 3, *((-1, -7) if info.min else (5, 6))})
-    a, b = (np.array(side, DTYPES[dtype]) for side in zip(*((p, q) for p in some for q in some), strict=True))
-    return a, b
 
 
 @pytest.mark.parametrize("dtype", SCALARS)
@@ -285,44 +185,6 @@ def test_grid_with_run_time_extents(n: int) -> None:
     d = device()
     handles = [d.allocate(1), d.allocate(1)]
     d.launch(d.compile(k), [(h, 0) for h in handles], [0])
-
-
-def rows(r: int, c: int, t: int, dtype: str = "f32") -> Kernel:
-    """Row sums by a tree in local memory, then the row less its sum."""
-
-    def row(r_: Var) -> list[Stmt]:
-        def x(i: Expr) -> Expr:
-            return Load("x", (r_ * c + i,), dtype)
-
-        out: list[Stmt] = [
-            Alloc("p", dtype, (i64(t),), "register"),
-            loop("t", t, "group", lambda v: [
-                Store("p", (v,), Const(0, dtype)),
-                loop("o", -(-c // t), "serial", lambda o: [
-                    If(o * t + v < c, (Store("p", (v,), x(o * t + v), "add"),)),
-                ]),
-            ]),
-            Alloc("l", dtype, (i64(t),), "local"),
-            loop("t", t, "group", lambda v: [Store("l", (v,), Load("p", (v,), dtype))]),
-        ]  # fmt: skip
-        half = t // 2
-        while half:
-            out.append(
-                loop("t", half, "group", lambda v, h=half: [Store("l", (v,), Load("l", (v + h,), dtype), "add")])
-            )
-            half //= 2
-        out += [
-            Alloc("s", dtype, (), "register"),
-            Store("s", (), Load("l", (i64(0),), dtype)),
-            Store("z", (r_,), Load("s", (), dtype)),
-        ]
-        return [*out, loop("t", t, "group", lambda v: [
-            loop("o", -(-c // t), "serial", lambda o: [
-                If(o * t + v < c, (Store("y", (r_ * c + o * t + v,), x(o * t + v) - Load("s", (), dtype)),)),
-            ]),
-        ])]  # fmt: skip
-
-    return kernel("rows", f"x:{dtype}[{r * c}] y:{dtype}[{r * c}]! z:{dtype}[{r}]!", [loop("r", r, "grid", row)])
 
 
 @pytest.mark.parametrize("dtype", ["f32", "i32", "f64"])
@@ -492,120 +354,6 @@ def test_recipes(made: Kernel) -> None:
     got = run(k, {a.name: arrays.get(a.name, np.zeros(evaluate(a.size, {}), DTYPES[a.dtype])) for a in k.args}, {})
     for name, expected in want.items():
         np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-6)
-
-
-# without a device
-
-
-@pytest.fixture
-def offline() -> Any:
-    """The offline compiler, which the simulator hides."""
-    if SIMULATED:
-        pytest.skip("numba runs its simulator")
-    return pytest.importorskip("kernelforge.backends.cuda.offline", reason="NVIDIA's compiler wheels are not installed")
-
-
-GPU = Limits("group", 16, 128, 132 * 2048, 1024, 48 << 10, 50 << 20, frozenset(DTYPES), False, 480, "none")
-
-
-def streaming() -> Kernel:
-    def lane(g: Var, t: Var, v: Var) -> list[Stmt]:
-        i = (g * 256 + t) * 4 + v
-        x = Load("x", (i,), "f32")
-        return [Store("y", (i,), op("tanh", x * 0.5) + op("exp", -x * x))]
-
-    nest = loop(
-        "g",
-        64,
-        "grid",
-        lambda g: [loop("t", 256, "group", lambda t: [loop("v", 4, "vector", lambda v: lane(g, t, v))])],
-    )
-    return finish(kernel("streaming", "x:f32[65536] y:f32[65536]!", [nest]), frozenset())
-
-
-def scheduled(made: Kernel) -> Kernel:
-    return finish(schedule(made, GPU), GPU.native)
-
-
-REPRESENTATIVE: dict[str, tuple[Callable[[], Kernel], tuple[str, ...]]] = {
-    "streaming": (streaming, ("ld.global.v4.f32", "st.global.v4.f32")),
-    "rows": (lambda: rows(8, 1000, 256), ("bar.sync", "shfl.sync.down", "ld.shared", "st.shared", "ld.global.f32")),
-    "softmax": (lambda: scheduled(naive.softmax(64, 1024)), ("bar.sync", "shfl.sync.down", "ld.global", "st.global")),
-    "gemm": (lambda: scheduled(naive.gemm(256, 256, 256)), ("ld.global", "st.global")),
-    "columns": (lambda: scheduled(naive.columns(64, 100)), ("ld.global", "st.global")),
-    "map": (lambda: scheduled(naive.double(1000)), ("ld.global", "st.global")),
-}
-
-
-@pytest.mark.parametrize("case", REPRESENTATIVE)
-def test_ptx(case: str, offline: Any) -> None:
-    make, expected = REPRESENTATIVE[case]
-    made = make()
-    for cc in ((8, 0), (9, 0)):
-        ptx = offline.compile_ptx(made, cc)
-        for text in expected:
-            assert text in ptx
-        assert "ld.local" not in ptx
-        report = offline.ptx_report(ptx, "sm_{}{}".format(*cc))
-        assert report.spills == 0
-        assert 0 < report.registers <= 255
-
-
-def test_multiplication_and_addition_stay_apart(offline: Any) -> None:
-    k = pointwise("apart", {"o": lambda x, y: x * y + x}, "f32", range(4), range(4))
-    assert "fma" not in offline.compile_ptx(k)
-    joined = kernel(
-        "joined",
-        "x:f32[4] y:f32[1]!",
-        [
-            loop(
-                "i",
-                4,
-                "serial",
-                lambda i: [Store("y", (i64(0),), Load("x", (i,), "f32") * Load("x", (i,), "f32"), "add")],
-            )
-        ],
-    )
-    assert "fma.rn.f32" in offline.compile_ptx(joined)
-
-
-def test_every_operation_compiles(offline: Any) -> None:
-    for dtype in ("f32", "f64"):
-        outs = {
-            n: (lambda x, y, n=n: op(n, x))
-            for n in (*MATH_UNARY, "abs", "sqrt", "floor", "ceil", "trunc", "rint", "neg")
-        }
-        outs |= {n: (lambda x, y, n=n: op(n, x, y)) for n in (*MATH_BINARY, "min", "max", "div")}
-        offline.compile_ptx(pointwise(f"all_{dtype}", outs, dtype, range(4), range(4)))
-    for dtype in (*sorted(INTEGERS), "bool"):
-        names = ["and", "or", "xor", "min", "max", "eq", "lt"] + (
-            ["floordiv", "mod", "shl", "shr", "sub", "mul"] if dtype != "bool" else []
-        )
-        outs = {n: (lambda x, y, n=n: op(n, x, y)) for n in names} | {"not": lambda x, y: op("not", x)}
-        outs |= {f"to_{d}": (lambda x, y, d=d: x.cast(d)) for d in SCALARS if d != dtype}
-        offline.compile_ptx(pointwise(f"all_{dtype}", outs, dtype, range(4), range(4)))
-
-
-def test_compilers_refusals(offline: Any) -> None:
-    big = kernel("big", "y:f32[1]!", [loop("g", 1, "grid", lambda _: [
-        Alloc("l", "f32", (i64(1 << 16),), "local"), Store("l", (i64(0),), Const(1, "f32")),
-        loop("t", 2, "group", lambda t: [Store("y", (i64(0),), Load("l", (t,), "f32"))]),
-    ])])  # fmt: skip
-    with pytest.raises(CompilationFailed, match="big"):
-        offline.ptx_report(offline.compile_ptx(big), "sm_90")
-    with pytest.raises(MalformedKernel, match="widen"):
-        print_kernel(kernel("half", "x:f16[1] y:f16[1]!", [Store("y", (i64(0),), Load("x", (i64(0),), "f16"))]))
-    many = kernel("many", "y:f32[1]!", [loop("g", 1 << 40, "grid", lambda _: [Store("y", (i64(0),), Const(0, "f32"))])])
-    with pytest.raises(InvalidParameter, match="blocks"):
-        Launches(many, simulated=False).blocks([])
-
-
-def test_a_damaged_binary_is_refused(offline: Any) -> None:
-    backend = pytest.importorskip("kernelforge.backends.cuda.backend")
-    binary = backend.pack([("first", b"one"), ("second", b"two")])
-    assert backend.unpack(binary, "k") == [("first", b"one"), ("second", b"two")]
-    with pytest.raises(backend.DamagedBinary, match="checksum"):
-        backend.unpack(binary[:-1] + b"!", "k")
 
 
 @pytest.mark.skipif(SIMULATED, reason="this is the child process")

@@ -1,0 +1,103 @@
+"""Kernels built, run on the CPU backend and compared with the interpreter, for the tests of that backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernelforge.backends.cpu import CpuBackend
+from kernelforge.dtypes import DTYPES, INTEGERS
+from kernelforge.ir.interpret import run_kernel
+from kernelforge.ir.kernel import (
+    Arg,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    LoopKind,
+    Mode,
+    Stmt,
+    Store,
+    Var,
+    i64,
+)
+
+Array = np.ndarray[Any, Any]
+CPU = CpuBackend()
+SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.5, np.inf, -np.inf, np.nan, 1e-40, 3e38, -7.25, 65504.0, 1e-7, 12345.678)
+
+
+def execute(kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None) -> dict[str, Array]:
+    """Compile and launch; return copies of the arrays as the kernel left them."""
+    params = params or {}
+    done = {name: a.copy() for name, a in arrays.items()}
+    CPU.launch(
+        CPU.compile(kernel), [(CPU.upload(done[a.name]), 0) for a in kernel.args], [params[p] for p in kernel.params]
+    )
+    return done
+
+
+def compare(kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None, rtol: float = 0.0) -> None:
+    """Check that the interpreter leaves the same in every array."""
+    params = params or {}
+    expected = {name: a.copy() for name, a in arrays.items()}
+    run_kernel(kernel, expected, params)
+    found = execute(kernel, arrays, params)
+    for arg in kernel.args:
+        a, b = (x[arg.name] for x in (found, expected))
+        if arg.dtype == "bf16":
+            a, b = a.astype(np.float32), b.astype(np.float32)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=0, err_msg=f"{kernel.name}.{arg.name}")
+        if a.dtype.kind == "f" and kernel.name not in ("min", "max"):
+            number = ~np.isnan(a)
+            np.testing.assert_array_equal(
+                np.signbit(a[number]), np.signbit(b[number]), err_msg=f"zeros of {kernel.name}"
+            )
+
+
+def buffer(name: str, dtype: str, size: Expr | int, mode: Mode = "in") -> Arg:
+    return Arg(name, dtype, size if isinstance(size, Expr) else i64(size), mode)
+
+
+def values(dtype: str, n: int, seed: int = 0) -> Array:
+    """Return random elements, the special ones among them."""
+    rng = np.random.default_rng(seed)
+    if dtype == "bool":
+        return rng.integers(0, 2, n).astype(bool)
+    if dtype in INTEGERS:
+        info = np.iinfo(DTYPES[dtype])
+        found = rng.integers(info.min, info.max, n, dtype=DTYPES[dtype], endpoint=True)
+        small = rng.integers(max(-4, info.min), 5, n).astype(DTYPES[dtype])
+        found = np.where(rng.random(n) < 0.5, found, small)
+        found[: min(n, 2)] = (info.min, info.max)[: min(n, 2)]
+        return found
+    with np.errstate(over="ignore"):
+        found = (rng.standard_normal(n) * 10).astype(DTYPES[dtype])
+        return np.where(rng.random(n) < 0.4, rng.choice(SPECIAL, n).astype(DTYPES[dtype]), found)
+
+
+def each(n: int, kind: LoopKind, body: Any, lanes: int = 16) -> tuple[Stmt, ...]:
+    """Loop over n elements; a vector loop has a serial one around it and no tail."""
+    i = Var("i", bound=n)
+    if kind != "vector":
+        return (For(i, i64(n), kind, body(i)),)
+    o, v = Var("o", bound=n // lanes), Var("v", bound=lanes)
+    return (For(o, i64(n // lanes), "grid", (For(v, i64(lanes), "vector", body(o * lanes + v)),)),)
+
+
+def mapped(
+    name: str, dtypes: tuple[str, ...], out: str, fn: Any, kind: LoopKind, n: int = 64, lanes: int = 16
+) -> Kernel:
+    args = tuple(buffer(f"x{k}", d, n) for k, d in enumerate(dtypes))
+
+    def body(i: Expr) -> tuple[Stmt, ...]:
+        return (Store("y", (i,), fn(*[Load(a.name, (i,), a.dtype) for a in args])),)
+
+    return Kernel(name, (*args, buffer("y", out, n, "out")), (), each(n, kind, body, lanes))
+
+
+def check_map(name: str, dtypes: tuple[str, ...], out: str, fn: Any, rtol: float = 0.0, n: int = 64) -> None:
+    arrays = {f"x{k}": values(d, n, k) for k, d in enumerate(dtypes)}
+    for kind in ("parallel", "vector"):
+        compare(mapped(name, dtypes, out, fn, kind, n), {**arrays, "y": np.zeros(n, DTYPES[out])}, rtol=rtol)

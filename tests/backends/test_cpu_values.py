@@ -1,0 +1,155 @@
+"""Operations on values of every dtype on the CPU backend, against the interpreter and NumPy."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
+from kernelforge.ir.kernel import (
+    Const,
+    Expr,
+    Op,
+    op,
+    select,
+)
+from tests.backends.on_cpu import SPECIAL, Array, check_map, execute, mapped, values
+
+FLOAT_UNARY = ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
+FLOAT_BINARY = ("add", "sub", "mul", "div", "min", "max")
+INT_BINARY = ("add", "sub", "mul", "min", "max", "and", "or", "xor")
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_float_operations(dtype: str) -> None:
+    for name in FLOAT_UNARY:
+        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x))
+    for name in FLOAT_BINARY:
+        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y))
+    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        check_map(name, (dtype, dtype), "bool", lambda x, y, name=name: op(name, x, y))
+
+
+@pytest.mark.parametrize("dtype", sorted(INTEGERS))
+def test_integer_operations(dtype: str) -> None:
+    for name in INT_BINARY:
+        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y))
+    for name in ("neg", "abs", "not"):
+        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x))
+    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        check_map(name, (dtype, dtype), "bool", lambda x, y, name=name: op(name, x, y))
+    bits = DTYPES[dtype].itemsize * 8
+    for name in ("shl", "shr"):
+        check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y & (bits - 1)))
+
+
+@pytest.mark.parametrize("dtype", sorted(INTEGERS))
+@pytest.mark.parametrize("name", ["floordiv", "mod"])
+def test_integer_division(dtype: str, name: str) -> None:
+    check_map(name, (dtype, dtype), dtype, lambda x, y: select(y.eq(0), Const(0, dtype), op(name, x, y)))
+    divisors = (1, 3, 7, 64, 100) + ((-1, -3, -64) if dtype in SIGNED else ())
+    for d in divisors:
+        check_map(name, (dtype,), dtype, lambda x, d=d: divided(name, x, d))
+
+
+def divided(name: str, x: Expr, d: int) -> Expr:
+    """Divide by a constant without folding."""
+    return Op(name, (x, Const(d, x.dtype)), x.dtype)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(DTYPES, 2)))
+def test_casts(source: str, target: str) -> None:
+    n = 64
+    x = values(source, n)
+    if source in FLOATS and target in INTEGERS:
+        info = np.iinfo(DTYPES[target])
+        with np.errstate(invalid="ignore"):
+            wide = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
+        x = np.where((wide > float(info.min)) & (wide < min(float(info.max), 2.0**62)), wide, 1.0).astype(
+            DTYPES[source]
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        if target == "bool":
+            expected = x.astype(np.float64) != 0 if source in FLOATS else x != 0
+        elif target == "bf16" and source == "f64":
+            expected = _nearest_bf16(x)
+        elif source == "bf16" or (target in NARROW_FLOATS and source in INTEGERS | {"bool"}):
+            expected = x.astype(np.float32).astype(DTYPES[target])
+        else:
+            expected = x.astype(DTYPES[target])
+    for kind in ("parallel", "vector"):
+        kernel = mapped("cast", (source,), target, lambda x: x.cast(target), kind, n)
+        y = execute(kernel, {"x0": x, "y": np.zeros(n, DTYPES[target])})["y"]
+        exact = DTYPES["f32" if target == "bf16" else target]
+        np.testing.assert_array_equal(y.astype(exact), expected.astype(exact))
+
+
+def _nearest_bf16(x: Array) -> Array:
+    """Round float64 to bfloat16 once."""
+    out = x.astype(DTYPES["bf16"])
+    bits = out.view(np.uint16)
+    best = out.copy()
+    for d in (-1, 1):
+        near = (bits + np.uint16(d % 65536)).view(DTYPES["bf16"]).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            closer = np.abs(near - x) < np.abs(best.astype(np.float64) - x)
+        best = np.where(closer, near.astype(DTYPES["bf16"]), best)
+    return best
+
+
+def test_bool_in_memory_is_one_byte_and_any_nonzero_byte_is_true() -> None:
+    for kind in ("parallel", "vector"):
+        kernel = mapped("flip", ("bool",), "bool", lambda x: ~x, kind)
+        raw = np.array([0, 1, 2, 255] * 16, np.uint8)
+        y = execute(kernel, {"x0": raw.view(bool), "y": np.zeros(64, bool)})["y"]
+        np.testing.assert_array_equal(y.view(np.uint8), (raw == 0).astype(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_library_functions(dtype: str) -> None:
+    for name in ("exp", "log", "sin", "tanh", "erf", "cbrt", "expm1"):
+        check_map(name, (dtype,), dtype, lambda x, name=name: op(name, x), rtol=1e-6 if dtype == "f32" else 1e-14)
+    for name in ("atan2", "pow", "fmod"):
+        check_map(
+            name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y), rtol=1e-6 if dtype == "f32" else 1e-14
+        )
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_fma_rounds_once(dtype: str) -> None:
+    check_map("fma", (dtype, dtype, dtype), dtype, lambda x, y, z: op("fma", x, y, z))
+
+
+def test_no_contraction_outside_of_fma() -> None:
+    check_map("mul_add", ("f32", "f32", "f32"), "f32", lambda x, y, z: x * y + z)
+
+
+def test_bitcasts() -> None:
+    for a, b in (
+        ("f32", "u32"),
+        ("f32", "i32"),
+        ("f64", "i64"),
+        ("u16", "f16"),
+        ("u64", "f64"),
+        ("i8", "u8"),
+        ("bf16", "u16"),
+    ):
+        check_map("bitcast", (a,), b, lambda x, b=b: x.bitcast(b))
+        if "bf16" not in (a, b):
+            check_map("bitcast", (b,), a, lambda x, a=a: x.bitcast(a))
+
+
+def test_constants() -> None:
+    for dtype in sorted(FLOATS):
+        for value in SPECIAL:
+            check_map(
+                "const",
+                (dtype,),
+                dtype,
+                lambda x, value=value, dtype=dtype: select(x.eq(x), Const(value, dtype), x),
+                n=16,
+            )
+    check_map("ints", ("u64",), "u64", lambda x: x ^ Const(2**64 - 1, "u64"), n=16)
+    check_map("ints", ("i64",), "i64", lambda x: x ^ Const(-(2**63), "i64"), n=16)
