@@ -1,11 +1,10 @@
-"""The OpenCL backend: the text of what it prints, and what that computes on every runtime that is installed."""
+"""What the OpenCL backend computes, on every runtime that is installed."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,17 +14,14 @@ import numpy as np
 import pytest
 
 from kernelforge.backends.opencl.icd import VARIABLE, libraries, vendors
-from kernelforge.backends.opencl.lib import literal
-from kernelforge.backends.opencl.printer import Source, print_opencl
+from kernelforge.backends.opencl.printer import Source
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
 from kernelforge.errors import (
     CompilationFailed,
     DamagedBinary,
     DeviceOutOfMemory,
-    DeviceUnavailable,
     UnsupportedOnDevice,
 )
-from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import (
     COMPARE,
     MATH_BINARY,
@@ -33,7 +29,6 @@ from kernelforge.ir.kernel import (
     Alloc,
     Arg,
     Const,
-    Expr,
     For,
     If,
     Kernel,
@@ -48,273 +43,25 @@ from kernelforge.ir.kernel import (
     op,
     select,
 )
-from tests.backends.random_kernels import RandomKernel
-
-Array = np.ndarray[Any, Any]
-SPECIAL = (
-    0.0,
-    -0.0,
-    1.0,
-    -1.0,
-    0.5,
-    -0.5,
-    1.5,
-    -2.5,
-    3.5,
-    np.inf,
-    -np.inf,
-    np.nan,
-    3e38,
-    -7.25,
-    1e-7,
-    12345.678,
-    8388609.0,
+from tests.backends.on_opencl import (
+    COMPUTED,
+    K,
+    R,
+    V,
+    X,
+    Y,
+    check,
+    check_elementwise,
+    compare,
+    each_device,
+    elementwise,
+    execute,
+    f32,
+    lanes,
+    needs_device,
+    over,
 )
-COMPUTED = [d for d in DTYPES if d not in ("f16", "bf16")]
-
-
-def _opened() -> tuple[list[Any], str]:
-    try:
-        from kernelforge.backends.opencl import devices
-
-        return list(devices().values()), ""
-    except (DeviceUnavailable, ImportError) as error:
-        return [], str(error)
-
-
-DEVICES, REASON = _opened()
-DEVICE = DEVICES[0] if DEVICES else None
-needs_device = pytest.mark.skipif(DEVICE is None, reason=REASON or "there is no device")
-each_device = pytest.mark.parametrize("device", DEVICES or [pytest.param(None, marks=needs_device)], ids=str)
-
-
-def execute(
-    device: Any, kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None
-) -> dict[str, Array]:
-    """Compile and launch; return the arrays as the kernel left them."""
-    handles = [device.upload(arrays[a.name]) for a in kernel.args]
-    device.launch(device.compile(kernel), [(h, 0) for h in handles], [(params or {})[p] for p in kernel.params])
-    return {
-        a.name: device.download(h, 0, arrays[a.name].shape, arrays[a.name].dtype)
-        for a, h in zip(kernel.args, handles, strict=True)
-    }  # fmt: skip
-
-
-def compare(
-    device: Any,
-    kernel: Kernel,
-    arrays: dict[str, Array],
-    params: dict[str, int] | None = None,
-    rtol: float = 0.0,
-    atol: float = 0.0,
-) -> None:
-    """Check that the interpreter leaves the same in every array, down to the signs of zeros."""
-    expected = {name: a.copy() for name, a in arrays.items()}
-    with np.errstate(all="ignore"):
-        run_kernel(kernel, expected, params or {})
-    found = execute(device, kernel, arrays, params)
-    for name, a in found.items():
-        np.testing.assert_allclose(a, expected[name], rtol=rtol, atol=atol, err_msg=f"{kernel.name}.{name}")
-        if a.dtype.kind == "f" and not rtol:
-            number = ~np.isnan(a)
-            np.testing.assert_array_equal(
-                np.signbit(a[number]), np.signbit(expected[name][number]), err_msg=kernel.name
-            )
-
-
-def values(dtype: str, n: int = 64, seed: int = 0) -> Array:
-    """Return random elements, the special ones among them."""
-    rng = np.random.default_rng(seed)
-    if dtype == "bool":
-        return rng.integers(0, 2, n).astype(bool)
-    if dtype in INTEGERS:
-        info = np.iinfo(DTYPES[dtype])
-        found = rng.integers(info.min, info.max, n, dtype=DTYPES[dtype], endpoint=True)
-        small = rng.integers(max(-4, info.min), 5, n).astype(DTYPES[dtype])
-        found = np.where(rng.random(n) < 0.5, found, small)
-        found[:2] = info.min, info.max
-        return found
-    return np.where(rng.random(n) < 0.5, rng.choice(SPECIAL, n), rng.standard_normal(n) * 10).astype(DTYPES[dtype])
-
-
-def elementwise(name: str, outputs: list[tuple[str, Any]], dtypes: tuple[str, ...], kind: LoopKind) -> Kernel:
-    """Make a kernel over 64 elements: several outputs, each a dtype and a function of the inputs' elements."""
-    o, v = Var("o", bound=4), Var("v", bound=16)
-    i = o * 16 + v
-    x = [Load(f"x{k}", (i,), d) for k, d in enumerate(dtypes)]
-    stores = tuple(Store(f"y{k}", (i,), fn(*x)) for k, (_, fn) in enumerate(outputs))
-    args = [Arg(f"x{k}", d, i64(64), "in") for k, d in enumerate(dtypes)]
-    args += [Arg(f"y{k}", d, i64(64), "out") for k, (d, _) in enumerate(outputs)]
-    return Kernel(name, tuple(args), (), (For(o, i64(4), "grid", (For(v, i64(16), kind, stores),)),))
-
-
-def check_elementwise(
-    device: Any, outputs: list[tuple[str, Any]], dtypes: tuple[str, ...], rtol: float = 0.0, atol: float = 0.0
-) -> None:
-    for kind in ("vector", "serial", "group"):
-        kernel = elementwise(f"each_{kind}", outputs, dtypes, kind)
-        arrays = {f"x{k}": values(d, 64, k) for k, d in enumerate(dtypes)}
-        arrays |= {f"y{k}": np.zeros(64, DTYPES[d]) for k, (d, _) in enumerate(outputs)}
-        compare(device, kernel, arrays, rtol=rtol, atol=atol)
-
-
-V, R = Var("v", bound=8), Var("r", bound=5)
-X, Y, K = Arg("x", "f32", i64(64), "in"), Arg("y", "f32", i64(64), "out"), Arg("k", "i64", i64(64), "in")
-
-
-def f32(name: str, *index: Expr | int) -> Expr:
-    return Load(name, tuple(x if isinstance(x, Expr) else i64(x) for x in index), "f32")
-
-
-def check(device: Any, name: str, *body: Stmt, rtol: float = 0.0, params: dict[str, int] | None = None) -> None:
-    arrays = {
-        "x": np.linspace(-3, 5, 64, dtype=np.float32),
-        "k": np.arange(64)[::-1] % 8,
-        "y": np.full(64, 7, np.float32),
-    }
-    compare(device, Kernel(name, (X, K, Y), tuple(params or ()), body), arrays, params, rtol)
-
-
-def over(*body: Stmt, rows: int = 5, kind: LoopKind = "grid") -> Stmt:
-    return For(Var("r", bound=rows), i64(rows), kind, body)
-
-
-def lanes(*body: Stmt, kind: LoopKind = "vector", n: int = 8) -> Stmt:
-    return For(Var("v", bound=n), i64(n), kind, body)
-
-
-# what is printed
-
-
-def printed(*body: Stmt, cpu: bool = True) -> Source:
-    return print_opencl(Kernel("k", (X, K, Y), (), body), cpu, 1 << 15)
-
-
-def test_traps_are_not_printed() -> None:
-    """PoCL's wheel runs these forty times slower, or Intel's does not vectorise them."""
-    v = Load("x", (R * 8 + V,), "f32")
-    value = op("max", op("floor", v), op("rint", v)) * op("trunc", v) + op("ceil", op("abs", v))
-    text = printed(over(lanes(Store("y", (R * 8 + V,), value), Store("y", (V,), v * v, "add")))).text
-    for trap in (
-        "clamp(",
-        "rint(a",
-        " rint(",
-        "vload",
-        "vstore",
-        "mad(a",
-        "fmax(",
-        "floor(a",
-        "int r =",
-        "int v =",
-        "size_t",
-    ):
-        assert trap not in text
-    assert "*(__global const kf_float8*)(x + " in text
-    assert "typedef float8 kf_float8 __attribute__((aligned(4)));" in text
-    assert "const long r = kf_at;" in text
-
-
-def test_only_a_sum_of_products_is_contracted() -> None:
-    plain = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1) + f32("x", 3)))).text
-    assert plain.startswith("#pragma OPENCL FP_CONTRACT OFF")
-    assert "FP_CONTRACT ON" not in plain
-    total = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1), "add"))).text
-    assert total.count("FP_CONTRACT ON") == 1
-    assert "kf_mad_f32(x[r], x[(r + 1L)], (y[r]))" in total
-
-
-def test_a_lazy_arm_is_not_named_ahead() -> None:
-    far = f32("x", V * (1 << 40))
-    text = printed(over(lanes(Store("y", (V,), select(V < 1, far + far, 0.0))))).text
-    assert "kf_t" not in text
-    assert text.count("? (x[") >= 8
-
-
-def test_barriers_stand_between_phases_that_touch_the_same_local_memory() -> None:
-    def t(n: int) -> Var:
-        return Var(f"t{n}", bound=n)
-
-    def items(n: int, *body: Stmt) -> Stmt:
-        return For(t(n), i64(n), "group", body)
-
-    body = over(
-        Alloc("a", "f32", (i64(32),), "local"),
-        Alloc("b", "f32", (i64(32),), "local"),
-        items(32, Store("a", (t(32),), f32("x", t(32)))),
-        items(16, Store("b", (t(16),), f32("x", t(16)))),
-        items(8, Store("y", (t(8),), f32("a", t(8) + 8) + f32("b", t(8)))),
-        items(4, Store("y", (t(4) + 40,), f32("a", t(4)))),
-        items(2, Store("b", (t(2),), Const(0.0, "f32"))),
-    )
-    text = printed(body, cpu=False).text
-    lines = [line.strip() for line in text.splitlines()]
-    assert [k for k in lines if k.startswith("barrier")] == [
-        "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
-        "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
-    ]
-    first, second = (k for k, line in enumerate(lines) if line.startswith("barrier"))
-    assert lines.index("if (kf_item < 16u) {") < first < lines.index("if (kf_item < 8u) {")
-    assert lines.index("if (kf_item < 8u) {") < second < lines.index("if (kf_item < 4u) {")
-    assert "reqd_work_group_size(32, 1, 1)" in text
-    assert "if (kf_item < 32u)" not in text
-
-
-def test_literals_are_exact() -> None:
-    assert literal(0.1, "f32") == "1.0e-01f"
-    assert literal(-0.0, "f32") == "(-0.0e+00f)"
-    assert literal(float("inf"), "f64") == "as_double(0x7ff0000000000000UL)"
-    assert literal(1e300, "f32") == "INFINITY"
-    assert literal(-(2**63), "i64") == "(-9223372036854775807L - 1)"
-    assert literal(2**64 - 1, "u64") == "18446744073709551615UL"
-
-
-def test_names_that_opencl_knows_are_changed() -> None:
-    half = Arg("half", "f32", i64(8), "in")
-    body = over(Let("float4", Load("half", (R,), "f32")), Store("kernel", (R,), Var("float4", "f32")))
-    text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), True, 1 << 15).text
-    assert "const float float4_ = half_[r];" in text
-    assert "kernel_[r] = float4_;" in text
-
-
-CLANG = next((c for c in (f"clang-{v}" for v in range(23, 12, -1)) if shutil.which(c)), shutil.which("clang"))
-
-
-def test_the_work_group_form_compiles_for_amd(tmp_path: pathlib.Path) -> None:
-    if CLANG is None:
-        pytest.skip("clang is not installed")
-    t = Var("t", bound=64)
-    body = over(
-        Alloc("a", "f32", (i64(64),), "local"),
-        Alloc("s", "f32", (i64(64), i64(2)), "register"),
-        For(t, i64(64), "group", (Store("s", (t, i64(0)), op("floor", f32("x", t))), Store("a", (t,), f32("s", t, 0)))),
-        For(t, i64(64), "group", (Store("y", (t,), f32("a", 63 - t) * f32("s", t, 0), "add"),)),
-    )
-    file = tmp_path / "k.cl"
-    file.write_text(printed(body, cpu=False).text)
-    command = [
-        CLANG,
-        "-x",
-        "cl",
-        "-cl-std=CL1.2",
-        "-target",
-        "amdgcn-amd-amdhsa",
-        "-mcpu=gfx90a",
-        "-O3",
-        "-nogpulib",
-        "-S",
-        str(file),
-        "-o",
-        "-",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and "No available targets" in done.stderr:
-        pytest.skip("this clang has no AMD target")
-    assert done.returncode == 0, done.stderr
-    assert "s_barrier" in done.stdout
-    assert ".private_segment_fixed_size: 0" in done.stdout
-
-
-# what it computes
+from tests.backends.random_kernels import RandomKernel
 
 
 @each_device
@@ -586,9 +333,6 @@ def test_random_kernels(device: Any, cpu: bool, monkeypatch: pytest.MonkeyPatch)
     for seed in range(12):
         made = RandomKernel(seed)
         compare(device, dataclasses.replace(made.kernel, name=f"random{seed}"), made.arrays, made.params)
-
-
-# the device
 
 
 @each_device

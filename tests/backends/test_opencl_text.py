@@ -1,0 +1,156 @@
+"""The text that the OpenCL backend prints."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from kernelforge.backends.opencl.lib import literal
+from kernelforge.backends.opencl.printer import Source, print_opencl
+from kernelforge.ir.kernel import (
+    Alloc,
+    Arg,
+    Const,
+    For,
+    Kernel,
+    Let,
+    Load,
+    Stmt,
+    Store,
+    Var,
+    i64,
+    op,
+    select,
+)
+from tests.backends.on_opencl import K, R, V, X, Y, f32, lanes, over
+
+
+def printed(*body: Stmt, cpu: bool = True) -> Source:
+    return print_opencl(Kernel("k", (X, K, Y), (), body), cpu, 1 << 15)
+
+
+def test_traps_are_not_printed() -> None:
+    """PoCL's wheel runs these forty times slower, or Intel's does not vectorise them."""
+    v = Load("x", (R * 8 + V,), "f32")
+    value = op("max", op("floor", v), op("rint", v)) * op("trunc", v) + op("ceil", op("abs", v))
+    text = printed(over(lanes(Store("y", (R * 8 + V,), value), Store("y", (V,), v * v, "add")))).text
+    for trap in (
+        "clamp(",
+        "rint(a",
+        " rint(",
+        "vload",
+        "vstore",
+        "mad(a",
+        "fmax(",
+        "floor(a",
+        "int r =",
+        "int v =",
+        "size_t",
+    ):
+        assert trap not in text
+    assert "*(__global const kf_float8*)(x + " in text
+    assert "typedef float8 kf_float8 __attribute__((aligned(4)));" in text
+    assert "const long r = kf_at;" in text
+
+
+def test_only_a_sum_of_products_is_contracted() -> None:
+    plain = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1) + f32("x", 3)))).text
+    assert plain.startswith("#pragma OPENCL FP_CONTRACT OFF")
+    assert "FP_CONTRACT ON" not in plain
+    total = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1), "add"))).text
+    assert total.count("FP_CONTRACT ON") == 1
+    assert "kf_mad_f32(x[r], x[(r + 1L)], (y[r]))" in total
+
+
+def test_a_lazy_arm_is_not_named_ahead() -> None:
+    far = f32("x", V * (1 << 40))
+    text = printed(over(lanes(Store("y", (V,), select(V < 1, far + far, 0.0))))).text
+    assert "kf_t" not in text
+    assert text.count("? (x[") >= 8
+
+
+def test_barriers_stand_between_phases_that_touch_the_same_local_memory() -> None:
+    def t(n: int) -> Var:
+        return Var(f"t{n}", bound=n)
+
+    def items(n: int, *body: Stmt) -> Stmt:
+        return For(t(n), i64(n), "group", body)
+
+    body = over(
+        Alloc("a", "f32", (i64(32),), "local"),
+        Alloc("b", "f32", (i64(32),), "local"),
+        items(32, Store("a", (t(32),), f32("x", t(32)))),
+        items(16, Store("b", (t(16),), f32("x", t(16)))),
+        items(8, Store("y", (t(8),), f32("a", t(8) + 8) + f32("b", t(8)))),
+        items(4, Store("y", (t(4) + 40,), f32("a", t(4)))),
+        items(2, Store("b", (t(2),), Const(0.0, "f32"))),
+    )
+    text = printed(body, cpu=False).text
+    lines = [line.strip() for line in text.splitlines()]
+    assert [k for k in lines if k.startswith("barrier")] == [
+        "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
+        "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
+    ]
+    first, second = (k for k, line in enumerate(lines) if line.startswith("barrier"))
+    assert lines.index("if (kf_item < 16u) {") < first < lines.index("if (kf_item < 8u) {")
+    assert lines.index("if (kf_item < 8u) {") < second < lines.index("if (kf_item < 4u) {")
+    assert "reqd_work_group_size(32, 1, 1)" in text
+    assert "if (kf_item < 32u)" not in text
+
+
+def test_literals_are_exact() -> None:
+    assert literal(0.1, "f32") == "1.0e-01f"
+    assert literal(-0.0, "f32") == "(-0.0e+00f)"
+    assert literal(float("inf"), "f64") == "as_double(0x7ff0000000000000UL)"
+    assert literal(1e300, "f32") == "INFINITY"
+    assert literal(-(2**63), "i64") == "(-9223372036854775807L - 1)"
+    assert literal(2**64 - 1, "u64") == "18446744073709551615UL"
+
+
+def test_names_that_opencl_knows_are_changed() -> None:
+    half = Arg("half", "f32", i64(8), "in")
+    body = over(Let("float4", Load("half", (R,), "f32")), Store("kernel", (R,), Var("float4", "f32")))
+    text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), True, 1 << 15).text
+    assert "const float float4_ = half_[r];" in text
+    assert "kernel_[r] = float4_;" in text
+
+
+CLANG = next((c for c in (f"clang-{v}" for v in range(23, 12, -1)) if shutil.which(c)), shutil.which("clang"))
+
+
+def test_the_work_group_form_compiles_for_amd(tmp_path: pathlib.Path) -> None:
+    if CLANG is None:
+        pytest.skip("clang is not installed")
+    t = Var("t", bound=64)
+    body = over(
+        Alloc("a", "f32", (i64(64),), "local"),
+        Alloc("s", "f32", (i64(64), i64(2)), "register"),
+        For(t, i64(64), "group", (Store("s", (t, i64(0)), op("floor", f32("x", t))), Store("a", (t,), f32("s", t, 0)))),
+        For(t, i64(64), "group", (Store("y", (t,), f32("a", 63 - t) * f32("s", t, 0), "add"),)),
+    )
+    file = tmp_path / "k.cl"
+    file.write_text(printed(body, cpu=False).text)
+    command = [
+        CLANG,
+        "-x",
+        "cl",
+        "-cl-std=CL1.2",
+        "-target",
+        "amdgcn-amd-amdhsa",
+        "-mcpu=gfx90a",
+        "-O3",
+        "-nogpulib",
+        "-S",
+        str(file),
+        "-o",
+        "-",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "No available targets" in done.stderr:
+        pytest.skip("this clang has no AMD target")
+    assert done.returncode == 0, done.stderr
+    assert "s_barrier" in done.stdout
+    assert ".private_segment_fixed_size: 0" in done.stdout
