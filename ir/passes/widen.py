@@ -148,7 +148,8 @@ class _Widener:
         if not narrow:
             return e
         if isinstance(e, Const):
-            return Const(float(np.asarray(e.value, DTYPES[e.dtype])), "f32")
+            with np.errstate(over="ignore"):  # beyond the largest it is inf, as an array's element would be
+                return Const(float(np.asarray(e.value, DTYPES[e.dtype])), "f32")
         assert isinstance(e, Var)
         return Var(e.name, "f32", e.bound)
 
