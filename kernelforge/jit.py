@@ -123,7 +123,7 @@ class Program:
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         backend = self._backend
-        inputs = [(load(backend, x), 0) for load, x in zip(self._loads, leaves)]  # noqa: B905 - checked by the key
+        inputs = [load(backend, x) for load, x in zip(self._loads, leaves)]  # noqa: B905 - checked by the key
         made = [Array(b, *t) for b, t in zip(self.plan.run(inputs), self._outputs)]  # noqa: B905
         return made[0] if self._single else self._tree.unflatten(made)
 

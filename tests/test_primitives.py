@@ -40,7 +40,7 @@ NAMES = [n for n, d in devices().items() if not isinstance(d, str)]
 def run(graph: Graph, inputs: Arrays, device: str) -> Arrays:
     backend = devices()[device]
     plan = compile_graph(graph, backend, Config())  # type: ignore[arg-type]
-    buffers = [(upload(backend, np.ascontiguousarray(a).reshape(a.shape)), 0) for a in inputs]  # type: ignore[arg-type]
+    buffers = [upload(backend, np.ascontiguousarray(a).reshape(a.shape)) for a in inputs]  # type: ignore[arg-type]
     made = plan.run(buffers)
     return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(made, plan.graph.outputs, strict=True)]
 

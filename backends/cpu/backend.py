@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,9 +133,19 @@ class CpuBackend:
         """Do nothing: a launch returns when it is done."""
 
 
-def _address(array: np.ndarray[Any, Any]) -> int:
-    """Return where the element at index 0 of every axis is."""
+def _stated(array: np.ndarray[Any, Any]) -> int:
+    """Return where the element at index 0 of every axis is, as the array says."""
     return int(array.__array_interface__["data"][0])
+
+
+def _held(array: np.ndarray[Any, Any]) -> int:
+    """Return the same from the array's memory, where it is the first field after the object's header."""
+    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
+
+
+_PROBE = np.empty(3)
+# a tenth of the time, of which a small call has as much again for each argument
+_address = _held if sys.implementation.name == "cpython" and _held(_PROBE) == _stated(_PROBE) else _stated
 
 
 def devices() -> dict[str, Backend]:

@@ -182,11 +182,11 @@ class Plan:
     def regions(self) -> tuple[Region, ...]:
         return self.fusion.regions
 
-    def run(self, inputs: Sequence[Argument]) -> list[Buffer]:
-        """Run on buffers given as (buffer, offset in bytes); return a new row-major buffer for each output."""
+    def run(self, inputs: Sequence[Buffer]) -> list[Buffer]:
+        """Run on row-major buffers, or strided ones of a host; return a new row-major buffer for each output."""
         take = self.pool.take
         made = [take(n) for n in self.sizes]
-        self.execute([(b.handle, offset) for b, offset in inputs], [(b.handle, 0) for b in made])
+        self.execute([(b.handle, 0) for b in inputs], [(b.handle, 0) for b in made])
         return made
 
     def execute(self, inputs: Sequence[Argument], outputs: Sequence[Argument]) -> None:

@@ -189,7 +189,7 @@ def _as(array: Array, dtype: str) -> Array:
 
 def _run(device: Backend, graph: Graph, arrays: Sequence[Array]) -> list[Array]:
     plan = compile_graph(graph, device, current())
-    buffers = plan.run([(upload(device, np.ascontiguousarray(a)), 0) for a in arrays])
+    buffers = plan.run([upload(device, np.ascontiguousarray(a)) for a in arrays])
     return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(buffers, graph.outputs, strict=True)]
 
 
