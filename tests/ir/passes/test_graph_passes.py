@@ -246,7 +246,9 @@ def test_fold_computes_small_constants_and_leaves_large_ones() -> None:
 def test_inline_opens_nested_calls() -> None:
     inner = build(lambda x: (x * x,), types("f32:3"))
     outer = build(
-        lambda x: apply_many("call", *apply_many("call", x, graph=inner, name="f", rule=None), graph=inner, name="g", rule=None),
+        lambda x: apply_many(
+            "call", *apply_many("call", x, graph=inner, name="f", rule=None), graph=inner, name="g", rule=None
+        ),
         types("f32:3"),
     )
     after = inline(build(lambda x: apply_many("call", x, graph=outer, name="h", rule=None), types("f32:3")))

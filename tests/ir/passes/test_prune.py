@@ -44,7 +44,9 @@ def value_and_gradient(name: str, k: int) -> tuple[Graph, list[Any]]:
     arrays = [np.asarray(a) for a in sample.inputs]
     forward = Builder()
     with forward.active():
-        graph = forward.finish(apply_many(name, *[forward.input(Type(a.shape, a.dtype)) for a in arrays], **sample.params))
+        graph = forward.finish(
+            apply_many(name, *[forward.input(Type(a.shape, a.dtype)) for a in arrays], **sample.params)
+        )
     b = Builder()
     with b.active():
         inputs = [b.input(v.type) for v in graph.inputs]
