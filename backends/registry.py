@@ -116,7 +116,7 @@ def _open(family: str, source: _Source) -> dict[str, Backend]:
             except DeviceUnavailable as error:
                 _failed[family] = str(error)
                 raise
-            except ImportError as error:
+            except (ImportError, OSError) as error:
                 _failed[family] = f"{family} needs a package that is not installed or does not load: {error}"
                 raise DeviceUnavailable(reason=_failed[family]) from error
         return _opened[family]

@@ -18,7 +18,14 @@ import numpy as np
 
 from kernelforge import errors
 from kernelforge.dtypes import as_dtype, promote
-from kernelforge.errors import ArrayTooLarge, InvalidArgument, MalformedGraph, ShapeMismatch, UnknownPrimitive
+from kernelforge.errors import (
+    ArrayTooLarge,
+    InvalidArgument,
+    KernelforgeError,
+    MalformedGraph,
+    ShapeMismatch,
+    UnknownPrimitive,
+)
 from kernelforge.ir.graph import Graph, Loc, Node, Params, Primitive, Value
 from kernelforge.ir.types import Type, broadcast_shapes
 
@@ -203,7 +210,10 @@ class Builder:
         return found
 
     def emit(self, prim: Primitive, inputs: Sequence[Value], params: Params) -> tuple[Value, ...]:
-        types = prim.typing([v.type for v in inputs], params)
+        try:
+            types = prim.typing([v.type for v in inputs], params)
+        except KernelforgeError as error:
+            raise type(error)(loc=error.loc or self.loc or user_line(), **error.fields) from None
         for t in types:
             if t.nbytes >= MOST_BYTES:
                 raise ArrayTooLarge(op=prim.name, found=t, loc=self.loc or user_line())

@@ -31,8 +31,10 @@ from kernelforge.ir.kernel import (
     Store,
     Var,
     i64,
+    map_exprs,
     op,
     select,
+    substitute,
 )
 from kernelforge.ir.nest import axes, digits, nest, variables
 from kernelforge.ir.types import row_major
@@ -342,7 +344,11 @@ class _Builder:
             if value not in elements:
                 raise Refused(f"an output of shape {value.type.shape} is not read by the reduction once an element")
             inner, index = elements[value]
-            body += nest(inner, "parallel", [self.store(value, index)])
+            # schedule steps find loops by their names, and this one does not combine
+            fresh = tuple(Var(f"{prefix}e{value.id}_{k}", "i64", v.bound) for k, v in enumerate(inner))
+            renamed: dict[Expr, Expr] = dict(zip(inner, fresh, strict=True))
+            store = map_exprs(self.store(value, index), lambda e: normalize(substitute(e, renamed)))  # noqa: B023
+            body += nest(fresh, "parallel", [store])
         for value, index, own_flat in placed:
             system = digits(own_flat, size)
             assert system is not None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.errors import IndexOutOfRange, InvalidIndex, ShapeMismatch, TracedMask, UnsupportedFunction
-from kernelforge.ir.build import Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Sym, apply, as_sym, binary, user_line
 from kernelforge.ir.types import broadcast_shapes
 
 MODES = {"add": "add", "subtract": "add", "multiply": "mul", "maximum": "max", "minimum": "min"}
@@ -139,16 +139,26 @@ def _bounds(part: slice, extent: int, shape: tuple[int, ...]) -> tuple[int, int,
     return start, stop, step
 
 
+def signed(index: Sym, shape: tuple[int, ...]) -> Sym:
+    """Return an index array as int64; what of uint64 does not fit stays out of range.
+
+    Raises:
+        InvalidIndex: when it is not of integers.
+    """
+    if index.dtype.kind not in "iu":
+        expected = "index arrays are of integers or bools"
+        raise InvalidIndex(found=str(index.type), shape=shape, expected=expected, loc=user_line())
+    if index.dtype == np.uint64:
+        index = binary("minimum", index, np.uint64(2**63 - 1))
+    return index.astype(np.int64)
+
+
 def _array(part: Any, axis: int, extent: int, shape: tuple[int, ...]) -> Sym:
     """Make an index array; what is concrete is checked and made non-negative."""
     if isinstance(part, Sym):
         if part.dtype.kind == "b":
             raise TracedMask(loc=user_line())
-        if part.dtype.kind not in "iu":
-            raise InvalidIndex(
-                found=str(part.type), shape=shape, expected="index arrays are of integers or bools", loc=user_line()
-            )
-        return part.astype(np.int64)
+        return signed(part, shape)
     index = np.asarray(part)
     if index.dtype.kind not in "iu":
         raise InvalidIndex(

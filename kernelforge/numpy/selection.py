@@ -117,7 +117,7 @@ def take(a: Sym, indices: Sym, axis: int | None = None, mode: str = "raise") -> 
     if axis is None:
         a, axis = a.reshape((a.size,)), 0
     on = normalize_axis_index(axis, a.ndim)
-    index = indices.astype(np.int64)
+    index = indexing.signed(indices, a.shape)
     if mode == "clip":
         index = ufunc("minimum", ufunc("maximum", index, 0), a.shape[on] - 1)
     elif mode == "wrap":
@@ -155,7 +155,7 @@ def _along(arr: Sym, indices: Sym, axis: int | None, op: str) -> tuple[Sym, Sym,
     if axis is None:
         arr, axis = arr.reshape((arr.size,)), 0
     on = normalize_axis_index(axis, arr.ndim)
-    index = indices.astype(np.int64)
+    index = indexing.signed(indices, arr.shape)
     if index.ndim != arr.ndim:
         raise ShapeMismatch(
             op=f"np.{op}", found=f"{arr.shape} and {index.shape}", expected="as many axes in both", loc=user_line()
