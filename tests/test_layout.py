@@ -74,9 +74,9 @@ def test_import_is_light() -> None:
 
 
 def test_import_is_quick() -> None:
-    """Beyond NumPy, which the user has imported anyway, with room for a busy machine."""
-    code = "import time, numpy; t = time.perf_counter(); import kernelforge; print(time.perf_counter() - t)"
-    assert min(float(fresh(code)) for _ in range(3)) < 0.5
+    """Beyond NumPy, which the user has imported anyway; in time of this process, as others may keep the machine busy."""
+    code = "import time, numpy; t = time.process_time(); import kernelforge; print(time.process_time() - t)"
+    assert min(float(fresh(code)) for _ in range(3)) < 0.4
 
 
 def test_entry_points_name_factories() -> None:
