@@ -74,7 +74,7 @@ def test_import_is_light() -> None:
 
 
 def test_import_is_quick() -> None:
-    """Beyond NumPy, which the user has imported anyway; in time of this process, as others may keep the machine busy."""
+    """Beyond NumPy, which the user has imported anyway, on the clock of the process: the machine may be busy."""
     code = "import time, numpy; t = time.process_time(); import kernelforge; print(time.process_time() - t)"
     assert min(float(fresh(code)) for _ in range(3)) < 0.4
 
