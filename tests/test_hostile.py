@@ -58,10 +58,14 @@ def softmax(x: Any) -> Any:
 def many(x: Any, i: Any) -> Any:
     """Do a bit of everything with an array of three columns."""
     return (
-        softmax(x), x @ x.T, x.T @ x, np.cumsum(x, 0), np.cumprod(x, 1), np.concatenate([x, x, np.ones((2, 3), np.float32)]),
-        np.concatenate([x, x], 1), np.stack([x, x], -1), np.take(x, i, axis=0), x[i, 1], x[::-1], x.T.reshape(-1), np.pad(x, 1),
-        x.sum(), x.sum(0), x.sum(1), x.prod(0), x.any(1), x.all(), x.max(1), x.argmax(1), x.mean(1), x[5:], np.roll(x, 1),
-        np.where(x > 0, x, -x), np.diff(x), np.einsum("ij,kj->ik", x, x), x.reshape(3, -1), x[..., :0], np.tile(x, (2, 1)),
+        softmax(x), x @ x.T, x.T @ x, np.cumsum(x, 0), np.cumprod(x, 1),
+        np.concatenate([x, x, np.ones((2, 3), np.float32)]),
+        np.concatenate([x, x], 1), np.stack([x, x], -1), np.take(x, i, axis=0), x[i, 1], x[::-1], x.T.reshape(-1),
+        np.pad(x, 1),
+        x.sum(), x.sum(0), x.sum(1), x.prod(0), x.any(1), x.all(), x.max(1), x.argmax(1), x.mean(1), x[5:],
+        np.roll(x, 1),
+        np.where(x > 0, x, -x), np.diff(x), np.einsum("ij,kj->ik", x, x), x.reshape(3, -1), x[..., :0],
+        np.tile(x, (2, 1)),
     )  # fmt: skip
 
 
@@ -89,7 +93,10 @@ def test_size_one_axes_everywhere(device: str) -> None:
     x = RNG.uniform(0.5, 2, (1, 3, 1, 1)).astype(np.float32)
     y = RNG.uniform(0.5, 2, (2, 1, 1, 4)).astype(np.float32)
     same(
-        lambda x, y: (x + y, (x * y).sum((0, 2)), softmax(x), np.squeeze(x), x.cumsum(0), x @ y, x.argmax(2), x.T + 1, np.concatenate([x, x], 3)),
+        lambda x, y: (
+            x + y, (x * y).sum((0, 2)), softmax(x), np.squeeze(x), x.cumsum(0), x @ y, x.argmax(2), x.T + 1,
+            np.concatenate([x, x], 3),
+        ),
         x, y,
     )  # fmt: skip
     same(lambda x: (x + 1, x @ x, softmax(x), np.cumsum(x), x.sum(), x.T, x[0], x[-1, 0]), np.ones((1, 1), np.float32))
@@ -98,7 +105,8 @@ def test_size_one_axes_everywhere(device: str) -> None:
 def test_arrays_without_axes(device: str) -> None:
     same(
         lambda x: (
-            x + 1, np.sum(x), x.reshape(1), x[None], x[()], x[...], np.cumsum(x), x.T, np.argmax(x), np.max(x), np.stack([x, x]),
+            x + 1, np.sum(x), x.reshape(1), x[None], x[()], x[...], np.cumsum(x), x.T, np.argmax(x), np.max(x),
+            np.stack([x, x]),
             np.where(x > 1, x, 0), np.squeeze(x), np.broadcast_to(x, (3, 2)),
         ),
         np.array(2.5, np.float32),
@@ -121,7 +129,7 @@ MISFITS: dict[str, tuple[Callable[..., Any], tuple[int, ...], tuple[int, ...]]] 
     "matmul batch": (lambda x, y: x @ y, (2, 3, 3), (4, 3, 3)),
     "concatenate": (lambda x, y: np.concatenate([x, y]), (3, 2), (3, 3)),
     "stack": (lambda x, y: np.stack([x, y]), (3,), (4,)),
-    "dot": (lambda x, y: np.dot(x, y), (3,), (4,)),
+    "dot": (lambda x, y: np.dot(x, y), (3,), (4,)),  # noqa: PLW0108 - jit wraps Python functions
     "broadcast_to": (lambda x, y: np.broadcast_to(x, (5,)), (3,), (4,)),
     "reshape": (lambda x, y: x.reshape(7), (6,), (1,)),
     "reshape unknown": (lambda x, y: x.reshape(4, -1), (6,), (1,)),
@@ -144,8 +152,10 @@ def test_shapes_that_do_not_fit(name: str) -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        np.ones(3, complex), np.array([1, None], object), np.array(["a", "b"]), np.array([b"a"]), np.array(["2020-01-01"], "M8[D]"),
-        np.ones(2, np.longdouble), np.zeros(2, [("a", "f4")]), np.ones(3, ml_dtypes.float8_e4m3fn), np.zeros((0,), object),
+        np.ones(3, complex), np.array([1, None], object), np.array(["a", "b"]), np.array([b"a"]),
+        np.array(["2020-01-01"], "M8[D]"),
+        np.ones(2, np.longdouble), np.zeros(2, [("a", "f4")]), np.ones(3, ml_dtypes.float8_e4m3fn),
+        np.zeros((0,), object),
     ],
     ids=lambda a: str(a.dtype),
 )  # fmt: skip
@@ -221,8 +231,10 @@ def layouts(dtype: Any) -> dict[str, Array]:
     fixed = base.copy()
     fixed.flags.writeable = False
     found = {
-        "transposed": base.T, "fortran": np.asfortranarray(base), "reversed": base[::-1, ::-1], "stepped": base[::2, 1::3],
-        "reversed columns": base.T[::-1, ::2], "broadcast": np.broadcast_to(base[:1], (5, 8)), "one element": np.broadcast_to(base[2, 3], (5, 4)),
+        "transposed": base.T, "fortran": np.asfortranarray(base), "reversed": base[::-1, ::-1],
+        "stepped": base[::2, 1::3],
+        "reversed columns": base.T[::-1, ::2], "broadcast": np.broadcast_to(base[:1], (5, 8)),
+        "one element": np.broadcast_to(base[2, 3], (5, 4)),
         "unaligned": shifted, "field": field, "read-only": fixed, "none": base[:, ::-1][:0],
     }  # fmt: skip
     if np.dtype(dtype).kind != "V":
@@ -299,8 +311,10 @@ def test_special_values(device: str, dtype: Any) -> None:
     x, y = (v.astype(dtype) for v in np.meshgrid(values, values))
     same(
         lambda x, y: (
-            x + y, x - y, x * y, np.maximum(x, y) + 0, np.minimum(x, y) + 0, x < y, x == y, x != y, np.copysign(x, y), np.where(x > y, x, y),
-            -x, abs(x), np.sign(x), np.floor(x), np.rint(x), np.isnan(x), np.isfinite(x), np.signbit(x), np.sqrt(x), x + 0.0, x * 1.0,
+            x + y, x - y, x * y, np.maximum(x, y) + 0, np.minimum(x, y) + 0, x < y, x == y, x != y, np.copysign(x, y),
+            np.where(x > y, x, y),
+            -x, abs(x), np.sign(x), np.floor(x), np.rint(x), np.isnan(x), np.isfinite(x), np.signbit(x), np.sqrt(x),
+            x + 0.0, x * 1.0,
             x.max(0) + 0, x.min(1) + 0, x[:, 3:8].max(1) + 0, np.argmax(x, 1), np.exp(-x * x) * 0 + 1, np.tanh(x * 0),
         ),
         x, y,
