@@ -92,25 +92,29 @@ def compile_ir(text: str, name: str, passes: Passes) -> bytes:
     Raises:
         CompilationFailed: with LLVM's message and the module.
     """
-    with _LOCK:
-        machine = _target()
-        try:
-            module = llvm.parse_assembly(text)
-            module.verify()
-        except RuntimeError as error:
-            raise CompilationFailed(kernel=name, device="cpu", log=str(error).strip(), source="\n" + text) from error
-        module.triple = machine.triple
-        module.data_layout = str(machine.target_data)
-        options = llvm.create_pipeline_tuning_options(3)
-        options.loop_vectorization = options.slp_vectorization = False
-        builder = llvm.create_pass_builder(machine, options)
-        if passes == WHOLE:
-            builder.getModulePassManager().run(module, builder)
-        else:
-            manager = llvm.create_new_function_pass_manager()
-            for one in passes:
-                getattr(manager, f"add_{one}_pass")()
-            for function in module.functions:
-                if not function.is_declaration:
-                    manager.run(function, builder)
-        return bytes(machine.emit_object(module))
+    with _LOCK:  # LLVM's objects are freed when the function inside returns
+        return _compile(text, name, passes)
+
+
+def _compile(text: str, name: str, passes: Passes) -> bytes:
+    machine = _target()
+    try:
+        module = llvm.parse_assembly(text)
+        module.verify()
+    except RuntimeError as error:
+        raise CompilationFailed(kernel=name, device="cpu", log=str(error).strip(), source="\n" + text) from error
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    options = llvm.create_pipeline_tuning_options(3)
+    options.loop_vectorization = options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    if passes == WHOLE:
+        builder.getModulePassManager().run(module, builder)
+    else:
+        manager = llvm.create_new_function_pass_manager()
+        for one in passes:
+            getattr(manager, f"add_{one}_pass")()
+        for function in module.functions:
+            if not function.is_declaration:
+                manager.run(function, builder)
+    return bytes(machine.emit_object(module))
