@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 
-from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, op, select
+from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, select
 
 Monomial = tuple[Expr, ...]
 Poly = dict[Monomial, int]
@@ -51,6 +51,20 @@ def is_data(expr: Expr) -> bool:
     if isinstance(expr, Op):
         return any(is_data(a) for a in expr.args)
     return isinstance(expr, Load) or (isinstance(expr, Var) and expr.bound is None)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def is_lazy(expr: Expr) -> bool:
+    """Whether ``expr`` is a select whose condition may keep Loads of its arms in range: one that compares i64."""
+    return isinstance(expr, Op) and expr.op == "select" and _compares_indices(expr.args[0])
+
+
+def _compares_indices(cond: Expr) -> bool:
+    if isinstance(cond, Op):
+        if cond.op in COMPARE:
+            return cond.args[0].dtype == "i64"
+        return any(_compares_indices(a) for a in cond.args if a.dtype == "bool")
+    return isinstance(cond, Var)
 
 
 def _compare(name: str, a: Expr, b: Expr) -> Expr:

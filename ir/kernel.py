@@ -12,7 +12,7 @@ Meaning, which every printer and every schedule step keeps:
 - *Top level.* The body of a kernel is Allocs of global scratch and loop nests, run in order, each as one phase: all of
   a phase is visible to the next one.
 - *Expressions* are pure. ``select`` is lazy: the arm that is not chosen is not evaluated, so it may hold a Load out of
-  range. All other Loads are in range.
+  range where the condition compares i64. All other Loads are in range.
 - *Integers* wrap. ``floordiv`` and ``mod`` round down and need a divisor that is not zero; ``shl`` and ``shr`` need an
   amount in [0, bits). A primitive whose NumPy meaning covers more guards them with ``select``.
 - *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A

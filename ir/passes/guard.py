@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+from kernelforge.ir.index import is_lazy
 from kernelforge.ir.kernel import Expr, For, If, Kernel, Load, Op, Stmt, exprs, map_exprs, op, select
 
 
 def guard(kernel: Kernel) -> Kernel:
     """Rewrite ``select(c, f(x[i]), y)`` to ``select(c, f(select(c, x[i], 0)), y)``.
 
-    A Load that its statement evaluates in any case stays as it is, and so does one that is all of an arm. Afterwards an
-    expression whose Loads all stand in arms of its own selects may be evaluated anywhere.
+    Only selects by indices need their laziness: in arms of the others every Load is in range. A Load that its statement
+    may evaluate in any case stays as it is, and so does one that is all of an arm. Afterwards an expression whose Loads
+    all stand in arms of its own lazy selects may be evaluated anywhere.
     """
     return dataclasses.replace(kernel, body=tuple(_statement(s) for s in kernel.body))
 
@@ -32,7 +34,7 @@ def _own(stmt: Stmt) -> Stmt:
 
 
 def _unconditional(expr: Expr, found: set[Expr]) -> None:
-    """Collect what is evaluated whenever ``expr`` is."""
+    """Collect what can be evaluated whenever ``expr`` is."""
     if expr in found:
         return
     found.add(expr)
@@ -40,7 +42,7 @@ def _unconditional(expr: Expr, found: set[Expr]) -> None:
         for i in expr.index:
             _unconditional(i, found)
     elif isinstance(expr, Op):
-        for arg in expr.args[:1] if expr.op == "select" else expr.args:
+        for arg in expr.args[:1] if is_lazy(expr) else expr.args:
             _unconditional(arg, found)
 
 
@@ -61,7 +63,7 @@ def _rewritten(expr: Expr, path: Expr | None, always: set[Expr], memo: dict[tupl
         return load if path is None else select(path, load, 0)
     if not isinstance(expr, Op):
         return expr
-    if expr.op != "select":
+    if not is_lazy(expr):
         args = tuple(_guarded(a, path, always, memo) for a in expr.args)
         return expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
     cond = _guarded(expr.args[0], path, always, memo)

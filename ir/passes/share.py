@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from kernelforge.ir.index import is_data
+from kernelforge.ir.index import is_data, is_lazy
 from kernelforge.ir.kernel import (
     Const,
     Expr,
@@ -124,7 +124,7 @@ class _Sharing:
             found[expr] = None
             return
         for k, arg in enumerate(expr.args):
-            self.invariants(arg, depth, always and not (expr.op == "select" and k), found, seen)
+            self.invariants(arg, depth, always and not (k and is_lazy(expr)), found, seen)
 
     def bind(self, rows: Sequence[tuple[Stmt, dict[Expr, None]]]) -> list[Stmt]:
         names: dict[Expr, Expr] = {}
@@ -211,11 +211,11 @@ def _reads(expr: Expr) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _exposed(expr: Expr) -> frozenset[Load]:
-    """Return the Loads evaluated whenever ``expr`` is; after ``guard`` those in arms of its selects are safe."""
+    """Return the Loads evaluated whenever ``expr`` is; after ``guard`` those in arms of lazy selects are safe."""
     if isinstance(expr, Load):
         return frozenset((expr,)).union(*(_exposed(i) for i in expr.index))
     if isinstance(expr, Op):
-        return frozenset().union(*(_exposed(a) for a in (expr.args[:1] if expr.op == "select" else expr.args)))
+        return frozenset().union(*(_exposed(a) for a in (expr.args[:1] if is_lazy(expr) else expr.args)))
     return frozenset()
 
 
@@ -233,4 +233,4 @@ def _count(expr: Expr, always: bool, uses: dict[Expr, int], safe: set[Expr], see
             _count(i, always, uses, safe, seen)
     elif isinstance(expr, Op):
         for k, arg in enumerate(expr.args):
-            _count(arg, always and not (expr.op == "select" and k > 0), uses, safe, seen)
+            _count(arg, always and not (k and is_lazy(expr)), uses, safe, seen)

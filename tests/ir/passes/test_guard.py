@@ -1,0 +1,56 @@
+"""Where Loads are guarded, and that it takes no more of them than there were."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernelforge.ir.interpret import run_kernel
+from kernelforge.ir.kernel import Arg, Expr, For, Kernel, Load, Store, Var, exprs, i64, op, select, stmts, walk
+from kernelforge.ir.passes.guard import guard
+from kernelforge.ir.passes.share import share
+
+I = Var("i", "i64", 8)  # noqa: E741 - the loop variable
+
+
+def x(index: Expr) -> Expr:
+    return Load("x", (index,), "f32")
+
+
+def stored(value: Expr) -> Kernel:
+    args = (Arg("x", "f32", i64(8), "in"), Arg("y", "f32", i64(8), "out"))
+    return Kernel("k", args, (), (For(I, i64(8), "grid", (Store("y", (I,), value),)),))
+
+
+def check(k: Kernel) -> Kernel:
+    """Guard and share ``k``, which has to keep its meaning and its Loads in range."""
+    data = np.arange(1.0, 9.0, dtype=np.float32)
+    made = share(guard(k))
+    results = []
+    for kernel in (k, made):
+        out = np.zeros(8, np.float32)
+        run_kernel(kernel, {"x": data, "y": out}, {})
+        results.append(out)
+    np.testing.assert_array_equal(*results)
+    return made
+
+
+def test_a_load_in_an_arm_by_indices_is_guarded() -> None:
+    k = stored(select(I > 0, op("sqrt", x(I - 1)), 0.0) + select(I > 0, op("sqrt", x(I - 1)) * 2, 1.0))
+    made = check(k)
+    assert "sqrt(select(t0, x[i - 1], 0.0f32))" in str(made)
+    assert str(made).count("sqrt") == 1
+
+
+def test_an_arm_by_values_is_in_range_as_it_is() -> None:
+    assert guard(stored(select(x(I) < 3, op("sqrt", x(7 - I)), 0.0))) == stored(
+        select(x(I) < 3, op("sqrt", x(7 - I)), 0.0)
+    )
+
+
+def test_choices_among_choices_do_not_multiply() -> None:
+    value = x(I)
+    for k in range(24):
+        value = select(value < k, value * 2 - x(7 - I), op("max", value, x(I)))
+    made = check(stored(value))
+    assert sum(isinstance(e, Load) for s in stmts(made.body) for r in exprs(s) for e in walk(r)) == 2
+    assert len(str(made).splitlines()) < 120
