@@ -47,6 +47,12 @@ DEEP = 16
 RECOMPUTE = 3
 """A nest may evaluate each of its nodes this many times on average; above, its values are better stored."""
 
+COSTLY = frozenset({
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh",
+    "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "erf", "erfc", "power", "arctan2", "logaddexp",
+})  # fmt: skip
+"""Nodes of many operations, of which the average is taken by themselves."""
+
 
 class Refused(Exception):
     """Why a set of nodes is not one nest, in words for ``explain``."""
@@ -114,7 +120,9 @@ class _Lowering:
         self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
         self.reads: dict[Node, list[Expr]] = {}
         self.evaluations = 0
+        self.costly = 0
         self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
+        self.costly_budget = RECOMPUTE * sum(n.prim.name in COSTLY for n in part.nodes) + 3 if trial else math.inf
 
     def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
         """Return the element of ``value`` at ``index``, which is in normal form."""
@@ -137,7 +145,8 @@ class _Lowering:
             raise Refused(f"{node.prim.name} is not computed element by element")
         # a view of several values chooses among them for each element
         self.evaluations += computes(node)
-        if self.evaluations > self.budget:
+        self.costly += node.prim.name in COSTLY
+        if self.evaluations > self.budget or self.costly > self.costly_budget:
             raise Refused(f"values would be computed again more than {RECOMPUTE} times")
         if self.trial and node.prim.kind is Kind.MAP and node.inputs and value.type.name in FLOATS:
             # which elements are read is all a trial asks, and no index depends on what is made of floats
@@ -159,11 +168,11 @@ class _Lowering:
 
     def probe(self, value: Value, index: tuple[Expr, ...]) -> set[Expr]:
         """Return the flat positions at which ``value`` reads results of reductions; nothing is kept of the attempt."""
-        kept = self.reads, self.memo, self.evaluations
+        kept = self.reads, self.memo, self.evaluations, self.costly
         self.reads, self.memo = {}, {}
         self.at(value, index)
         found = {flat for flats in self.reads.values() for flat in flats}
-        self.reads, self.memo, self.evaluations = kept
+        self.reads, self.memo, self.evaluations, self.costly = kept
         return found
 
 
