@@ -39,12 +39,13 @@ NARROW_FLOATS: Final = frozenset({"f16", "bf16"})
 
 
 def as_dtype(dtype: Any, where: str = "") -> np.dtype[Any]:
-    """Turn anything NumPy takes for a dtype, or a short name, into one of ``DTYPES``.
+    """Turn anything NumPy takes for a dtype, or a short name that means nothing to NumPy, into one of ``DTYPES``.
 
     Raises:
         UnsupportedDtype: for a dtype outside of the table (complex, strings, objects, long double).
     """
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else None
+    # NumPy spells int64 i8 and uint64 u8: what a user writes has NumPy's meaning where it has one
+    found = DTYPES.get(dtype) if isinstance(dtype, str) and dtype not in ("i8", "u8") else None
     if found is None:
         try:
             found = np.dtype(dtype).newbyteorder("=")

@@ -81,6 +81,10 @@ class NotDifferentiable(KernelforgeError, TypeError):
     template = "{op} has no derivative: {reason}"
 
 
+class RepeatedArgnums(KernelforgeError, ValueError):
+    template = "{what}: argnums={found} names an argument twice; name each one once"
+
+
 class ArgnumsOutOfRange(KernelforgeError, TypeError):
     template = "{what}: argnums names argument {found}, but the function was called with {count} positional arguments"
 

@@ -240,6 +240,8 @@ class Tracer(_Inplace):
         """Write what a ufunc makes of the elements at ``key`` and ``value``, each in turn: ``np.add.at``."""
         self._check()
         self._require_own()
+        if op == "subtract":
+            value = -value if isinstance(value, Tracer) else np.negative(value)
         self._replace(to_sym(FUNCTIONS["at"](self, key, value, indexing.mode_of(op))))
 
     def _write_result(self, name: str, other: Any) -> Any:

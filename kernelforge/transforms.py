@@ -14,7 +14,7 @@ from typing import Any
 import optree
 
 from kernelforge.dtypes import is_float
-from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, NotFloat, NotScalar
+from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, NotFloat, NotScalar, RepeatedArgnums
 from kernelforge.functions import Flat, flat, freeze, matched, name_of, result, run, trace_at
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
@@ -29,7 +29,10 @@ def _argnums(what: str, argnums: Argnums, count: int) -> tuple[int, ...]:
     for n in nums:
         if not -count <= n < count:
             raise ArgnumsOutOfRange(what=what, found=n, count=count)
-    return tuple(n % count for n in nums)
+    chosen = tuple(n % count for n in nums)
+    if len(set(chosen)) < len(chosen):
+        raise RepeatedArgnums(what=what, found=nums)
+    return chosen
 
 
 def _require_floats(what: str, args: Flat, names: Sequence[str]) -> None:

@@ -520,3 +520,26 @@ def test_namespace() -> None:
     same(kf.numpy.linalg.norm(kf.asarray(V)), np.linalg.norm(V))
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = kf.numpy.no_such_thing
+
+
+def test_sigmoid_is_stable_with_its_derivative() -> None:
+    x = np.array([-100, -3, 0, 3, 100], np.float32)
+    exact = 1 / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(kf.jit(kf.numpy.sigmoid)(x), exact, rtol=1e-6, atol=1e-44)
+    slope = kf.grad(lambda x: kf.numpy.sigmoid(x).sum())(x)
+    np.testing.assert_allclose(slope, exact * (1 - exact), rtol=1e-5, atol=1e-43)
+
+
+def test_dtype_strings_mean_what_numpy_says() -> None:
+    assert kf.jit(lambda x: x.astype("i8"))(np.array([300.0])).dtype == np.int64
+    assert kf.asarray([1], dtype="u8").dtype == np.uint64
+    assert kf.asarray([1], dtype="f32").dtype == np.float32
+
+
+def test_subtract_at() -> None:
+    def fn(x):  # type: ignore[no-untyped-def]
+        y = x.copy()
+        np.subtract.at(y, np.array([0, 0]), 1.0)
+        return y
+
+    np.testing.assert_array_equal(kf.jit(fn)(np.ones(2)), fn(np.ones(2)))

@@ -335,3 +335,8 @@ def test_refusals_are_type_errors_that_say_what_to_do(call: Any, error: type[Exc
     with pytest.raises(error, match=text) as raised:
         call()
     assert isinstance(raised.value, TypeError)
+
+
+def test_an_argument_is_named_once() -> None:
+    with pytest.raises(errors.RepeatedArgnums, match=r"grad: argnums=\(0, 0\) names an argument twice"):
+        kf.grad(lambda a, b: (a * b).sum(), argnums=(0, 0))(np.ones(2), np.ones(2))

@@ -103,22 +103,28 @@ def _others(x: Sym, drop: tuple[int, ...]) -> Sym:
     return made.transpose(tuple(sorted(range(x.ndim), key=order.__getitem__)))
 
 
-def _extremum(
-    beyond: str,
-) -> tuple[Callable[[Sym, Sym, Sym, tuple[int, ...]], Sym], Callable[[Sym, Sym, Sym, tuple[int, ...]], Sym]]:
-    """Make the derivatives of max (``beyond`` is ``less``) or min (``greater``): ties share evenly.
+def _extremum() -> tuple[
+    Callable[[Sym, Sym, Sym, tuple[int, ...]], Sym], Callable[[Sym, Sym, Sym, tuple[int, ...]], Sym]
+]:
+    """Make the derivatives of max and min: ties share evenly.
 
-    Where the extremum is NaN no element equals it: the number of ties is 0, and the derivative rightly not finite.
+    Where the extremum is NaN, the elements that are NaN share.
     """
 
     def ties(x: Sym, y: Sym, drop: tuple[int, ...]) -> Sym:
-        return x.eq(_spread(y, x, drop)).astype(x.dtype).sum(drop)
+        wide = _spread(y, x, drop)
+        return x.eq(wide) | (apply("isnan", x) & apply("isnan", wide))
+
+    def share(tied: Sym, like: Sym, drop: tuple[int, ...]) -> Sym:
+        return like / tied.astype(like.dtype).sum(drop)
 
     def vjp(ct: Sym, x: Sym, y: Sym, drop: tuple[int, ...]) -> Sym:
-        return where(apply(beyond, x, _spread(y, x, drop)), 0.0, _spread(ct / ties(x, y, drop), x, drop))
+        tied = ties(x, y, drop)
+        return where(tied, _spread(share(tied, ct, drop), x, drop), 0.0)
 
     def jvp(t: Sym, x: Sym, y: Sym, drop: tuple[int, ...]) -> Sym:
-        return where(apply(beyond, x, _spread(y, x, drop)), 0.0, t).sum(drop) / ties(x, y, drop)
+        tied = ties(x, y, drop)
+        return share(tied, where(tied, t, 0.0).sum(drop), drop)
 
     return vjp, jvp
 
@@ -149,7 +155,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "The largest element over axes, NaN if there is one; of bool, whether any holds.",
         "max",
         np.maximum,
-        *_extremum("less"),
+        *_extremum(),
         ALL,
         0.0,
     ),
@@ -158,7 +164,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "The least element over axes, NaN if there is one; of bool, whether all hold.",
         "min",
         np.minimum,
-        *_extremum("greater"),
+        *_extremum(),
         ALL,
         0.0,
     ),

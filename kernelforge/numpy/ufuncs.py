@@ -14,7 +14,7 @@ import numpy as np
 
 from kernelforge.dtypes import BFLOAT16, INTEGERS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line, weakened
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line, weakened
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import OPERATORS
 from kernelforge.numpy.dispatch import F, Fn, array_function
@@ -325,7 +325,11 @@ def erfc(x: Operand, /) -> Sym:
 @elementwise("x")
 def sigmoid(x: Operand, /) -> Sym:
     """The logistic function 1 / (1 + exp(-x))."""
-    return 1 / (ufunc("exp", -floating(x)) + 1)
+    x = floating(x)
+    positive = x >= 0
+    # exp of what is not positive: neither it nor its derivative overflows
+    small = ufunc("exp", apply("where", positive, -x, x))
+    return apply("where", positive, full(1.0, small), small) / (small + 1)
 
 
 @elementwise("condition", "x", "y")
