@@ -164,3 +164,9 @@ def _flat(tree: Any) -> list[np.ndarray]:
     import optree
 
     return [np.asarray(x) for x in optree.tree_leaves(tree)]
+
+
+@pytest.mark.parametrize("n", [1 << 20, (1 << 20) + 1, (1 << 21) + 3])
+def test_long_sums_are_accurate(n: int) -> None:
+    x = np.full(n, 0.1, F32)
+    np.testing.assert_allclose(kf.jit(np.sum)(x), x.astype(np.float64).sum(), rtol=2e-5)

@@ -42,6 +42,10 @@ from kernelforge.ir.types import row_major
 CHUNK = 16384
 """Elements of a map that one grid iteration of a ``vector`` device takes: small beside L2, large beside a launch."""
 
+BLOCK = 1 << 13
+"""Elements of a row that are summed before their sum is added to the total: so the rounding error of a long row grows
+with the number of blocks and not with the number of elements."""
+
 SPREAD = 1 << 14
 """Elements that one worker of a reduction takes at least, when too few rows keep a device busy."""
 
@@ -146,6 +150,7 @@ def _spread(kernel: Kernel, limits: Limits) -> Kernel:
         if units >= workers or rows * width < 2 * SPREAD:
             continue
         share = max(-(-width // (4 * workers)), SPREAD // max(rows, 1), 16)
+        share = -(-share // BLOCK) * BLOCK if share > BLOCK else share
         if share < width:
             kernel = spread(kernel, nest, {s.var.name: share for s in found if (s.static or 0) > share}, "_w")
     return kernel
@@ -268,9 +273,19 @@ def _solo(kernel: Kernel) -> Kernel:
 
 def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
     """Reduce along memory: four accumulators of one register each, then fewer, then lane by lane in a fixed tree."""
-    name, n = loop.var.name, loop.static or 0
-    if width == 1 or n < width or any(affine(e.index[0], loop.var) not in (0, 1) for e in loads(loop.body)):
+    name, n = loop.var.name, loop.static
+    most = n if n is not None else (loop.var.bound or 0)
+    if width == 1 or most < width or any(affine(e.index[0], loop.var) not in (0, 1) for e in loads(loop.body)):
         return kernel
+    if most > BLOCK:
+        kernel = split(kernel, name, BLOCK, f"{name}c", name, "cut")
+        for part in (name, f"{name}_t"):
+            for inner in loops(kernel, part)[:1]:
+                kernel = _lane_reduction(kernel, inner, width)
+        return kernel
+    if n is None:
+        kernel = split(kernel, name, width, name, f"{name}v", "cut")
+        return bind(rfactor(kernel, name, f"{name}v", f"{name}_lanes"), f"{name}v", "vector")
     unroll = 4 if n >= 8 * width else 1
     if unroll > 1:
         kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")

@@ -37,8 +37,8 @@ from tests.ir.naive import DEVICES, columns, double, gemm, kernel, softmax
 
 SHAPES = [
     *(gemm(m, n, k) for m, n, k in [(13, 70, 19), (37, 80, 9), (64, 64, 16), (4, 16, 70), (1, 5, 3), (6, 64, 1)]),
-    *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000)]),
-    *(columns(m, n) for m, n in [(30, 200), (5, 64), (7, 10), (3000, 40), (40000, 1), (1, 17)]),
+    *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000), (1, 20000)]),
+    *(columns(m, n) for m, n in [(30, 200), (5, 64), (7, 10), (3000, 40), (40000, 1), (70001, 1), (1, 17)]),
     *(double(n) for n in [1, 5, 100, 40000]),
 ]
 
