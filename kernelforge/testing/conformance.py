@@ -21,7 +21,7 @@ from kernelforge.errors import (
     UnsupportedOnDevice,
 )
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Builder, Sym, apply_many
+from kernelforge.ir.build import Builder, apply_many
 from kernelforge.ir.graph import Graph, Kind, Primitive, Sample
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.kernel import Arg, Const, For, Kernel, Load, Store, Var, i64
