@@ -130,6 +130,7 @@ def test_a_folder_in_place_of_a_file(folder: pathlib.Path) -> None:
         file.mkdir()
     with pytest.warns(RuntimeWarning, match="cannot be written"):
         np.testing.assert_array_equal(run(), expected)
+    assert main(["cache", "clear"]) == 0
 
 
 def _full(*_: Any, **__: Any) -> Any:

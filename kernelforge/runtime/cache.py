@@ -99,4 +99,4 @@ def discard(name: str) -> None:
 def files() -> list[pathlib.Path]:
     """Return the files of the cache, unfinished ones of killed processes included."""
     where = folder()
-    return sorted(p for p in where.glob("*") if p.suffix in (SUFFIX, ".part")) if where.is_dir() else []
+    return sorted(p for p in where.glob("*") if p.suffix in {SUFFIX, ".part"} and p.is_file())
