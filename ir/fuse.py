@@ -303,12 +303,15 @@ class _Fuser:
             for value in item.node.inputs:
                 for source in self._sources(value):
                     readers.setdefault(source, {})[item] = None
+        tried: set[tuple[_Group, _Group]] = set()
         for items in readers.values():
             for a in items:
                 for b in items:
                     first, second = a.group, b.group
-                    if a.order >= b.order or first is second or not _alike(first, second):
+                    key = (first, second)
+                    if a.order >= b.order or first is second or key in tried or not _alike(first, second):
                         continue
+                    tried.add(key)
                     if not _reaches(first.next(), second) and not _reaches(second.next(), first):
                         self.join(first, second)
 

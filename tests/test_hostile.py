@@ -122,6 +122,14 @@ def test_many_axes(device: str) -> None:
     same(lambda x: ((x + x.T).sum(0), x.max((1, 3, 5))), RNG.standard_normal((2,) * 8))
 
 
+def test_more_arrays_than_a_kernel_takes() -> None:
+    xs = [np.full(3, float(k)) for k in range(530)]
+    np.testing.assert_array_equal(kf.jit(lambda *xs: sum(xs))(*xs), sum(xs))
+    scale = kf.jit(lambda x: [x * k for k in range(530)])
+    np.testing.assert_array_equal(scale(xs[1]), [xs[1] * k for k in range(530)])
+    assert len(scale.lower(xs[1]).kernels) == 2
+
+
 MISFITS: dict[str, tuple[Callable[..., Any], tuple[int, ...], tuple[int, ...]]] = {
     "add": (lambda x, y: x + y, (3,), (4,)),
     "where": (lambda x, y: np.where(x > 0, x, y), (3, 2), (3,)),
