@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from tests.programs import PROGRAMS, TRAINING, Program
 DEVICES = list(kf.devices())
 GRADIENT_DEVICES = [d for d in DEVICES if d == "cpu" or d.startswith("opencl")][:2]
 TOLERANCE = {np.float64: 1e-11, np.float32: 2e-5}
-COMPILE_SECONDS = 2.0
-"""The most processor time that compiling a program may take."""
 
 programs = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 everything = pytest.mark.parametrize("program", [*PROGRAMS, *TRAINING], ids=lambda p: p.name)
@@ -106,10 +103,8 @@ def test_gradients(program: Program, device: str) -> None:
 
 @everything
 def test_text_and_kernels(program: Program) -> None:
-    """What it is compiled to reads back from its text, in few kernels and little time."""
-    start = time.process_time()
+    """What it is compiled to reads back from its text, in few kernels."""
     lowered = kf.jit(program.fn, static_argnames=program.static).lower(*program.args)
-    assert time.process_time() - start < COMPILE_SECONDS
     for kernel in lowered.kernels:
         assert parse_kernel(print_kernel(kernel.ir)) == kernel.ir
     text = print_graph(lowered.graph)

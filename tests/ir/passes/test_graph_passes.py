@@ -125,7 +125,7 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
     (lambda x: apply("barrier", x), [F], "barrier(x)"),
     (lambda x: x.astype("f64").astype("f32"), [F], "x"),
     (lambda x: x.astype("f16").astype("f32"), [F], "f32(f16(x))"),
-    (lambda x: x.astype("i8").astype("i32").astype("i64"), [N], "i64(i8(x))"),
+    (lambda x: x.astype(np.int8).astype("i32").astype("i64"), [N], "i64(i8(x))"),
     (lambda x: apply("bitcast", apply("bitcast", x, dtype="i32"), dtype="f32"), [F], "x"),
     (lambda x: x.transpose((1, 0)).transpose((1, 0)), [F], "x"),
     (lambda x: x.transpose((1, 0)), ["f32:1x4"], "reshape(x)"),
