@@ -396,6 +396,9 @@ _PACKAGE = tuple(
 """The folders of this package's files, spelled with and without the links in ``kernelforge/``."""
 
 
+_NUMPY = os.path.join(os.path.dirname(np.__file__), "")
+
+
 def in_package(file: str) -> bool:
     """Whether ``file`` is one of this package's."""
     return file.startswith(_PACKAGE)
@@ -406,7 +409,8 @@ def user_line() -> Loc | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not in_package(name) and "optree" not in name and "contextlib" not in name and name[0] != "<":
+        library = name.startswith(_NUMPY) or "optree" in name or "contextlib" in name or name[0] == "<"
+        if not library and not in_package(name):
             return Loc(name, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back
     return None

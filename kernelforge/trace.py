@@ -163,6 +163,9 @@ class Tracer(_Inplace):
     def __index__(self) -> int:
         return self._number("an index, a shape or range()").__index__()
 
+    def __format__(self, spec: str) -> str:
+        return format(self._number("a format").item(), spec) if spec else repr(self)
+
     def item(self, *index: int) -> Any:
         return self._number("item()").item(*index)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from typing import Any
@@ -58,6 +59,21 @@ def compare(program: Program, dtype: Any, device: str) -> None:
         np.testing.assert_allclose(got, w, rtol=tolerance, atol=tolerance * scale)
 
 
+@everything
+def test_text_and_kernels(program: Program) -> None:
+    """What it is compiled to reads back from its text, in few kernels.
+
+    It stands before the tests that leave compiled kernels in the cache.
+    """
+    lowered = kf.jit(program.fn, static_argnames=program.static).lower(*program.args)
+    for kernel in lowered.kernels:
+        assert parse_kernel(print_kernel(kernel.ir)) == kernel.ir
+    text = print_graph(lowered.graph)
+    assert print_graph(parse_graph(text)) == text
+    if program.kernels is not None:
+        assert len(lowered.kernels) == program.kernels
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @everything
 def test_float64(program: Program, device: str) -> None:
@@ -101,16 +117,39 @@ def test_gradients(program: Program, device: str) -> None:
         assert (g * direction).sum() == pytest.approx(slope, rel=2e-5, abs=2e-5)
 
 
-@everything
-def test_text_and_kernels(program: Program) -> None:
-    """What it is compiled to reads back from its text, in few kernels."""
-    lowered = kf.jit(program.fn, static_argnames=program.static).lower(*program.args)
-    for kernel in lowered.kernels:
-        assert parse_kernel(print_kernel(kernel.ir)) == kernel.ir
-    text = print_graph(lowered.graph)
-    assert print_graph(parse_graph(text)) == text
-    if program.kernels is not None:
-        assert len(lowered.kernels) == program.kernels
+@pytest.mark.parametrize("device", DEVICES)
+def test_updates(device: str) -> None:
+    """``x.at`` is no NumPy: what it stands for is."""
+    x, i, v = np.arange(12.0).reshape(4, 3), np.array([1, 3, 1]), np.ones((3, 3))
+
+    def fn(x: Any, i: Any, v: Any) -> Any:
+        return x.at[i].add(v).at[0].set(7).at[:, ::2].multiply(2).at[2, 1].min(-1.0)
+
+    want = x.copy()
+    np.add.at(want, i, v)
+    want[0] = 7
+    want[:, ::2] *= 2
+    want[2, 1] = -1
+    with kf.default_device(device):
+        np.testing.assert_array_equal(np.asarray(kf.jit(fn)(x, i, v)), want)
+        dx, dv = kf.jit(kf.grad(lambda x, v: fn(x, i, v).sum(), argnums=(0, 1)))(x, v)
+    np.testing.assert_array_equal(np.asarray(dx), [[0, 0, 0], [2, 1, 2], [2, 0, 2], [2, 1, 2]])
+    np.testing.assert_array_equal(np.asarray(dv), [[2, 1, 2]] * 3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_closures_static_and_default_arguments(device: str) -> None:
+    scale = np.linspace(1, 2, 5)
+
+    @kf.jit(static_argnames=("how", "power"))
+    def fn(x: Any, *, how: str = "sum", power: int = 2, shift: float = 0.5) -> Any:
+        y = (x * scale + shift) ** power
+        return {"sum": y.sum, "max": y.max}[how]()
+
+    x = np.linspace(-1, 1, 5)
+    with kf.default_device(device):
+        for kwargs in ({}, {"how": "max"}, {"power": 3, "shift": -1.0}, {"shift": 2.0}):
+            assert float(fn(x, **kwargs)) == pytest.approx(float(fn.__wrapped__(x, **kwargs)), rel=1e-12)
 
 
 SIMULATED = ["wave", "embedding", "layer_norm", "hash32"]
@@ -131,7 +170,7 @@ def test_cuda_simulator() -> None:
     pytest.importorskip("numba.cuda")
     done = subprocess.run(
         [sys.executable, "-c", CUDA.format(names=SIMULATED)],
-        env={**__import__("os").environ, "NUMBA_ENABLE_CUDASIM": "1"},
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -180,9 +180,14 @@ class TestRefusals:
             r"item\(\)": lambda x: x.item(),
             r"tolist\(\)": lambda x: x.tolist(),
             r"complex\(\)": complex,
+            "a format": lambda x: f"{x:.2f}",
         }.items():
             refused(errors.TracedNumber, f"{what}.* needs the value of a traced array", fn, 1.0)
         refused(errors.TracedNumber, "np.sqrt in place of math.sqrt", math.sqrt, 2.0)
+
+    def test_lines_are_the_users(self) -> None:
+        """Also where NumPy's own Python stands between."""
+        refused(errors.TracedArray, "test_trace.py", lambda x: np.vectorize(lambda v: v + 1)(x), X)
 
     def test_arrays(self) -> None:
         def into_numpy(x: Any) -> Any:

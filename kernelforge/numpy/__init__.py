@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from kernelforge.methods import FUNCTIONS
-from kernelforge.numpy import creation, joins, products, reductions, selection, shapes, ufuncs
+from kernelforge.numpy import creation, joins, products, reductions, search, selection, shapes, ufuncs
 
 for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES | joins.ALIASES).items():
     FUNCTIONS[_alias] = FUNCTIONS[_name]
@@ -42,4 +42,4 @@ def __dir__() -> list[str]:
     return sorted({*FUNCTIONS, *_NUMPYS_OWN, "bfloat16", "linalg"})
 
 
-__all__ = ["creation", "joins", "products", "reductions", "selection", "shapes", "ufuncs"]
+__all__ = ["creation", "joins", "products", "reductions", "search", "selection", "shapes", "ufuncs"]

@@ -252,6 +252,15 @@ def extremes(x):
     return i, j, np.take_along_axis(x, i[None], axis=0), x.ravel()[j], np.any(x > 2), np.all(x > -9, axis=1), x.min()
 
 
+def lookup(x, knots, values):
+    """Interpolation, bins and their counts."""
+    bins = np.searchsorted(knots, x, side="right")
+    counts = np.zeros(knots.shape[0] + 1, np.int64)
+    np.add.at(counts, bins, 1)
+    level = np.select([x < 0.3, x < 0.6], [x**2, -x], default=1.0)
+    return np.interp(x, knots, values), bins, counts, level
+
+
 class Line(NamedTuple):
     slope: object
     offset: object
@@ -364,6 +373,7 @@ ARRAYS = [
     Program(fancy, (normal(6, 6), integers(6, 4), integers(6, 3, dtype=np.int32)), wrt=(0,)),
     Program(scatter, (normal(7, 3), integers(7, 5), normal(5, 3)), wrt=(0, 2)),
     Program(extremes, (normal(6, 5),), wrt=(0,)),
+    Program(lookup, (uniform(9), np.linspace(0.1, 0.9, 6), normal(6)), wrt=(0, 2)),
     Program(least_squares, ({"x": normal(9), "y": normal(9, seed=1)},)),
     Program(polynomial, (normal(9), 4), wrt=(0,), kernels=1, static=("degree",)),
     Program(chebyshev, (normal(9),), wrt=(0,), kernels=1),
