@@ -236,29 +236,6 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         (M,),
     ),
     "broadcast": (lambda x, v: (np.broadcast_to(v, (2, 5)), np.broadcast_arrays(x, v)), (M, V)),
-    "select": (
-        lambda x, v: (
-            np.select([x < -1, x < 0, x < 1], [x, 2, x * x], 5),
-            np.select([v > 0], [1], default=0),
-            np.append(x, x, 0),
-            np.append(x, v),
-        ),
-        (M, V),
-    ),
-    "search": (
-        lambda v, a, n: (
-            np.searchsorted(a, v),
-            np.searchsorted(a, v, side="right"),
-            np.searchsorted(n, n),
-            np.searchsorted(n, n, "right"),
-            np.searchsorted(a, 0.25),
-            np.interp(v, a, a * a),
-            np.interp(n, a, a * a, left=-1.0, right=2),
-            np.interp(v, a[:1], a[:1]),
-            np.interp(a, a, a),
-        ),
-        (3 * V, np.sort(V), np.array([-np.inf, 0.0, 0.0, np.inf, np.nan, np.nan])),
-    ),
     "join": (
         lambda x, i: (
             np.concatenate([x, i]),
