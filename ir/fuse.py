@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.lower import REDUCTIONS, Part, Refused, buffers_of
+from kernelforge.ir.lower import COSTLY, REDUCTIONS, Part, Refused, buffers_of
 
 WIDE_ROW = 1 << 16
 FEW_ROWS = 8
@@ -21,11 +21,7 @@ FEW_ROWS = 8
 FREE_NODES = 48
 """A value made of so many nodes from constants, counters and scalars alone is computed again by each reader."""
 
-EXPENSIVE = frozenset({
-    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh",
-    "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "erf", "erfc", "cbrt", "power", "arctan2", "logaddexp", "hypot",
-    "divide", "sqrt", "fmod", "remainder", "floor_divide", "random_bits",
-})  # fmt: skip
+EXPENSIVE = COSTLY | {"cbrt", "hypot", "divide", "sqrt", "fmod", "remainder", "floor_divide", "random_bits"}
 """Not worth repeating for each use of an element in a contraction."""
 
 
