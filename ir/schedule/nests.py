@@ -1,0 +1,86 @@
+"""What the recipes ask of a nest, and binding its outer loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from kernelforge.ir.index import affine
+from kernelforge.ir.kernel import For, Kernel, Load, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.schedule.limits import Limits
+
+
+def perfect(nest: For) -> tuple[list[For], tuple[Stmt, ...]]:
+    """Return the parallel loops that stand directly in each other, outermost first, and what the last one holds."""
+    found = [nest]
+    while len(found[-1].body) == 1 and isinstance(found[-1].body[0], For) and found[-1].body[0].kind == "parallel":
+        found.append(found[-1].body[0])
+    return found, found[-1].body
+
+
+def size(loops_: Sequence[For]) -> int:
+    return math.prod(p.static or 1 for p in loops_)
+
+
+def loads(body: Sequence[Stmt]) -> list[Load]:
+    """Return the distinct Loads of flat buffers below."""
+    found = {
+        e: None for s in stmts(body) for r in exprs(s) for e in walk(r) if isinstance(e, Load) and len(e.index) == 1
+    }
+    return list(found)
+
+
+def lanes(body: Sequence[Stmt], limits: Limits) -> int:
+    """Return how many elements of the widest dtype that is touched fill a SIMD register, 16 at most."""
+    widths = [1]
+    for s in stmts(body):
+        for r in exprs(s):
+            widths += [int(e.dtype.strip("bfiu")) // 8 for e in walk(r) if e.dtype != "bool" and isinstance(e, Load)]
+        if isinstance(s, Store) and s.value.dtype != "bool":
+            widths.append(int(s.value.dtype.strip("bfiu")) // 8)
+    return max(1, min(16, limits.vector_bytes // max(widths)))
+
+
+def reduction_loops(body: Sequence[Stmt]) -> list[For]:
+    """Return the innermost serial loops of a nest, those that combine."""
+    return [
+        s
+        for s in stmts(body)
+        if isinstance(s, For) and s.kind == "serial" and all(isinstance(t, Store) for t in s.body)
+    ]
+
+
+def rowwise(body: Sequence[Stmt], last: For) -> bool:
+    """Whether the reductions walk memory element by element, rather than the parallel axis ``last`` does."""
+    votes = 0
+    for loop in reduction_loops(body):
+        for load in loads((loop,)):
+            votes += affine(load.index[0], loop.var) == 1
+            votes -= affine(load.index[0], last.var) == 1
+    return votes >= 0
+
+
+def unit(loop: For) -> bool:
+    """Whether most of what a loop touches lies side by side for consecutive iterations."""
+    steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
+    stored = [affine(s.index[0], loop.var) for s in stmts(loop.body) if isinstance(s, Store) and len(s.index) == 1]
+    return all(c == 1 for c in stored) and 2 * sum(c in (0, 1) for c in steps) >= len(steps)
+
+
+def grid(kernel: Kernel, allowed: Sequence[str], enough: int) -> Kernel:
+    """Bind the outermost loops of each nest until there are ``enough`` iterations; the others stay with the thread.
+
+    Only loops named in ``allowed``, and the outermost one in any case, as long as they stand directly in each other.
+    """
+
+    def bound(loop: For, total: int) -> For:
+        total *= loop.static or 1
+        body = loop.body
+        inner = body[0] if len(body) == 1 else None
+        if total < enough and isinstance(inner, For) and inner.kind == "parallel" and inner.var.name in allowed:
+            body = (bound(inner, total),)
+        return dataclasses.replace(loop, kind="grid", body=body)
+
+    made = [bound(s, 1) if isinstance(s, For) and s.kind == "parallel" else s for s in kernel.body]
+    return dataclasses.replace(kernel, body=tuple(made))
