@@ -62,7 +62,7 @@ def vjp(graph: Graph, inputs: Sequence[Sym], wrt: Sequence[int]) -> tuple[list[S
             rule = node.prim.vjp
             if isinstance(rule, str):
                 raise NotDifferentiable(op=node.prim.name, reason=rule, loc=node.loc)
-            with builder().at(node.loc):
+            with builder().at(node.loc and node.loc.pulled_back()):
                 # only opaque primitives have several outputs, and their rules take None among the cotangents
                 pulled = rule(
                     cts,  # type: ignore[arg-type]

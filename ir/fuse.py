@@ -43,10 +43,10 @@ class Region:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decision:
-    """Why two neighbours share a kernel or do not."""
+    """Why two neighbours share a kernel or do not; each is named by a value that it makes."""
 
-    producer: str
-    consumer: str
+    producer: Value
+    consumer: Value
     fused: bool
     reason: str
 
@@ -77,9 +77,6 @@ class _Item:
     def kind(self) -> Kind:
         """A view of several values chooses among them, so it counts as a map."""
         return self.node.prim.kind if self.node and self.node.prim.kind is not Kind.VIEW else Kind.MAP
-
-    def __str__(self) -> str:
-        return f"{self.node.prim.name} {self.outputs[0]}" if self.node else f"copy {self.outputs[0]}"
 
 
 class _Group:
@@ -279,7 +276,7 @@ class _Fuser:
                         continue
                     tried.add(key)
                     reason = self._try(before, item)
-                    self.decisions.append(Decision(str(before.items[-1]), str(item), not reason, reason))
+                    self.decisions.append(Decision(before.items[-1].outputs[0], item.outputs[0], not reason, reason))
                     if not reason:
                         progress = True
                         break

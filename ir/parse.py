@@ -55,7 +55,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf|nan)(bf16|[fiu]\d+)?")
-_LOC = re.compile(r"# (.*):(\d+) in (.*)")
+_LOC = re.compile(r"# (.*):(\d+) in (.*?)((?:, adjoint)*)")
 _SYMBOL = {symbol: (name, binds) for name, (symbol, binds) in INFIX.items()}
 _COMBINE = {text: name for name, text in COMBINING.items()}
 
@@ -357,7 +357,7 @@ class _GraphParser(_Reader):
         loc = None
         if self.kind == "comment":
             found = _LOC.fullmatch(self.next())
-            loc = Loc(found[1], int(found[2]), found[3]) if found else None
+            loc = Loc(found[1], int(found[2]), found[3], found[4].count(",")) if found else None
         return Node(prim, inputs, MappingProxyType(params), tuple(outputs), loc)
 
     def named(self) -> tuple[str, Any]:

@@ -31,7 +31,8 @@ def explain(plan: Plan, sources: bool = True) -> str:
     apart = [d for d in plan.fusion.decisions if not d.fused]
     if apart:
         lines.append("Not fused:")
-        lines += [f"  {d.producer} -> {d.consumer}: {d.reason}" for d in apart]
+        made = {v: n.prim.name for n in plan.graph.nodes for v in n.outputs}
+        lines += [f"  {made[d.producer]} -> {made.get(d.consumer, 'copy')}: {d.reason}" for d in apart]
         lines.append("")
     lines += ["Graph:", print_graph(plan.graph)]
     return "\n".join(lines)

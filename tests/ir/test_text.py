@@ -252,7 +252,7 @@ GRAPH = """graph (%0: f32[2,3], %1: f32[3], %2: ~f64[]) {
   const %4: bool[3] = [True, False, True]
   const %5: f32[0,4] = []
   %6: f32[3] = multiply(%1, %1)  # /home/a b/model #1.py:12 in <lambda>
-  %7: f32[3] = tanh(%6)
+  %7: f32[3] = tanh(%6)  # model.py:3 in f, g, adjoint, adjoint
   %8: ~f64[] = full() {value=-inf, shape=(), dtype='f64'}
   return %7, %0
 }"""
@@ -262,6 +262,7 @@ def test_graph_text() -> None:
     graph = parse_graph(GRAPH)
     assert print_graph(graph) == GRAPH
     assert graph.nodes[0].loc == Loc("/home/a b/model #1.py", 12, "<lambda>")
+    assert next(n.loc for n in graph.nodes if n.prim.name == "tanh") == Loc("model.py", 3, "f, g", 2)
     assert graph.nodes[1].inputs[0] is graph.nodes[0].output
     assert graph.inputs[2].type.weak
     assert graph.consts[2][1].shape == (0, 4)
