@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kernelforge.ir.kernel import For, Kernel, Var, i64
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import grid, size, unit
-from kernelforge.ir.schedule.steps import bind, split
+from kernelforge.ir.schedule.steps import bind, loops, split
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 
 CHUNK = 16384
@@ -45,9 +45,14 @@ def in_lanes(kernel: Kernel, loop: For, width: int) -> Kernel:
     return bind(kernel, f"{name}v", "vector")
 
 
-def group_map(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
-    """One work-item an element."""
+def group_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
+    """One work-item an element, or as many side by side as one wide load takes."""
     kernel, name = flat(kernel, parallel, "f")
+    if width > 1:
+        # only split does the fused loop show what lies side by side
+        wide = split(kernel, name, width, name, f"{name}v", "part")
+        if any(unit(loop) for loop in loops(wide, f"{name}v")):
+            kernel = bind(wide, f"{name}v", "vector")
     count = min(limits.group, 256)
     kernel = split(kernel, name, count, f"{name}g", f"{name}t", "guard")
     return bind(bind(kernel, f"{name}g", "grid"), f"{name}t", "group")

@@ -161,9 +161,11 @@ def group(kernel: Kernel, limits: Limits) -> Kernel:
     parallel, body = perfect(nest)
     if contraction.is_product(parallel, body):
         return contraction.group(kernel, parallel, limits)
+    simple = all(isinstance(s, Store | Let) for s in body)
     reductions = [s for s in body if isinstance(s, For) and s.kind == "serial"]
     running = any(isinstance(t, Store) and not t.op for s in reductions for t in s.body)
     rows = bool(reductions) and any(isinstance(s, Alloc) for s in body) and not running
     if not rows or (not rowwise(body, parallel[-1]) and size(parallel) >= limits.group):
-        return group_map(kernel, parallel, limits)
-    return group_row(kernel, parallel, body, limits)
+        # a register or a loop of its own is an element's, and stays so
+        return group_map(kernel, parallel, limits, lanes(body, limits) if simple else 1)
+    return group_row(kernel, parallel, body, limits, lanes(body, limits))

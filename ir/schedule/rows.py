@@ -9,7 +9,7 @@ from kernelforge.ir.index import affine
 from kernelforge.ir.kernel import Alloc, For, If, Kernel, Stmt, Store, Var, i64, stmts
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
-from kernelforge.ir.schedule.nests import grid, loads
+from kernelforge.ir.schedule.nests import grid, loads, unit
 from kernelforge.ir.schedule.steps import bind, loops, reorder, rfactor, split, tree
 
 BLOCK = 1 << 13
@@ -59,27 +59,28 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
     return bind(kernel, f"{name}v", "vector") if unroll > 1 else kernel
 
 
-def group_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], limits: Limits) -> Kernel:
-    """One work-group a row: work-items take every ``count``-th element, then fold by halves in local memory."""
-    widest = max((s.static or 1 for s in body if isinstance(s, For)), default=1)
+def group_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], limits: Limits, width: int) -> Kernel:
+    """One work-group a row: work-items take every ``count``-th element, or as many side by side as one wide load takes;
+    then they fold by halves in local memory.
+    """
+    walks = {s.var.name: [t for t in stmts((s,)) if isinstance(t, For)] for s in body if isinstance(s, For)}
+    widths = {name: width if (w[-1].static or 1) % width == 0 and unit(w[-1]) else 1 for name, w in walks.items()}
+    widest = max((-(-(w[0].static or 1) // widths[name]) for name, w in walks.items()), default=1)
     count = 1 << max(0, min(limits.group, 256, widest).bit_length() - 1)
-    for stmt in body:
-        if not isinstance(stmt, For):
-            continue
-        inner = [s for s in stmts((stmt,)) if isinstance(s, For)]
-        name = inner[-1].var.name
+    for first, walk in walks.items():
+        name = walk[-1].var.name
+        if widths[first] > 1:
+            kernel = split(kernel, name, widths[first], name, f"{name}v", "exact")
         kernel = split(kernel, name, count, f"{name}o", f"{name}t", "guard")
-        if stmt.kind == "serial":
-            kernel = rfactor(kernel, inner[0].var.name if len(inner) > 1 else f"{name}o", f"{name}t", f"{name}_items")
+        path = [*(s.var.name for s in walk[:-1]), f"{name}o"]
+        if walk[0].kind == "serial":
+            kernel = rfactor(kernel, path[0], f"{name}t", f"{name}_items")
             kernel = tree(kernel, f"{name}t", f"{name}_local")
-            path = [*(s.var.name for s in inner[:-1]), f"{name}o"]
-            for outer in reversed(path):
-                kernel = reorder(kernel, outer, f"{name}t")
-        else:
-            path = [*(s.var.name for s in inner[:-1]), f"{name}o"]
-            for outer in reversed(path):
-                kernel = reorder(kernel, outer, f"{name}t")
+        for outer in reversed(path):
+            kernel = reorder(kernel, outer, f"{name}t")
         kernel = bind(kernel, f"{name}t", "group")
+        if widths[first] > 1:
+            kernel = bind(kernel, f"{name}v", "vector")
     kernel = _single_item(kernel, {s.buffer for s in body if isinstance(s, Alloc)})
     return grid(kernel, [p.var.name for p in parallel], 1 << 62)
 

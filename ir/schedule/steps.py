@@ -38,7 +38,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.lower import identity
 
-Tail = Literal["exact", "guard", "clip", "cut"]
+Tail = Literal["exact", "guard", "clip", "cut", "part"]
 
 
 def loops(kernel: Kernel, name: str) -> list[For]:
@@ -91,7 +91,8 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
     """Make two nested loops of one: ``name = outer * factor + inner``. Always legal: the order stays.
 
     ``tail`` says what becomes of an extent that is no multiple: ``exact`` refuses it, ``guard`` tests inside, ``clip``
-    shortens the inner loop, ``cut`` adds a loop for the rest, called ``inner`` with ``_t`` appended.
+    shortens the inner loop, ``cut`` adds a loop for the rest, called ``inner`` with ``_t`` appended, and ``part`` puts
+    that loop into the last iteration of the outer one.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -121,9 +122,13 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
         rest = normalize(extent % factor)
         most = bounds(rest)[1]
         t = Var(inner + "_t", "i64", None if most is None else most + 1)
-        last = For(t, rest, loop.kind, _substituted(loop.body, {loop.var: count * factor + t}))
+        last = For(t, rest, loop.kind, _substituted(loop.body, {loop.var: normalize(extent // factor) * factor + t}))
         if n is not None and n < factor:
             return (last,)
+        if tail == "part":
+            full = For(i, i64(factor), loop.kind, body)
+            ends = normalize(o < extent // factor)
+            return (For(o, count, loop.kind, (If(ends, (full,)), If(normalize(~ends), (last,)))),)
         return (For(o, count, loop.kind, (For(i, i64(factor), loop.kind, body),)), last)
 
     return _each(kernel, "split", name, change)

@@ -344,7 +344,16 @@ def test_transfers() -> None:
 
 
 @pytest.mark.parametrize(
-    "made", [naive.softmax(3, 21), naive.gemm(5, 7, 9), naive.columns(6, 10), naive.double(13)], ids=lambda k: k.name
+    "made",
+    [
+        naive.softmax(3, 21),
+        naive.softmax(2, 64),
+        naive.gemm(5, 7, 9),
+        naive.columns(6, 10),
+        naive.double(13),
+        naive.double(64),
+    ],
+    ids=lambda k: k.name,
 )
 def test_recipes(made: Kernel) -> None:
     k = finish(schedule(made, device().limits), device().limits.native)

@@ -64,13 +64,15 @@ def scheduled(made: Kernel) -> Kernel:
     return finish(schedule(made, GPU), GPU.native)
 
 
+WIDE = ("ld.global.v4.f32", "st.global.v4.f32")
 REPRESENTATIVE: dict[str, tuple[Callable[[], Kernel], tuple[str, ...]]] = {
-    "streaming": (streaming, ("ld.global.v4.f32", "st.global.v4.f32")),
+    "streaming": (streaming, WIDE),
     "rows": (lambda: rows(8, 1000, 256), ("bar.sync", "shfl.sync.down", "ld.shared", "st.shared", "ld.global.f32")),
-    "softmax": (lambda: scheduled(naive.softmax(64, 1024)), ("bar.sync", "shfl.sync.down", "ld.global", "st.global")),
+    "softmax": (lambda: scheduled(naive.softmax(64, 1024)), ("bar.sync", "shfl.sync.down", *WIDE)),
     "gemm": (lambda: scheduled(naive.gemm(256, 256, 256)), ("ld.global", "st.global")),
     "columns": (lambda: scheduled(naive.columns(64, 100)), ("ld.global", "st.global")),
-    "map": (lambda: scheduled(naive.double(1000)), ("ld.global", "st.global")),
+    "map": (lambda: scheduled(naive.double(1000)), WIDE),
+    "map with a rest": (lambda: scheduled(naive.double(1003)), (*WIDE, "ld.global.f32", "st.global.f32")),
 }
 
 
@@ -86,6 +88,10 @@ def test_ptx(case: str, offline: Any) -> None:
         report = offline.ptx_report(ptx, "sm_{}{}".format(*cc))
         assert report.spills == 0
         assert 0 < report.registers <= 255
+
+
+def test_rows_that_are_not_aligned_are_scalar(offline: Any) -> None:
+    assert ".v4" not in offline.compile_ptx(scheduled(naive.softmax(4, 1022)))
 
 
 def test_multiplication_and_addition_stay_apart(offline: Any) -> None:

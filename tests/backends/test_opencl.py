@@ -43,6 +43,8 @@ from kernelforge.ir.kernel import (
     op,
     select,
 )
+from kernelforge.ir.passes.finish import finish
+from kernelforge.ir.schedule.recipes import schedule
 from tests.backends.on_opencl import (
     COMPUTED,
     K,
@@ -62,6 +64,7 @@ from tests.backends.on_opencl import (
     over,
 )
 from tests.backends.random_kernels import RandomKernel
+from tests.ir import naive
 
 
 @each_device
@@ -271,6 +274,24 @@ def test_work_groups(device: Any) -> None:
         For(c, i64(2), "serial", (items(8, If(c * 8 + t < 12, (Store("y", (at,), f32("x", at) + f32("total")),))),)),
     )
     check(device, "rows", row)
+
+
+FOR_GPUS = (
+    naive.softmax(3, 128),
+    naive.softmax(2, 31),
+    naive.gemm(9, 10, 11),
+    naive.columns(6, 70),
+    naive.double(1027),
+)
+
+
+@each_device
+@pytest.mark.parametrize("made", FOR_GPUS, ids=lambda k: f"{k.name}-{k.args[-1].size.value}")
+def test_the_schedules_of_a_gpu(made: Kernel, device: Any) -> None:
+    kernel = finish(schedule(made, naive.GPU), frozenset())
+    rng = np.random.default_rng(0)
+    arrays = {a.name: rng.random(a.size.value, np.float32) for a in made.args}  # type: ignore[attr-defined]
+    compare(device, kernel, arrays, rtol=1e-5)
 
 
 @each_device

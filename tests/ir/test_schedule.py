@@ -81,13 +81,28 @@ def test_a_product_is_packed_and_accumulated_in_registers() -> None:
 
 def test_split_tails() -> None:
     k = double(10)
-    for tail in ("guard", "clip", "cut"):
+    for tail in ("guard", "clip", "cut", "part"):
         same(k, steps.split(k, "i", 4, "a", "b", tail))  # type: ignore[arg-type]
     same(k, steps.split(k, "i", 5, "a", "b", "exact"))
     with pytest.raises(IllegalSchedule, match="extent 10 is no multiple of 4"):
         steps.split(k, "i", 4, "a", "b", "exact")
     with pytest.raises(IllegalSchedule, match="there is no such loop"):
         steps.split(k, "z", 4, "a", "b", "exact")
+
+
+def test_a_work_item_of_a_gpu_takes_16_bytes() -> None:
+    for k, wide in ((double(40003), 1), (softmax(2, 64), 3), (softmax(2, 62), 0), (columns(5, 64), 0)):
+        made = schedule(k, DEVICES["gpu"])
+        vectors = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
+        assert [s.static for s in vectors] == [4] * wide
+        verify_kernel(made)
+        same(k, made)
+    turned = Load("x", (Var("j", "i64", 8) * 8 + Var("i", "i64", 8),), "f32")
+    nest = For(
+        Var("j", "i64", 8), i64(8), "parallel", (Store("o", (Var("i", "i64", 8) * 8 + Var("j", "i64", 8),), turned),)
+    )
+    k = kernel("turn", (("x", 64),), 64, For(Var("i", "i64", 8), i64(8), "parallel", (nest,)))
+    assert not any(isinstance(s, For) and s.kind == "vector" for s in stmts(schedule(k, DEVICES["gpu"]).body))
 
 
 def test_bind_needs_independence() -> None:
