@@ -373,6 +373,14 @@ def free_vars(expr: Expr) -> frozenset[Var]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 16)
+def reads(expr: Expr) -> frozenset[str]:
+    """Return the buffers that ``expr`` loads from."""
+    if isinstance(expr, Load):
+        return frozenset((expr.buffer,)).union(*(reads(i) for i in expr.index))
+    return frozenset().union(*map(reads, expr.args)) if isinstance(expr, Op) else frozenset()
+
+
 def affine(expr: Expr, var: Var) -> int | None:
     """Return c where ``expr = c * var + rest`` with ``rest`` free of ``var``; None where it is not of that form."""
     if var not in free_vars(expr):

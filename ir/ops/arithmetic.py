@@ -232,7 +232,8 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "The quotient of floats.",
         numpy=np.divide,
         lower=lambda x, y: x / y,
-        partials=(lambda t, z, x, y: t / y, lambda t, z, x, y: -(t * (z / y))),
+        # the second takes the quotient that the first makes
+        partials=(lambda t, z, x, y: t / y, lambda t, z, x, y: -((t / y) * z)),
         arity=2,
         domain=(0.25, 4.0),
     ),

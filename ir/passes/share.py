@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from kernelforge.ir.index import is_data, is_lazy
+from kernelforge.ir.index import is_data, is_lazy, reads
 from kernelforge.ir.kernel import (
     Const,
     Expr,
@@ -171,7 +171,7 @@ class _Sharing:
             else:
                 out.append(map_exprs(stmt, rewrite))
             changed = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)}
-            for e in [e for e in names if not changed.isdisjoint(_reads(e))]:
+            for e in [e for e in names if not changed.isdisjoint(reads(e))]:
                 del names[e]
         return out
 
@@ -199,14 +199,6 @@ def _leading(stmt: Stmt) -> int:
 def _worth(expr: Expr) -> bool:
     """Whether naming ``expr`` saves work: indices are left whole, for printers to read their steps off."""
     return expr.dtype != "i64" or is_data(expr)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _reads(expr: Expr) -> frozenset[str]:
-    """Return the buffers that ``expr`` loads from."""
-    if isinstance(expr, Load):
-        return frozenset((expr.buffer,)).union(*(_reads(i) for i in expr.index))
-    return frozenset().union(*map(_reads, expr.args)) if isinstance(expr, Op) else frozenset()
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -9,7 +9,8 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.steps import bind, copy_out, fission, fuse, reorder, sink_guard, split, stage, unguard
+from kernelforge.ir.schedule.staging import copy_out, stage
+from kernelforge.ir.schedule.steps import bind, fission, fuse, reorder, sink_guard, split, unguard
 
 PANEL = 22
 """Panels of rows that a thread keeps packed beside the one panel of columns it works with."""

@@ -29,8 +29,9 @@ from kernelforge.ir.kernel import (
 def merge(kernel: Kernel) -> Kernel:
     """Merge sibling loops inside every grid loop.
 
-    Legal for two loops of equal extent and kind when neither touches what the other one writes, and what stands between
-    them can move before the first. The order within each is kept.
+    A loop joins the first one of its extent and kind that it may: neither touches what the other one writes, or both
+    only at the element of their own iteration, and it depends on nothing that stands between them. A parallel loop
+    that joins a serial one becomes serial. What an iteration has stored, the rest of it takes from the expression.
     """
     body = tuple(dataclasses.replace(s, body=_merged(s.body)) if isinstance(s, For) else s for s in kernel.body)
     return dataclasses.replace(kernel, body=body)
@@ -61,19 +62,17 @@ def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
     out: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, For):
-            for k in range(len(out) - 1, -1, -1):
-                first = out[k]
-                if not isinstance(first, For) or (first.extent, first.kind) != (stmt.extent, stmt.kind):
-                    continue
-                between = out[k + 1 :]
-                if _independent((first,), (stmt,)) and _independent((first,), between) and not _lets(between):
-                    replace: dict[Expr, Expr] = {stmt.var: first.var}
-                    memo: dict[Expr, Expr] = {}
-                    added = tuple(map_exprs(s, lambda e: substitute(e, replace, memo)) for s in stmt.body)  # noqa: B023
-                    out[k:] = [*between, dataclasses.replace(first, body=(*first.body, *added))]
-                    break
-            else:
+            place = _place(out, stmt)
+            if place is None:
                 out.append(stmt)
+            else:
+                first = out[place]
+                assert isinstance(first, For)
+                replace: dict[Expr, Expr] = {stmt.var: first.var}
+                memo: dict[Expr, Expr] = {}
+                added = tuple(map_exprs(s, lambda e: substitute(e, replace, memo)) for s in stmt.body)  # noqa: B023
+                kind = first.kind if first.kind == stmt.kind else "serial"
+                out[place] = For(first.var, first.extent, kind, _forwarded((*first.body, *added)))
         elif isinstance(stmt, If) and out and _same_condition(out[-1], stmt):
             out[-1] = If(stmt.cond, (*out[-1].body, *stmt.body))  # type: ignore[union-attr]
         else:
@@ -81,12 +80,59 @@ def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
     return tuple(dataclasses.replace(s, body=_merged(s.body)) if isinstance(s, For | If) else s for s in out)
 
 
+def _place(out: Sequence[Stmt], loop: For) -> int | None:
+    """Return where the first loop is that ``loop`` may join."""
+    place = None
+    for k in range(len(out) - 1, -1, -1):
+        first = out[k]
+        fits = isinstance(first, For) and first.extent is loop.extent and _alike(first.kind, loop.kind)
+        if fits and (_independent((first,), (loop,)) or _aligned(first, loop)):  # type: ignore[arg-type]
+            place = k
+        if isinstance(first, Let) or not _independent((first,), (loop,)):
+            break
+    return place
+
+
+def _alike(first: str, second: str) -> bool:
+    return first == second or {first, second} == {"serial", "parallel"}
+
+
+def _aligned(first: For, second: For) -> bool:
+    """Whether the loops share written buffers only at elements that belong to one iteration."""
+    (_, written), (_, writes) = _touched((first,)), _touched((second,))
+    shared = (written & set().union(*_touched((second,)))) | (writes & _touched((first,))[0])
+    return all(_at(first, b) is not None and _at(first, b) == _at(second, b) for b in shared)
+
+
+def _at(loop: For, buffer: str) -> int | None:
+    """Return the axis at which every access in the loop to the buffer has the loop's variable as its index."""
+    indices = [s.index for s in stmts(loop.body) if isinstance(s, Store) and s.buffer == buffer]
+    for s in stmts(loop.body):
+        indices += [e.index for r in exprs(s) for e in walk(r) if isinstance(e, Load) and e.buffer == buffer]
+    axes = [{k for k, i in enumerate(index) if i is loop.var} for index in indices]
+    return min(set.intersection(*axes), default=None) if axes else None
+
+
+def _forwarded(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """Take what a statement of the list has stored from the expression, as long as nothing that it loads changes."""
+    out: list[Stmt] = []
+    known: dict[Expr, Expr] = {}
+    for s in body:
+        if known:
+            memo: dict[Expr, Expr] = {}
+            s = map_exprs(s, lambda e: substitute(e, known, memo))  # noqa: B023
+        out.append(s)
+        _, changed = _touched((s,))
+        for load, value in list(known.items()):
+            if changed & {e.buffer for e in (*walk(load), *walk(value)) if isinstance(e, Load)}:
+                del known[load]
+        if isinstance(s, Store) and not s.op and s.buffer not in _touched((s,))[0]:
+            known[Load(s.buffer, s.index, s.value.dtype)] = s.value
+    return tuple(out)
+
+
 def _same_condition(first: Stmt, second: If) -> bool:
     """Whether both hang on one condition, which the first does not change."""
     if not isinstance(first, If) or first.cond is not second.cond:
         return False
     return not any(isinstance(e, Load) and e.buffer in _touched(first.body)[1] for e in walk(first.cond))
-
-
-def _lets(body: Sequence[Stmt]) -> bool:
-    return any(isinstance(s, Let) for s in body)

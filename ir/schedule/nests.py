@@ -7,8 +7,14 @@ import math
 from collections.abc import Sequence
 
 from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import For, Kernel, Load, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Expr, For, Kernel, Load, Op, Stmt, Store, exprs, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
+
+COSTS = {"div": 4, "sqrt": 6} | dict.fromkeys(MATH_UNARY + MATH_BINARY, 16)
+"""Operations, on SIMD lanes, that take the time of so many additions."""
+
+LOAD, STORE = 2, 4
+"""The same for an element in the cache."""
 
 
 def perfect(nest: For) -> tuple[list[For], tuple[Stmt, ...]]:
@@ -59,6 +65,12 @@ def rowwise(body: Sequence[Stmt], last: For) -> bool:
             votes += affine(load.index[0], loop.var) == 1
             votes -= affine(load.index[0], last.var) == 1
     return votes >= 0
+
+
+def operations(expr: Expr) -> int:
+    """Estimate what an element of ``expr`` costs, in arithmetic operations."""
+    seen = [e for e in walk(expr) if e.dtype != "i64" or isinstance(e, Load)]
+    return sum(COSTS.get(e.op, 1) if isinstance(e, Op) else LOAD * isinstance(e, Load) for e in seen)
 
 
 def unit(loop: For) -> bool:

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
-from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import Alloc, For, If, Kernel, Stmt, Store, Var, i64, stmts
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.index import affine, free_vars, is_lazy, normalize, reads
+from kernelforge.ir.kernel import (
+    Alloc,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    stmts,
+    substitute,
+)
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
-from kernelforge.ir.schedule.nests import grid, loads, unit
+from kernelforge.ir.schedule.merge import merge
+from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
+from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import bind, loops, reorder, rfactor, split, tree
 
 BLOCK = 1 << 13
@@ -18,13 +36,84 @@ with the number of blocks and not with the number of elements."""
 
 
 def vector_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], limits: Limits, width: int) -> Kernel:
-    """One row after the other, each along memory in lanes."""
-    for name in [s.var.name for s in body if isinstance(s, For)]:
+    """One row after the other, each along memory in lanes: in as few passes as can be, and each value computed once."""
+    at = parallel[-1].var.name
+    if all(_in_order(s) for s in body if isinstance(s, For)):
+        kernel = merge(keep(kernel, at, limits.cache_bytes // 2))
+    (row,) = loops(kernel, at)
+    for name in [s.var.name for s in row.body if isinstance(s, For)]:
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
             change = _lane_reduction if inner.kind == "serial" else in_lanes
             kernel = change(kernel, inner, width)
     return grid(kernel, [p.var.name for p in parallel], 8 * limits.threads)
+
+
+def _in_order(loop: For) -> bool:
+    """Whether a pass over a row touches elements that lie side by side, or the same one all the time."""
+    inner = nested(loop)[-1]
+    return all(isinstance(s, Store) for s in inner.body) and all(
+        affine(e.index[0], inner.var) in (0, 1) for e in loads(inner.body)
+    )
+
+
+def keep(kernel: Kernel, at: str, room: int) -> Kernel:
+    """Store what several passes over the rows of the loop ``at`` compute, where reading it again costs less.
+
+    Args:
+        at: the loop over rows.
+        room: bytes that the values of one row may take.
+    """
+    for count in itertools.count():
+        (row,) = loops(kernel, at)
+        best: tuple[int, int, Expr, list[For]] | None = None
+        for expr, found in _repeated(row).items():
+            nbytes = size(found[0]) * DTYPES[expr.dtype].itemsize
+            gain = (len(found) - 1) * operations(expr) - STORE - len(found) * LOAD
+            if nbytes <= room and gain > 0 and (best is None or gain > best[0]):
+                best = gain, nbytes, expr, found[0]
+        if best is None:
+            return kernel
+        _, nbytes, expr, path = best
+        room -= nbytes
+        kernel = stage(kernel, expr, at, [p.var.name for p in path], "local", f"row{count}")
+    raise AssertionError
+
+
+def _repeated(row: For) -> dict[Expr, list[list[For]]]:
+    """Return the largest expressions that several loop nests of a row evaluate for each of their elements, and the
+    nests.
+
+    An expression stands as in the first of them.
+    """
+    found: dict[Expr, list[list[For]]] = {}
+    spelled: dict[Expr, Expr] = {}
+    for k, stmt in enumerate(row.body):
+        path = nested(stmt)
+        if not path:
+            continue
+        written = {s.buffer for s in stmts(row.body[k:]) if isinstance(s, Store)}
+        variables = {p.var for p in path}
+        same: dict[Expr, Expr] = {p.var: Var(f"axis{n}", "i64", p.static) for n, p in enumerate(path)}
+        memo: dict[Expr, Expr] = {}
+        seen: dict[Expr, None] = {}
+        for s in path[-1].body:
+            for root in exprs(s):
+                _evaluated(root, seen)
+        for e in seen:
+            if variables <= free_vars(e) and not reads(e) & written:
+                first = spelled.setdefault(normalize(substitute(e, same, memo)), e)
+                found.setdefault(first, []).append(path)
+    parts = {a for e, paths in found.items() if isinstance(e, Op) for a in e.args if found.get(a) == paths}
+    return {e: paths for e, paths in found.items() if len(paths) > 1 and e not in parts}
+
+
+def _evaluated(expr: Expr, seen: dict[Expr, None]) -> None:
+    """Collect the operations below that are evaluated whenever ``expr`` is."""
+    if isinstance(expr, Op) and expr.dtype != "i64" and expr not in seen:
+        seen[expr] = None
+        for arg in expr.args[: 1 if is_lazy(expr) else None]:
+            _evaluated(arg, seen)
 
 
 def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
@@ -41,12 +130,12 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
         return kernel
     if n is None:
         kernel = split(kernel, name, width, name, f"{name}v", "cut")
-        return bind(rfactor(kernel, name, f"{name}v", f"{name}in_lanes"), f"{name}v", "vector")
+        return bind(rfactor(kernel, name, f"{name}v", f"{name}_lanes"), f"{name}v", "vector")
     unroll = 4 if n >= 8 * width else 1
     if unroll > 1:
         kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
-        kernel = rfactor(kernel, name, f"{name}v", f"{name}in_lanes")
+        kernel = rfactor(kernel, name, f"{name}v", f"{name}_lanes")
         kernel = rfactor(kernel, name, f"{name}u", f"{name}_units")
         kernel = bind(kernel, f"{name}u", "unroll")
         rest, tail = n % (unroll * width), f"{name}i_t"
@@ -54,7 +143,7 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
         rest, tail = n, name
     if rest >= width:
         kernel = split(kernel, tail, width, f"{tail}o", f"{tail}v", "cut")
-        kernel = rfactor(kernel, f"{tail}o", f"{tail}v", f"{tail}in_lanes")
+        kernel = rfactor(kernel, f"{tail}o", f"{tail}v", f"{tail}_lanes")
         kernel = bind(kernel, f"{tail}v", "vector")
     return bind(kernel, f"{name}v", "vector") if unroll > 1 else kernel
 

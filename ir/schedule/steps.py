@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.index import bounds, free_vars, normalize
+from kernelforge.ir.index import affine, bounds, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
     Expr,
@@ -31,7 +31,6 @@ from kernelforge.ir.kernel import (
     map_exprs,
     op,
     rebuild,
-    select,
     stmts,
     substitute,
     walk,
@@ -46,7 +45,7 @@ def loops(kernel: Kernel, name: str) -> list[For]:
     return [s for s in stmts(kernel.body) if isinstance(s, For) and s.var.name == name]
 
 
-def _each(kernel: Kernel, step: str, name: str, change: Callable[[For], Sequence[Stmt]]) -> Kernel:
+def each(kernel: Kernel, step: str, name: str, change: Callable[[For], Sequence[Stmt]]) -> Kernel:
     """Replace every loop called ``name``."""
     found = 0
 
@@ -70,7 +69,7 @@ def _each(kernel: Kernel, step: str, name: str, change: Callable[[For], Sequence
     return dataclasses.replace(kernel, body=body)
 
 
-def _substituted(body: Sequence[Stmt], replace: dict[Expr, Expr]) -> tuple[Stmt, ...]:
+def substituted(body: Sequence[Stmt], replace: dict[Expr, Expr]) -> tuple[Stmt, ...]:
     memo: dict[Expr, Expr] = {}
     made = tuple(map_exprs(s, lambda e: normalize(substitute(e, replace, memo))) for s in body)
     return tuple(_rename(s, replace) for s in made)
@@ -109,7 +108,7 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
         o = Var(outer, "i64", most)
         i = Var(inner, "i64", factor)
         joined = o * factor + i
-        body = _substituted(loop.body, {loop.var: joined})
+        body = substituted(loop.body, {loop.var: joined})
         if whole or tail == "exact":
             return (For(o, count, loop.kind, (For(i, i64(factor), loop.kind, body),)),)
         if tail == "guard":
@@ -122,7 +121,7 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
         rest = normalize(extent % factor)
         most = bounds(rest)[1]
         t = Var(inner + "_t", "i64", None if most is None else most + 1)
-        last = For(t, rest, loop.kind, _substituted(loop.body, {loop.var: normalize(extent // factor) * factor + t}))
+        last = For(t, rest, loop.kind, substituted(loop.body, {loop.var: normalize(extent // factor) * factor + t}))
         if n is not None and n < factor:
             return (last,)
         if tail == "part":
@@ -131,7 +130,7 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
             return (For(o, count, loop.kind, (If(ends, (full,)), If(normalize(~ends), (last,)))),)
         return (For(o, count, loop.kind, (For(i, i64(factor), loop.kind, body),)), last)
 
-    return _each(kernel, "split", name, change)
+    return each(kernel, "split", name, change)
 
 
 def bind(kernel: Kernel, name: str, kind: LoopKind) -> Kernel:
@@ -148,7 +147,7 @@ def bind(kernel: Kernel, name: str, kind: LoopKind) -> Kernel:
             raise IllegalSchedule(step="bind", target=name, reason="its extent is not a constant")
         return (dataclasses.replace(loop, kind=kind),)
 
-    return _each(kernel, "bind", name, change)
+    return each(kernel, "bind", name, change)
 
 
 def _vars(index: Sequence[Expr]) -> frozenset[Var]:
@@ -184,7 +183,7 @@ def reorder(kernel: Kernel, outer: str, inner: str) -> Kernel:
         body: tuple[Stmt, ...] = second.body if guard is None else (If(guard, second.body),)
         return (dataclasses.replace(second, body=(dataclasses.replace(loop, body=body),)),)
 
-    made = _each(kernel, "reorder", outer, change)
+    made = each(kernel, "reorder", outer, change)
     if not done:
         raise IllegalSchedule(step="reorder", target=f"{outer}, {inner}", reason="they are not perfectly nested")
     return made
@@ -221,7 +220,7 @@ def fission(kernel: Kernel, name: str) -> Kernel:
             body = [_grow(s, grown, loop.var) for s in body if not isinstance(s, Alloc)]
         return [*outer, *(dataclasses.replace(loop, body=(s,)) for s in body)]
 
-    return _each(kernel, "fission", name, change)
+    return each(kernel, "fission", name, change)
 
 
 def _grow(stmt: Stmt, buffers: set[str], var: Var) -> Stmt:
@@ -242,10 +241,12 @@ def _grow(stmt: Stmt, buffers: set[str], var: Var) -> Stmt:
 
 
 def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "register") -> Kernel:
-    """Give each iteration of ``by``, inside the reduction loop ``outer``, an accumulator of its own.
+    """Give each iteration of ``by``, inside the reduction loop ``outer``, accumulators of its own.
 
-    ``for outer: for by: a op= e`` becomes ``p[by] = identity; for outer: for by: p[by] op= e; for by: a op= p[by]``.
-    Legal because reductions may be reassociated; the loops over ``by`` become parallel but for the last.
+    ``for outer: for by: a op= e`` becomes ``p[by] = identity; for outer: for by: p[by] op= e; for by: a op= p[by]``;
+    several accumulators get buffers whose names continue ``name``. Legal because reductions may be reassociated; the
+    loops over ``by`` become parallel but for the last. Other stores of the loop stay: each iteration has to have an
+    element of its own, and none may read another's.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -255,37 +256,50 @@ def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "regi
                 raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason="they are not perfectly nested")
             path.append(path[-1].body[0])
         lanes = path[-1]
-        store = single_store(lanes.body)
-        if store is None or not store.op or lanes.static is None:
-            raise IllegalSchedule(
-                step="rfactor", target=f"{outer}, {by}", reason="it is not one combining store of constant width"
-            )
+        stores = [s for s in stmts(lanes.body) if isinstance(s, Store)]
+        reduced = [s for s in stores if s.op]
+        if not reduced or len({s.buffer for s in stores}) < len(stores) or lanes.static is None:
+            reason = "it is not one combining store for each buffer, of constant width"
+            raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason=reason)
         crossed = {p.var for p in path}
-        inner = frozenset(s.var for s in stmts(lanes.body) if isinstance(s, For))
-        if crossed & _vars(store.index):
-            raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason="the element depends on the loops")
-        kept = [s for s in stmts(lanes.body) if isinstance(s, For) and s.var in inner & _vars(store.index)]
-        index: tuple[Expr, ...] = (lanes.var, *(s.var for s in kept))
-        shape = (lanes.extent, *(s.extent for s in kept))
-        dtype = store.value.dtype
-
-        def over(body: Stmt, kind: LoopKind) -> Stmt:
-            for s in reversed(kept):
-                body = For(s.var, s.extent, s.kind, (body,))
-            return For(lanes.var, lanes.extent, kind, (body,))
-
-        partial = dataclasses.replace(lanes, kind="parallel", body=_redirect(lanes.body, store, name, index))
-        main: Stmt = partial
+        inner = [s for s in stmts(lanes.body) if isinstance(s, For)]
+        for s in stores:
+            if s.op and crossed & _vars(s.index):
+                reason = "the element depends on the loops"
+                raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason=reason)
+            if not s.op and not _own(s, lanes):
+                reason = f"iterations share elements of {s.buffer}"
+                raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason=reason)
+        before: list[Stmt] = []
+        after: list[Stmt] = []
+        body = lanes.body
+        for k, store in enumerate(reduced):
+            part = f"{name}{k or ''}"
+            dtype = store.value.dtype
+            kept = [s for s in inner if s.var in _vars(store.index)]
+            index: tuple[Expr, ...] = (lanes.var, *(s.var for s in kept))
+            first: Stmt = Store(part, index, identity(store.op, dtype))
+            last: Stmt = Store(store.buffer, store.index, Load(part, index, dtype), store.op)
+            for p in reversed(kept):
+                first, last = For(p.var, p.extent, p.kind, (first,)), For(p.var, p.extent, p.kind, (last,))
+            shape = (lanes.extent, *(p.extent for p in kept))
+            before += [Alloc(part, dtype, shape, space), For(lanes.var, lanes.extent, "parallel", (first,))]
+            after.append(For(lanes.var, lanes.extent, "serial", (last,)))
+            body = _redirect(body, store, part, index)
+        main: Stmt = dataclasses.replace(lanes, kind="parallel", body=body)
         for p in reversed(path[:-1]):
             main = dataclasses.replace(p, body=(main,))
-        return (
-            Alloc(name, dtype, shape, space),
-            over(Store(name, index, identity(store.op, dtype)), "parallel"),
-            main,
-            over(Store(store.buffer, store.index, Load(name, index, dtype), store.op), "serial"),
-        )
+        return (*before, main, *after)
 
-    return _each(kernel, "rfactor", outer, change)
+    return each(kernel, "rfactor", outer, change)
+
+
+def _own(store: Store, loop: For) -> bool:
+    """Whether each iteration of a loop stores an element of its own, which no other one reads."""
+    loads = [e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Load)]
+    alone = all(e.index == store.index for e in loads if e.buffer == store.buffer)
+    steps = [affine(i, loop.var) for i in store.index]
+    return alone and None not in steps and sum(c != 0 for c in steps) == 1
 
 
 def single_store(body: Sequence[Stmt]) -> Store | None:
@@ -320,10 +334,10 @@ def fuse(kernel: Kernel, outer: str, inner: str, name: str) -> Kernel:
                 reason="the inner loop is of another kind, or its extent no constant",
             )
         var = Var(name, "i64", None if loop.var.bound is None else loop.var.bound * n)
-        body = _substituted(second.body, {loop.var: var // n, second.var: var % n})
+        body = substituted(second.body, {loop.var: var // n, second.var: var % n})
         return (For(var, normalize(loop.extent * n), loop.kind, body),)
 
-    return _each(kernel, "fuse", outer, change)
+    return each(kernel, "fuse", outer, change)
 
 
 def sink_guard(kernel: Kernel, name: str) -> Kernel:
@@ -334,7 +348,7 @@ def sink_guard(kernel: Kernel, name: str) -> Kernel:
     def change(loop: For) -> Sequence[Stmt]:
         return (dataclasses.replace(loop, body=_sunk(loop.body)),)
 
-    return _each(kernel, "sink_guard", name, change)
+    return each(kernel, "sink_guard", name, change)
 
 
 def _sunk(body: Sequence[Stmt], guards: tuple[Expr, ...] = ()) -> tuple[Stmt, ...]:
@@ -380,96 +394,6 @@ def unguard(kernel: Kernel, buffer: str, padded: Callable[[Load], bool]) -> Kern
     return dataclasses.replace(kernel, body=visit(kernel.body))
 
 
-def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, name: str) -> Kernel:
-    """Compute ``expr`` once for each iteration of the loops ``by``, at the top of the body of the loop ``at`` (or of
-    the kernel, for ``at=""``), into the buffer ``name``, and read it from there.
-
-    Packing, tiling and common sub-expressions are this one step. Legal when nothing that ``expr`` loads is written
-    inside ``at`` and its variables that are bound inside of ``at`` are among ``by``. Elements whose index a guard
-    keeps out are padded with 0 if they might be out of range.
-    """
-
-    def fail(reason: str) -> IllegalSchedule:
-        return IllegalSchedule(step="stage", target=name, reason=reason)
-
-    sources = {e.buffer for e in walk(expr) if isinstance(e, Load)}
-
-    def fill(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-        if any(isinstance(s, Store) and s.buffer in sources for s in stmts(body)):
-            raise fail("a buffer that it loads is written there")
-        inside = {s.var.name: s for s in stmts(body) if isinstance(s, For)}
-        if any(v.name in inside and v.name not in by for v in free_vars(expr)):
-            raise fail("it depends on a loop that is not listed")
-        nest_ = [inside[v] for v in by]
-        guards = [
-            s.cond
-            for s in stmts(body)
-            if isinstance(s, If) and any(e is expr for t in stmts(s.body) for r in exprs(t) for e in walk(r))
-        ]
-        known = {v.var for v in nest_} | {v for g in guards for v in free_vars(g)}
-        mine = [
-            g
-            for g in dict.fromkeys(guards)
-            if all(v.name not in inside or v.name in by for v in free_vars(g)) and known
-        ]
-        fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in nest_}
-        value: Expr = expr
-        for g in mine:
-            value = select(g, value, 0)
-        index = tuple(fresh[s.var] for s in nest_)
-        shape = tuple(i64(s.var.bound) if s.var.bound is not None else s.extent for s in nest_)
-        filled: Stmt = Store(name, index, normalize(substitute(value, fresh)))
-        for s in reversed(nest_):
-            var = fresh[s.var]
-            assert isinstance(var, Var)
-            filled = For(var, normalize(substitute(s.extent, fresh)), "parallel", (filled,))
-        memo: dict[Expr, Expr] = {}
-        held: dict[Expr, Expr] = {expr: Load(name, tuple(s.var for s in nest_), expr.dtype)}
-        rest = tuple(map_exprs(s, lambda e: substitute(e, held, memo)) for s in body)
-        return (Alloc(name, expr.dtype, shape, space), filled, *rest)
-
-    if not at:
-        return dataclasses.replace(kernel, body=fill(kernel.body))
-    return _each(kernel, "stage", at, lambda loop: (dataclasses.replace(loop, body=fill(loop.body)),))
-
-
-def copy_out(kernel: Kernel, buffer: str, name: str) -> Kernel:
-    """Copy the register buffer ``buffer`` to the local buffer ``name`` after the last statement that writes it, and
-    read it from there.
-
-    The copying loops are named as the writing ones, and the reading ones get names that start with ``name``: these need
-    not be unrolled, as those over registers must be. Legal because nothing changes what was copied.
-    """
-
-    def visit(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-        made = next((s for s in body if isinstance(s, Alloc) and s.buffer == buffer), None)
-        if made is None:
-            inner = (dataclasses.replace(s, body=visit(s.body)) if isinstance(s, For | If) else s for s in body)
-            return tuple(inner)
-        last, store = [
-            (k, t) for k, s in enumerate(body) for t in stmts((s,)) if isinstance(t, Store) and t.buffer == buffer
-        ][-1]
-        walked = [s for s in stmts((body[last],)) if isinstance(s, For) and s.var in store.index]
-        if {s.var for s in walked} != set(store.index):
-            reason = "it is not written one element for each iteration"
-            raise IllegalSchedule(step="copy_out", target=buffer, reason=reason)
-        filled: Stmt = Store(name, store.index, Load(buffer, store.index, made.dtype))
-        for loop in reversed(walked):
-            filled = For(loop.var, loop.extent, "parallel", (filled,))
-        rest = body[last + 1 :]
-        fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in walked}
-        rest = tuple(map_exprs(s, lambda e: _reading(e, buffer, name)) for s in _substituted(rest, fresh))
-        return (*body[: last + 1], dataclasses.replace(made, buffer=name, space="local"), filled, *rest)
-
-    return dataclasses.replace(kernel, body=visit(kernel.body))
-
-
-def _reading(expr: Expr, old: str, new: str) -> Expr:
-    """Read ``new`` where ``expr`` reads ``old``."""
-    found = [e for e in walk(expr) if isinstance(e, Load) and e.buffer == old]
-    return substitute(expr, {e: Load(new, e.index, e.dtype) for e in found})
-
-
 def tree(kernel: Kernel, name: str, local: str) -> Kernel:
     """Turn the last loop of a reduction, ``a op= p[name]`` over a power of two, into halving steps over the local copy
     ``local``: the tree that work-items of a group run together. Legal because reductions may be reassociated.
@@ -505,7 +429,7 @@ def tree(kernel: Kernel, name: str, local: str) -> Kernel:
         out.append(Store(store.buffer, store.index, Load(local, (i64(0),), dtype), store.op))
         return out
 
-    made = _each(kernel, "tree", name, change)
+    made = each(kernel, "tree", name, change)
     if not done:
         raise IllegalSchedule(step="tree", target=name, reason="no such loop combines loaded values into one")
     return made

@@ -17,6 +17,7 @@ from kernelforge.ir.kernel import (
     If,
     Kernel,
     Load,
+    Op,
     Store,
     Var,
     exprs,
@@ -32,6 +33,7 @@ from kernelforge.ir.passes.share import share
 from kernelforge.ir.schedule import phases, steps
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.schedule.staging import copy_out, stage
 from kernelforge.ir.verify import verify_kernel
 from tests.ir.naive import DEVICES, columns, double, gemm, kernel, softmax
 
@@ -153,28 +155,72 @@ def test_rfactor_and_tree() -> None:
         steps.tree(odd, "l", "t")
 
 
+def test_rfactor_leaves_what_each_iteration_stores() -> None:
+    r = Var("r", "i64", 32)
+    x = Load("x", (r,), "f32")
+    total = (Alloc("s", "f32", (), "register"), Store("s", (), Const(0.0, "f32")))
+    most = (Alloc("m", "f32", (), "register"), Store("m", (), Const(0.0, "f32")))
+
+    def of(index: Expr) -> Kernel:
+        body = (Store("o", (index,), x * 2), Store("s", (), x, "add"), Store("m", (), x, "max"))
+        last = (Store("o", (i64(32),), Load("s", (), "f32")), Store("o", (i64(33),), Load("m", (), "f32")))
+        row = (*total, *most, For(r, i64(32), "serial", body), *last)
+        return kernel("two", (("x", 32),), 34, For(Var("i", "i64", 1), i64(1), "parallel", row))
+
+    def lanes(k: Kernel) -> Kernel:
+        return steps.rfactor(steps.split(k, "r", 8, "o", "l", "exact"), "o", "l", "p")
+
+    made = lanes(of(r))
+    assert {s.buffer for s in stmts(made.body) if isinstance(s, Alloc)} == {"s", "m", "p", "p1"}
+    same(of(r), made)
+    same(of(r), steps.bind(made, "l", "vector"))
+    with pytest.raises(IllegalSchedule, match="iterations share elements of o"):
+        lanes(of(r // 16))
+
+
+def test_a_row_keeps_what_its_passes_share() -> None:
+    def computed(k: Kernel) -> int:
+        loops = [s for s in stmts(k.body) if isinstance(s, For)]
+        return sum(
+            any(isinstance(e, Op) and e.op == "exp" for s in f.body for r in exprs(s) for e in walk(r)) for f in loops
+        )
+
+    wide = softmax(2, 1024)
+    made = schedule(wide, DEVICES["avx512"])
+    assert computed(wide) == 2
+    assert computed(made) == 1
+    assert [s.buffer for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"] == ["row0"]
+    # the sum is taken in the pass that stores, which is one of three
+    (row,) = [s for s in made.body if isinstance(s, For)]
+    assert len([s for s in row.body if isinstance(s, For) and s.kind in ("serial", "parallel")]) == 3
+    small = dataclasses.replace(DEVICES["avx512"], cache_bytes=4096)
+    assert computed(schedule(wide, small)) == 2
+
+
 def test_stage_refuses_what_changes() -> None:
     k = gemm(4, 4, 4)
     x = Load("x", (Var("i0", "i64", 4) * 4 + Var("r", "i64", 4),), "f32")
-    same(k, steps.stage(k, x, "i0", ["r"], "local", "t"))
-    same(k, steps.stage(k, x, "", ["i0", "r"], "global", "t"))
+    same(k, stage(k, x, "i0", ["r"], "local", "t"))
+    same(k, stage(k, x, "", ["i0", "r"], "global", "t"))
     with pytest.raises(IllegalSchedule, match="depends on a loop that is not listed"):
-        steps.stage(k, x, "", ["r"], "global", "t")
+        stage(k, x, "", ["r"], "global", "t")
     with pytest.raises(IllegalSchedule, match="is written there"):
-        steps.stage(k, Load("a", (), "f32"), "i1", [], "local", "t")
+        stage(k, Load("a", (), "f32"), "", [], "local", "t")
+    with pytest.raises(IllegalSchedule, match="nothing computes it there"):
+        stage(k, x * 2, "i0", ["r"], "local", "t")
 
 
 def test_copy_out_frees_readers_from_registers() -> None:
     k = gemm(4, 8, 3)
     tiled = steps.fission(steps.fission(k, "i1"), "i0")
-    made = steps.copy_out(tiled, "a", "t")
+    made = copy_out(tiled, "a", "t")
     assert {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)} == {"a": "register", "t": "local"}
     (reader,) = steps.loops(made, "t_i1")
     assert {e.buffer for s in reader.body for r in exprs(s) for e in walk(r) if isinstance(e, Load)} == {"t", "b"}
     same(k, made)
     fixed = (Alloc("a", "f32", (i64(2),), "register"), Store("a", (i64(0),), Const(1.0, "f32")))
     with pytest.raises(IllegalSchedule, match="not written one element for each iteration"):
-        steps.copy_out(Kernel("fixed", (), (), fixed), "a", "t")
+        copy_out(Kernel("fixed", (), (), fixed), "a", "t")
 
 
 def test_long_work_on_a_tile_is_not_unrolled() -> None:
@@ -204,6 +250,24 @@ def test_merge_makes_one_of_equal_conditions() -> None:
     (made,) = merge(kernel("changed", (("x", 5),), 5, loop)).body
     assert isinstance(made, For)
     assert len(made.body) == 2
+
+
+def test_merge_takes_up_what_an_iteration_has_stored() -> None:
+    i, j, n = Var("i", "i64", 8), Var("j", "i64", 8), i64(8)
+
+    def of(read: Expr, then: Expr) -> For:
+        clear = For(Var("c", "i64", 8), n, "unroll", (Store("o", (Var("c", "i64", 8),), Const(0.0, "f32")),))
+        first = For(i, n, "parallel", (Store("t", (i,), Load("x", (i,), "f32") * 2),))
+        second = For(j, n, "serial", (Store("o", (then,), Load("t", (read,), "f32"), "add"),))
+        body = (clear, Alloc("t", "f32", (n,), "local"), first, second)
+        k = kernel("kept", (("x", 8),), 8, For(Var("g", "i64", 1), i64(1), "grid", body))
+        same(k, merge(k))
+        return steps.loops(merge(k), "i")[0]
+
+    joined = of(j, i64(0))
+    assert joined.kind == "serial"
+    assert not any(isinstance(e, Load) and e.buffer == "t" for s in joined.body for r in exprs(s) for e in walk(r))
+    assert of(7 + j * -1, i64(0)).kind == of(i64(0), j).kind == "parallel"
 
 
 def test_join_makes_one_launch() -> None:

@@ -1,0 +1,150 @@
+"""Steps that keep what was computed: in a buffer filled ahead of its uses, or copied out of registers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.index import free_vars, normalize
+from kernelforge.ir.kernel import (
+    Alloc,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    Space,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    map_exprs,
+    select,
+    stmts,
+    substitute,
+    walk,
+)
+from kernelforge.ir.schedule.steps import each, substituted
+
+
+def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, name: str) -> Kernel:
+    """Compute ``expr`` once for each iteration of the loops ``by`` into the buffer ``name``, and read it from there.
+
+    The buffer is filled in the body of the loop ``at`` (of the kernel, for ``at=""``), right before the first statement
+    with ``expr``. Loop nests beside it that have the extents of ``by`` and compute the same read the buffer, too.
+
+    Packing, tiling, common sub-expressions and what several passes over a row share are this one step. Legal when
+    nothing that ``expr`` loads is written from there on and its variables that are bound inside of ``at`` are among
+    ``by``. Elements whose index a guard keeps out are padded with 0 if they might be out of range.
+    """
+
+    def fail(reason: str) -> IllegalSchedule:
+        return IllegalSchedule(step="stage", target=name, reason=reason)
+
+    sources = {e.buffer for e in walk(expr) if isinstance(e, Load)}
+
+    done = False
+
+    def fill(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        nonlocal done
+        first = next((k for k, s in enumerate(body) if _holds((s,), expr)), None)
+        if first is None:
+            return body
+        done = True
+        before, body = body[:first], body[first:]
+        if any(isinstance(s, Store) and s.buffer in sources for s in stmts(body)):
+            raise fail("a buffer that it loads is written there")
+        inside = {s.var.name: s for s in stmts(body) if isinstance(s, For)}
+        if any(v.name in inside and v.name not in by for v in free_vars(expr)):
+            raise fail("it depends on a loop that is not listed")
+        nest_ = [inside[v] for v in by]
+        guards = [s.cond for s in stmts(body) if isinstance(s, If) and _holds(s.body, expr)]
+        known = {v.var for v in nest_} | {v for g in guards for v in free_vars(g)}
+        mine = [
+            g
+            for g in dict.fromkeys(guards)
+            if all(v.name not in inside or v.name in by for v in free_vars(g)) and known
+        ]
+        fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in nest_}
+        value: Expr = expr
+        for g in mine:
+            value = select(g, value, 0)
+        index = tuple(fresh[s.var] for s in nest_)
+        shape = tuple(i64(s.var.bound) if s.var.bound is not None else s.extent for s in nest_)
+        filled: Stmt = Store(name, index, normalize(substitute(value, fresh)))
+        for s in reversed(nest_):
+            var = fresh[s.var]
+            assert isinstance(var, Var)
+            filled = For(var, normalize(substitute(s.extent, fresh)), "parallel", (filled,))
+        rest = []
+        for stmt in body:
+            memo: dict[Expr, Expr] = {}
+            held: dict[Expr, Expr] = {expr: Load(name, tuple(s.var for s in nest_), expr.dtype)}
+            path = nested(stmt)[: len(nest_)]
+            if [s.extent for s in path] == [s.extent for s in nest_]:
+                same: dict[Expr, Expr] = {s.var: p.var for s, p in zip(nest_, path, strict=True)}
+                held[normalize(substitute(expr, same))] = Load(name, tuple(p.var for p in path), expr.dtype)
+            rest.append(map_exprs(stmt, lambda e: substitute(e, held, memo)))  # noqa: B023
+        return (*before, Alloc(name, expr.dtype, shape, space), filled, *rest)
+
+    if at:
+        made = each(kernel, "stage", at, lambda loop: (dataclasses.replace(loop, body=fill(loop.body)),))
+    else:
+        made = dataclasses.replace(kernel, body=fill(kernel.body))
+    if not done:
+        raise fail("nothing computes it there")
+    return made
+
+
+def _holds(body: Sequence[Stmt], expr: Expr) -> bool:
+    return any(e is expr for s in stmts(body) for r in exprs(s) for e in walk(r))
+
+
+def nested(stmt: Stmt) -> list[For]:
+    """Return the loops that stand directly in each other, outermost first."""
+    found: list[For] = []
+    while isinstance(stmt, For):
+        found.append(stmt)
+        if len(stmt.body) != 1:
+            break
+        (stmt,) = stmt.body
+    return found
+
+
+def copy_out(kernel: Kernel, buffer: str, name: str) -> Kernel:
+    """Copy the register buffer ``buffer`` to the local buffer ``name`` after the last statement that writes it, and
+    read it from there.
+
+    The copying loops are named as the writing ones, and the reading ones get names that start with ``name``: these need
+    not be unrolled, as those over registers must be. Legal because nothing changes what was copied.
+    """
+
+    def visit(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        made = next((s for s in body if isinstance(s, Alloc) and s.buffer == buffer), None)
+        if made is None:
+            inner = (dataclasses.replace(s, body=visit(s.body)) if isinstance(s, For | If) else s for s in body)
+            return tuple(inner)
+        last, store = [
+            (k, t) for k, s in enumerate(body) for t in stmts((s,)) if isinstance(t, Store) and t.buffer == buffer
+        ][-1]
+        walked = [s for s in stmts((body[last],)) if isinstance(s, For) and s.var in store.index]
+        if {s.var for s in walked} != set(store.index):
+            reason = "it is not written one element for each iteration"
+            raise IllegalSchedule(step="copy_out", target=buffer, reason=reason)
+        filled: Stmt = Store(name, store.index, Load(buffer, store.index, made.dtype))
+        for loop in reversed(walked):
+            filled = For(loop.var, loop.extent, "parallel", (filled,))
+        rest = body[last + 1 :]
+        fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in walked}
+        rest = tuple(map_exprs(s, lambda e: _reading(e, buffer, name)) for s in substituted(rest, fresh))
+        return (*body[: last + 1], dataclasses.replace(made, buffer=name, space="local"), filled, *rest)
+
+    return dataclasses.replace(kernel, body=visit(kernel.body))
+
+
+def _reading(expr: Expr, old: str, new: str) -> Expr:
+    """Read ``new`` where ``expr`` reads ``old``."""
+    found = [e for e in walk(expr) if isinstance(e, Load) and e.buffer == old]
+    return substitute(expr, {e: Load(new, e.index, e.dtype) for e in found})
