@@ -11,18 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
+from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.lower import COSTLY, REDUCTIONS, Part, Refused, buffers_of
+from kernelforge.ir.lower import REDUCTIONS, Part, Refused, buffers_of
 
 WIDE_ROW = 1 << 16
 FEW_ROWS = 8
 """Fewer than ``FEW_ROWS`` rows of ``WIDE_ROW`` elements or more leave a device idle when one nest owns a whole row."""
-
-FREE_NODES = 48
-"""A value made of so many nodes from constants, counters and scalars alone is computed again by each reader."""
-
-EXPENSIVE = COSTLY | {"cbrt", "hypot", "divide", "sqrt", "fmod", "remainder", "floor_divide", "random_bits"}
-"""Not worth repeating for each use of an element in a contraction."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +47,31 @@ class Decision:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Residual:
+    """Why values that one kernel makes and another one reads are kept in memory, or computed again by the reader.
+
+    Attributes:
+        bytes: moved to keep them; where they are computed again, how many fewer are moved.
+        work: operations more that computing them again takes, as ``kernelforge.ir.cost`` weighs them.
+        reason: why they are kept.
+        instead: what is stored in their place.
+    """
+
+    values: tuple[Value, ...]
+    kept: bool
+    bytes: int
+    work: int
+    reason: str
+    instead: tuple[Value, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Fusion:
     """The regions in the order they run, and how they came about."""
 
     regions: tuple[Region, ...]
     decisions: tuple[Decision, ...]
+    residuals: tuple[Residual, ...] = ()
 
 
 class _Item:

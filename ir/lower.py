@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from kernelforge.dtypes import FLOATS, UNSIGNED
+from kernelforge.ir.cost import COSTLY, RECOMPUTE
 from kernelforge.ir.graph import Kind, Node, Reduction, Value
 from kernelforge.ir.index import flatten, normalize, unflatten
 from kernelforge.ir.kernel import (
@@ -43,15 +44,6 @@ REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
 
 DEEP = 16
 """Maps that follow each other in one expression at most."""
-
-RECOMPUTE = 3
-"""A nest may evaluate each of its nodes this many times on average; above, its values are better stored."""
-
-COSTLY = frozenset({
-    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh",
-    "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "erf", "erfc", "power", "arctan2", "logaddexp",
-})  # fmt: skip
-"""Nodes of many operations, of which the average is taken by themselves."""
 
 
 class Refused(Exception):

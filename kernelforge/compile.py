@@ -17,12 +17,14 @@ from kernelforge.backends.base import Backend, Executable
 from kernelforge.config import Config
 from kernelforge.errors import DamagedBinary, UnsupportedOnDevice
 from kernelforge.ir.build import Builder, primitive
+from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.fuse import Region, fuse
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, If, Kernel, Op, Stmt, Store, exprs, walk
+from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
+from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
@@ -117,6 +119,8 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
                 device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
             )
     fusion = fuse(optimized, config.fusion, limits.max_args)
+    if config.fusion:
+        fusion = plan_residuals(optimized, fusion, limits.max_args)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}
     planner = Planner(optimized, fusion.regions, backend)
     steps: list[Step] = []
@@ -134,7 +138,7 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
         )
         compiled = compile_kernel(naive, backend, config, region)
         slots = [planner.slots[v] for v in values]
-        slots += [planner.scratch(_bytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
+        slots += [planner.scratch(nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
         steps.append(Launch(compiled, tuple(slots), ()))
         kernels.append(compiled)
     return Plan(
@@ -195,8 +199,8 @@ def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Regi
         dump = os.environ.get("KERNELFORGE_DUMP_DIR")
         if dump:
             _dump(pathlib.Path(dump), kernel.name, backend.name, text, executable.source)
-    moved, flops = cost(naive)
-    return Compiled(kernel.name, kernel, naive, executable, moved, flops, region)
+    found = cost(naive)
+    return Compiled(kernel.name, kernel, naive, executable, found.bytes, found.flops, region)
 
 
 def _load(kernel: Kernel, text: str, backend: Backend) -> Executable:
@@ -225,37 +229,6 @@ def _name(region: Region) -> str:
     return "_".join(list(dict.fromkeys(names))[:5]) or "copy"
 
 
-def _bytes(arg: Arg) -> int:
-    assert isinstance(arg.size, Const)
-    width = {"bool": 1, "bf16": 2}.get(arg.dtype) or int(arg.dtype[1:]) // 8
-    return int(arg.size.value) * width
-
-
-def cost(kernel: Kernel) -> tuple[int, int]:
-    """Return the least bytes a kernel moves, each buffer once, and its floating-point operations."""
-    return sum(_bytes(a) for a in kernel.args if a.mode != "scratch"), sum(_flops(s, 1) for s in kernel.body)
-
-
-def _flops(stmt: Stmt, times: int) -> int:
-    def count(e: Expr) -> int:
-        return sum(
-            isinstance(x, Op)
-            and x.dtype[0] in "fb"
-            and x.dtype != "bool"
-            and x.op in ARITY
-            and x.op not in ("cast", "bitcast", "select")
-            for x in walk(e)
-        )
-
-    own = sum(count(e) for e in exprs(stmt)) + (isinstance(stmt, Store) and bool(stmt.op))
-    if isinstance(stmt, For):
-        inner = times * (stmt.static or 1)
-        return own * times + sum(_flops(s, inner) for s in stmt.body)
-    if isinstance(stmt, If):
-        return own * times + sum(_flops(s, times) for s in stmt.body)
-    return own * times
-
-
 def forget() -> None:
     """Drop every plan and kernel held in memory (tests; after a fork)."""
     with _lock:
@@ -263,4 +236,4 @@ def forget() -> None:
         _kernels.clear()
 
 
-__all__ = ["Compiled", "Plan", "compile_graph", "compile_kernel", "cost", "distinct", "exact", "forget", "structure"]
+__all__ = ["Compiled", "Plan", "compile_graph", "compile_kernel", "distinct", "exact", "forget", "structure"]

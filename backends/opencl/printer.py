@@ -319,6 +319,10 @@ class _Printer:
             return f"if ({self.scope.value(e).text})"
         extent = self.scope.value(e, index=True).text
         name = self.counter(stmt.var)
+        if not self.grouped:
+            # lanes are explicit already; and in loops that Intel's runtime 2026.2 vectorises itself, a division that a
+            # choice may skip spoils results
+            self.emit("#pragma clang loop vectorize(disable)")
         return f"for (long {name} = 0; {name} < {extent}; ++{name})"
 
     def let(self, stmt: Let) -> None:

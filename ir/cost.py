@@ -1,0 +1,162 @@
+"""What work costs, in bytes and operations: the constants behind fusion, recomputation and the words of ``explain``.
+
+Time is counted in bytes of memory traffic: ``work / OPERATIONS_PER_BYTE`` more for arithmetic, ``LAUNCH_BYTES`` for a
+kernel. The figures are of no device: what is kept and what is fused must be the same on all, as results are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kernelforge.ir.kernel import (
+    ARITY,
+    COMPARE,
+    MATH_BINARY,
+    MATH_UNARY,
+    Alloc,
+    Arg,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    walk,
+)
+
+OPERATIONS_PER_BYTE = 4
+"""Simple operations that take as long as moving a byte: between a CPU's 6 and a tenth of a large GPU's 15, so that
+arithmetic counted as free is."""
+
+LAUNCH_BYTES = 1 << 16
+"""Bytes that could be moved while a kernel is launched: 2 microseconds at 30 GB/s."""
+
+TRANSCENDENTAL, POWER, DIVISION = 16, 96, 4
+"""Simple operations that a transcendental function, a power (in twice the precision), and a division or a root stand
+for."""
+
+COSTLY = frozenset({
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh",
+    "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "erf", "erfc", "power", "arctan2", "logaddexp",
+})  # fmt: skip
+"""Primitives of many operations: a nest counts by themselves how often it evaluates them."""
+
+EXPENSIVE = COSTLY | {"cbrt", "hypot", "divide", "sqrt", "fmod", "remainder", "floor_divide", "random_bits"}
+"""Primitives not worth repeating for each use of an element in a contraction."""
+
+RECOMPUTE = 3
+"""A nest may evaluate each of its nodes this many times on average; above, its values are better stored."""
+
+FREE_NODES = 48
+"""A value made of so many nodes from constants, counters and scalars alone is computed again by each reader."""
+
+_WEIGHT = (
+    dict.fromkeys((*MATH_UNARY, *MATH_BINARY), TRANSCENDENTAL)
+    | dict.fromkeys(("div", "sqrt"), DIVISION)
+    | {"pow": POWER}
+)
+_FREE = frozenset({"cast", "bitcast", "select"})
+
+
+class Cost(NamedTuple):
+    """Of one kernel.
+
+    Attributes:
+        bytes: the least that must be moved: each buffer once, scratch not counted.
+        flops: floating-point operations as they are written, a transcendental counted once.
+        work: simple operations that they, comparisons and selections stand for.
+    """
+
+    bytes: int
+    flops: int
+    work: int
+
+    @property
+    def price(self) -> float:
+        """All of it in bytes."""
+        return self.bytes + self.work / OPERATIONS_PER_BYTE
+
+
+def cost(kernel: Kernel) -> Cost:
+    """Count a naive kernel."""
+    flops, work = operations(kernel.body)
+    return Cost(sum(nbytes(a) for a in kernel.args if a.mode != "scratch"), flops, work)
+
+
+def nbytes(arg: Arg) -> int:
+    """Return the bytes of a buffer of constant size."""
+    assert isinstance(arg.size, Const)
+    width = {"bool": 1, "bf16": 2}.get(arg.dtype) or int(arg.dtype[1:]) // 8
+    return int(arg.size.value) * width
+
+
+def operations(body: Sequence[Stmt]) -> tuple[int, int]:
+    """Return the floating-point operations of statements and the work they stand for.
+
+    Work that does not change in a loop is counted outside of it.
+    """
+    return _flops(body), _Work().count(body, {})
+
+
+def _flops(body: Sequence[Stmt]) -> int:
+    total = 0
+    for stmt in body:
+        times = (stmt.static or 1) if isinstance(stmt, For) else 1
+        own = [x for e in exprs(stmt) for x in walk(e) if isinstance(x, Op) and x.op in ARITY]
+        total += sum(_is_float(x) and x.op not in _FREE for x in own) + (isinstance(stmt, Store) and bool(stmt.op))
+        total += times * _flops(stmt.body) if isinstance(stmt, For | If) else 0
+    return total
+
+
+class _Work:
+    def __init__(self) -> None:
+        self.depends: dict[str, frozenset[Var]] = {}
+        """The loops around the place where a buffer or name is made: what is read from it may change in each."""
+        self.memo: dict[Expr, frozenset[Var]] = {}
+
+    def loops(self, e: Expr) -> frozenset[Var]:
+        """Return the loops that an expression may change in."""
+        found = self.memo.get(e)
+        if found is None:
+            if isinstance(e, Var):
+                found = self.depends.get(e.name, frozenset({e}))
+            elif isinstance(e, Load):
+                found = self.depends.get(e.buffer, frozenset()).union(*map(self.loops, e.index))
+            else:
+                found = frozenset().union(*map(self.loops, e.args)) if isinstance(e, Op) else frozenset()
+            self.memo[e] = found
+        return found
+
+    def count(self, body: Sequence[Stmt], around: dict[Var, int]) -> int:
+        total = 0
+        for stmt in body:
+            for x in {x for e in exprs(stmt) for x in walk(e) if isinstance(x, Op)}:
+                total += _weight(x) * math.prod(around.get(var, 1) for var in self.loops(x)) if _weight(x) else 0
+            match stmt:
+                case Let(name, _) | Alloc(name):
+                    self.depends[name] = frozenset(around)
+                case Store(op=op) if op:
+                    total += math.prod(around.values())
+                case For():
+                    total += self.count(stmt.body, {**around, stmt.var: stmt.static or 1})
+                case If():
+                    total += self.count(stmt.body, around)
+        return total
+
+
+def _is_float(x: Expr) -> bool:
+    return x.dtype[0] in "fb" and x.dtype != "bool"
+
+
+def _weight(x: Op) -> int:
+    """Weigh an operation; arithmetic of indices is hidden behind that of elements."""
+    counts = _is_float(x) or (x.op in COMPARE and _is_float(x.args[0])) or x.dtype == "bool"
+    return _WEIGHT.get(x.op, 1) if counts else 0

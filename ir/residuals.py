@@ -1,0 +1,177 @@
+"""What later kernels need of earlier ones: kept in memory, or computed again where it is needed.
+
+Fusion stores every value that another kernel reads. Where the values it is made of are in memory anyway, or are smaller
+(the sum of a row instead of the row divided by it), the reader can compute it again. For a graph that holds a function
+and its derivative this is the choice between keeping and recomputing residuals; it is made for all values between
+kernels alike, and for all devices: recompute what is cheaper by ``kernelforge.ir.cost``.
+
+T. Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016), for the idea. A function under ``checkpoint`` is
+out of this choice: barriers keep a second copy of it for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from kernelforge.ir.cost import LAUNCH_BYTES, OPERATIONS_PER_BYTE, operations
+from kernelforge.ir.fuse import Fusion, Region, Residual, inputs
+from kernelforge.ir.graph import Graph, Kind, Node, Value
+from kernelforge.ir.lower import Part, Refused, buffers_of, lower
+
+AGAIN = frozenset({Kind.MAP, Kind.VIEW})
+"""What may be computed again: one element of it needs few elements of what it reads."""
+
+
+def plan_residuals(graph: Graph, fusion: Fusion, max_args: int = 64) -> Fusion:
+    """Decide for each value that one kernel stores and another one reads; report the decisions."""
+    planner = _Planner(graph, fusion, max_args)
+    planner.run()
+    return Fusion(tuple(planner.regions()), fusion.decisions, tuple(planner.found))
+
+
+class _Way(NamedTuple):
+    """Computing values again: parts in place of others, by number, None where a kernel is needed no more.
+
+    ``gain`` is in bytes; ``stored`` are results of reductions that are kept in place of the values.
+    """
+
+    values: tuple[Value, ...]
+    parts: dict[int, Part | None]
+    stored: tuple[Value, ...]
+    fewer: int
+    work: int
+    gain: float
+    reason: str
+
+
+class _Planner:
+    def __init__(self, graph: Graph, fusion: Fusion, max_args: int) -> None:
+        self.before = fusion.regions
+        self.max_args = max_args
+        self.order = {n: k for k, n in enumerate(graph.nodes)}
+        self.parts: dict[int, Part] = {}
+        self.members: list[list[int]] = []
+        for region in fusion.regions:
+            first = len(self.parts)
+            self.parts.update(enumerate(region.parts, first))
+            self.members.append(list(range(first, len(self.parts))))
+        whole = [v for r in fusion.regions if r.opaque for v in r.opaque.inputs]
+        self.wanted = {*graph.outputs, *whole}
+        self.works: dict[Part, int] = {}
+        self.found: list[Residual] = []
+
+    def run(self) -> None:
+        for k in list(self.parts):
+            kept: dict[Value, str] = {}
+            while k in self.parts:
+                between = [v for v in self.parts[k].outputs if v not in self.wanted]
+                kept = {v: self.fixed(k, v) for v in between}
+                free = [v for v in between if not kept[v]]
+                ways = [self.weigh(k, values) for values in ([free] if len(free) > 1 else []) + [[v] for v in free]]
+                best = max(ways, key=lambda way: way.gain, default=None)
+                if best is None or best.gain <= 0:
+                    kept.update((way.values[0], way.reason) for way in ways if len(way.values) == 1)
+                    break
+                self.accept(best)
+                kept = {}
+            for value, reason in kept.items():
+                traffic = value.type.nbytes * (1 + len(self.readers(value)))
+                self.found.append(Residual((value,), True, traffic, 0, reason))
+
+    def readers(self, value: Value) -> list[int]:
+        return [k for k, part in self.parts.items() if value in inputs(part)]
+
+    def fixed(self, k: int, value: Value) -> str:
+        """Say why a value cannot be computed again, or nothing."""
+        node = next(n for n in self.parts[k].nodes if value in n.outputs)
+        if node.prim.kind not in AGAIN:
+            return f"it is made by {node.prim.name}, which reads many elements for one"
+        if any(n.prim.kind is Kind.CONTRACT for q in self.readers(value) for n in self.parts[q].nodes):
+            return "a contraction would compute it again for each use of an element"
+        return ""
+
+    def weigh(self, k: int, values: Sequence[Value]) -> _Way:
+        """Say what it would gain to compute values again, in bytes, and why not."""
+        parts, stored = self.change(k, values)
+        old = [self.parts[q] for q in parts]
+        new = [p for p in parts.values() if p is not None]
+        launches = LAUNCH_BYTES * sum(all(parts.get(q, self) is None for q in m) for m in self.members if m)
+        fewer = sum(map(_traffic, old)) - sum(map(_traffic, new))
+        if fewer + launches <= 0:
+            more = f"{-fewer:,} more bytes" if fewer else "as many bytes"
+            return _Way(tuple(values), parts, stored, fewer, 0, 0, f"recomputing it would move {more}")
+        try:
+            needed = max((buffers_of(p) for p in new), default=0)
+            work = sum(map(self.work, new)) - sum(map(self.work, old))
+        except Refused as refusal:
+            return _Way(
+                tuple(values), parts, stored, fewer, 0, 0, f"one that recomputes it cannot be one kernel: {refusal}"
+            )
+        if needed > self.max_args:
+            reason = f"a kernel of the device takes {self.max_args} buffers at most"
+            return _Way(tuple(values), parts, stored, fewer, work, 0, reason)
+        reason = f"recomputing it takes {work:,} operations to save {fewer:,} bytes"
+        return _Way(tuple(values), parts, stored, fewer, work, fewer + launches - work / OPERATIONS_PER_BYTE, reason)
+
+    def change(self, k: int, values: Sequence[Value]) -> tuple[dict[int, Part | None], tuple[Value, ...]]:
+        """Let every reader of ``values`` of part ``k`` compute them, storing instead what that needs."""
+        part = self.parts[k]
+        maker = {v: n for n in part.nodes for v in n.outputs}
+        stored = [v for v in part.outputs if v not in values]
+        extra: dict[Value, None] = {}
+        parts: dict[int, Part | None] = {}
+        for q in dict.fromkeys(q for v in values for q in self.readers(v)):
+            reader = self.parts[q]
+            again: set[Node] = set()
+            stack = [v for v in values if v in inputs(reader)]
+            while stack:
+                value = stack.pop()
+                node = maker.get(value)
+                if node is None or value in stored or node in again:
+                    continue
+                if node.prim.kind in AGAIN:
+                    again.add(node)
+                    stack.extend(node.inputs)
+                else:
+                    extra[value] = None
+            parts[q] = Part(tuple(sorted({*reader.nodes, *again}, key=self.order.__getitem__)), reader.outputs)
+        outputs = (*stored, *extra)
+        parts[k] = Part(tuple(_live(part.nodes, outputs)), outputs) if outputs else None
+        return parts, tuple(extra)
+
+    def accept(self, way: _Way) -> None:
+        for q, part in way.parts.items():
+            if part is None:
+                del self.parts[q]
+            else:
+                self.parts[q] = part
+        self.found.append(Residual(way.values, False, way.fewer, way.work, "", way.stored))
+
+    def work(self, part: Part) -> int:
+        found = self.works.get(part)
+        if found is None:
+            found = self.works[part] = operations(lower(part).body)[1]
+        return found
+
+    def regions(self) -> Iterator[Region]:
+        for region, members in zip(self.before, self.members, strict=True):
+            left = tuple(self.parts[k] for k in members if k in self.parts)
+            if region.opaque or left:
+                yield region if region.parts == left else Region(left)
+
+
+def _traffic(part: Part) -> int:
+    """Return the bytes a part moves: each value once."""
+    return sum(v.type.nbytes for v in (*inputs(part), *part.outputs))
+
+
+def _live(nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Node]:
+    """Return the nodes that ``outputs`` need, in their order."""
+    needed = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if any(v in needed for v in node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    return kept[::-1]

@@ -1,0 +1,161 @@
+"""What is kept between kernels and what is computed again, and that both compute the same."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.ir.cost import cost
+from kernelforge.ir.fuse import Residual
+from kernelforge.ir.parse import parse_kernel
+from kernelforge.runtime.plan import Plan
+
+F32 = np.float32
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(F32)
+
+
+def planned(fn: Callable[..., Any], *args: Any) -> Plan:
+    return kf.jit(fn).lower(*args).plan
+
+
+def between(plan: Plan) -> dict[str, str]:
+    """Return the values that one kernel stores for others: primitive and dtype."""
+    made = {v: n.prim.name for n in plan.graph.nodes for v in n.outputs}
+    stored = {v for r in plan.regions for v in r.outputs} - set(plan.graph.outputs)
+    return {made[v]: v.type.name for v in stored}
+
+
+def names(plan: Plan, residual: Residual) -> list[str]:
+    made = {v: n.prim.name for n in plan.graph.nodes for v in n.outputs}
+    return [made[v] for v in residual.values]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def attention(q, k, v):
+    return softmax(q @ k.transpose(0, 2, 1) * 0.125) @ v
+
+
+def backward(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def both(ct: Any, *args: Any) -> Any:
+        out, pull = kf.vjp(fn, *args)
+        return out, pull(ct)
+
+    return both
+
+
+def cross_entropy(w, x, labels):
+    scores = x @ w
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    log_likelihood = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return -np.where(labels[:, None] == np.arange(10), log_likelihood, F32(0)).sum(axis=1).mean()
+
+
+def normalized(x, steps: int):
+    """A map that the sum of all of it stands between: it is stored, or computed twice."""
+    for _ in range(steps):
+        x = np.tanh(x)
+    y = x * 2
+    return y / y.sum()
+
+
+def test_ties_of_a_maximum_are_not_stored() -> None:
+    plan = planned(kf.grad(cross_entropy), normal(20, 10), normal(64, 20), np.arange(64) % 10)
+    assert "bool" not in between(plan).values()
+
+
+def test_attention_keeps_scores_and_sums_of_rows() -> None:
+    args = [normal(4, 64, 32, seed=k) for k in range(3)]
+    plan = planned(backward(attention), normal(4, 64, 32, seed=5), *args)
+    found = between(plan)
+    assert "bool" not in found.values()
+    assert "exp" not in found
+    assert {"max", "sum"} <= set(found)
+    ours = kf.jit(backward(attention))(np.ones((4, 64, 32), F32), *args)
+    with kf.config(fusion=False):
+        plain = kf.jit(backward(attention))(np.ones((4, 64, 32), F32), *args)
+    np.testing.assert_array_equal(ours[0], plain[0])
+    for a, b in zip(ours[1], plain[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "again"), [(0, True), (1, True), (8, False)])
+def test_cheap_maps_are_computed_again(steps: int, again: bool) -> None:
+    x = normal(1024, 512)
+    fn = functools.partial(normalized, steps=steps)
+    plan = planned(fn, x)
+    assert len(plan.kernels) == (2 if again else 3)
+    (residual,) = [r for r in plan.fusion.residuals if r.values[0].type.size == x.size]
+    assert residual.kept is not again
+    assert names(plan, residual) == ["multiply"]
+    assert ("multiply" in between(plan)) is not again
+    if again:
+        assert residual.bytes == 2 * x.nbytes
+        assert residual.work == (steps * 16 + 1) * x.size
+        assert sum(k.bytes for k in plan.kernels) < 3.1 * x.nbytes
+    else:
+        assert residual.reason == f"recomputing it takes {129 * x.size:,} operations to save {2 * x.nbytes:,} bytes"
+    np.testing.assert_allclose(kf.jit(fn)(x), fn(x), rtol=1e-3)
+
+
+def test_a_kernel_that_nobody_needs_is_dropped() -> None:
+    def fn(x, i):
+        at = (i * 2).astype(np.int64)
+        return np.take_along_axis(x, at[:, None], axis=1).sum() + np.take(x[0] * x[1], at).sum()
+
+    x, i = normal(512, 64), np.arange(512, dtype=np.int32) % 32
+    plan = planned(fn, x, i)
+    assert "cast" not in between(plan)
+    np.testing.assert_allclose(kf.jit(fn)(x, i), fn(x, i), rtol=1e-3)
+
+
+def test_reasons_to_keep() -> None:
+    plan = planned(backward(attention), *[normal(4, 64, 32, seed=k) for k in range(4)])
+    reasons = {name: r.reason for r in plan.fusion.residuals if r.kept for name in names(plan, r)}
+    assert reasons["sum"] == "it is made by sum, which reads many elements for one"
+    assert reasons["divide"] == "a contraction would compute it again for each use of an element"
+    assert reasons["multiply"]
+
+
+def test_checkpoint_keeps_inputs_alone() -> None:
+    """Two products: what the first layer makes is kept without, and made again with a checkpoint."""
+
+    def layers(w, x):
+        h = np.tanh(x @ w)
+        return np.tanh(h @ w)
+
+    def loss(wrap: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda w, x: wrap(layers)(w, x).sum()
+
+    w, x = normal(32, 32) * F32(0.1), normal(64, 32)
+    plain, again = (planned(kf.value_and_grad(loss(wrap)), w, x) for wrap in (lambda f: f, kf.checkpoint))
+    products = [sum(n.prim.name == "contract" for n in plan.graph.nodes) for plan in (plain, again)]
+    assert products == [5, 7]
+    for a, b in zip(
+        *(kf.jit(kf.value_and_grad(loss(wrap)))(w, x) for wrap in (lambda f: f, kf.checkpoint)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_work_that_a_loop_does_not_change_is_counted_outside() -> None:
+    text = """kernel k(in x: f32[24], in s: f32[6], out y: f32[24]) {
+  for parallel i < 6 {
+    for parallel j < 4 {
+      y[i * 4 + j] = x[i * 4 + j] * log(s[i]) + 1.0f32 / s[i]
+    }
+  }
+}"""
+    kernel = parse_kernel(text)
+    assert cost(kernel).flops == 24 * 4
+    assert cost(kernel).work == 6 * (16 + 4) + 24 * 2
