@@ -14,6 +14,9 @@ from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64
 DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""
 DUMMY_BYTES = 512
+AHEAD = 14 << 10
+"""Bytes ahead of their use at which the walk of a product's tile asks for lines of its packed operand: as far as the
+third-level cache needs to answer (56 steps of 256 bytes, measured)."""
 WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 
@@ -37,6 +40,7 @@ class Exprs(Arithmetic):
         self.lanes = 0
         self.mask: Val | None = None
         self.live = True  # whether at least one lane of the mask is known to be on
+        self.walked: Var | None = None  # the loop along which vectors of arguments are fetched ahead
 
     def emit(self, e: Expr) -> Val:
         if isinstance(e, Const):
@@ -197,8 +201,20 @@ class Exprs(Arithmetic):
 
     def load(self, e: Load) -> Val:
         pointer, step = self.address(e.buffer, e.index)
-        whole = self.whole(self.buffers[e.buffer], e.index, step)
+        buffer = self.buffers[e.buffer]
+        whole = self.whole(buffer, e.index, step)
+        if self.walked is not None and step == 1 and buffer.shape is None and self.walked in free_vars(e.index[0]):
+            self.fetch(pointer)
         return self.load_at(e.buffer, pointer, step, None if whole else self.mask)
+
+    def fetch(self, pointer: Val) -> None:
+        """Ask for the line that lies ``AHEAD`` bytes further; it need not exist."""
+        scope = self.scopes[pointer.level]
+        if scope.values.setdefault(f"fetch {pointer.ref}", pointer.ref) == pointer.ref:
+            there = self.ins(f"getelementptr i8, ptr {pointer.ref}, i64 {AHEAD}", "ptr", 0, pointer)
+            self.declare("llvm.prefetch.p0", "void", "ptr, i32, i32, i32")
+            scope.lines.append(f"call void @llvm.prefetch.p0(ptr {there.ref}, i32 0, i32 3, i32 1)")
+            scope.values[f"fetch {pointer.ref}"] = "done"
 
     def whole(self, buffer: Buffer, index: tuple[Expr, ...], step: int | None) -> bool:
         """Whether the elements of all lanes may be touched, also of those that a mask turns off.

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
 from kernelforge.backends.cpu.host import Host
-from kernelforge.backends.cpu.stores import Stores
 from kernelforge.backends.cpu.threads import FORK
-from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Scope, Val
+from kernelforge.backends.cpu.tiles import Tiles
+from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import free_vars
@@ -116,7 +116,7 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, "!0 = !{i32 1}", ""])
 
 
-class _Function(Stores):
+class _Function(Tiles):
     """Emits the statements of one function."""
 
     def __init__(
@@ -239,20 +239,6 @@ class _Function(Stores):
     # Control flow
 
     @contextlib.contextmanager
-    def scope(self, fixed: set[str] | None) -> Iterator[Scope]:
-        """Collect instructions in a scope of their own; the caller places its lines."""
-        env = dict(self.env)
-        buffers = dict(self.buffers)
-        scope = Scope(fixed)
-        self.scopes.append(scope)
-        depth = len(self.scopes)
-        try:
-            yield scope
-        finally:
-            del self.scopes[depth - 1 :]
-            self.env, self.buffers = env, buffers
-
-    @contextlib.contextmanager
     def loop(self, var: Var | None, low: str, high: str, writes: set[str], nonempty: bool = False) -> Iterator[_Row]:
         """Loop over low .. high-1; the test is at the end, so what comes before the body runs only if the body does."""
         for buffer in writes:
@@ -306,11 +292,8 @@ class _Function(Stores):
     def body(self, body: Sequence[Stmt]) -> None:
         for stmt in body:
             match stmt:
-                case Let(name, value):
-                    if name in self.env:
-                        self.scopes[-1].memo.clear()
-                    v = self.emit(value)
-                    self.env[name] = v._replace(bind=len(self.scopes) - 1, reads=frozenset())
+                case Let():
+                    self.let(stmt)
                 case Store():
                     self.store(stmt)
                 case For():
@@ -344,6 +327,8 @@ class _Function(Stores):
         if loop.kind == "unroll" or static == 1:
             if static is None:
                 raise self.refuse(f"the extent of unroll loop {loop.var.name!r} is not a constant")
+            if self.tile(loop):
+                return
             for k in range(static):
                 self.once(loop, Val(str(k), "i64"))
         elif loop.kind == "vector" and self.lane is None and static is not None and static <= WIDEST:
@@ -362,8 +347,11 @@ class _Function(Stores):
         high = self.emit(loop.extent)
         if high.lanes:
             raise NotVectorError
+        tile = bool(loop.body) and all(isinstance(s, For) and s.kind == "unroll" for s in loop.body)
+        before, self.walked = self.walked, loop.var if tile else None
         with self.loop(loop.var, "0", high.ref, stored(loop.body), nonempty=loop.static is not None):
             self.body(loop.body)
+        self.walked = before
 
     def vector(self, loop: For, lanes: int) -> None:
         block, depth = self.block, len(self.scopes)

@@ -6,15 +6,18 @@ import math
 from collections.abc import Sequence
 
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.index import free_vars
+from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.staging import copy_out, stage
-from kernelforge.ir.schedule.steps import bind, fission, fuse, reorder, sink_guard, split, unguard
+from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, reorder, sink_guard, split, unguard
 
 PANEL = 22
 """Panels of rows that a thread keeps packed beside the one panel of columns it works with."""
 
+STEPS = 16
+"""Steps of the sum for which columns are packed at a time: what is read and written meanwhile stays in the cache."""
 
 LONG = 8
 """Operations on an element of the result beyond which the code for a whole tile of them is too much to unroll."""
@@ -111,7 +114,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
 
     count = -(-m // rows)
     itemsize = limits.vector_bytes // width
-    panels = max(1, min(PANEL, limits.cache_bytes // (2 * depth * rows * itemsize), -(-count // (2 * limits.threads))))
+    room = limits.cache_bytes * 3 // 4 - depth * registers * width * itemsize
+    panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), -(-count // (2 * limits.threads))))
     outer = [p.var.name for p in parallel[:-2]]
     right = _factor(kernel, j, i)
     depends = {v.name for v in free_vars(right)}
@@ -123,17 +127,48 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
     kernel = stage(kernel, left, f"{i}b", [f"{i}p", *walked, f"{i}r"], "local", "rows")
     kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
 
-    wide = [f"{j}", f"columns_{j}"]
+    wide = [j]
     if _operations(kernel, accumulator) > LONG:
         kernel = copy_out(kernel, accumulator, "tile")
         wide.append(f"tile_{j}")
-    for name in wide:
+    for name in (*wide, f"columns_{j}"):
         kernel = split(kernel, f"{name}r", width, f"{name}u", f"{name}v", "exact")
+    for name in wide:
         kernel = bind(bind(kernel, f"{name}v", "vector"), f"{name}u", "unroll")
     kernel = bind(kernel, f"{i}r", "unroll")
-    for name in (*outer, f"{i}b", *(f"columns_{p}" for p in by[:-2])):
+
+    along, tile = f"rows_{walked[-1]}", [f"rows_{i}r"]
+    if _contiguous(kernel, along, width):
+        kernel = _transposed(kernel, along, tile, width)
+    along, tile = f"columns_{walked[-1]}", [f"columns_{j}u", f"columns_{j}v"]
+    packed = [f"columns_{b}" for b in by[:-2]]
+    if _contiguous(kernel, along, width):
+        kernel = _transposed(kernel, along, tile, width)
+    else:
+        kernel = bind(bind(kernel, tile[1], "vector"), tile[0], "unroll")
+        kernel = split(kernel, along, STEPS, f"{along}b", along, "clip")
+        first = f"columns_{j}o"
+        for name in (*packed[packed.index(first) + 1 :], f"{along}b"):
+            kernel = reorder(kernel, first, name)
+        packed.append(f"{along}b")
+    for name in (*outer, f"{i}b", *packed):
         kernel = bind(kernel, name, "grid")
     return kernel
+
+
+def _contiguous(kernel: Kernel, name: str, width: int) -> bool:
+    """Whether a loop reads whole vectors along memory."""
+    (loop,) = loops(kernel, name)
+    steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
+    return 1 < width <= (loop.static or 0) and bool(steps) and all(c == 1 for c in steps)
+
+
+def _transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> Kernel:
+    """Read vectors in the loop ``along``, and store them across it, in the order of the loops ``tile`` inside it."""
+    kernel = split(kernel, along, width, along, f"{along}v", "cut")
+    for name in tile:
+        kernel = reorder(kernel, f"{along}v", name)
+    return bind(bind(kernel, f"{along}v", "vector"), tile[-1], "unroll")
 
 
 def group(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from kernelforge.ir.kernel import For, Kernel, Var, i64
+from kernelforge.ir.index import affine, bounds
+from kernelforge.ir.kernel import Const, For, Kernel, Load, Store, Var, i64, stmts
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.nests import grid, size, unit
-from kernelforge.ir.schedule.steps import bind, loops, split
+from kernelforge.ir.schedule.nests import grid, loads, size, unit
+from kernelforge.ir.schedule.staging import stage
+from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, split
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 
 CHUNK = 16384
@@ -27,8 +29,59 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width)
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
-    kernel = in_lanes(kernel, last, width)
+    across = _across(kernel, parallel, width)
+    kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else _solo(kernel)
+
+
+def _strided(kernel: Kernel, last: For) -> list[Load]:
+    """Return the Loads that stride through memory along the loop, and whose every element may be read."""
+    sizes = {a.name: a.size.value for a in kernel.args if isinstance(a.size, Const)}
+    found = []
+    for load in loads(last.body):
+        low, high = bounds(load.index[0])
+        inside = low is not None and high is not None and low >= 0 and high < sizes.get(load.buffer, 0)
+        if inside and affine(load.index[0], last.var) not in (0, 1):
+            found.append(load)
+    return found
+
+
+def _across(kernel: Kernel, parallel: Sequence[For], width: int) -> str:
+    """Find the loop along which memory is read where the last one, along which it is written, strides through it."""
+    last = parallel[-1]
+    if (
+        width == 1
+        or (last.static or 0) < width
+        or not all(affine(s.index[0], last.var) == 1 for s in stmts(last.body) if isinstance(s, Store))
+    ):
+        return ""
+    for load in _strided(kernel, last):
+        for loop in parallel[:-1]:
+            if affine(load.index[0], loop.var) == 1 and (loop.static or 0) >= width:
+                return loop.var.name
+    return ""
+
+
+def _tiled(kernel: Kernel, parallel: Sequence[For], across: str, width: int) -> Kernel:
+    """Run the last loop in lanes, over square tiles of what is read along the loop ``across``: each is read in vectors
+    and transposed into a buffer first.
+    """
+    names = [p.var.name for p in parallel]
+    between, last = names[names.index(across) + 1 : -1], names[-1]
+    tile = [f"{across}u", f"{last}v"]
+    kernel = split(kernel, last, width, last, tile[1], "cut")
+    kernel = split(kernel, across, width, across, tile[0], "cut")
+    for name in between:
+        kernel = reorder(kernel, tile[0], name)
+    kernel = reorder(fission(kernel, tile[0]), tile[0], last)
+    row = loops(kernel, tile[0])[0]
+    (lane,) = (s for s in row.body if isinstance(s, For))
+    for k, load in enumerate(_strided(kernel, lane)):
+        if affine(load.index[0], row.var) == 1:
+            kernel = stage(kernel, load, last, tile, "local", f"t{k}")
+            kernel = reorder(kernel, f"t{k}_{tile[0]}", f"t{k}_{tile[1]}")
+            kernel = bind(bind(kernel, f"t{k}_{tile[0]}", "vector"), f"t{k}_{tile[1]}", "unroll")
+    return bind(kernel, tile[1], "vector")
 
 
 def _solo(kernel: Kernel) -> Kernel:

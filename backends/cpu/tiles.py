@@ -1,0 +1,156 @@
+"""Tiles that are transposed in registers on their way to memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from kernelforge.backends.cpu.stores import Stores
+from kernelforge.backends.cpu.values import MEMORY, Scope, Val
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.index import affine
+from kernelforge.ir.kernel import Expr, For, Let, Stmt, Store, Var, i64, substitute
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tile:
+    """A vector loop in an unrolled loop, whose stores run along the unrolled one.
+
+    Attributes:
+        lets: what the unrolled loop names before the vector loop, and that before its store.
+        index: where the store goes, in terms of the loops alone.
+        step: elements from one lane to the next.
+    """
+
+    outer: For
+    inner: For
+    lets: tuple[Let, ...]
+    store: Store
+    index: tuple[Expr, ...]
+    step: int
+
+
+class Tiles(Stores):
+    """Emits tiles of stores."""
+
+    @contextlib.contextmanager
+    def scope(self, fixed: set[str] | None) -> Iterator[Scope]:
+        """Collect instructions in a scope of their own; the caller places its lines."""
+        env = dict(self.env)
+        buffers = dict(self.buffers)
+        scope = Scope(fixed)
+        self.scopes.append(scope)
+        depth = len(self.scopes)
+        try:
+            yield scope
+        finally:
+            del self.scopes[depth - 1 :]
+            self.env, self.buffers = env, buffers
+
+    def let(self, stmt: Let) -> None:
+        if stmt.name in self.env:
+            self.scopes[-1].memo.clear()
+        v = self.emit(stmt.value)
+        self.env[stmt.name] = v._replace(bind=len(self.scopes) - 1, reads=frozenset())
+
+    def tile(self, loop: For) -> bool:
+        """Store what a vector loop in the unrolled ``loop`` makes, transposed: in whole vectors and no lane by itself.
+
+        Returns False, with nothing emitted, where memory does not run along ``loop``.
+        """
+        found = _tile(loop, {name: b.strides for name, b in self.buffers.items()})
+        if found is None or self.lane is not None or self.mask is not None:
+            return False
+        count, lanes = found.outer.static or 0, found.inner.static or 0
+        first: dict[Expr, Expr] = {found.outer.var: i64(0), found.inner.var: i64(0)}
+        pointer, _ = self.address(found.store.buffer, tuple(substitute(i, first) for i in found.index))
+        rows = []
+        each = "<" + ", ".join(f"i64 {k}" for k in range(lanes)) + ">"
+        self.lane, self.lanes = found.inner.var, lanes
+        for k in range(count):
+            with self.scope(set()) as scope:
+                depth = len(self.scopes) - 1
+                self.env[found.outer.var.name] = Val(str(k), "i64", bind=depth)
+                self.env[found.inner.var.name] = Val(each, "i64", lanes, bind=depth)
+                for stmt in found.lets:
+                    self.let(stmt)
+                rows.append(self.memory(self.splat(self.emit(found.store.value), lanes)))
+            self.put_all(scope)
+        self.lane, self.lanes = None, 0
+        depth = len(self.scopes) - 1
+        rows = self.transpose([v._replace(level=depth, bind=depth) for v in rows])
+        scalar, align = MEMORY[found.store.value.dtype], DTYPES[found.store.value.dtype].itemsize
+        for k, v in enumerate(rows):
+            at = self.const(k * lanes if found.step == count else k * found.step, "i64")
+            there = self.ins(f"getelementptr {scalar}, ptr {pointer.ref}, i64 {at.ref}", "ptr", 0, pointer)
+            self.put(f"store {v.type} {v.ref}, ptr {there.ref}, align {align}")
+        self.forget(found.store.buffer)
+        return True
+
+    def transpose(self, rows: list[Val]) -> list[Val]:
+        """Return the elements of ``rows`` in the order of their lanes, as many vectors of as many lanes."""
+        count, lanes = len(rows), rows[0].lanes
+        if count & (count - 1):
+            places = [divmod(e, count)[::-1] for e in range(count * lanes)]
+            return [self.picked(rows, places[k * lanes : (k + 1) * lanes]) for k in range(count)]
+        for _ in range(count.bit_length() - 1):  # interleaving the halves moves the first bit of a position to its end
+            pairs = [(rows[k // 2], rows[(k + count) // 2]) for k in range(count)]
+            rows = [
+                self.picked(pair, [(e % 2, (k % 2 * lanes + e) // 2) for e in range(lanes)])
+                for k, pair in enumerate(pairs)
+            ]
+        return rows
+
+    def picked(self, rows: Sequence[Val], places: Sequence[tuple[int, int]]) -> Val:
+        """Return the vector of the elements at ``places``, each a row and a lane."""
+        made, lanes = rows[0], rows[0].lanes
+        for r in range(1, len(rows)):
+            order = []
+            for k, (row, lane) in enumerate(places):
+                kept = lane if r == 1 else k
+                order.append(f"i32 {lanes + lane if row == r else kept}" if row <= r else "i32 poison")
+            rhs = (
+                f"shufflevector {made.type} {made.ref}, {made.type} {rows[r].ref}, <{lanes} x i32> <{', '.join(order)}>"
+            )
+            made = self.ins(rhs, made.dtype, lanes, made, rows[r])
+        return made
+
+
+def _tile(outer: For, strides: dict[str, tuple[int, ...]]) -> Tile | None:
+    """Find a vector loop in an unrolled loop along which the elements that they store lie side by side.
+
+    The rows of the tile have to be whole vectors or to lie densely.
+    """
+    lets: list[Let] = []
+    named: dict[Expr, Expr] = {}
+
+    def last(body: Sequence[Stmt]) -> Stmt | None:
+        for stmt in body[:-1]:
+            if not isinstance(stmt, Let):
+                return None
+            lets.append(stmt)
+            value = substitute(stmt.value, named)
+            named[Var(stmt.name, value.dtype)] = value
+        return body[-1] if body else None
+
+    inner = last(outer.body)
+    if not isinstance(inner, For) or inner.kind != "vector":
+        return None
+    store = last(inner.body)
+    count, lanes = outer.static or 0, inner.static or 0
+    if not isinstance(store, Store) or store.op or not 1 < count <= lanes <= 16 or lanes & (lanes - 1):
+        return None
+    index = tuple(substitute(i, named) for i in store.index)
+    steps = []
+    for var in (outer.var, inner.var):
+        step = 0
+        for i, stride in zip(index, strides.get(store.buffer, ()), strict=True):
+            c = affine(i, var)
+            if c is None:
+                return None
+            step += c * stride
+        steps.append(step)
+    if steps[0] != 1 or not (steps[1] == count or (count == lanes and steps[1] > count)):
+        return None
+    return Tile(outer, inner, tuple(lets), store, index, steps[1])

@@ -1,0 +1,91 @@
+"""Tiles of stores that are transposed in registers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.backends.cpu.printer import print_kernel
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.kernel import Const, For, If, Kernel, Let, Load, Stmt, Store, Var, i64, op
+from tests.backends.on_cpu import CPU, buffer, compare
+
+LANES = 8
+
+
+def tile(count: int, step: int, dtype: str, guarded: bool = False) -> Kernel:
+    """Build ``y[v * step + u] = x[u * 8 + v]`` for u < count, v < 8, in each of 3 blocks."""
+    u, v, g = Var("u", bound=count), Var("v", bound=LANES), Var("g", bound=3)
+    value = Load("x", ((g * count + u) * LANES + v,), dtype)
+    lets: tuple[Stmt, ...] = ()
+    if guarded:
+        lets = (Let("t", g * count + u < 3 * count - 1),)
+        value = op("select", Var("t", "bool"), value, Const(7, dtype))
+    store = Store("y", (g * (LANES * step) + v * step + u,), value)
+    body = For(u, i64(count), "unroll", (*lets, For(v, i64(LANES), "vector", (store,))))
+    args = (buffer("x", dtype, 3 * count * LANES), buffer("y", dtype, 3 * step * LANES, "out"))
+    return Kernel("tile", args, (), (For(g, i64(3), "grid", (body,)),))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "i8", "u16", "f16", "bool"])
+@pytest.mark.parametrize(("count", "step"), [(2, 2), (3, 3), (4, 4), (6, 6), (8, 8), (8, 11), (8, 40)])
+def test_a_transposed_tile_is_stored_in_whole_vectors(count: int, step: int, dtype: str) -> None:
+    for guarded in (False, True):
+        kernel = tile(count, step, dtype, guarded)
+        x = np.arange(3 * count * LANES).astype(DTYPES[dtype])
+        compare(kernel, {"x": x, "y": np.zeros(3 * step * LANES, DTYPES[dtype])})
+        assert "scatter" not in print_kernel(kernel, CPU.host)
+
+
+@pytest.mark.parametrize(("count", "step"), [(6, 9), (4, 16), (8, 7), (8, -1), (8, 0)])
+def test_other_tiles_are_stored_lane_by_lane(count: int, step: int) -> None:
+    u, v = Var("u", bound=count), Var("v", bound=LANES)
+    at = (v * step + u) if step > 0 else (u - v * -step + 8 if step else u)
+    body = For(
+        u,
+        i64(count),
+        "unroll",
+        (For(v, i64(LANES), "vector", (Store("y", (at,), Load("x", (u * LANES + v,), "f32")),)),),
+    )
+    kernel = Kernel("tile", (buffer("x", "f32", 64), buffer("y", "f32", 160, "out")), (), (body,))
+    compare(kernel, {"x": np.arange(64, dtype=np.float32), "y": np.zeros(160, np.float32)})
+
+
+def test_a_tile_under_a_mask_keeps_to_it() -> None:
+    u, v, g = Var("u", bound=4), Var("v", bound=4), Var("g", bound=2)
+    store = Store("y", (g * 16 + v * 4 + u,), Load("x", (g * 16 + u * 4 + v,), "f32"))
+    body = If(g < 1, (For(u, i64(4), "unroll", (For(v, i64(4), "vector", (store,)),)),))
+    kernel = Kernel(
+        "tile", (buffer("x", "f32", 32), buffer("y", "f32", 32, "out")), (), (For(g, i64(2), "grid", (body,)),)
+    )
+    compare(kernel, {"x": np.arange(32, dtype=np.float32), "y": np.zeros(32, np.float32)})
+
+
+@pytest.mark.parametrize("axes", [(1, 0, 2), (0, 2, 1), (2, 1, 0), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("shape", [(16, 16, 16), (33, 17, 70), (5, 100, 31), (64, 1, 48), (2, 3, 4)])
+def test_transposing_maps(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+    @kf.jit
+    def fn(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return np.transpose(x, axes) * 2 + y
+
+    y = np.ascontiguousarray(x.transpose(axes))
+    np.testing.assert_array_equal(fn(x, y), fn.__wrapped__(x, y))
+
+
+def test_a_transposing_map_reads_and_stores_whole_vectors() -> None:
+    fn = kf.jit(lambda x, y: x.T + y)
+    x = np.ones((64, 64), np.float32)
+    source = fn.lower(x, x).kernels[0].source
+    assert "gather" not in source
+    assert "scatter" not in source
+
+
+def test_packing_reads_and_stores_whole_vectors() -> None:
+    x = np.ones((192, 192), np.float32)
+    for product in (lambda a, b: a @ b, lambda a, b: a @ b.T):
+        source = kf.jit(product).lower(x, x).kernels[0].source
+        assert "gather" not in source
+        assert "scatter" not in source
