@@ -12,8 +12,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
+from kernelforge.ir.demand import REDUCTIONS, Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.lower import REDUCTIONS, Part, Refused, buffers_of
+from kernelforge.ir.lower import buffers_of, by_columns
 
 WIDE_ROW = 1 << 16
 FEW_ROWS = 8
@@ -132,12 +133,12 @@ def _reaches(start: Iterable[_Group], goal: _Group) -> bool:
     return False
 
 
-def fuse(graph: Graph, enabled: bool = True, max_args: int = 64) -> Fusion:
+def fuse(graph: Graph, enabled: bool = True, max_args: int = 64, columns: bool = False) -> Fusion:
     """Group the nodes of ``graph``; with ``enabled`` off, each node that computes is a region.
 
-    ``max_args`` is the most buffers a kernel may take on the device.
+    ``max_args`` is the most buffers a kernel may take on the device; ``columns`` is that of the parts.
     """
-    fusion = _Fuser(graph, max_args)
+    fusion = _Fuser(graph, max_args, columns)
     if enabled:
         fusion.vertical()
         fusion.siblings()
@@ -146,9 +147,10 @@ def fuse(graph: Graph, enabled: bool = True, max_args: int = 64) -> Fusion:
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, max_args: int) -> None:
+    def __init__(self, graph: Graph, max_args: int, columns: bool) -> None:
         self.graph = graph
         self.max_args = max_args
+        self.columns = columns
         self.decisions: list[Decision] = []
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
         self.order = {n: k for k, n in enumerate(graph.nodes)}
@@ -234,7 +236,7 @@ class _Fuser:
             if node is not None and node not in nodes and (node in own or node in self.free):
                 nodes[node] = None
                 stack.extend(node.inputs)
-        return Part(tuple(sorted(nodes, key=self.order.__getitem__)), tuple(outputs))
+        return Part(tuple(sorted(nodes, key=self.order.__getitem__)), tuple(outputs), self.columns)
 
     def join(self, a: _Group, b: _Group) -> str:
         """Make one group of two if one nest computes both; return why not, or nothing."""
@@ -317,7 +319,7 @@ class _Fuser:
                 for b in items:
                     first, second = a.group, b.group
                     key = (first, second)
-                    if a.order >= b.order or first is second or key in tried or not _alike(first, second):
+                    if a.order >= b.order or first is second or key in tried or not _alike(first, second, self.columns):
                         continue
                     tried.add(key)
                     if not _reaches(first.next(), second) and not _reaches(second.next(), first):
@@ -396,9 +398,19 @@ def _dtype(group: _Group) -> str:
     return group.items[0].outputs[0].type.name
 
 
-def _alike(a: _Group, b: _Group) -> bool:
-    """Whether two groups are maps of one shape, or reduce the same axes of arrays of one shape."""
+def _walked(group: _Group) -> set[tuple[int, ...]]:
+    nodes = [i.node for i in group.reductions() if i.node is not None]
+    return {n.inputs[0].type.shape for n in nodes} or {group.items[0].outputs[0].type.shape}
+
+
+def _alike(a: _Group, b: _Group, columns: bool) -> bool:
+    """Whether two groups are maps of one shape, or reduce the same axes of arrays of one shape.
+
+    With ``columns``, also whether one reduces the rows of an array of the other's shape.
+    """
     first, second = a.reductions(), b.reductions()
+    if columns and any(i.node is not None and by_columns(i.node) for i in first + second):
+        return bool(_walked(a) & _walked(b))
     if not first and not second:
         return a.items[0].outputs[0].type.shape == b.items[0].outputs[0].type.shape
     if not first or not second or Kind.CONTRACT in a.kinds() | b.kinds():

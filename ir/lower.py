@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from kernelforge.dtypes import FLOATS, UNSIGNED
-from kernelforge.ir.cost import COSTLY, RECOMPUTE
-from kernelforge.ir.graph import Kind, Node, Reduction, Value
+from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, reduction
+from kernelforge.ir.graph import At, Kind, Node, Reduction, Value
 from kernelforge.ir.index import flatten, normalize, unflatten
 from kernelforge.ir.kernel import (
     Alloc,
@@ -37,30 +37,21 @@ from kernelforge.ir.kernel import (
     select,
     substitute,
 )
-from kernelforge.ir.nest import axes, digits, nest, variables
+from kernelforge.ir.nest import axes, collapse, digits, nest, variables
 from kernelforge.ir.types import row_major
-
-REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
 
 DEEP = 16
 """Maps that follow each other in one expression at most."""
 
+MANY_ROWS = 32
+MANY_COLUMNS = 64
+"""From this many rows of this many elements on, a reduction over the rows is made by blocks of rows."""
 
-class Refused(Exception):
-    """Why a set of nodes is not one nest, in words for ``explain``."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """A set of nodes to be computed by one nest.
-
-    Attributes:
-        nodes: in graph order, views included; those not reached from ``outputs`` are ignored.
-        outputs: the values to be stored.
-    """
-
-    nodes: tuple[Node, ...]
-    outputs: tuple[Value, ...]
+BLOCKS = 64
+SHORT_BLOCK = 4
+LONG_BLOCK = 256
+"""Rows make ``BLOCKS`` blocks, or more where one would be longer than ``LONG_BLOCK``: enough for the threads, the
+rounding error of long columns grows with the number of blocks alone, and partial results are few beside the rows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -70,11 +61,6 @@ class Nest:
     body: tuple[Stmt, ...]
     inputs: dict[Value, str]
     outputs: dict[Value, str]
-
-
-def computes(node: Node) -> bool:
-    """Whether a node does work for each element; a view of several values chooses among them."""
-    return node.prim.kind is not Kind.VIEW or len(node.inputs) > 1
 
 
 def identity(name: str, dtype: str) -> Const:
@@ -99,82 +85,6 @@ def combine(name: str, a: Expr, b: Expr) -> Expr:
     return op(name, a, b)
 
 
-class _Lowering:
-    """The state of lowering one part."""
-
-    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, trial: bool) -> None:
-        self.part = part
-        self.trial = trial
-        self.strides = strides
-        self.prefix = prefix
-        self.producer = {v: n for n in part.nodes for v in n.outputs}
-        self.inputs: dict[Value, str] = {}
-        self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
-        self.reads: dict[Node, list[Expr]] = {}
-        self.evaluations = 0
-        self.costly = 0
-        self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
-        self.costly_budget = RECOMPUTE * sum(n.prim.name in COSTLY for n in part.nodes) + 3 if trial else math.inf
-
-    def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
-        """Return the element of ``value`` at ``index``, which is in normal form."""
-        key = (value, index)
-        found = self.memo.get(key)
-        if found is None:
-            found = self.memo[key] = self._at(value, index)
-        return found
-
-    def _at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
-        node = self.producer.get(value)
-        if node is None:
-            name = self.inputs.setdefault(value, f"{self.prefix}x{len(self.inputs)}")
-            strides = self.strides.get(value) or row_major(value.type.shape)
-            return Load(name, (flatten(index, strides),), value.type.name)
-        if node.prim.kind in REDUCTIONS:
-            self.reads.setdefault(node, []).append(flatten(index, row_major(value.type.shape)))
-            return Load(self.accumulator(node), (), reduction(node).dtype).cast(value.type.name)
-        if node.prim.lower is None:
-            raise Refused(f"{node.prim.name} is not computed element by element")
-        # a view of several values chooses among them for each element
-        self.evaluations += computes(node)
-        self.costly += node.prim.name in COSTLY
-        if self.evaluations > self.budget or self.costly > self.costly_budget:
-            raise Refused(f"values would be computed again more than {RECOMPUTE} times")
-        if self.trial and node.prim.kind is Kind.MAP and node.inputs and value.type.name in FLOATS:
-            # which elements are read is all a trial asks, and no index depends on what is made of floats
-            for v in node.inputs:
-                self.at(v, index)
-            return Load(f"v{value.id}", index, value.type.name)
-        types = [v.type for v in node.inputs]
-        made: Expr = node.prim.lower(self.reader(node), index, types, value.type, node.params)
-        return normalize(made) if node.prim.kind is not Kind.MAP else made
-
-    def reader(self, node: Node) -> Callable[[int, Sequence[Expr]], Expr]:
-        def at(i: int, index: Sequence[Expr]) -> Expr:
-            return self.at(node.inputs[i], tuple(normalize(e) for e in index))
-
-        return at
-
-    def accumulator(self, node: Node) -> str:
-        return f"{self.prefix}a{node.output.id}"
-
-    def probe(self, value: Value, index: tuple[Expr, ...]) -> set[Expr]:
-        """Return the flat positions at which ``value`` reads results of reductions; nothing is kept of the attempt."""
-        kept = self.reads, self.memo, self.evaluations, self.costly
-        self.reads, self.memo = {}, {}
-        self.at(value, index)
-        found = {flat for flats in self.reads.values() for flat in flats}
-        self.reads, self.memo, self.evaluations, self.costly = kept
-        return found
-
-
-def reduction(node: Node) -> Reduction:
-    """Return the record of how one element of a reduction is made."""
-    assert node.prim.lower is not None
-    made: Reduction = node.prim.lower([v.type for v in node.inputs], node.output.type, node.params)
-    return made
-
-
 def _covers(index: tuple[Expr, ...], value: Value) -> bool:
     return digits(flatten(index, row_major(value.type.shape)), value.type.size) is not None
 
@@ -191,6 +101,19 @@ def _refine(chains: Sequence[Sequence[int]], size: int) -> list[int]:
     return [large // small for small, large in itertools.pairwise(places)][::-1]
 
 
+def by_columns(node: Node) -> bool:
+    """Whether a node reduces leading axes alone, and its rows are many and wide enough to be walked block by block."""
+    if node.prim.kind is not Kind.REDUCE:
+        return False
+    axes_, columns = node.params["axes"], node.output.type.size
+    leading = axes_ == tuple(range(len(axes_)))
+    return leading and columns >= MANY_COLUMNS and node.inputs[0].type.size >= MANY_ROWS * columns
+
+
+def _element_of(name: str, shape: tuple[int, ...], dtype: str) -> Callable[[At, Sequence[Expr], Sequence[Expr]], Expr]:
+    return lambda _, index, r: Load(name, (r[0], flatten(tuple(index), row_major(shape))), dtype)
+
+
 def lower(part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "") -> Nest:
     """Turn a part into its naive nest.
 
@@ -200,7 +123,7 @@ def lower(part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefi
     Raises:
         Refused: when no single nest computes the part.
     """
-    return _Builder(_Lowering(part, strides or {}, prefix, trial=False)).build()
+    return _Builder(Lowering(part, strides or {}, prefix, trial=False)).build()
 
 
 def buffers_of(part: Part) -> int:
@@ -209,12 +132,12 @@ def buffers_of(part: Part) -> int:
     Raises:
         Refused: when no single nest computes the part, or its nodes would be computed more than ``RECOMPUTE`` times.
     """
-    made = _Builder(_Lowering(part, {}, "", trial=True)).build()
+    made = _Builder(Lowering(part, {}, "", trial=True)).build()
     return len(made.inputs) + len(made.outputs)
 
 
 class _Builder:
-    def __init__(self, low: _Lowering) -> None:
+    def __init__(self, low: Lowering) -> None:
         self.low = low
         part = low.part
         self.names = {v: f"{low.prefix}y{k}" for k, v in enumerate(part.outputs)}
@@ -233,8 +156,11 @@ class _Builder:
             body = self.scatter()
         elif any(n.prim.kind is Kind.CUMULATE for n in self.reductions):
             body = self.cumulate()
+        elif columns := self.columns():
+            body = self.blocks(columns)
         elif self.reductions:
-            body = self.reduce()
+            _, loops, inner = self.reduce(self.reductions, self.low.part.outputs)
+            body = self.top(loops, inner)
         else:
             body = self.map()
         return Nest(body, self.low.inputs, self.names)
@@ -251,16 +177,17 @@ class _Builder:
         outputs = self.low.part.outputs
         root = max(outputs, key=lambda v: v.type.size)
         index = axes(root.type.shape, f"{self.low.prefix}i")
-        lets = self.named(root, index)
+        lets = self.named(outputs, index)
         self.low.at(root, index)
         body = [*lets, *(self.store(v, self.home(v, root, index)) for v in outputs)]
         return self.top(variables(index), body)
 
-    def named(self, root: Value, index: tuple[Expr, ...]) -> list[Stmt]:
-        """Name every few steps of a long chain of maps, so that no expression grows deep."""
+    def named(self, ends: Sequence[Value], index: tuple[Expr, ...]) -> list[Stmt]:
+        """Name every few steps of a long chain of maps that ends in ``ends``, so that no expression grows deep."""
         low = self.low
         chain: set[Node] = set()
-        stack = [v for v in low.part.outputs if v.type.shape == root.type.shape]
+        shape = tuple(i.bound if isinstance(i, Var) else 1 for i in index)
+        stack = [v for v in ends if v.type.shape == shape]
         while stack:
             node = low.producer.get(stack.pop())
             if node is not None and node.prim.kind is Kind.MAP and node not in chain:
@@ -291,20 +218,25 @@ class _Builder:
                 return at
         raise Refused(f"outputs of shapes {root.type.shape} and {value.type.shape} are not computed in one loop")
 
-    def reduce(self) -> tuple[Stmt, ...]:
+    def reduce(
+        self, reductions: Sequence[Node], outputs: Sequence[Value], given: dict[Node, Reduction] | None = None
+    ) -> tuple[Expr, tuple[Var, ...], list[Stmt]]:
+        """Make the nest of reductions over the same rows and of ``outputs``: the number of the row, the loops that walk
+        the rows, and what stands in them. ``given`` tells how a node is reduced where its own record does not.
+        """
         low, prefix = self.low, self.low.prefix
-        size = self.reductions[0].output.type.size
-        if any(n.prim.kind is Kind.CONTRACT for n in self.reductions) and len(self.reductions) > 1:
+        size = reductions[0].output.type.size
+        if any(n.prim.kind is Kind.CONTRACT for n in reductions) and len(reductions) > 1:
             raise Refused("a contraction shares its kernel with no other reduction")
         chains: list[list[int]] = []
-        for node in self.reductions:
+        for node in reductions:
             shape = node.output.type.shape
             if node.output.type.size != size:
                 raise Refused("its reductions have different numbers of results")
             chains.append([s for s, n in zip(row_major(shape), shape, strict=True) if n > 1])
         placed: list[tuple[Value, tuple[Expr, ...], Expr]] = []
         upstream: list[Value] = []
-        for value in low.part.outputs:
+        for value in outputs:
             index = axes(value.type.shape, f"{prefix}o{value.id}_")
             found = low.probe(value, index)
             if not found:
@@ -324,8 +256,8 @@ class _Builder:
 
         body: list[Stmt] = []
         elements: dict[Value, tuple[tuple[Var, ...], tuple[Expr, ...]]] = {}
-        for node in self.reductions:
-            made = reduction(node)
+        for node in reductions:
+            made = given[node] if given else reduction(node)
             r = axes(made.extents, f"{prefix}r{node.output.id}_")
             at = unflatten(flat, node.output.type.shape)
             low.reads = {}
@@ -336,7 +268,7 @@ class _Builder:
                     raise Refused("a reduction needs results of another one from several rows")
             for value, index in list(low.memo)[known:]:
                 once = value.type.size == size * math.prod(made.extents)
-                if value in self.wanted and value not in elements and once and _covers(index, value):
+                if value in outputs and value not in elements and once and _covers(index, value):
                     elements[value] = (variables(r), index)
             name = low.accumulator(node)
             loops = nest(variables(r), "serial", [Store(name, (), normalize(element), made.op)])
@@ -357,7 +289,92 @@ class _Builder:
             inner = tuple(v for v in variables(index) if v not in rows)
             index = tuple(rows.get(i, i) if isinstance(i, Var) else i for i in index)
             body += nest(inner, "parallel", [self.store(value, index)])
-        return self.top(variables(parallel), body)
+        return flat, variables(parallel), body
+
+    def columns(self) -> list[Node]:
+        """Return the reductions over leading axes, where they are to be made by blocks of rows; see ``blocks``."""
+        found = [n for n in self.reductions if self.low.part.columns and by_columns(n)]
+        below = self.below(found)
+        whole = found and all(v.type.size == found[0].output.type.size for v in self.wanted & below)
+        return found if whole and not any(v in below for n in self.reductions for v in n.inputs) else []
+
+    def below(self, nodes: Sequence[Node]) -> set[Value]:
+        """Return the values that depend on what ``nodes`` make."""
+        found = {n.output for n in nodes}
+        for node in self.low.part.nodes:
+            if any(v in found for v in node.inputs):
+                found.update(node.outputs)
+        return found
+
+    def blocks(self, columns: Sequence[Node]) -> tuple[Stmt, ...]:
+        """Walk rows once for reductions over them and for all else that is made of their elements.
+
+        A block of consecutive rows combines them, in order, into a row of partial results of its own; a second nest
+        combines the blocks, in order. How many rows make a block is given by the shape alone, and so is every rounding.
+        """
+        prefix = self.low.prefix
+        source = columns[0].inputs[0]
+        lead = len(columns[0].params["axes"])
+        row_shape, shape = source.type.shape[:lead], source.type.shape[lead:]
+        if any(n.inputs[0].type.shape != source.type.shape or len(n.params["axes"]) != lead for n in columns):
+            raise Refused("its reductions over rows walk arrays of different shapes")
+        below = self.below(columns)
+        beside = [v for v in self.low.part.outputs if v not in below]
+        block = Var(f"{prefix}w", "i64", math.prod(row_shape))
+        rows = [n for n in self.reductions if n not in columns]
+        if rows:
+            if rows[0].output.type.size != math.prod(row_shape):
+                raise Refused("its reductions have different numbers of results")
+            flat, loops, body = self.reduce(rows, beside)
+            at = unflatten(flat, row_shape)
+            for node in columns:
+                index = axes(shape, f"{prefix}c{node.output.id}_")
+                body += nest(variables(index), "parallel", [self.accumulate(node, block, at, index, flat)])
+        else:
+            index = axes(source.type.shape, f"{prefix}i")
+            body = self.named([*beside, *(n.inputs[0] for n in columns)], index)
+            body += [self.accumulate(n, block, index[:lead], index[lead:], None) for n in columns]
+            body += [self.store(v, self.home(v, source, index)) for v in beside]
+            loops, body = variables(index[:lead]), list(nest(variables(index[lead:]), "parallel", body))
+        (outer, *inner), body = collapse(list(loops), body)
+        for var in reversed(inner):
+            body = [For(var, i64(var.bound or 0), "serial", tuple(body))]
+        n = outer.bound or 0
+        size = max(SHORT_BLOCK, min(LONG_BLOCK, -(-n // BLOCKS)))
+        count = -(-n // size)
+        walked, worker = Var(outer.name, "i64", size), Var(block.name, "i64", count)
+        replace: dict[Expr, Expr] = {outer: worker * size + walked, block: worker}
+        memo: dict[Expr, Expr] = {}
+        body = [map_exprs(s, lambda e: normalize(substitute(e, replace, memo))) for s in body]
+        extent = normalize(op("min", i64(size), i64(n) - worker * size))
+        starts: list[Stmt] = []
+        partials: dict[Node, Reduction] = {}
+        scratch: list[Stmt] = []
+        for node in columns:
+            made, name = reduction(node), self.partial(node)
+            index = axes(shape, f"{prefix}z{node.output.id}_")
+            start = Store(name, (worker, flatten(index, row_major(shape))), identity(made.op, made.dtype))
+            starts += nest(variables(index), "parallel", [start])
+            scratch.append(Alloc(name, made.dtype, (i64(count), i64(math.prod(shape))), "global"))
+            partials[node] = made._replace(extents=(count,), element=_element_of(name, shape, made.dtype))
+        first = For(worker, i64(count), "parallel", (*starts, For(walked, extent, "serial", tuple(body))))
+        _, loops, body = self.reduce(columns, [v for v in self.low.part.outputs if v in below], partials)
+        return (*scratch, first, *self.top(loops, body))
+
+    def partial(self, node: Node) -> str:
+        return f"{self.low.prefix}p{node.output.id}"
+
+    def accumulate(
+        self, node: Node, block: Var, row: Sequence[Expr], index: tuple[Expr, ...], flat: Expr | None
+    ) -> Store:
+        """Combine the element of a reduction over rows at ``row`` and ``index`` into the block's partial results."""
+        made = reduction(node)
+        self.low.reads = {}
+        element = made.element(self.low.reader(node), index, tuple(row))
+        if any(f is not flat for flats in self.low.reads.values() for f in flats):
+            raise Refused("a reduction needs results of another one from several rows")
+        strides = row_major(node.output.type.shape)
+        return Store(self.partial(node), (block, flatten(index, strides)), normalize(element), made.op)
 
     def cumulate(self) -> tuple[Stmt, ...]:
         low, prefix = self.low, self.low.prefix

@@ -11,13 +11,15 @@ out of this choice: barriers keep a second copy of it for the backward pass.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kernelforge.ir.cost import LAUNCH_BYTES, OPERATIONS_PER_BYTE, operations
+from kernelforge.ir.demand import Part, Refused
 from kernelforge.ir.fuse import Fusion, Region, Residual, inputs
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.lower import Part, Refused, buffers_of, lower
+from kernelforge.ir.lower import buffers_of, lower
 
 AGAIN = frozenset({Kind.MAP, Kind.VIEW})
 """What may be computed again: one element of it needs few elements of what it reads."""
@@ -135,9 +137,13 @@ class _Planner:
                     stack.extend(node.inputs)
                 else:
                     extra[value] = None
-            parts[q] = Part(tuple(sorted({*reader.nodes, *again}, key=self.order.__getitem__)), reader.outputs)
+            parts[q] = dataclasses.replace(
+                reader, nodes=tuple(sorted({*reader.nodes, *again}, key=self.order.__getitem__))
+            )
         outputs = (*stored, *extra)
-        parts[k] = Part(tuple(_live(part.nodes, outputs)), outputs) if outputs else None
+        parts[k] = (
+            dataclasses.replace(part, nodes=tuple(_live(part.nodes, outputs)), outputs=outputs) if outputs else None
+        )
         return parts, tuple(extra)
 
     def accept(self, way: _Way) -> None:

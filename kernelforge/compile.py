@@ -118,7 +118,7 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
             raise UnsupportedOnDevice(
                 device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
             )
-    fusion = fuse(optimized, config.fusion, limits.max_args)
+    fusion = fuse(optimized, config.fusion, limits.max_args, limits.form == "vector")
     if config.fusion:
         fusion = plan_residuals(optimized, fusion, limits.max_args)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}

@@ -25,6 +25,16 @@ def perfect(nest: For) -> tuple[list[For], tuple[Stmt, ...]]:
     return found, found[-1].body
 
 
+def of_block(body: Sequence[Stmt]) -> tuple[Stmt, ...] | None:
+    """Return what starts a block of rows and what stands in the loop over its rows; None where a nest has no blocks."""
+    *starts, rows = body
+    while isinstance(rows, For) and rows.kind == "serial":
+        if any(isinstance(s, For) and s.kind == "parallel" for s in rows.body):
+            return (*starts, *rows.body)
+        rows = rows.body[0]
+    return None
+
+
 def size(loops_: Sequence[For]) -> int:
     return math.prod(p.static or 1 for p in loops_)
 

@@ -35,7 +35,7 @@ from kernelforge.ir.schedule.columns import vector_column
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import group_map, vector_map
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.nests import grid, lanes, perfect, rowwise, size
+from kernelforge.ir.schedule.nests import grid, lanes, of_block, perfect, rowwise, size
 from kernelforge.ir.schedule.phases import join, spread
 from kernelforge.ir.schedule.rows import BLOCK, group_row, vector_row
 from kernelforge.ir.types import row_major
@@ -142,6 +142,9 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
         return contraction.vector(kernel, parallel, limits, width)
     if all(isinstance(s, Store | Let) for s in body):
         return vector_map(kernel, parallel, limits, width)
+    block = of_block(body)
+    if block is not None:
+        return vector_row(kernel, parallel, block, limits, width)
     outer = [p.var.name for p in parallel]
     if not any(isinstance(s, Alloc) for s in body):
         return grid(kernel, outer, enough)

@@ -7,10 +7,11 @@ import pytest
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.build import apply, build
+from kernelforge.ir.demand import Part, Refused
 from kernelforge.ir.fuse import fuse
 from kernelforge.ir.graph import Graph, Kind
 from kernelforge.ir.interpret import run_graph, run_kernel
-from kernelforge.ir.lower import Part, Refused, buffers_of, to_kernel
+from kernelforge.ir.lower import buffers_of, to_kernel
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule

@@ -1,0 +1,116 @@
+"""Which elements of a part's values are wanted where, found by asking the primitives' ``lower`` rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from kernelforge.dtypes import FLOATS
+from kernelforge.ir.cost import COSTLY, RECOMPUTE
+from kernelforge.ir.graph import Kind, Node, Reduction, Value
+from kernelforge.ir.index import flatten, normalize
+from kernelforge.ir.kernel import Expr, Load
+from kernelforge.ir.types import row_major
+
+REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
+
+
+class Refused(Exception):
+    """Why a set of nodes is not one nest, in words for ``explain``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A set of nodes to be computed by one nest.
+
+    Attributes:
+        nodes: in graph order, views included; those not reached from ``outputs`` are ignored.
+        outputs: the values to be stored.
+        columns: whether reductions over leading axes may be made by blocks of rows, beside what else walks the rows.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+    columns: bool = False
+
+
+def computes(node: Node) -> bool:
+    """Whether a node does work for each element; a view of several values chooses among them."""
+    return node.prim.kind is not Kind.VIEW or len(node.inputs) > 1
+
+
+class Lowering:
+    """The state of lowering one part."""
+
+    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, trial: bool) -> None:
+        self.part = part
+        self.trial = trial
+        self.strides = strides
+        self.prefix = prefix
+        self.producer = {v: n for n in part.nodes for v in n.outputs}
+        self.inputs: dict[Value, str] = {}
+        self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
+        self.reads: dict[Node, list[Expr]] = {}
+        self.evaluations = 0
+        self.costly = 0
+        self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
+        self.costly_budget = RECOMPUTE * sum(n.prim.name in COSTLY for n in part.nodes) + 3 if trial else math.inf
+
+    def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
+        """Return the element of ``value`` at ``index``, which is in normal form."""
+        key = (value, index)
+        found = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = self._at(value, index)
+        return found
+
+    def _at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
+        node = self.producer.get(value)
+        if node is None:
+            name = self.inputs.setdefault(value, f"{self.prefix}x{len(self.inputs)}")
+            strides = self.strides.get(value) or row_major(value.type.shape)
+            return Load(name, (flatten(index, strides),), value.type.name)
+        if node.prim.kind in REDUCTIONS:
+            self.reads.setdefault(node, []).append(flatten(index, row_major(value.type.shape)))
+            return Load(self.accumulator(node), (), reduction(node).dtype).cast(value.type.name)
+        if node.prim.lower is None:
+            raise Refused(f"{node.prim.name} is not computed element by element")
+        # a view of several values chooses among them for each element
+        self.evaluations += computes(node)
+        self.costly += node.prim.name in COSTLY
+        if self.evaluations > self.budget or self.costly > self.costly_budget:
+            raise Refused(f"values would be computed again more than {RECOMPUTE} times")
+        if self.trial and node.prim.kind is Kind.MAP and node.inputs and value.type.name in FLOATS:
+            # which elements are read is all a trial asks, and no index depends on what is made of floats
+            for v in node.inputs:
+                self.at(v, index)
+            return Load(f"v{value.id}", index, value.type.name)
+        types = [v.type for v in node.inputs]
+        made: Expr = node.prim.lower(self.reader(node), index, types, value.type, node.params)
+        return normalize(made) if node.prim.kind is not Kind.MAP else made
+
+    def reader(self, node: Node) -> Callable[[int, Sequence[Expr]], Expr]:
+        def at(i: int, index: Sequence[Expr]) -> Expr:
+            return self.at(node.inputs[i], tuple(normalize(e) for e in index))
+
+        return at
+
+    def accumulator(self, node: Node) -> str:
+        return f"{self.prefix}a{node.output.id}"
+
+    def probe(self, value: Value, index: tuple[Expr, ...]) -> set[Expr]:
+        """Return the flat positions at which ``value`` reads results of reductions; nothing is kept of the attempt."""
+        kept = self.reads, self.memo, self.evaluations, self.costly
+        self.reads, self.memo = {}, {}
+        self.at(value, index)
+        found = {flat for flats in self.reads.values() for flat in flats}
+        self.reads, self.memo, self.evaluations, self.costly = kept
+        return found
+
+
+def reduction(node: Node) -> Reduction:
+    """Return the record of how one element of a reduction is made."""
+    assert node.prim.lower is not None
+    made: Reduction = node.prim.lower([v.type for v in node.inputs], node.output.type, node.params)
+    return made
