@@ -336,8 +336,9 @@ class _Builder:
             body += [self.accumulate(n, block, index[:lead], index[lead:], None) for n in columns]
             body += [self.store(v, self.home(v, source, index)) for v in beside]
             loops, body = variables(index[:lead]), list(nest(variables(index[lead:]), "parallel", body))
-        (outer, *inner), body = collapse(list(loops), body)
-        for var in reversed(inner):
+        walks, body = collapse(list(loops), body)
+        outer = max(walks, key=lambda v: v.bound or 0)
+        for var in reversed([v for v in walks if v is not outer]):
             body = [For(var, i64(var.bound or 0), "serial", tuple(body))]
         n = outer.bound or 0
         size = max(SHORT_BLOCK, min(LONG_BLOCK, -(-n // BLOCKS)))

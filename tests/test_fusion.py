@@ -123,6 +123,39 @@ def test_affine_parameters_cost_one_more() -> None:
     assert kernels(pulled(affine_norm), normal(12, 20, seed=5), *args) <= 3
 
 
+def gelu(x, b):
+    y = x + b
+    return 0.5 * y * (1 + np.tanh(0.7978845608 * (y + 0.044715 * y * y * y)))
+
+
+@pytest.mark.parametrize(
+    ("fn", "args"),
+    [(gelu, (normal(70, 130), normal(130))), (affine_norm, (normal(70, 130), normal(130), normal(130, seed=2)))],
+)
+def test_gradients_of_columns_are_made_with_the_rows(fn: Any, args: Any) -> None:
+    ct = normal(70, 130, seed=5)
+
+    def both(ct: Any, *args: Any) -> Any:
+        y, pull = kf.vjp(fn, *args)
+        return y, *pull(ct)
+
+    assert kernels(both, ct, *args) == 1
+    ours, step = kf.jit(both)(ct, *args), 1e-6
+    exact = [a.astype(np.float64) for a in args]
+    np.testing.assert_allclose(ours[0], fn(*exact), rtol=1e-4, atol=1e-4)
+    for k, gradient in enumerate(ours[1:]):
+        moved = [a + step * gradient if i == k else a for i, a in enumerate(exact)]
+        slope = ((fn(*moved) - fn(*exact)) * ct).sum() / step
+        np.testing.assert_allclose(slope, (gradient.astype(np.float64) ** 2).sum(), rtol=1e-3)
+
+
+def test_strided_rows_are_summed_as_columns() -> None:
+    x = normal(6, 40, 2, 80)[::2, ::-1, 1, ::-1]
+    ours = kf.jit(lambda x: (x * 2, x.sum(axis=(0, 1)), x[0].sum(axis=0)))(x)
+    for got, want in zip(ours, (x * 2, x.sum(axis=(0, 1)), x[0].sum(axis=0)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("fn", [layer, residual])
 def test_matmul_backward_is_three(fn: Any) -> None:
     rest = () if fn is layer else (normal(12, 36),)

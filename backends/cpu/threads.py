@@ -172,11 +172,12 @@ store ptr %fn, ptr %job, align 8
 store ptr %frame, ptr %frame.at, align 8
 %total.at = getelementptr i64, ptr %job, i64 2
 store i64 %total, ptr %total.at, align 8
-%share = udiv i64 %total, %parts
-%least = udiv i64 {grain}, %heavy.at
-%small = icmp ult i64 %share, %least
-%fair = select i1 %small, i64 %least, i64 %share
-%chunk = add i64 %fair, 1
+%most = add i64 %parts, -1
+%padded = add i64 %total, %most
+%share = udiv i64 %padded, %parts
+%light = udiv i64 {grain}, %heavy.at
+%small = icmp ult i64 %share, %light
+%chunk = select i1 %small, i64 %light, i64 %share
 %chunk.at = getelementptr i64, ptr %job, i64 3
 store i64 %chunk, ptr %chunk.at, align 8
 store atomic i64 0, ptr %next seq_cst, align 8

@@ -25,12 +25,12 @@ def perfect(nest: For) -> tuple[list[For], tuple[Stmt, ...]]:
     return found, found[-1].body
 
 
-def of_block(body: Sequence[Stmt]) -> tuple[Stmt, ...] | None:
-    """Return what starts a block of rows and what stands in the loop over its rows; None where a nest has no blocks."""
-    *starts, rows = body
+def row_of_block(body: Sequence[Stmt]) -> For | None:
+    """Return the loop over the rows of a block, where a nest has blocks: the one around loops that do not combine."""
+    rows = body[-1]
     while isinstance(rows, For) and rows.kind == "serial":
         if any(isinstance(s, For) and s.kind == "parallel" for s in rows.body):
-            return (*starts, *rows.body)
+            return rows
         rows = rows.body[0]
     return None
 

@@ -33,11 +33,12 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule import contraction
 from kernelforge.ir.schedule.columns import vector_column
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.maps import group_map, vector_map
+from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.nests import grid, lanes, of_block, perfect, rowwise, size
+from kernelforge.ir.schedule.nests import grid, lanes, perfect, row_of_block, rowwise, size
 from kernelforge.ir.schedule.phases import join, spread
 from kernelforge.ir.schedule.rows import BLOCK, group_row, vector_row
+from kernelforge.ir.schedule.staging import nested
 from kernelforge.ir.types import row_major
 
 SPREAD = 1 << 14
@@ -49,7 +50,7 @@ def schedule(kernel: Kernel, limits: Limits) -> Kernel:
     if limits.form == "serial":
         return kernel
     recipe = vector if limits.form == "vector" else group
-    kernel = _spread(kernel, limits)
+    kernel = scratch(_spread(kernel, limits))
     bodies: list[Stmt] = []
     nests = [s for s in kernel.body if isinstance(s, For)]
     for stmt in kernel.body:
@@ -142,9 +143,11 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
         return contraction.vector(kernel, parallel, limits, width)
     if all(isinstance(s, Store | Let) for s in body):
         return vector_map(kernel, parallel, limits, width)
-    block = of_block(body)
-    if block is not None:
-        return vector_row(kernel, parallel, block, limits, width)
+    row = row_of_block(body)
+    if row is not None:
+        for start in body[:-1]:
+            kernel = in_lanes(kernel, nested(start)[-1], width)
+        return vector_row(kernel, parallel, row, limits, width)
     outer = [p.var.name for p in parallel]
     if not any(isinstance(s, Alloc) for s in body):
         return grid(kernel, outer, enough)
@@ -154,7 +157,7 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
     )
     if running or not rowwise(body, parallel[-1]):
         return vector_column(kernel, parallel, limits, width)
-    return vector_row(kernel, parallel, body, limits, width)
+    return vector_row(kernel, parallel, parallel[-1], limits, width)
 
 
 def group(kernel: Kernel, limits: Limits) -> Kernel:

@@ -35,10 +35,13 @@ BLOCK = 1 << 13
 with the number of blocks and not with the number of elements."""
 
 
-def vector_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], limits: Limits, width: int) -> Kernel:
-    """One row after the other, each along memory in lanes: in as few passes as can be, and each value computed once."""
-    at = parallel[-1].var.name
-    if all(_in_order(s) for s in body if isinstance(s, For)):
+def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits, width: int) -> Kernel:
+    """One row after the other, each along memory in lanes: in as few passes as can be, and each value computed once.
+
+    ``row`` is the loop over rows: the last of ``parallel``, or one that stands in it and walks a block of rows.
+    """
+    at = row.var.name
+    if all(_in_order(s) for s in row.body if isinstance(s, For)):
         kernel = merge(keep(kernel, at, limits.cache_bytes // 2))
     (row,) = loops(kernel, at)
     for name in [s.var.name for s in row.body if isinstance(s, For)]:

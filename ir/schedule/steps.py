@@ -245,8 +245,8 @@ def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "regi
 
     ``for outer: for by: a op= e`` becomes ``p[by] = identity; for outer: for by: p[by] op= e; for by: a op= p[by]``;
     several accumulators get buffers whose names continue ``name``. Legal because reductions may be reassociated; the
-    loops over ``by`` become parallel but for the last. Other stores of the loop stay: each iteration has to have an
-    element of its own, and none may read another's.
+    loops over ``by`` become parallel but for the last. Stores to elements that the loops choose stay: each iteration
+    has to have an element of its own, and none may read another's.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -257,17 +257,14 @@ def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "regi
             path.append(path[-1].body[0])
         lanes = path[-1]
         stores = [s for s in stmts(lanes.body) if isinstance(s, Store)]
-        reduced = [s for s in stores if s.op]
+        crossed = {p.var for p in path}
+        reduced = [s for s in stores if s.op and not crossed & _vars(s.index)]
         if not reduced or len({s.buffer for s in stores}) < len(stores) or lanes.static is None:
             reason = "it is not one combining store for each buffer, of constant width"
             raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason=reason)
-        crossed = {p.var for p in path}
         inner = [s for s in stmts(lanes.body) if isinstance(s, For)]
         for s in stores:
-            if s.op and crossed & _vars(s.index):
-                reason = "the element depends on the loops"
-                raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason=reason)
-            if not s.op and not _own(s, lanes):
+            if s not in reduced and not _own(s, lanes):
                 reason = f"iterations share elements of {s.buffer}"
                 raise IllegalSchedule(step="rfactor", target=f"{outer}, {by}", reason=reason)
         before: list[Stmt] = []

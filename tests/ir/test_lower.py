@@ -11,6 +11,7 @@ from kernelforge.ir.demand import Part, Refused
 from kernelforge.ir.fuse import fuse
 from kernelforge.ir.graph import Graph, Kind
 from kernelforge.ir.interpret import run_graph, run_kernel
+from kernelforge.ir.kernel import Alloc
 from kernelforge.ir.lower import buffers_of, to_kernel
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.passes.finish import finish
@@ -24,9 +25,9 @@ F32 = np.dtype(np.float32)
 WITH_KERNEL = [n for n in names() if PRIMITIVES[n].kind is not Kind.OPAQUE]
 
 
-def run(graph: Graph, inputs: list[np.ndarray], limits) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+def run(graph: Graph, inputs: list[np.ndarray], limits, columns: bool = False) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
     values = dict(zip(graph.inputs, inputs, strict=True)) | dict(graph.consts)
-    for region in fuse(graph).regions:
+    for region in fuse(graph, columns=columns).regions:
         kernel, held = to_kernel("k", region.parts, {})
         if limits is not None:
             kernel = finish(schedule(kernel, limits), frozenset())
@@ -59,6 +60,47 @@ def test_every_primitive(name: str, form: str) -> None:
 def part(fn, *shapes: tuple[int, ...]) -> Part:  # type: ignore[no-untyped-def]
     graph = build(fn, [Type(s, F32) for s in shapes])
     return Part(graph.nodes, graph.outputs)
+
+
+def bias_gradient(x, g):  # type: ignore[no-untyped-def]
+    y = apply("exp", x) * g
+    return y, y.sum((0,)) * y.sum((0,)), apply("max", x, axes=(0,))
+
+
+def norm_gradient(x, g):  # type: ignore[no-untyped-def]
+    mean = apply("broadcast", (x.sum((2,)) * (1 / x.shape[2])).reshape((*x.shape[:2], 1)), shape=x.shape)
+    y = (x - mean) * g
+    return y, x.sum((2,)), y.sum((0, 1)), g.sum((0, 1))
+
+
+@pytest.mark.parametrize("form", ["naive", "vector"])
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        *((bias_gradient, s) for s in [(32, 64), (33, 70), (300, 81), (17000, 64), (40, 8, 9)]),
+        *((norm_gradient, s) for s in [(4, 8, 64), (5, 7, 100), (1, 700, 65)]),
+    ],
+)
+def test_columns_are_made_beside_the_rows(fn, shape: tuple[int, ...], form: str) -> None:  # type: ignore[no-untyped-def]
+    graph = build(fn, [Type(shape, F32)] * 2)
+    (region,) = fuse(graph, columns=True).regions
+    kernel, _ = to_kernel("k", region.parts, {})
+    assert {s.space for s in kernel.body if isinstance(s, Alloc)} == {"global"}
+    rng = np.random.default_rng(1)
+    inputs = [rng.normal(size=shape).astype(F32) for _ in range(2)]
+    exact = run_graph(graph, inputs)
+    for got, want in zip(run(graph, inputs, AVX512 if form == "vector" else None, columns=True), exact, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_columns_that_the_rows_need_come_first() -> None:
+    def centred(x):  # type: ignore[no-untyped-def]
+        return (x - apply("broadcast", x.sum((0,)), shape=x.shape), apply("max", x, axes=(0,)))
+
+    graph = build(centred, [Type((64, 80), F32)])
+    inputs = [np.random.default_rng(2).normal(size=(64, 80)).astype(F32)]
+    for got, want in zip(run(graph, inputs, AVX512, columns=True), run_graph(graph, inputs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def product_and_sum(x, y):  # type: ignore[no-untyped-def]
