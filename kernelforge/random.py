@@ -1,6 +1,8 @@
 """Random numbers by key: the same key and shape give the same numbers on every device, however the work is split.
 
-A key is an array ``u32[2]``. Use each one once: ``split`` makes new ones.
+A key is an array ``u32[2]``. Use each one once: ``split`` makes new ones. Bits are those of Threefry-2x32 with 20
+rounds (Salmon et al. 2011) on counters: in row-major order, elements 32*k + j and 32*k + 16 + j, for j below 16, are
+the first and the second word of block 16*k + j. Floats take the high bits.
 """
 
 from __future__ import annotations
@@ -118,7 +120,15 @@ def normal(key: Sym, shape: Shape = (), dtype: Any = np.float32) -> Sym:
 def bernoulli(key: Operand, p: Operand = 0.5, shape: Shape | None = None) -> Sym:
     """Make bools that are true with probability ``p``; of its shape where ``shape`` is not given."""
     extents = (p.shape if isinstance(p, Sym | np.generic) else ()) if shape is None else shape_of(shape)
-    return ufunc("less", _unit(as_sym(key), extents, np.dtype(np.float32)), p)
+    if isinstance(p, Sym):
+        return ufunc("less", _unit(as_sym(key), extents, np.dtype(np.float32)), p)
+    # the same comparison on integers: the float is the word's high bits, scaled
+    _, width, kept = BITS["f32"]
+    exact = float(np.float32(p))
+    count = math.ceil(min(exact, 1.0) * (1 << kept)) if exact > 0 else 0
+    if count == 1 << kept:
+        return apply("full", value=True, shape=extents, dtype="bool")
+    return ufunc("less", _bits(key, extents), count << (width - kept))
 
 
 @array_function("key", table=_TABLE)

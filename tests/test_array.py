@@ -254,6 +254,9 @@ class TestRandom:
         assert np.isfinite(g).all()
         assert abs(np.asarray(kf.random.bernoulli(key, 0.3, (n,))).mean() - 0.3) < 0.02
         assert kf.random.bernoulli(key, np.full((2, 3), 0.5)).shape == (2, 3)
+        for p in (0.3, 0.1, 1e-9, 1 - 1e-9, 0, 1, 1.5, -1, np.nan, np.inf):
+            each = kf.random.bernoulli(key, np.full(n, p, np.float32))
+            np.testing.assert_array_equal(kf.random.bernoulli(key, p, (n,)), each)
         k = np.asarray(kf.random.randint(key, (n,), -2, 3))
         assert set(k.tolist()) == {-2, -1, 0, 1, 2}
         for dtype in (np.float16, ml_dtypes.bfloat16):

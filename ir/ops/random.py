@@ -1,8 +1,9 @@
 """Random bits from a counter: Threefry-2x32 with 20 rounds.
 
-J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Element i is the first word of the cipher of
-the counter (i mod 2^32, i / 2^32), so it depends on the key and on i alone: the same on every device, under any split
-or fusion, and free to be computed again.
+J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A block is the two words of the cipher of a
+64-bit counter, and serves two elements: of each ``2 * HALF`` elements, i and i + ``HALF`` are the words of one block.
+So an element depends on the key and on its position alone: the same on every device, under any split or fusion, and
+free to be computed again; and vectors of up to ``HALF`` lanes take whole words, a pair of them from one cipher.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import numpy as np
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DtypeMismatch
 from kernelforge.ir.graph import At, Kind, Params, Primitive, Sample
-from kernelforge.ir.index import flatten
-from kernelforge.ir.kernel import Const, Expr, i64
+from kernelforge.ir.index import flatten, normalize
+from kernelforge.ir.kernel import Const, Expr, i64, select
 from kernelforge.ir.ops.rules import Array, Arrays, ints, operands
 from kernelforge.ir.types import Type, row_major
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 """Both as in the authors' reference implementation, Random123, whose known answers the tests hold."""
+
+HALF = 16
+"""Elements that lie between the two of a block."""
 
 Pair = tuple[Any, Any]
 
@@ -52,12 +56,13 @@ def _typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
 
 def _numpy(arrays: Arrays, params: Params) -> tuple[Array, ...]:
     (out,) = _typing([Type(a.shape, a.dtype) for a in arrays], params)
-    i = np.arange(out.size, dtype=np.uint64)
-    counter = (i & np.uint64(0xFFFFFFFF)).astype(np.uint32), (i >> np.uint64(32)).astype(np.uint32)
+    blocks = np.arange(-(-out.size // (2 * HALF)) * HALF, dtype=np.uint64)
+    counter = (blocks & np.uint64(0xFFFFFFFF)).astype(np.uint32), (blocks >> np.uint64(32)).astype(np.uint32)
     key = arrays[0][0:1], arrays[0][1:2]
     with np.errstate(over="ignore"):
-        bits, _ = threefry(key, counter, lambda value: np.full(1, value, np.uint32))
-    return (bits.reshape(out.shape),)
+        words = threefry(key, counter, lambda value: np.full(1, value, np.uint32))
+    bits = np.stack([w.reshape(-1, HALF) for w in words], 1).reshape(-1)
+    return (bits[: out.size].reshape(out.shape),)
 
 
 def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, params: Params) -> Expr:
@@ -65,10 +70,11 @@ def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, para
         return Const(value, "u32")
 
     i = flatten(tuple(index), row_major(out.shape))
-    high = (i >> 32).cast("u32") if out.size > 2**32 else constant(0)
+    block = normalize((i // (2 * HALF)) * HALF + i % HALF)
+    high = (block >> 32).cast("u32") if out.size > 2**33 else constant(0)
     key = at(0, (i64(0),)), at(0, (i64(1),))
-    bits: Expr = threefry(key, (i.cast("u32"), high), constant)[0]
-    return bits
+    first, second = threefry(key, (block.cast("u32"), high), constant)
+    return select(normalize(((i // HALF) % 2).eq(0)), first, second)
 
 
 _REASON = "random bits are integers; make floats of them, as random.uniform and random.normal do"

@@ -210,15 +210,27 @@ def test_threefry(key: tuple[int, int], counter: tuple[int, int], result: tuple[
     assert tuple(int(w[0]) for w in made) == result
 
 
+GOLDEN = [0x257EDF33, 0x87639233, 0x8BB042E4, 0x4836B2F1]
+"""Elements 0, 1, 16 and 17 for the key (1, 2): they must not change from version to version."""
+
+
 def test_random_bits_depend_on_key_and_position_alone() -> None:
     key = np.array([1, 2], np.uint32)
     flat = run("random_bits", key, shape=(60,))
     np.testing.assert_array_equal(run("random_bits", key, shape=(3, 4, 5)).ravel(), flat)
     np.testing.assert_array_equal(run("random_bits", key, shape=(7,)), flat[:7])
     assert (run("random_bits", key[::-1].copy(), shape=(60,)) != flat).all()
+    # elements 32*k + j and 32*k + 16 + j are the words of block 16*k + j
+    words = [np.array([w], np.uint32) for w in key]
+    first, second = threefry((words[0], words[1]), (np.arange(32, dtype=np.uint32), words[0] * 0), np.uint32)
+    np.testing.assert_array_equal(flat, np.concatenate([first[:16], second[:16], first[16:], second[16:28]]))
+    assert flat[:2].tolist() == GOLDEN[:2]
+    assert flat[16:18].tolist() == GOLDEN[2:]
     many = run("random_bits", key, shape=(1 << 14,)).astype(np.float64) / 2**32
     assert abs(many.mean() - 0.5) < 0.01
     assert abs(many.var() - 1 / 12) < 0.002
+    pairs = many.reshape(-1, 2, 16)
+    assert abs(np.corrcoef(pairs[:, 0].ravel(), pairs[:, 1].ravel())[0, 1]) < 0.03
 
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
