@@ -77,19 +77,17 @@ def stored(body: Sequence[Stmt]) -> set[str]:
 
 
 def streamed(kernel: Kernel, host: Host) -> frozenset[str]:
-    """Return the outputs that are too large to be in the cache when the next kernel reads them.
+    """Return the outputs of which little is left in the cache when the next kernel reads them.
 
-    Storing them past the cache saves reading each line before it is overwritten.
+    Storing them past the cache saves reading each line before it is overwritten. A launch that touches half of the last
+    level counts as one that sweeps it: other cores share it.
     """
     read = {e.buffer for s in stmts(kernel.body) for top in exprs(s) for e in walk(top) if isinstance(e, Load)}
-    return frozenset(
-        a.name
-        for a in kernel.args
-        if a.mode == "out"
-        and a.name not in read
-        and isinstance(a.size, Const)
-        and int(a.size.value) * DTYPES[a.dtype].itemsize >= host.cache_bytes[2]
-    )
+    sizes = {a.name: int(a.size.value) * DTYPES[a.dtype].itemsize for a in kernel.args if isinstance(a.size, Const)}
+    if sum(sizes.values()) < host.cache_bytes[2] // 2:
+        return frozenset()
+    large = {a.name for a in kernel.args if a.mode == "out" and sizes.get(a.name, 0) >= host.cache_bytes[1]}
+    return frozenset(large - read)
 
 
 def print_kernel(kernel: Kernel, host: Host) -> str:
