@@ -6,15 +6,17 @@ the group ``kernelforge.backends`` and proves it with ``kernelforge.testing.chec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import contextvars
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.schedule.limits import Form, Limits
 
-__all__ = ["Argument", "Backend", "Executable", "Form", "Limits"]
+__all__ = ["Argument", "Backend", "Call", "Direct", "Entry", "Executable", "Form", "Guards", "Limits", "Result"]
 
 
 class Executable(Protocol):
@@ -85,4 +87,71 @@ class Backend(Protocol):
 
     def synchronize(self) -> None:
         """Wait for all launches."""
+        ...
+
+
+class Result(NamedTuple):
+    """What a call returns one of.
+
+    Attributes:
+        make: makes it, with memory of the device's pool.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    nbytes: int
+    make: Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """What a call does, for a backend that can do all of it at once.
+
+    The memory of a call is a list of slots: its arguments, ``consts``, the results, and places in the arena.
+
+    Attributes:
+        array, buffer: the classes of results and of the memory they hold.
+        consts: handles.
+        arena: makes the buffer of the arena; None without one.
+        offsets: of places in it, in bytes.
+        launches: executables, and the slots each one takes.
+        work: bytes moved and operations done, for a guess of how long it takes.
+        finish: makes what is returned from the tuple of results; None stands for the only result itself.
+    """
+
+    backend: Backend
+    array: type
+    buffer: type
+    consts: tuple[Any, ...]
+    results: tuple[Result, ...]
+    arena: Callable[[], Any] | None
+    offsets: tuple[int, ...]
+    launches: tuple[tuple[Any, tuple[int, ...]], ...]
+    work: int
+    finish: Callable[[Any], Any] | None
+
+
+Guards = tuple[tuple[contextvars.ContextVar[Any], object], ...]
+
+
+class Entry(Protocol):
+    """A call that was prepared."""
+
+    def under(self, guards: Guards, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the call where the context variables have these values and the arguments match.
+
+        Elsewhere it calls ``otherwise`` with what it was given.
+        """
+        ...
+
+
+@runtime_checkable
+class Direct(Protocol):
+    """What a backend may have besides its nine members: calls with no Python between arguments and kernels."""
+
+    def entry(self, call: Call, like: Sequence[Any]) -> Entry | None:
+        """Prepare a call for arguments like these: arrays of NumPy and of ``call.array``, and Python numbers.
+
+        Returns None where it cannot; calls then go through the other members.
+        """
         ...

@@ -258,24 +258,24 @@ class Builder:
     @contextlib.contextmanager
     def active(self) -> Iterator[Builder]:
         """Send what ``apply`` makes in the body to this builder."""
-        token = _stack.set((*_stack.get(), self))
+        token = BUILDERS.set((*BUILDERS.get(), self))
         try:
             yield self
         finally:
-            _stack.reset(token)
+            BUILDERS.reset(token)
 
 
-_stack: contextvars.ContextVar[tuple[Builder, ...]] = contextvars.ContextVar("kernelforge_builders", default=())
+BUILDERS: contextvars.ContextVar[tuple[Builder, ...]] = contextvars.ContextVar("kernelforge_builders", default=())
 
 
 def tracing() -> bool:
     """Whether a builder is active in this thread."""
-    return bool(_stack.get())
+    return bool(BUILDERS.get())
 
 
 def is_open(b: Builder) -> bool:
     """Whether ``b`` is active in this thread; its symbols are of no use once it is not."""
-    return b in _stack.get()
+    return b in BUILDERS.get()
 
 
 def builder() -> Builder:
@@ -284,7 +284,7 @@ def builder() -> Builder:
     Raises:
         MalformedGraph: when there is none.
     """
-    stack = _stack.get()
+    stack = BUILDERS.get()
     if not stack:
         raise MalformedGraph(problem="no builder is active in this thread")
     return stack[-1]

@@ -34,12 +34,12 @@ class Config:
             raise InvalidParameter(op="config", name="rounding", found=self.rounding, expected=" or ".join(known))
 
 
-_current: contextvars.ContextVar[Config] = contextvars.ContextVar("kernelforge_config", default=Config())  # noqa: B039 - it is frozen
+CURRENT: contextvars.ContextVar[Config] = contextvars.ContextVar("kernelforge_config", default=Config())  # noqa: B039 - it is frozen
 
 
 def current() -> Config:
     """Return the settings in force in this thread."""
-    return _current.get()
+    return CURRENT.get()
 
 
 @contextlib.contextmanager
@@ -50,8 +50,8 @@ def config(**changes: Any) -> Iterator[Config]:
         TypeError: for a name that is not a field of ``Config``.
         InvalidParameter: for a value that a field does not take.
     """
-    token = _current.set(dataclasses.replace(_current.get(), **changes))
+    token = CURRENT.set(dataclasses.replace(CURRENT.get(), **changes))
     try:
-        yield _current.get()
+        yield CURRENT.get()
     finally:
-        _current.reset(token)
+        CURRENT.reset(token)

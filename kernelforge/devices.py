@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
 
-_chosen: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("kernelforge_device", default=None)
+CHOSEN: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("kernelforge_device", default=None)
 _default: Backend | None = None
 
 
 def current() -> Backend:
     """Return the device of calls whose arguments are on none: chosen, or from ``KERNELFORGE_DEVICE``, or ``cpu``."""
     global _default  # noqa: PLW0603 - the environment is read once
-    chosen = _chosen.get()
+    chosen = CHOSEN.get()
     if chosen is not None:
         return chosen
     if _default is None:
@@ -33,11 +33,11 @@ def default_device(name: str) -> Iterator[str]:
         UnknownDevice, DeviceUnavailable: when there is no such device; the message says why.
     """
     device = registry.backend(name)
-    token = _chosen.set(device)
+    token = CHOSEN.set(device)
     try:
         yield device.name
     finally:
-        _chosen.reset(token)
+        CHOSEN.reset(token)
 
 
 def devices() -> list[str]:

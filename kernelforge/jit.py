@@ -7,25 +7,26 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import optree
 
 from kernelforge.array import Array, ready, to_numpy
-from kernelforge.backends.base import Backend
+from kernelforge.backends.base import Backend, Call, Direct, Entry, Result
 from kernelforge.compile import compile_graph, exact
-from kernelforge.config import Config
+from kernelforge.config import CURRENT, Config
 from kernelforge.config import current as current_config
+from kernelforge.devices import CHOSEN
 from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import InvalidArgument, MixedDevices, NumberOutOfRange, UnhashableStatic, UnknownStatic
-from kernelforge.ir.build import tracing
+from kernelforge.ir.build import BUILDERS, tracing
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.methods import Methods
-from kernelforge.runtime.memory import Buffer, allocate, upload
+from kernelforge.runtime.memory import Buffer, allocate, size_class, upload
 from kernelforge.runtime.plan import Plan
 from kernelforge.trace import Tracer, is_array, to_sym, trace
 
@@ -33,6 +34,9 @@ Fn = Callable[..., Any]
 
 KEPT_PROGRAMS = 1024
 """Programs a function keeps; beyond that the oldest is forgotten."""
+
+DEEPEST = 8
+"""Entries that a call tries."""
 
 BOOL, INT, FLOAT = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64)
 NUMBERS: dict[type, Type] = {bool: Type((), BOOL), int: Type((), INT, weak=True), float: Type((), FLOAT, weak=True)}
@@ -81,6 +85,7 @@ def _buffer(backend: Backend, x: Array) -> Buffer:
     return x._buffer
 
 
+@functools.cache
 def _number(dtype: np.dtype[Any]) -> Callable[[Backend, Any], Buffer]:
     def load(backend: Backend, x: Any) -> Buffer:
         try:
@@ -89,6 +94,10 @@ def _number(dtype: np.dtype[Any]) -> Callable[[Backend, Any], Buffer]:
             raise NumberOutOfRange(op="call", found=x, dtype=dtype) from None
 
     return load
+
+
+IN_PLACE = {_share, _buffer, *(_number(kind.dtype) for kind in NUMBERS.values())}
+"""The ways to reach a device that an entry goes too."""
 
 
 def _leaf(x: Any, backend: Backend) -> Leaf:
@@ -109,9 +118,13 @@ def _leaf(x: Any, backend: Backend) -> Leaf:
 
 
 class Program:
-    """A function compiled for the types of its arguments."""
+    """A function compiled for the types of its arguments.
 
-    __slots__ = ("_backend", "_loads", "_outputs", "_single", "_tree", "plan")
+    Attributes:
+        entry: of a program that is called again, where the device has some: it goes from arguments to kernels directly.
+    """
+
+    __slots__ = ("_again", "_backend", "_direct", "_loads", "_outputs", "_single", "_tree", "entry", "plan")
 
     def __init__(self, plan: Plan, leaves: Sequence[Leaf], graph: Graph, tree: Any, backend: Backend) -> None:
         self.plan = plan
@@ -120,12 +133,47 @@ class Program:
         self._tree = tree
         self._single = tree.is_leaf()
         self._backend = backend
+        self._again = False
+        self._direct: Fn | None = None
+        self.entry: Entry | None = None
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
+        if self._direct is None:
+            if not self._again:
+                self._again = True
+                return self._run(*leaves)
+            self.entry = self._prepare(leaves)
+            self._direct = self._run if self.entry is None else self.entry.under((), self._run)
+        return self._direct(*leaves)
+
+    def _run(self, *leaves: Any) -> Any:
         backend = self._backend
         inputs = [load(backend, x) for load, x in zip(self._loads, leaves)]  # noqa: B905 - checked by the key
         made = [Array(b, *t) for b, t in zip(self.plan.run(inputs), self._outputs)]  # noqa: B905
         return made[0] if self._single else self._tree.unflatten(made)
+
+    def _prepare(self, leaves: Sequence[Any]) -> Entry | None:
+        """Make the entry for arguments like these, where the device has some and none of them is copied."""
+        backend, launches = self._backend, self.plan.launches()
+        if not isinstance(backend, Direct) or launches is None or not IN_PLACE.issuperset(self._loads):
+            return None
+        take = self.plan.pool.take
+        results = tuple(
+            Result(*kind, size, functools.partial(_pooled, take, size, kind))
+            for kind, size in zip(self._outputs, self.plan.sizes, strict=True)
+        )
+        flat = self._tree.type is tuple and self._tree.num_nodes == 1 + len(results)
+        call = Call(
+            backend, Array, Buffer, tuple(b.handle for b in self.plan.consts), results,
+            functools.partial(take, size_class(self.plan.arena)) if self.plan.arena else None, self.plan.offsets,
+            launches, sum(k.bytes + k.flops for k in self.plan.kernels),
+            None if self._single else tuple if flat else self._tree.unflatten,
+        )  # fmt: skip
+        return backend.entry(call, leaves)
+
+
+def _pooled(take: Callable[[int], Buffer], size: int, kind: tuple[tuple[int, ...], np.dtype[Any]]) -> Array:
+    return Array(take(size), *kind)
 
 
 class Lowered:
@@ -212,8 +260,13 @@ def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 class Jit:
-    """A compiled function; see ``jit``."""
+    """A compiled function; see ``jit``.
 
+    A call goes to what stands in the slot ``_entry``: a chain of entries, the newest first, of which each hands what is
+    not for it to the next, and the last one to ``_call``.
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_depth", "_entry")
     __name__: str
     __wrapped__: Fn
 
@@ -227,11 +280,17 @@ class Jit:
         self._static = bool(self._static_names or self._static_nums)
         self._programs: dict[tuple[Config, Backend], Programs] = {}
         self._last: tuple[Config | None, Backend | None, Programs] = (None, None, {})
+        self._depth = 0
+        self._entry: Fn = self._call
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         if tracing():
             return self._inline(args, kwargs)
         if not kwargs and not self._static:
@@ -244,9 +303,19 @@ class Jit:
                 program = table.get(key)
                 if program is None:
                     program = self._remember(table, key, self._compile(args, {})[0])
-                return program(args)
+                made = program(args)
+                if program.entry is not None:
+                    self._enter(program.entry)
+                return made
         program, leaves = self._compile(args, kwargs)
         return program(leaves)
+
+    def _enter(self, entry: Entry) -> None:
+        """Put an entry before the others; drop them where there are many."""
+        if self._depth == DEEPEST:
+            self._depth, self._entry = 0, self._call
+        guards = ((BUILDERS, ()), (CURRENT, current_config()), (CHOSEN, CHOSEN.get()))
+        self._depth, self._entry = self._depth + 1, entry.under(guards, self._entry)
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Compile for these arguments, without running; return what it was compiled to."""
@@ -309,6 +378,10 @@ class Jit:
         both = tree.unflatten(read_only)
         args, kwargs = both
         return self.__wrapped__(*args, **kwargs)
+
+
+if not TYPE_CHECKING:
+    Jit.__call__ = Jit._entry  # the slot itself: a call finds what stands there without running anything in between
 
 
 def _statics(fn: Fn, names: tuple[str, ...], nums: tuple[int, ...]) -> tuple[frozenset[str], frozenset[int]]:

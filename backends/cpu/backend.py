@@ -11,7 +11,7 @@ from typing import Any
 import llvmlite
 import numpy as np
 
-from kernelforge.backends.base import Argument, Backend, Limits
+from kernelforge.backends.base import Argument, Backend, Call, Entry, Limits
 from kernelforge.backends.cpu import loader
 from kernelforge.backends.cpu.host import Host, host
 from kernelforge.backends.cpu.threads import POOL
@@ -40,10 +40,11 @@ class CpuExecutable:
     Attributes:
         kernel: what it was compiled from.
         binary: the packed object files of the pool and of the kernel.
+        address: of its code, ``run(frame, pool)``.
         pack: makes the frame that ``run`` takes.
     """
 
-    __slots__ = ("_code", "_host", "binary", "kernel", "pack", "run")
+    __slots__ = ("_code", "_host", "address", "binary", "kernel", "pack", "run")
 
     def __init__(self, kernel: Kernel, host: Host, binary: bytes, fingerprint: str) -> None:
         pool, own = loader.unpack(binary, kernel.name, fingerprint)
@@ -53,7 +54,8 @@ class CpuExecutable:
         if not POOL.provided:
             POOL.provide(loader.load(pool, kernel.name))
         self._code = loader.load(own, kernel.name)
-        self.run = _RUN(self._code.symbols["run"])
+        self.address = self._code.symbols["run"]
+        self.run = _RUN(self.address)
         self.pack = struct.Struct(f"={len(kernel.args) + len(kernel.params)}q").pack
 
     @property
@@ -75,7 +77,7 @@ class _Elements:
 
 
 class CpuBackend:
-    """The nine members of ``kernelforge.backends.base.Backend``."""
+    """The nine members of ``kernelforge.backends.base.Backend``, and that of ``Direct``."""
 
     name = "cpu"
 
@@ -127,10 +129,16 @@ class CpuBackend:
 
     def launch(self, executable: CpuExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
         frame = executable.pack(*[handle.address + offset for handle, offset in arguments], *params)
-        executable.run(frame, POOL.state or POOL.start())
+        executable.run(frame, POOL.word.value or POOL.start())
 
     def synchronize(self) -> None:
         """Do nothing: a launch returns when it is done."""
+
+    def entry(self, call: Call, like: Sequence[Any]) -> Entry | None:
+        """See ``kernelforge.backends.base.Direct``."""
+        from kernelforge.backends.cpu.entry import entry  # not before a program is called again
+
+        return entry(call, like, Handle)
 
 
 def _stated(array: np.ndarray[Any, Any]) -> int:

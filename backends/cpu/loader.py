@@ -280,5 +280,5 @@ def _load_llvm(obj: bytes) -> Code:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(obj))
     engine.finalize_object()
-    found = {name: engine.get_function_address(name) for name in ("run", "fork", "worker")}
+    found = {name: engine.get_function_address(name) for name in ("run", "fork", "worker", "enter")}
     return Code({name: address for name, address in found.items() if address}, engine)

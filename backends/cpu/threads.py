@@ -1,10 +1,10 @@
 """A pool of parked threads that run ranges of iterations, in LLVM IR, started through the system's C library.
 
-The code is compiled once and travels in every kernel's binary; the first that is loaded gives it to the process, which
-has one block of state. The threads know no Python: they spin a little, then sleep on a word of the state. A launch
-opens the ``gate``; a thread that finds it open enters, claims chunks until there are none, and leaves; the launch
-closes the gate when no chunk is left and waits for those inside, so a thread that wakes late costs nothing. While one
-launch has the pool, another one, from a second Python thread, runs its iterations itself.
+The code is compiled once and travels in every kernel's binary, with that of ``entry``; the first that is loaded gives
+it to the process, which has one block of state. The threads know no Python: they spin a little, then sleep on a word
+of the state. A launch opens the ``gate``; a thread that finds it open enters, claims chunks until there are none, and
+leaves; the launch closes the gate when no chunk is left and waits for those inside, so a thread that wakes late costs
+nothing. While one launch has the pool, another one, from a second Python thread, runs its iterations itself.
 """
 
 from __future__ import annotations
@@ -262,11 +262,11 @@ class Pool:
     """The threads of the process.
 
     Attributes:
-        state: address of what kernels take; 0 until ``start``, and again in a forked child.
+        word: holds the address of the state, which kernels take; 0 until ``start``, and again in a forked child.
     """
 
     def __init__(self) -> None:
-        self.state = 0
+        self.word = ctypes.c_int64()
         self._symbols: dict[str, int] = {}
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):
@@ -276,7 +276,7 @@ class Pool:
 
     def _forked(self) -> None:
         """Give up the state: its threads are not in this process."""
-        self.state = 0
+        self.word.value = 0
         self._lock.release()
 
     @property
@@ -284,8 +284,12 @@ class Pool:
         """Whether there is code."""
         return bool(self._symbols)
 
+    def symbol(self, name: str) -> int:
+        """Return the address of a function; 0 while there is no code."""
+        return self._symbols.get(name, 0)
+
     def provide(self, code: Code) -> None:
-        """Take the loaded code of ``pool_ir``, unless there is some."""
+        """Take the loaded code of ``pool_ir`` and ``entry_ir``, unless there is some."""
         with self._lock:
             if not self._symbols:
                 self._symbols = code.symbols
@@ -294,8 +298,8 @@ class Pool:
     def start(self) -> int:
         """Make the state and start the threads; return the state."""
         with self._lock:
-            if self.state:
-                return self.state
+            if self.word.value:
+                return self.word.value
             memory = mmap.mmap(-1, mmap.PAGESIZE)
             _keep(memory)
             state = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -303,7 +307,7 @@ class Pool:
             count = threads(host())
             started = [_spawn(self._symbols["worker"], state) for _ in range(count - 1)]
             ctypes.c_int64.from_address(state + _JOB + 32).value = (sum(started) + 1) * CHUNKS if any(started) else 0
-            self.state = state
+            self.word.value = state
             return state
 
 

@@ -20,7 +20,7 @@ KEPT_BYTES = 1 << 30
 """A pool keeps at most this many free handles of a size class, and this many bytes in all."""
 
 _lock = threading.RLock()
-"""Guards the pools; re-entrant, as a garbage collection inside an allocation may run ``Buffer.__del__``."""
+"""Guards the pools; re-entrant, as a garbage collection inside an allocation may run ``Pooled.__del__``."""
 
 
 def _forked() -> None:
@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Buffer:
-    """Memory of one device; goes back to its pool when the last reference to it is gone.
+    """Memory of one device.
 
     Attributes:
         backend: the device it is on.
@@ -42,18 +42,27 @@ class Buffer:
         nbytes: at least what was asked for.
     """
 
-    __slots__ = ("__weakref__", "_pool", "backend", "handle", "nbytes")
+    __slots__ = ("__weakref__", "backend", "handle", "nbytes")
 
-    def __init__(self, backend: Backend, handle: Any, nbytes: int, pool: Pool | None) -> None:
+    def __init__(self, backend: Backend, handle: Any, nbytes: int) -> None:
+        self.backend = backend
+        self.handle = handle
+        self.nbytes = nbytes
+
+
+class Pooled(Buffer):
+    """Memory that goes back to its pool when the last reference to it is gone."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, backend: Backend, handle: Any, nbytes: int, pool: Pool) -> None:
         self.backend = backend
         self.handle = handle
         self.nbytes = nbytes
         self._pool = pool
 
     def __del__(self) -> None:
-        pool = self._pool
-        if pool is not None:
-            pool.give_back(self.handle, self.nbytes)
+        self._pool.give_back(self.handle, self.nbytes)
 
 
 class Pool:
@@ -79,13 +88,13 @@ class Pool:
             with _lock:
                 if free:
                     self._bytes -= size
-                    return Buffer(self.backend, free.pop(), size, self)
+                    return Pooled(self.backend, free.pop(), size, self)
         try:
             handle = self.backend.allocate(size)
         except MemoryError:
             self.trim()
             handle = self.backend.allocate(size)
-        return Buffer(self.backend, handle, size, self)
+        return Pooled(self.backend, handle, size, self)
 
     def give_back(self, handle: Any, size: int) -> None:
         with _lock:
@@ -135,7 +144,7 @@ def allocate(backend: Backend, nbytes: int) -> Buffer:
 def upload(backend: Backend, array: np.ndarray[Any, Any]) -> Buffer:
     """Bring an array to a device; a host device shares the array's memory, at its strides."""
     handle = backend.upload(array)
-    buffer = Buffer(backend, handle, array.nbytes, None)
+    buffer = Buffer(backend, handle, array.nbytes)
     if not backend.limits.host:
         weakref.finalize(buffer, backend.free, handle)
     return buffer

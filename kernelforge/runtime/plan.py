@@ -182,6 +182,11 @@ class Plan:
     def regions(self) -> tuple[Region, ...]:
         return self.fusion.regions
 
+    def launches(self) -> tuple[tuple[Executable, tuple[int, ...]], ...] | None:
+        """Return the executables and the slots each takes; None where there is more to do than to launch them."""
+        steps = [s for s in self.steps if isinstance(s, Launch) and not s.params]
+        return tuple((s.kernel.executable, s.slots) for s in steps) if len(steps) == len(self.steps) else None
+
     def run(self, inputs: Sequence[Buffer]) -> list[Buffer]:
         """Run on row-major buffers, or strided ones of a host; return a new row-major buffer for each output."""
         take = self.pool.take

@@ -207,7 +207,7 @@ def test_the_compilers_loader_agrees(library: bool) -> None:
 
     executable = CPU.compile(scaled(library=library))
     pool, own = (loader._load_llvm(o) for o in loader.unpack(executable.binary, "k", CPU.limits.fingerprint))
-    assert pool.symbols.keys() == {"fork", "worker"}
+    assert pool.symbols.keys() == {"enter", "fork", "worker"}
     x = BIG[:100]
     y = np.zeros_like(x)
     _RUN(own.symbols["run"])(executable.pack(x.ctypes.data, y.ctypes.data, len(x)), POOL.start())
