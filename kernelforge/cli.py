@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import inspect
 import os
+import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -39,11 +43,24 @@ def _parser() -> argparse.ArgumentParser:
     devices = commands.add_parser("devices", help="list the devices, and why others cannot be used")
     devices.set_defaults(run=_devices)
 
-    explain = commands.add_parser("explain", help="show what a compiled function of a module is compiled to")
+    explain = commands.add_parser("explain", help="show what a function of a module is compiled to, and why")
+    explain.add_argument("function", help="module:name of a function of arrays, with or without @kf.jit")
     explain.add_argument(
-        "function", help="module:name of a function under @kf.jit; its arguments come from name_args() beside it"
+        "arguments",
+        nargs="*",
+        help='its arguments: "f32[4096,64]", 0.5, "{\'w\': f32[8]}"; without any, name_args() beside it gives them',
     )
     explain.add_argument("--device", default=os.environ.get("KERNELFORGE_DEVICE", "cpu"))
+    explain.add_argument("--grad", action="store_true", help="explain its value and gradient by the first argument")
+    explain.add_argument("--measure", action="store_true", help="time each kernel by itself")
+    explain.add_argument("--html", metavar="FILE", help="write a page instead")
+    explain.add_argument(
+        "--beside",
+        metavar="DEVICE",
+        action="append",
+        default=[],
+        help="on the page, show the sources for this one, too",
+    )
     explain.set_defaults(run=_explain)
 
     cache = commands.add_parser("cache", help="look at the disk cache of compiled kernels, or empty it")
@@ -72,19 +89,36 @@ def _devices(args: argparse.Namespace) -> None:
 def _explain(args: argparse.Namespace) -> None:
     import kernelforge as kf
 
-    fn, values = _find(args.function)
-    with kf.default_device(args.device):
-        print(fn.explain(*values))
+    fn, values = _find(args.function, args.arguments)
+    if args.grad:
+        fn = kf.jit(functools.update_wrapper(kf.value_and_grad(fn), fn))
+
+    def explained(device: str, measure: bool) -> Any:
+        with kf.default_device(device):
+            return fn.explain(*values, measure=measure)
+
+    found = explained(args.device, args.measure)
+    if args.html is None:
+        print(found)
+        return
+    text = found.html([explained(device, measure=False) for device in args.beside])
+    try:
+        pathlib.Path(args.html).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandFailed(problem=f"{args.html} cannot be written: {error.strerror}", advice="name another") from None
+    print(f"{args.html}: {len(text):,} characters")
 
 
-def _find(path: str) -> tuple[Any, tuple[Any, ...]]:
-    """Return the function ``module:name`` and the arguments that ``module:name_args`` gives.
+def _find(path: str, given: Sequence[str]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the function ``module:name``, under jit, and its arguments: given, or from ``module:name_args``.
 
     Raises:
         CommandFailed: when one of them is not there.
     """
+    import kernelforge as kf
+
     module_name, _, name = path.partition(":")
-    if not name:
+    if not name or not module_name:
         raise CommandFailed(problem=f"{path!r} names no function", advice="write module:name")
     sys.path.insert(0, os.getcwd())
     try:
@@ -94,12 +128,67 @@ def _find(path: str) -> tuple[Any, tuple[Any, ...]]:
             problem=f"there is no module {error.name!r}", advice="run this beside it, or install it"
         ) from error
     fn, arguments = getattr(module, name, None), getattr(module, f"{name}_args", None)
-    if not hasattr(fn, "explain"):
-        raise CommandFailed(problem=f"{module_name} has no compiled function {name!r}", advice="put @kf.jit on it")
+    if not callable(fn):
+        functions = ", ".join(k for k, v in vars(module).items() if callable(v) and not inspect.isclass(v))
+        raise CommandFailed(
+            problem=f"{module_name} has no function {name!r}", advice=f"it has {functions or 'no functions at all'}"
+        )
+    fn = fn if hasattr(fn, "explain") else kf.jit(fn)
+    if given:
+        return fn, tuple(_argument(text) for text in given)
     if arguments is None:
-        advice = f"define {name}_args() in {module_name}: it returns a tuple of typical arguments"
+        advice = (
+            f'write them, as "f32[4096,64]" or 0.5, or define {name}_args() in {module_name}, which returns a tuple'
+        )
         raise CommandFailed(problem=f"nothing says with what {name!r} is called", advice=advice)
     return fn, tuple(arguments())
+
+
+def _argument(text: str) -> Any:
+    """Make an argument: arrays of random numbers where ``f32[4096,64]`` stands, in any Python literal.
+
+    Raises:
+        CommandFailed: when it is none.
+    """
+    import ast
+
+    import numpy as np
+
+    from kernelforge.dtypes import DTYPES
+    from kernelforge.explain import random
+
+    made: list[Any] = []
+
+    def array(found: re.Match[str]) -> str:
+        if found[1] not in DTYPES:
+            raise CommandFailed(
+                problem=f"{found[1]!r} in {text!r} is no dtype", advice=f"use one of {', '.join(DTYPES)}"
+            )
+        shape = tuple(int(n) for n in found[2].split(",") if n.strip())
+        made.append(random(np.random.default_rng(len(made)), shape, found[1]))
+        return f"{_MARK!r}, {len(made) - 1}"
+
+    # an array stands as the pair (mark, number) while Python reads the literal around it
+    literal = re.sub(r"\b([a-z]+\d*)\[([\d,\s]*)\]", lambda m: f"({array(m)})", text)
+
+    def placed(x: Any) -> Any:
+        match x:
+            case (mark, int(k)) if mark == _MARK:
+                return made[k]
+            case dict():
+                return {key: placed(v) for key, v in x.items()}
+            case list() | tuple():
+                return type(x)(map(placed, x))
+        return x
+
+    try:
+        return placed(ast.literal_eval(literal))
+    except (ValueError, SyntaxError):
+        advice = 'write an array as "f32[4096,64]", a number as 0.5, a tree as "{\'w\': f32[8]}"'
+        raise CommandFailed(problem=f"{text!r} is no argument", advice=advice) from None
+
+
+_MARK = "an array"
 
 
 def _cache(args: argparse.Namespace) -> None:

@@ -1,63 +1,467 @@
-"""What became of a function, in words: its kernels, what each moves and computes, and why neighbours did or did not
-fuse.
+"""What became of a function, in words: its kernels, what each moves and computes, why neighbours did or did not fuse,
+and what a backward pass keeps and computes again.
+
+``explain`` gathers it from a plan; ``kernelforge.explain_page`` makes it a page.
 """
 
 from __future__ import annotations
 
-from kernelforge.ir.graph import Kind
+import collections
+import dataclasses
+import functools
+import linecache
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernelforge.backends.base import Backend
+from kernelforge.compile import compile_graph
+from kernelforge.config import current as current_config
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.cost import Cost, cost, nbytes
+from kernelforge.ir.fuse import Residual, inputs
+from kernelforge.ir.graph import Graph, Kind, Node, Value
+from kernelforge.ir.kernel import Alloc, Const, For, If, Stmt, stmts
 from kernelforge.ir.text import print_graph
-from kernelforge.runtime.plan import Compiled, Plan
+from kernelforge.ir.types import Type
+from kernelforge.runtime.plan import Compiled, Plan, identity
+
+LAUNCH_SECONDS = 2e-6
+"""What a launch takes besides the work, for predictions."""
+
+COPIED = 1 << 24
+"""Elements of f32 that are copied to measure a device's memory: more than caches hold."""
+
+SPENT = 0.05
+"""Seconds of measuring for each kernel."""
 
 
-def explain(plan: Plan, sources: bool = True) -> str:
-    """Describe a plan.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+    """One kernel of an explanation.
+
+    Attributes:
+        number: its place among the kernels, from 1.
+        role: ``forward``, ``backward``, ``forward and backward``, or nothing where there is no derivative.
+        lines: the user's lines, each with the primitives that came of it; the text of a line may be unknown.
+        reads: what it reads and writes, in words.
+        schedule: how it is spread over the device, a sentence for each phase.
+        predicted: seconds, by the device's limits; None where they do not tell.
+        measured: seconds; None where it was not measured.
+    """
+
+    number: int
+    kernel: Compiled
+    role: str
+    lines: tuple[tuple[str, str, str], ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    schedule: tuple[str, ...]
+    cost: Cost
+    scratch: int
+    predicted: float | None
+    measured: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        return self.predicted if self.measured is None else self.measured
+
+    @property
+    def bound(self) -> str:
+        """What limits it, in one word of the prediction."""
+        return "memory" if self.cost.bytes * 4 >= self.cost.work else "arithmetic"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Apart:
+    """Two kernels, by number, that share data and were not fused: what one gives the other, and why."""
+
+    first: int
+    second: int
+    shared: tuple[str, ...]
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a function was compiled to; ``str`` and ``text`` write it out, ``html`` makes a page of it.
+
+    Attributes:
+        name: of the function.
+        names: of the graph's inputs, as the user wrote them.
+        bandwidth: bytes a second of the device's memory and ``rate``, operations on f32 a second: as the device says or
+            as measured; 0 where unknown.
+    """
+
+    name: str
+    plan: Plan
+    names: tuple[str, ...]
+    kernels: tuple[Facts, ...]
+    apart: tuple[Apart, ...]
+    bandwidth: float
+    rate: float
+    measured: bool
+
+    @functools.cached_property
+    def least(self) -> int:
+        """Bytes of inputs and outputs, each once: no way of computing the function moves less."""
+        graph = self.plan.graph
+        read = {v for n in graph.nodes for v in n.inputs} | set(graph.outputs)
+        return sum(v.type.nbytes for v in (*(v for v in graph.inputs if v in read), *graph.outputs))
+
+    @property
+    def moved(self) -> int:
+        return sum(k.cost.bytes + 2 * k.scratch for k in self.kernels)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        from kernelforge.explain_page import frame
+
+        return frame(self)
+
+    def html(self, beside: Sequence[Explanation] = ()) -> str:
+        """Return a page of one file; kernels of ``beside``, for other devices, stand beside those of the same name."""
+        from kernelforge.explain_page import write
+
+        return write(self, beside)
+
+    def text(self, sources: bool = True, assembly: bool = False) -> str:
+        """Write it for a terminal.
+
+        Args:
+            sources: whether the text that was compiled for the device follows each kernel.
+            assembly: whether a target's assembly follows, too.
+        """
+        lines = [*self.summary(), ""]
+        for k in self.kernels:
+            lines += [*describe(k), *(f"  {line}" for line in reported(k.kernel))]
+            listed = [k.kernel.source] * sources + [assembly_of(k.kernel)] * assembly
+            for text in listed:
+                lines += ["", *("    " + line for line in text.splitlines())]
+            lines.append("")
+        for title, found in (("Why not fewer kernels:", self.refusals()), (self.heading, self.residuals())):
+            if found:
+                lines += [title, *(f"  - {line}" for line in found), ""]
+        return "\n".join([*lines, "Graph:", print_graph(self.plan.graph)])
+
+    def summary(self) -> list[str]:
+        """Say the whole in a few sentences."""
+        plan = self.plan
+        computing = sum(n.prim.kind is not Kind.VIEW for n in plan.graph.nodes)
+        ratio = f", {self.moved / self.least:.2f} times the least" if self.least else ""
+        given = ", ".join(f"{n}: {v.type}" for n, v in zip(self.names, plan.graph.inputs, strict=True))
+        lines = [
+            f"{self.name}({given}) on {plan.backend.name}",
+            (
+                f"{count(len(self.kernels), 'kernel')} on {plan.backend.name} for {count(computing, 'operation')} and "
+                f"{count(len(plan.graph.nodes) - computing, 'view')}; "
+                f"{count(len(plan.steps), 'launch', 'launches')} a call, arena {size(plan.arena)}"
+            ),
+            f"moves {size(self.moved)}{ratio}: inputs and outputs once are {size(self.least)}",
+            f"{sum(k.kernel.flops for k in self.kernels):,} floating-point operations",
+        ]
+        if self.kernels and all(k.seconds is not None for k in self.kernels):
+            total = sum(k.seconds or 0 for k in self.kernels)
+            how = "measured" if self.measured else "predicted"
+            lines.append(
+                f"{how} {duration(total)}; memory gives {self.bandwidth / 1e9:.3g} GB/s"
+                f"{' as measured by a copy' if self.measured else ' by the estimate of the device'}"
+            )
+        return lines
+
+    @property
+    def heading(self) -> str:
+        backward = any(k.role == "backward" for k in self.kernels)
+        return f"What {'the backward pass keeps and recomputes' if backward else 'later kernels keep and recompute'}:"
+
+    def refusals(self) -> list[str]:
+        """Say why neighbours were not fused."""
+        return [
+            f"kernel {a.first} and kernel {a.second}, sharing {', '.join(a.shared)}: {a.reason}" for a in self.apart
+        ]
+
+    def residuals(self) -> list[str]:
+        """Say what is kept between kernels and what is computed again, with the numbers."""
+        made = {v: n for n in self.plan.graph.nodes for v in n.outputs}
+        lines = [_residual(r, made) for r in self.plan.fusion.residuals]
+        again = checkpointed(self.plan.graph)
+        if again:
+            lines.append(f"recomputes {', '.join(again)}: it stands under checkpoint, which keeps inputs alone")
+        if not lines and any(k.role == "forward and backward" for k in self.kernels):
+            lines.append("keeps nothing: one kernel goes forward and backward, and what it needs never leaves it")
+        return lines
+
+
+def _residual(residual: Residual, made: Mapping[Value, Node]) -> str:
+    values = ", ".join(label(v, made) for v in residual.values)
+    if residual.kept:
+        return f"keeps {values} ({size(residual.values[0].type.nbytes)}): {residual.reason}"
+    elements = max(v.type.size for v in residual.values)
+    work = f"{residual.work / elements:.3g} operations an element" if residual.work > 0 else "no more operations"
+    instead = ", ".join(f"{label(v, made)} ({size(v.type.nbytes)})" for v in residual.instead)
+    return f"recomputes {values}: {work} against {residual.bytes / elements:.3g} bytes an element" + (
+        f"; keeps {instead} for it" if instead else ""
+    )
+
+
+def checkpointed(graph: Graph) -> list[str]:
+    """Return what of the forward pass is computed again behind the barriers of a checkpoint."""
+    behind: set[Value] = set()
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        order = node.loc.order if node.loc else 0
+        if node.prim.name == "barrier" and order:
+            behind.update(node.outputs)
+        elif not order and any(v in behind for v in node.inputs):
+            behind.update(node.outputs)
+            if node.prim.kind is not Kind.VIEW:
+                found[node.prim.name] = None
+    return list(found)
+
+
+def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measure: bool = False) -> Explanation:
+    """Gather what is known of a plan.
 
     Args:
-        sources: whether the text that was compiled for the device follows each kernel.
+        names: of its inputs; they are numbered where there are none.
+        measure: run each kernel by itself, on random data, and a copy.
     """
-    least = sum(v.type.nbytes for v in (*plan.graph.inputs, *plan.graph.outputs))
-    moved = sum(k.bytes for k in plan.kernels)
-    count = f"{len(plan.kernels)} kernel{'s' * (len(plan.kernels) != 1)}"
-    lines = [
-        f"{count} on {plan.backend.name}, {len(plan.graph.nodes)} operations, arena {size(plan.arena)}",
-        f"bytes moved {size(moved)}; inputs and outputs alone are {size(least)}",
-        "",
-    ]
+    backend, limits = plan.backend, plan.backend.limits
+    given = tuple(names) or tuple(f"argument {k}" for k in range(1, 1 + len(plan.graph.inputs)))
+    bandwidth = _copying(backend) if measure else limits.bandwidth
+    called = dict(zip(plan.graph.inputs, given, strict=True))
+    derived = any(n.loc and n.loc.order for n in plan.graph.nodes)
+    facts = []
     for number, kernel in enumerate(plan.kernels, 1):
-        lines += describe(number, kernel)
-        if sources:
-            lines += ["", *("    " + line for line in kernel.source.splitlines())]
-        lines.append("")
-    apart = [d for d in plan.fusion.decisions if not d.fused]
-    if apart:
-        lines.append("Not fused:")
-        made = {v: n.prim.name for n in plan.graph.nodes for v in n.outputs}
-        lines += [f"  {made[d.producer]} -> {made.get(d.consumer, 'copy')}: {d.reason}" for d in apart]
-        lines.append("")
-    lines += ["Graph:", print_graph(plan.graph)]
-    return "\n".join(lines)
+        found = cost(kernel.naive)
+        predicted = None
+        if bandwidth and limits.rate:
+            predicted = max(found.bytes / bandwidth, found.work / limits.rate) + LAUNCH_SECONDS
+        facts.append(
+            Facts(
+                number,
+                kernel,
+                _role(kernel) if derived else "",
+                tuple(_lines(kernel)),
+                *_traffic(kernel, called, plan.graph),
+                tuple(schedule_words(kernel.ir.body)),
+                found,
+                sum(nbytes(a) for a in kernel.ir.args if a.mode == "scratch"),
+                predicted,
+                timed(kernel, backend) if measure else None,
+            )
+        )
+    return Explanation(name, plan, given, tuple(facts), tuple(_apart(plan)), bandwidth, limits.rate, measure)
 
 
-def describe(number: int, kernel: Compiled) -> list[str]:
+def _role(kernel: Compiled) -> str:
+    """Say whether a kernel belongs to the function or to its derivative, by all that does work in it."""
+    orders = {bool(n.loc and n.loc.order) for n in kernel.region.nodes if n.prim.kind is not Kind.VIEW and n.inputs}
+    return {frozenset({False}): "forward", frozenset({True}): "backward"}.get(frozenset(orders), "forward and backward")
+
+
+def _lines(kernel: Compiled) -> Iterator[tuple[str, str, str]]:
+    """Yield the places in the user's code, the text there, and what came of it."""
+    made: dict[tuple[str, int], dict[str, None]] = collections.defaultdict(dict)
+    for node in kernel.region.nodes:
+        if node.loc and node.inputs and (node.prim.kind is not Kind.VIEW or len(kernel.region.nodes) == 1):
+            adjoint = "adjoint: " if node.loc.order else ""
+            made[_here(node.loc.file), node.loc.line][adjoint + node.prim.name] = None
+    for (file, line), names in sorted(made.items()):
+        yield f"{file}:{line}", linecache.getline(file, line).strip(), ", ".join(names)
+
+
+def _here(file: str) -> str:
+    """Write a path from the working directory on, where it lies below."""
+    below = os.path.relpath(file)
+    return file if below.startswith("..") else below
+
+
+def _traffic(kernel: Compiled, called: Mapping[Value, str], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    made = {v: n for n in graph.nodes for v in n.outputs}
+    results = {v: k for k, v in enumerate(graph.outputs, 1)}
+    reads = dict.fromkeys(v for p in kernel.region.parts for v in inputs(p))
+
+    def read(v: Value) -> str:
+        return f"{called.get(v) or label(v, made)} ({size(v.type.nbytes)})"
+
+    def written(v: Value) -> str:
+        return f"result {results[v]} ({size(v.type.nbytes)})" if v in results else read(v)
+
+    return tuple(map(read, reads)), tuple(map(written, kernel.region.outputs))
+
+
+def label(value: Value, made: Mapping[Value, Node]) -> str:
+    """Name a value by what makes it and where: ``exp at model.py:3``."""
+    node = made.get(value)
+    if node is None:
+        return f"constant {value.type}"
+    where = f" at {node.loc.file.rsplit('/', 1)[-1]}:{node.loc.line}" if node.loc else ""
+    return f"{node.prim.name}{where}"
+
+
+def _apart(plan: Plan) -> Iterator[Apart]:
+    """Yield the kernels that share data, with the last reason why they were not fused."""
+    made = {v: n for n in plan.graph.nodes for v in n.outputs}
+    inside = [{v for n in k.region.nodes for v in n.outputs} | set(k.region.outputs) for k in plan.kernels]
+    for i, first in enumerate(plan.kernels):
+        for j, second in enumerate(plan.kernels):
+            wanted = {v for p in second.region.parts for v in inputs(p)}
+            shared = [v for v in first.region.outputs if v in wanted]
+            if i == j or not shared:
+                continue
+            tried = [
+                d for d in plan.fusion.decisions if not d.fused and d.producer in inside[i] and d.consumer in inside[j]
+            ]
+            reason = tried[-1].reason if tried else "each had joined others before"
+            yield Apart(i + 1, j + 1, tuple(f"{label(v, made)} ({size(v.type.nbytes)})" for v in shared), reason)
+
+
+def schedule_words(body: Sequence[Stmt]) -> Iterator[str]:
+    """Say how each phase of a scheduled kernel is spread over a device."""
+    phases = [s for s in body if isinstance(s, For | If)]
+    for number, phase in enumerate(phases, 1):
+        parts = [f"phase {number}:"] if len(phases) > 1 else []
+        inside = list(stmts((phase,)))
+        loops = [s for s in inside if isinstance(s, For)]
+        grid = _chain(phase, "grid")
+        group = [s.static for s in loops if s.kind == "group"]
+        words = []
+        if grid:
+            words.append(f"{count(math.prod(grid), 'worker')}" + (f" ({_times(grid)})" if len(grid) > 1 else ""))
+        if group:
+            words.append(f"work-groups of {max(n or 1 for n in group)} work-items")
+        lanes = sorted({s.static or 0 for s in loops if s.kind == "vector"}, reverse=True)
+        words.append(f"vectors of {' and '.join(map(str, lanes))} elements" if lanes else "one element at a time")
+        unrolled = sorted({s.static or 0 for s in loops if s.kind == "unroll"}, reverse=True)
+        if unrolled:
+            words.append(f"unrolled {' and '.join(map(str, unrolled))} times")
+        tiles = dict.fromkeys(_tile(s) for s in inside if isinstance(s, Alloc) and s.shape)
+        words += list(tiles)[:4]
+        yield " ".join([*parts, ", ".join(words)])
+
+
+def _chain(stmt: Stmt, kind: str) -> list[int]:
+    """Return the extents of the loops of a kind that stand directly in each other."""
+    found = []
+    while isinstance(stmt, For) and stmt.kind == kind:
+        found.append(stmt.static or 1)
+        if len(stmt.body) != 1:
+            break
+        stmt = stmt.body[0]
+    return found
+
+
+def _tile(alloc: Alloc) -> str:
+    shape = [int(n.value) for n in alloc.shape if isinstance(n, Const)]
+    where = {"register": "in registers", "local": "in local memory", "global": "in memory"}[alloc.space]
+    return f"a tile of {_times(shape)} {alloc.dtype} {where}"
+
+
+def _times(extents: Sequence[int]) -> str:
+    return " x ".join(map(str, extents))
+
+
+def describe(k: Facts) -> list[str]:
     """Describe one kernel in a few lines."""
-    nodes = [n for n in kernel.region.nodes if n.prim.kind is not Kind.VIEW]
-    views = len(kernel.region.nodes) - len(nodes)
-    lines = [
-        f"kernel {number}: {kernel.name}",
-        f"  computes {', '.join(n.prim.name for n in nodes) or 'a copy'}"
-        + (f", reading through {views} view{'s' * (views != 1)}" if views else ""),
-        f"  moves {size(kernel.bytes)}, {kernel.flops:,} floating-point operations"
-        + (f", {kernel.flops / kernel.bytes:.2f} per byte" if kernel.bytes else ""),
+    lines = [f"kernel {k.number}: {k.kernel.name}" + (f" ({k.role})" if k.role else "")]
+    for place, text, names in k.lines:
+        lines.append(f"  {place}  {text}" if text else f"  {place}")
+        lines.append(f"      {names}")
+    flops = k.kernel.flops
+    per = f", {flops / k.cost.bytes:.2f} per byte" if k.cost.bytes else ""
+    lines += [
+        f"  reads {', '.join(k.reads) or 'nothing'}; writes {', '.join(k.writes)}",
+        f"  moves {size(k.cost.bytes)}, {flops:,} floating-point operations{per}",
+        *(f"  {'runs in ' if n else ''}{words}" for n, words in enumerate(k.schedule)),
     ]
-    where = {f"{n.loc.file}:{n.loc.line}": None for n in nodes if n.loc}
-    if where:
-        lines.append(f"  written at {', '.join(where)}")
+    if k.scratch:
+        lines.append(f"  partial results between its phases: {size(k.scratch)}")
+    times = [
+        f"{how} {duration(t)}" for how, t in (("predicted", k.predicted), ("measured", k.measured)) if t is not None
+    ]
+    if times:
+        lines.append(f"  {', '.join(times)}; bound by {k.bound}")
     return lines
 
 
-def size(nbytes: int) -> str:
+def reported(kernel: Compiled) -> list[str]:
+    """Say what the launches of a kernel take of a target, or why nothing is known of that."""
+    report = getattr(kernel.executable, "report", None)
+    if report is None:
+        return []
+    if report.missing:
+        return [f"not compiled for {report.target}: {report.missing}"]
+    lines = []
+    for usage in report.usage:
+        registers = [] if usage.registers is None else [f"{usage.registers} registers"]
+        resident = [] if usage.occupancy is None else [f"occupancy {usage.occupancy:.0%}"]
+        local = [] if usage.local_bytes is None else [f"{size(usage.local_bytes)} local memory"]
+        taken = [*registers, f"{size(usage.spills)} spilled", *local, *resident]
+        lines.append(f"{usage.entry} on {report.target}: {', '.join(taken)}")
+    return lines
+
+
+def assembly_of(kernel: Compiled) -> str:
+    """Return a target's assembly, where there is some."""
+    return str(getattr(getattr(kernel.executable, "report", None), "assembly", "") or "")
+
+
+def timed(kernel: Compiled, backend: Backend) -> float:
+    """Return the median time of a launch, in seconds, on random data."""
+    rng = np.random.default_rng(0)
+    handles = []
+    for arg in kernel.ir.args:
+        elements = nbytes(arg) // np.dtype(DTYPES[arg.dtype]).itemsize
+        handles.append(backend.upload(random(rng, (elements,), arg.dtype)))
+    times: list[float] = []
+    end = time.perf_counter() + SPENT
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        backend.launch(kernel.executable, [(h, 0) for h in handles], ())
+        backend.synchronize()
+        times.append(time.perf_counter() - start)
+    for handle in handles:
+        backend.free(handle)
+    return statistics.median(times[2:])
+
+
+def random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
+    """Make an array of a short dtype: normal floats; zeros and ones else, which index whatever is there."""
+    floats = dtype[0] in "fb" and dtype != "bool"
+    made = rng.standard_normal(shape, np.float32) if floats else rng.integers(0, 2, shape)
+    return np.asarray(made, DTYPES[dtype])
+
+
+def _copying(backend: Backend) -> float:
+    """Measure how many bytes a second a device copies."""
+    plan = compile_graph(identity([Value(0, Type((COPIED,), np.dtype(np.float32)))]), backend, current_config())
+    (kernel,) = plan.kernels
+    return kernel.bytes / timed(kernel, backend)
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def size(nbytes: float) -> str:
     """Write a number of bytes for people."""
     for unit, step in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if nbytes >= step:
             return f"{nbytes / step:.1f} {unit}"
-    return f"{nbytes} B"
+    return f"{nbytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people."""
+    for unit, step in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= step:
+            return f"{seconds / step:.3g} {unit}"
+    return f"{seconds * 1e9:.0f} ns"

@@ -30,6 +30,9 @@ from kernelforge.runtime.memory import Buffer, allocate, size_class, upload
 from kernelforge.runtime.plan import Plan
 from kernelforge.trace import Tracer, is_array, to_sym, trace
 
+if TYPE_CHECKING:
+    from kernelforge.explain import Explanation
+
 Fn = Callable[..., Any]
 
 KEPT_PROGRAMS = 1024
@@ -321,11 +324,29 @@ class Jit:
         """Compile for these arguments, without running; return what it was compiled to."""
         return Lowered(self._compile(args, kwargs)[0].plan)
 
-    def explain(self, *args: Any, **kwargs: Any) -> str:
-        """Say in words what the function is compiled to for these arguments, and what fused and why."""
+    def explain(self, *args: Any, measure: bool = False, **kwargs: Any) -> Explanation:
+        """Say in words what the function is compiled to for these arguments.
+
+        What fused and why, what a backward pass keeps, what is moved and how long it takes. ``str`` of the result is
+        the text and ``.html()`` a page; notebooks show it by themselves. ``measure`` also times each kernel by itself,
+        on random data.
+        """
         from kernelforge.explain import explain
 
-        return explain(self.lower(*args, **kwargs).plan)
+        return explain(self.lower(*args, **kwargs).plan, _name_of(self), self._names(args, kwargs), measure)
+
+    def _names(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+        """Name the leaves of the arguments: ``x``, ``params['w']``."""
+        try:
+            parameters = list(inspect.signature(self.__wrapped__).bind(*args, **kwargs).signature.parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        given = [p.name for p in parameters if p.kind in plain]
+        given += [f"argument {k}" for k in range(len(given) + 1, len(args) + 1)]
+        left = [(n, x) for i, (n, x) in enumerate(zip(given, args, strict=False)) if i not in self._static_nums]
+        left += [(k, x) for k, x in sorted(kwargs.items()) if k not in self._static_names]
+        return [a.codify(name) for name, x in left for a in optree.tree_accessors(x)]
 
     def _here(self) -> Programs:
         """Return the programs for the settings and the default device in force."""

@@ -171,7 +171,9 @@ th{font-weight:600}
 pre{overflow:auto;max-height:30rem;margin:.4rem 0;padding:.7rem;border:1px solid var(--line);border-radius:.4rem;
 background:var(--paper)}
 code,pre{font:.84rem/1.45 ui-monospace,monospace}
-p code,li code,td code{overflow-wrap:anywhere}
+p code,li code{overflow-wrap:anywhere}
+td code{white-space:pre}
+.wide>svg{min-width:30rem}
 details{margin:.5rem 0}
 summary{cursor:pointer;color:var(--hue0)}
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
@@ -185,6 +187,7 @@ svg .faint{fill:var(--faint)}
 .tabs>input:focus-visible+label{outline:2px solid var(--hue0);outline-offset:2px}
 .tabs>.pane{order:1;display:none;width:100%;min-width:0}
 .tabs>input:checked+label+.pane{display:block}
+a{color:var(--hue0)}
 a,summary,label,.wide,pre{outline-offset:2px}
 @media print{details>*{display:block}.tabs>.pane{display:block}}
 """

@@ -31,6 +31,12 @@ def bare(x):
 
 def plain(x):
     return x
+
+def tree(params, x):
+    return x * params["w"] + params["b"]
+
+def total(x):
+    return np.tanh(x).sum()
 """
 
 
@@ -57,16 +63,59 @@ def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
     (tmp_path / "explained.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "explained", raising=False)
     assert main(["explain", "explained:double"]) == 0
     assert "1 kernel on cpu" in capsys.readouterr().out
-    for wrong, message in (
-        ("explained", "'explained' names no function; write module:name"),
-        ("nowhere:f", "there is no module 'nowhere'"),
-        ("explained:plain", "explained has no compiled function 'plain'; put @kf.jit on it"),
-        ("explained:bare", "nothing says with what 'bare' is called; define bare_args() in explained"),
-    ):
-        assert main(["explain", wrong]) == 1
-        assert message in capsys.readouterr().err
+    assert main(["explain", "explained:plain", "f32[3,4]"]) == 0
+    assert "plain(x: f32[3,4]) on cpu" in capsys.readouterr().out
+    assert main(["explain", "explained:tree", "{'w': f32[3], 'b': 0.5}", "f64[2, 3]", "--device", "reference"]) == 0
+    assert "tree(params['b']: ~f64[], params['w']: f32[3], x: f64[2,3]) on reference" in capsys.readouterr().out
+    assert main(["explain", "explained:tree", "{'w': f32[3], 'b': 0.5}", "f32[2,3]", "--grad", "--measure"]) == 1
+    assert "expected one float of shape ()" in capsys.readouterr().err
+    assert main(["explain", "explained:total", "f32[64]", "--grad", "--measure"]) == 0
+    out = capsys.readouterr().out
+    assert "adjoint" in out
+    assert "measured" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["explained"], "'explained' names no function; write module:name"),
+        ([":f"], "':f' names no function; write module:name"),
+        (["nowhere:f"], "there is no module 'nowhere'; run this beside it, or install it"),
+        (["explained:fn"], "explained has no function 'fn'; it has double, double_args, bare, plain, tree, total"),
+        (
+            ["explained:bare"],
+            """nothing says with what 'bare' is called; write them, as "f32[4096,64]" or 0.5, or define bare_args() """,
+        ),
+        (
+            ["explained:bare", "f31[2]"],
+            "'f31' in 'f31[2]' is no dtype; use one of bool, i8, i16, i32, i64, u8, u16, u32, u64, f16, bf16, f32, f64",
+        ),
+        (
+            ["explained:bare", "f32[2"],
+            """'f32[2' is no argument; write an array as "f32[4096,64]", a number as 0.5, a tree as "{'w': f32[8]}\"""",
+        ),
+        (
+            ["explained:bare", "f32[2]", "--html", "nowhere/out.html"],
+            "nowhere/out.html cannot be written: No such file",
+        ),
+    ],
+)
+def test_what_cannot_be_explained(
+    given: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "explained.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "explained", raising=False)
+    assert main(["explain", *given]) == 1
+    assert f"kernelforge: {message}" in capsys.readouterr().err
 
 
 def test_unknown_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from kernelforge.backends.cpu.threads import POOL
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DeviceOutOfMemory
 from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.schedule.limits import CORE_BANDWIDTH, core_rate
 
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p)
 """``run(frame, pool)``; the GIL is released during the call."""
@@ -97,6 +98,8 @@ class CpuBackend:
             max_args=512,
             fingerprint=f"cpu llvmlite-{llvmlite.__version__} {h.digest}",
             native=frozenset({"f16"} if h.half else ()),
+            bandwidth=h.threads * CORE_BANDWIDTH,
+            rate=h.threads * core_rate(h.vector_bytes),
         )
 
     def allocate(self, nbytes: int) -> Handle:

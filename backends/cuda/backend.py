@@ -34,6 +34,10 @@ from kernelforge.ir.kernel import Kernel
 
 Array = np.ndarray[Any, Any]
 BYTE: Any = np.uint8
+F32_LANES = 128
+"""Multiply-adds on f32 that a multiprocessor of compute capability 8.6 or 9 starts in a cycle (CUDA C Programming
+Guide)."""
+
 OUT_OF_MEMORY = 2
 """``CUDA_ERROR_OUT_OF_MEMORY``."""
 DIGEST = 32
@@ -160,6 +164,8 @@ class Cuda:
             host=False,
             max_args=480,
             fingerprint=f"cuda-sm_{self._cc[0]}{self._cc[1]}-driver-{driver.get_version()}-{toolchain()}",
+            bandwidth=2e3 * getattr(device, "MEMORY_CLOCK_RATE", 0) * getattr(device, "GLOBAL_MEMORY_BUS_WIDTH", 0) / 8,
+            rate=2e3 * device.MULTIPROCESSOR_COUNT * F32_LANES * getattr(device, "CLOCK_RATE", 0),
         )
 
     def _enter(self) -> None:

@@ -32,7 +32,7 @@ from kernelforge.errors import (
 )
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Alloc, Const, Expr, Kernel, exprs, stmts, walk
-from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.limits import CORE_BANDWIDTH, Limits, core_rate
 
 MAGIC = b"kernelforge-opencl\n"
 
@@ -109,6 +109,8 @@ def limits_of(device: Any) -> Limits:
         # a pointer and an offset for each buffer, beside as many parameters as 128 bytes hold
         max_args=(device.max_parameter_size - 128) // 16,
         fingerprint=f"opencl|{version}",
+        bandwidth=device.max_compute_units * CORE_BANDWIDTH if cpu else 0.0,
+        rate=device.max_compute_units * core_rate(max(width, 16)) if cpu else 0.0,
     )
 
 

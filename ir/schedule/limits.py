@@ -7,6 +7,17 @@ from typing import Literal
 
 Form = Literal["serial", "vector", "group"]
 
+CORE_BANDWIDTH = 12e9
+"""Bytes a second that a core of a CPU moves: some 15 lines of 64 bytes on their way, 80 ns each (Little's law)."""
+
+CORE_CLOCK, CORE_PIPES = 3e9, 2
+"""Cycles a second of a CPU, and the vector instructions that it starts in each."""
+
+
+def core_rate(vector_bytes: int) -> float:
+    """Return the operations on f32 a second of a CPU's core, a multiply-add counted as two."""
+    return CORE_CLOCK * CORE_PIPES * 2 * vector_bytes / 4
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
@@ -25,6 +36,8 @@ class Limits:
         host: whether kernels read and write host memory in place, at any strides.
         max_args: most buffers one launch can take.
         fingerprint: versions of compiler and driver and the target; part of the key of the disk cache.
+        bandwidth: bytes a second of its memory; 0 where it does not tell. For predictions in words alone.
+        rate: operations on f32 a second, likewise.
         native: those of ``f16`` and ``bf16`` that the printer converts itself; kernels hold the others as bits.
     """
 
@@ -40,3 +53,5 @@ class Limits:
     max_args: int
     fingerprint: str
     native: frozenset[str] = frozenset()
+    bandwidth: float = 0.0
+    rate: float = 0.0

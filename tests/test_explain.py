@@ -1,0 +1,236 @@
+"""What a function became, in words and as a page, which a browser shows without complaint."""
+
+from __future__ import annotations
+
+import html
+import html.parser
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.explain import Explanation
+from kernelforge.page import tag
+from kernelforge.picture import Dot, _Layout, draw
+
+F32 = np.float32
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(F32)
+
+
+def layer(x, w, b):
+    return np.tanh(x @ w + b)
+
+
+def attention(q, k, v):
+    scores = q @ k.transpose(0, 2, 1)
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return (e / e.sum(axis=-1, keepdims=True)) @ v
+
+
+def loss(q, k, v):
+    return (attention(q, k, v) ** 2).sum()
+
+
+def spread(x):
+    return x / x.sum()
+
+
+def explained(**options: Any) -> Explanation:
+    return kf.jit(kf.value_and_grad(loss)).explain(*(normal(2, 64, 32, seed=k) for k in range(3)), **options)
+
+
+def test_one_kernel() -> None:
+    found = kf.jit(layer).explain(normal(64, 32), normal(32, 16), normal(16))
+    text = found.text(sources=False)
+    assert str(found) != text
+    assert str(found) == found.text()
+    lines = text.splitlines()
+    assert lines[:4] == [
+        "layer(x: f32[64,32], w: f32[32,16], b: f32[16]) on cpu",
+        "1 kernel on cpu for 3 operations and 1 view; 1 launch a call, arena " + lines[1].rsplit("arena ")[1],
+        lines[2],
+        "67,584 floating-point operations",
+    ]
+    assert lines[2].endswith("inputs and outputs once are 14.1 KiB")
+    place = re.compile(r"  .*tests/test_explain\.py:\d+  return np\.tanh\(x @ w \+ b\)")
+    assert sum(bool(place.fullmatch(line)) for line in lines) == 1
+    assert "      contract, add, tanh" in lines
+    assert "  reads x (8.0 KiB), w (2.0 KiB), b (64 B); writes result 1 (4.0 KiB)" in lines
+    assert "Why not fewer kernels:" not in text
+    assert re.search(r"runs in \d+ workers?.*vectors of \d+ elements", text) or "phase 2" in text
+    assert re.search(r"predicted [\d.]+ µs; bound by (memory|arithmetic)", text)
+    assert "measured" not in text
+
+
+def test_gradients_are_explained() -> None:
+    found = explained()
+    roles = [k.role for k in found.kernels]
+    assert roles[0] == "forward"
+    assert roles[-1] == "backward"
+    assert {k.number for k in found.kernels} == set(range(1, len(found.kernels) + 1))
+    text = found.text(sources=False)
+    assert "What the backward pass keeps and recomputes:" in text
+    assert re.search(r"- recomputes exp .*: [\d.]+ operations an element against [\d.]+ bytes an element", text)
+    assert re.search(r"; keeps max at test_explain.py:\d+ \(512 B\) for it", text)
+    assert re.search(
+        r"- keeps sum at test_explain.py:\d+ \(512 B\): it is made by sum, which reads many elements", text
+    )
+    assert re.search(
+        r"- kernel 1 and kernel 2, sharing \w+ at test_explain.py:\d+ \(32.0 KiB\): a contraction shares", text
+    )
+    assert "adjoint: contract" in text
+
+
+def test_shared_pass_keeps_nothing() -> None:
+    def both(x: Any, ct: Any) -> Any:
+        out, pull = kf.vjp(lambda x: np.tanh(x) * x, x)
+        return out, pull(ct)
+
+    found = kf.jit(both).explain(normal(32, 64), normal(32, 64))
+    assert [k.role for k in found.kernels] == ["forward and backward"]
+    assert found.residuals() == [
+        "keeps nothing: one kernel goes forward and backward, and what it needs never leaves it"
+    ]
+
+
+def test_checkpoint_is_named() -> None:
+    def checked(w: Any, x: Any) -> Any:
+        return kf.checkpoint(lambda w, x: np.tanh(np.sin(x @ w) @ w))(w, x).sum()
+
+    found = kf.jit(kf.grad(checked)).explain(normal(16, 16), normal(32, 16))
+    (line,) = [r for r in found.residuals() if "checkpoint" in r]
+    assert line.startswith("recomputes contract, sin")
+    assert line.endswith("it stands under checkpoint, which keeps inputs alone")
+
+
+def test_refusal_is_named() -> None:
+    found = kf.jit(spread).explain(normal(1 << 20))
+    (line,) = found.refusals()
+    assert re.match(r"kernel 1 and kernel 2, sharing sum at test_explain.py:\d+ \(4 B\): 1 rows of 1048576", line)
+    assert found.heading == "What later kernels keep and recompute:"
+
+
+def test_measured() -> None:
+    found = explained(measure=True)
+    assert all(k.measured and k.predicted for k in found.kernels)
+    assert found.bandwidth > 1e8
+    assert "as measured by a copy" in str(found)
+
+
+def test_names_of_leaves() -> None:
+    def fn(params: Any, x: Any, *more: Any) -> Any:
+        return params["w"] * x + params["b"][0] + sum(more)
+
+    found = kf.jit(fn).explain({"w": F32(2), "b": [F32(1)]}, normal(3), normal(3), normal(3))
+    assert found.names == ("params['b'][0]", "params['w']", "x", "argument 3", "argument 4")
+
+
+def test_nothing_to_do() -> None:
+    found = kf.jit(lambda x: x * 2).explain(np.zeros((0, 3), F32))
+    assert "0 kernels on cpu" in str(found)
+    assert found.html()
+
+
+def test_page_is_whole_and_escaped() -> None:
+    def nasty(x: Any) -> Any:
+        return np.where(x < 1, x, x & 3)  # <script>alert("&")</script>
+
+    with kf.default_device("reference"):
+        other = kf.jit(nasty).explain(np.arange(5))
+    found = kf.jit(nasty).explain(np.arange(5))
+    page = found.html([other])
+    assert "<script" not in page
+    assert "src=" not in page
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+    assert "&lt;script&gt;" in page
+    assert html.escape(str(found.kernels[0].kernel.source).splitlines()[0]) in page
+    for text in (">cpu</label>", ">reference</label>", ">scheduled IR</label>", "Before fusion", "Roofline"):
+        assert text in page
+    assert found._repr_html_().startswith("<iframe srcdoc=")
+
+    class Balanced(html.parser.HTMLParser):
+        CDATA_CONTENT_ELEMENTS = ("style",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, name: str, attrs: Any) -> None:
+            if name not in ("meta", "link", "input"):
+                self.open.append(name)
+
+        def handle_endtag(self, name: str) -> None:
+            assert self.open.pop() == name
+
+    reader = Balanced()
+    reader.feed(page)
+    assert reader.open == []
+    assert len(set(re.findall(r' id="([^"]*)"', page))) == len(re.findall(r' id="([^"]*)"', page))
+
+
+def test_picture() -> None:
+    dots = [Dot(name) for name in ("a", "b", "c", "d <", "alone")]
+    edges = [(0, 1), (1, 2), (0, 2), (0, 3), (2, 3)]
+    layout = _Layout(dots, edges)
+    assert layout.layer[:5] == [0, 1, 2, 3, 0]
+    assert [len(b) for b in layout.bends] == [0, 0, 1, 2, 0]
+    for row in layout.rows:
+        for m, n in itertools.pairwise(row):
+            assert layout.x[n] - layout.x[m] >= (layout.widths[m] + layout.widths[n]) / 2
+    assert min(layout.x[n] - layout.widths[n] / 2 for n in range(5)) > 0
+    assert "d &lt;" in draw("a graph", dots, [(a, b, "") for a, b in edges])
+    assert draw("nothing", [], [])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+@pytest.mark.parametrize("dark", [False, True])
+def test_browser_shows_it(dark: bool, tmp_path: Path) -> None:
+    """In frames as wide as a phone and a laptop nothing sticks out, text can be read, and the console stays empty."""
+    assert CHROMIUM is not None
+    page = explained().html().replace("<details>", "<details open>")
+    frames = [tag("iframe", srcdoc=page, style=f"border:0;width:{w}px;height:900px", width=w) for w in (390, 1280)]
+    script = """<script>onload = () => {
+      const seen = [...document.querySelectorAll('iframe')].map(f => {
+        const root = f.contentDocument.documentElement;
+        const style = f.contentWindow.getComputedStyle(f.contentDocument.body);
+        const [, pane] = f.contentDocument.querySelectorAll('.pane');
+        const shown = () => f.contentWindow.getComputedStyle(pane).display, before = shown();
+        pane.previousElementSibling.click();
+        return [f.contentWindow.innerWidth, root.scrollWidth, style.color, style.backgroundColor, before, shown()];
+      });
+      document.title = JSON.stringify(seen);
+    }</script>"""
+    (tmp_path / "frames.html").write_text(f"<!doctype html><title></title>{''.join(frames)}{script}", encoding="utf-8")
+    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    command = [
+        CHROMIUM, *FLAGS, *scheme, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
+        (tmp_path / "frames.html").as_uri(),
+    ]  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, env=env)
+    assert "CONSOLE" not in done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title
+    seen = json.loads(html.unescape(title[1]))
+    assert [width for width, *_ in seen] == [390, 1280]
+    assert all(reach <= width for width, reach, *_ in seen)
+    for _, _, ink, paper, before, after in seen:
+        assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > sum(map(int, re.findall(r"\d+", paper)[:3]))) is dark
+        assert (before, after) == ("none", "block")
