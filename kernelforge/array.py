@@ -10,7 +10,7 @@ from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
 from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
-from kernelforge.errors import ImmutableArray, InvalidArgument
+from kernelforge.errors import ImmutableArray, InvalidArgument, MissingExtra
 from kernelforge.ir.build import plain, tracing
 from kernelforge.ir.types import row_major
 from kernelforge.methods import FUNCTIONS, Methods
@@ -145,14 +145,17 @@ def ready(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.array(array, dtype=dtype, order="C", copy=True)
 
 
-def to_numpy(x: Any) -> np.ndarray[Any, Any] | None:
-    """Return an array from anything that lends its memory to NumPy; None where ``x`` does not.
+def lent(x: Any) -> np.ndarray[Any, Any] | Array | None:
+    """Return an array from anything that lends its memory; None where ``x`` does not.
 
     Raises:
-        InvalidArgument: for memory of a device that NumPy cannot read, and for what ``plain`` refuses.
+        InvalidArgument: for memory of a device that nothing here can read, and for what ``plain`` refuses.
+        MissingExtra: for memory of CUDA without numba.
     """
     if isinstance(x, np.ndarray | np.generic):
         return plain(x)
+    if hasattr(x, "__cuda_array_interface__"):
+        return _from_cuda(x)
     if hasattr(x, "__dlpack__"):
         try:
             return np.from_dlpack(x)
@@ -160,19 +163,40 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any] | None:
             raise InvalidArgument(
                 name="an array", found=f"{type(x).__name__}, which NumPy cannot read: {error}"
             ) from error
-    if hasattr(x, "__cuda_array_interface__"):
-        found = f"{type(x).__name__} in the memory of a device; copy it to the host first"
-        raise InvalidArgument(name="an array", found=found)
     if hasattr(x, "__array_interface__"):
         return np.asarray(x)
     return None
+
+
+def _from_cuda(x: Any) -> np.ndarray[Any, Any] | Array:
+    """Share the memory of a row-major array with the default device where that is CUDA; copy it to the host elsewhere.
+
+    Waits for the stream that the interface names. Kernels write to no argument, so read-only memory serves as well.
+    """
+    try:
+        from numba import cuda
+    except ModuleNotFoundError:
+        raise MissingExtra(what=f"{type(x).__name__} in the memory of CUDA", package="numba", extra="cuda") from None
+    try:
+        found = cuda.as_cuda_array(x)
+    except (ImportError, AttributeError, NotImplementedError) as error:
+        reason = f"{type(x).__name__}, whose memory numba.cuda cannot reach: {error}"
+        raise InvalidArgument(name="an array", found=reason) from error
+    backend = current_device()
+    if backend.name.partition(":")[0] != "cuda" or not found.is_c_contiguous():
+        host: np.ndarray[Any, Any] = found.copy_to_host()
+        return host
+    buffer = upload(backend, found) if found.size else allocate(backend, 1)
+    return Array(buffer, found.shape, as_dtype(found.dtype))
 
 
 def asarray(x: Any, dtype: Any = None, device: str | None = None) -> Any:
     """Make an array of a device from NumPy's, from numbers or nested lists of them.
 
     A ``host`` device (``cpu``) shares the memory of an array that is row-major, aligned, and has the dtype already:
-    do not write to it while the result is in use. Inside of a compiled function the result is a traced array.
+    do not write to it while the result is in use. So does a CUDA device with an array that has
+    ``__cuda_array_interface__``; other devices copy that by way of the host. Inside of a compiled function the
+    result is a traced array.
 
     Args:
         dtype: cast to it.
@@ -183,7 +207,9 @@ def asarray(x: Any, dtype: Any = None, device: str | None = None) -> Any:
     if isinstance(x, Array):
         moved = x if device is None else x.to_device(device)
         return moved if dtype is None or as_dtype(dtype) == x.dtype else moved.astype(dtype)
-    found = to_numpy(x)
+    found = lent(x)
+    if isinstance(found, Array):
+        return asarray(found, dtype, device)
     array = np.asarray(x) if found is None else found
     array = array.astype(as_dtype(dtype), copy=False) if dtype is not None else array
     return put(array, current_device() if device is None else registry.backend(device))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import optree
 
-from kernelforge.array import Array, ready, to_numpy
+from kernelforge.array import Array, lent, ready
 from kernelforge.backends.base import Backend, Call, Direct, Entry, Result
 from kernelforge.compile import compile_graph, exact
 from kernelforge.config import CURRENT, Config
@@ -233,7 +233,7 @@ def _argument(x: Any, name: Callable[[], str]) -> Any:
     if isinstance(x, Tracer):
         x = x.sym  # raises: there is no trace it could be of
     try:
-        array = to_numpy(x)
+        array = lent(x)
     except InvalidArgument as error:
         raise InvalidArgument(name=name(), found=error.fields["found"]) from error.__cause__
     if array is None:

@@ -21,6 +21,7 @@ import numpy as np
 from cuda.bindings import nvjitlink
 from cuda.core import Device, LaunchConfig, ObjectCode, Stream, launch
 from numba import cuda
+from numba.cuda.cudadrv.devicearray import DeviceNDArray
 from numba.cuda.cudadrv.driver import CudaAPIError, driver
 from numba.cuda.cudadrv.nvvm import NVVM
 
@@ -192,7 +193,9 @@ class Cuda:
         """Drop the memory; the driver frees it after what is queued."""
         handle.array = None
 
-    def upload(self, array: Array) -> Memory:
+    def upload(self, array: Array | DeviceNDArray) -> Memory:
+        if isinstance(array, DeviceNDArray):  # which is on the device, and keeps its memory
+            return Memory(array.ravel().view(BYTE))
         memory = self.allocate(max(array.nbytes, 1))
         if array.nbytes:
             memory.array[: array.nbytes].copy_to_device(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

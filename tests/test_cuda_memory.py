@@ -1,0 +1,90 @@
+"""Arguments in the memory of CUDA, by ``__cuda_array_interface__``; numba's simulator stands for the driver."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+
+CHILD = """
+import numpy as np
+import pytest
+from numba import cuda
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+import kernelforge as kf
+
+class Foreign:
+    def __init__(self, array, stream):
+        self.kept = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape, "strides": array.strides, "typestr": array.dtype.str,
+            "data": (array.ctypes.data, True), "version": 3, "stream": stream,
+        }
+
+seen = []
+
+class Lent:
+    def __init__(self, interface):
+        self.__array_interface__ = interface
+
+def as_cuda_array(x):  # numba's simulator has none
+    interface = dict(x.__cuda_array_interface__)
+    seen.append(interface.pop("stream"))
+    return FakeCUDAArray(np.asarray(Lent(interface)))
+
+cuda.as_cuda_array = as_cuda_array
+base = np.arange(24, dtype=np.float32).reshape(4, 6)
+arrays = [base, base[::2, ::-3], base.T, base[:0], np.float32(3)[None].reshape(())]
+fn = kf.jit(lambda x: x * 2 + 1)
+for device in ("cpu", "cuda:0"):
+    with kf.default_device(device):
+        for stream, x in enumerate(arrays, 1):
+            got = fn(Foreign(x, stream))
+            assert got.device == device, got
+            np.testing.assert_array_equal(np.asarray(got), x * 2 + 1)
+            assert np.array_equal(kf.asarray(Foreign(x, stream), np.float64), x)
+        assert seen == [s for s in range(1, 6) for _ in range(2)], seen
+        seen.clear()
+print("done")
+"""
+
+
+class Foreign:
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": (2,), "typestr": "<f4", "data": (4096, False), "version": 3}
+
+
+def test_they_are_read() -> None:
+    pytest.importorskip("numba.cuda")
+    env = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run([sys.executable, "-c", CHILD], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_numba_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(kf.errors.MissingExtra) as caught:
+        kf.jit(np.negative)(Foreign())
+    text = "Foreign in the memory of CUDA needs numba, which is not installed; pip install 'kernelforge[cuda]'"
+    assert str(caught.value) == text
+
+
+def test_a_driver_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = pytest.importorskip("numba.cuda")
+
+    def refuse(x: Any) -> None:
+        raise ImportError("no driver")
+
+    monkeypatch.setattr(cuda, "as_cuda_array", refuse, raising=False)
+    for call in (kf.jit(np.negative), kf.asarray):
+        with pytest.raises(
+            kf.errors.InvalidArgument, match=r"Foreign, whose memory numba\.cuda cannot reach: no driver"
+        ):
+            call(Foreign())
