@@ -55,14 +55,18 @@ def is_data(expr: Expr) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def is_lazy(expr: Expr) -> bool:
-    """Whether ``expr`` is a select whose condition may keep Loads of its arms in range: one that compares i64."""
+    """Whether ``expr`` is a select whose condition may keep Loads of its arms in range: one that compares indices.
+
+    Read from memory, an index is kept in range by its order; whether it equals another one says nothing of that.
+    """
     return isinstance(expr, Op) and expr.op == "select" and _compares_indices(expr.args[0])
 
 
 def _compares_indices(cond: Expr) -> bool:
     if isinstance(cond, Op):
         if cond.op in COMPARE:
-            return cond.args[0].dtype == "i64"
+            data = cond.op in ("eq", "ne") and any(map(is_data, cond.args))
+            return cond.args[0].dtype == "i64" and not data
         return any(_compares_indices(a) for a in cond.args if a.dtype == "bool")
     return isinstance(cond, Var)
 

@@ -83,7 +83,8 @@ def _devices(args: argparse.Namespace) -> None:
             print(f"{name}: not usable: {found}")
         else:
             limits = found.limits
-            print(f"{name}: {limits.form} form, {limits.threads} threads, {', '.join(sorted(limits.dtypes))}")
+            what = [*filter(None, [getattr(found, "description", "")]), f"{limits.form} form, {limits.threads} threads"]
+            print(f"{name}: {', '.join([*what, *sorted(limits.dtypes)])}")
 
 
 def _explain(args: argparse.Namespace) -> None:

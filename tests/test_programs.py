@@ -18,7 +18,7 @@ from kernelforge.ir.text import print_graph, print_kernel
 from tests.programs import PROGRAMS, TRAINING, Program
 
 DEVICES = list(kf.devices())
-GRADIENT_DEVICES = [d for d in DEVICES if d == "cpu" or d.startswith("opencl")][:2]
+GRADIENT_DEVICES = [d for d in DEVICES if d == "cpu" or d.startswith("opencl")]
 TOLERANCE = {np.float64: 1e-11, np.float32: 2e-5}
 
 programs = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)

@@ -22,6 +22,9 @@ INFIX = {
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
 }  # fmt: skip
 
+DEEP = 24
+"""Operations inside one another that are printed as one expression: compilers accept 256 brackets, each takes some."""
+
 ON_BOOL = {
     "and": "({0} & {1})", "or": "({0} | {1})", "xor": "({0} ^ {1})", "min": "({0} & {1})", "max": "({0} | {1})",
     "not": "({n}{0})", "eq": "({n}({0} ^ {1}))", "ne": "({0} ^ {1})", "lt": "(({n}{0}) & {1})",
@@ -95,15 +98,21 @@ class Scope:
         self._count = 0
 
     def begin(self, roots: Sequence[Expr]) -> None:
-        """Start a statement: what its expressions share is named before it, where all of it may be evaluated."""
+        """Start a statement: what its expressions share, and what is deep in them, is named before it, where all of it
+        may be evaluated.
+        """
         self._memo = {}
         self._always = _always(roots)
         uses = Counter(roots)
         seen: set[Expr] = set()
+        depth: dict[Expr, int] = {}
         for root in roots:
             for e in walk(root, seen):
                 uses.update(_operands(e))
-        self._hoisted = {e for e, n in uses.items() if n > 1 and isinstance(e, Op | Load) and self.may(e)}
+                depth[e] = 1 + max((depth[x] for x in _operands(e)), default=0)
+        deep = {e for e, n in depth.items() if n % DEEP == 0}
+        shared = {e for e, n in uses.items() if n > 1 and isinstance(e, Op | Load)}
+        self._hoisted = {e for e in shared | deep if self.may(e)}
 
     def may(self, e: Expr) -> bool:
         """Whether ``e`` may be evaluated in all lanes and whatever a select chooses."""
@@ -345,7 +354,17 @@ class Scope:
             return Code(f"({texts[0]} {INFIX[name]} {texts[1]})", dtype, lanes)
         if name == "neg":
             return Code(f"(-{texts[0]})", dtype, lanes)
+        if name == "fmod":  # of double8, PoCL 3.1 computes a wrong one: 1 for 127 and 1
+            return Code(self._each_lane(name, dtype, lanes, texts), dtype, lanes)
         return Code(f"{name}({', '.join(texts)})", dtype, lanes)
+
+    def _each_lane(self, function: str, dtype: str, lanes: int, texts: Sequence[str]) -> str:
+        """Print a call of a function of scalars, once a lane."""
+        if lanes == 1:
+            return f"{function}({', '.join(texts)})"
+        names = [self.temporary(Code(t, dtype, lanes)).text for t in texts]
+        calls = (f"{function}({', '.join(f'{n}.s{k:x}' for n in names)})" for k in range(lanes))
+        return f"(({ctype(dtype, lanes)})({', '.join(calls)}))"
 
     def _integer(self, name: str, dtype: str, lanes: int, texts: Sequence[str]) -> str:
         """Print integer arithmetic, which wraps: signed overflow would be undefined, and narrow scalars become int."""
@@ -359,13 +378,7 @@ class Scope:
             if dtype not in SIGNED:
                 text = f"({a} {'/' if name == 'floordiv' else '%'} {b})"
                 return text if lanes > 1 else f"(({ctype(dtype)}){text})"
-            function = self.functions.call(name, dtype, 1)
-            if lanes == 1:
-                return f"{function}({a}, {b})"
-            a, b = (self.temporary(Code(t, dtype, lanes)).text for t in (a, b))
-            return (
-                f"(({ctype(dtype, lanes)})({', '.join(f'{function}({a}.s{k:x}, {b}.s{k:x})' for k in range(lanes))}))"
-            )
+            return self._each_lane(self.functions.call(name, dtype, 1), dtype, lanes, texts)
         into, bits = self._wrap(dtype, lanes)
         if name in ("and", "or", "xor"):
             text = f"({a} {INFIX[name]} {b})"

@@ -82,6 +82,30 @@ def test_float_operations(device: Any, dtype: str) -> None:
 
 @each_device
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_fmod_of_integral_floats(device: Any, dtype: str) -> None:
+    kernel = elementwise("integral", [(dtype, lambda x, y: op("fmod", x, y))], (dtype, dtype), "vector")
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x, y = rng.integers(-200, 200, 64), rng.choice([-9, -7, -4, -2, 1, 2, 3, 8], 64)
+        arrays = {name: a.astype(DTYPES[dtype]) for name, a in (("x0", x), ("x1", y), ("y0", 0 * x))}
+        compare(device, kernel, arrays)
+
+
+@each_device
+@pytest.mark.parametrize("kind", ["vector", "serial"])
+def test_a_deep_expression(device: Any, kind: LoopKind) -> None:
+    def deep(x: Any, y: Any) -> Any:
+        for k in range(150):
+            x = x * y if k % 2 else x - k
+        return x
+
+    x = np.arange(64, dtype=np.int64)
+    arrays = {"x0": x, "x1": x[::-1].copy(), "y0": np.zeros_like(x)}
+    compare(device, elementwise("deep", [("i64", deep)], ("i64", "i64"), kind), arrays)
+
+
+@each_device
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_min_and_max_keep_nan(device: Any, dtype: str) -> None:
     x = np.array([1, np.nan, 2, np.nan, np.inf, -np.inf, 3, 0] * 8, DTYPES[dtype])
     y = np.array([2, 1, np.nan, np.nan, 1, 1, 3, -1] * 8, DTYPES[dtype])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from kernelforge.ir.interpret import run_kernel
@@ -54,3 +56,18 @@ def test_choices_among_choices_do_not_multiply() -> None:
     made = check(stored(value))
     assert sum(isinstance(e, Load) for s in stmts(made.body) for r in exprs(s) for e in walk(r)) == 2
     assert len(str(made).splitlines()) < 120
+
+
+def test_what_equals_an_index_in_memory_guards_no_load() -> None:
+    k = Load("k", (I,), "i64")
+    args = (Arg("k", "i64", i64(8), "in"), Arg("x", "f32", i64(8), "in"), Arg("y", "f32", i64(8), "out"))
+    value, square = op("sqrt", x(I)), x(7 - I)
+    for bit in range(24):
+        value = value * select((k & (1 << bit)).ne(0), square, 1.0)
+        square = square * square
+    made = Kernel("k", args, (), (For(I, i64(8), "grid", (Store("y", (I,), value),)),))
+    assert guard(made) == made
+    by_order = dataclasses.replace(
+        made, body=(For(I, i64(8), "grid", (Store("y", (I,), select(k < 3, x(k) * 2, 1.0)),)),)
+    )
+    assert guard(by_order) != by_order
