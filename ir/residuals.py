@@ -104,7 +104,7 @@ class _Planner:
             more = f"{-fewer:,} more bytes" if fewer else "as many bytes"
             return _Way(tuple(values), parts, stored, fewer, 0, 0, f"recomputing it would move {more}")
         try:
-            needed = max((buffers_of(p) for p in new), default=0)
+            needed = max((buffers_of(p) for p in new if _elements(p)), default=0)
             work = sum(map(self.work, new)) - sum(map(self.work, old))
         except Refused as refusal:
             return _Way(
@@ -157,7 +157,7 @@ class _Planner:
     def work(self, part: Part) -> int:
         found = self.works.get(part)
         if found is None:
-            found = self.works[part] = operations(lower(part).body)[1]
+            found = self.works[part] = operations(lower(part).body)[1] if _elements(part) else 0
         return found
 
     def regions(self) -> Iterator[Region]:
@@ -170,6 +170,11 @@ class _Planner:
 def _traffic(part: Part) -> int:
     """Return the bytes a part moves: each value once."""
     return sum(v.type.nbytes for v in (*inputs(part), *part.outputs))
+
+
+def _elements(part: Part) -> bool:
+    """Whether there is an element to compute; else the part has no nest."""
+    return any(v.type.size for v in part.outputs)
 
 
 def _live(nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Node]:

@@ -203,3 +203,10 @@ def _flat(tree: Any) -> list[np.ndarray]:
 def test_long_sums_are_accurate(n: int) -> None:
     x = np.full(n, 0.1, F32)
     np.testing.assert_allclose(kf.jit(np.sum)(x), x.astype(np.float64).sum(), rtol=2e-5)
+
+
+def test_nothing_is_joined_to_nothing() -> None:
+    def fn(x, y):
+        return (np.concatenate([x * 2, y * 3]) + 1) * np.concatenate([x, y])
+
+    assert kf.jit(fn)(np.zeros((0, 3), F32), np.zeros((0, 3), F32)).shape == (0, 3)

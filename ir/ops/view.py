@@ -13,7 +13,7 @@ from kernelforge.errors import InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import Sym, apply, full
 from kernelforge.ir.graph import At, Jvp, Kind, Params, Primitive, Sample, Vjp
 from kernelforge.ir.index import flatten, unflatten
-from kernelforge.ir.kernel import Expr, i64, select
+from kernelforge.ir.kernel import Const, Expr, i64, select
 from kernelforge.ir.ops.rules import (
     ALL,
     Array,
@@ -278,8 +278,7 @@ def _concatenate_lower(at: At, index: Index, types: Sequence[Type], out: Type, p
         part = at(k, [i - start if a == on else i for a, i in enumerate(index)]).cast(out.name)
         made = part if made is None else select(index[on] < stop, part, made)
         stop = start
-    assert made is not None  # an empty result has no element to ask for
-    return made
+    return Const(0, out.name) if made is None else made  # an empty result has no element: anything stands for it
 
 
 def _concatenate_vjp(cts: Syms, inputs: Syms, outputs: Syms, params: Params) -> MaybeSyms:

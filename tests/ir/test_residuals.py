@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from kernelforge.compile import distinct
 from kernelforge.ir.cost import cost
-from kernelforge.ir.fuse import Residual
+from kernelforge.ir.fuse import Region, Residual, fuse, inputs
+from kernelforge.ir.graph import Graph, Value
+from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.parse import parse_kernel
+from kernelforge.ir.passes.pipeline import optimize
+from kernelforge.ir.residuals import plan_residuals
 from kernelforge.runtime.plan import Plan
+from tests.ir.passes.random_graphs import random_graph
 
 F32 = np.float32
 
@@ -159,3 +165,36 @@ def test_work_that_a_loop_does_not_change_is_counted_outside() -> None:
     kernel = parse_kernel(text)
     assert cost(kernel).flops == 24 * 4
     assert cost(kernel).work == 6 * (16 + 4) + 24 * 2
+
+
+def run_regions(graph: Graph, regions: tuple[Region, ...], arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Run one region after another, each from what stands in memory by then."""
+    memory = dict(zip(graph.inputs, arrays, strict=True)) | dict(graph.consts)
+    for region in regions:
+        made: dict[Value, np.ndarray] = {}
+        for part in region.parts:
+            given = inputs(part)
+            results = run_graph(Graph(tuple(given), part.nodes, part.outputs), [memory[v] for v in given])
+            made.update(zip(part.outputs, results, strict=True))
+        memory |= made
+    return [memory[v] for v in graph.outputs]
+
+
+def test_random_graphs_compute_the_same() -> None:
+    again = kept = 0
+    for seed in range(0, 800, 2):
+        graph, arrays = random_graph(seed, nodes=40)
+        graph = distinct(optimize(graph, verify=False))
+        with np.errstate(all="ignore"):
+            before = fuse(graph)
+            after = plan_residuals(graph, before)
+            results = run_graph(graph, arrays), run_regions(graph, after.regions, arrays)
+        for want, got in zip(*results, strict=True):
+            np.testing.assert_array_equal(got, want)
+        again += sum(not r.kept for r in after.residuals)
+        kept += sum(r.kept for r in after.residuals)
+        assert len(after.regions) <= len(before.regions)
+        stored = {v for r in after.regions for v in r.outputs} - set(graph.outputs)
+        assert {v for r in after.residuals if r.kept for v in r.values} == stored
+    assert again > 20
+    assert kept > 20
