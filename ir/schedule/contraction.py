@@ -11,10 +11,25 @@ from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, For, Ker
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.staging import copy_out, stage
-from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, reorder, sink_guard, split, unguard
+from kernelforge.ir.schedule.steps import (
+    bind,
+    fission,
+    fuse,
+    loops,
+    partial,
+    place,
+    reorder,
+    sink_guard,
+    split,
+    unguard,
+)
 
 PANEL = 22
 """Panels of rows that a thread keeps packed beside the one panel of columns it works with."""
+
+DEPTH = 1024
+"""Products that one accumulator of a tile sums up: panels of that depth stay in the second-level cache, and the error
+of a sum grows with the number of blocks rather than that of products."""
 
 STEPS = 16
 """Steps of the sum for which columns are packed at a time: what is read and written meanwhile stays in the cache."""
@@ -75,61 +90,77 @@ def _operations(kernel: Kernel, accumulator: str) -> int:
 
 
 def _tiled(
-    kernel: Kernel, i: str, j: str, walked: Sequence[str], rows: Sequence[str], columns: Sequence[str]
+    kernel: Kernel, i: str, j: str, walked: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
 ) -> Kernel:
     """From loops over tiles and in tiles, make the register tile: accumulators by row and column inside the loops
-    ``walked``.
+    ``walked``, at each of their levels.
 
     ``rows`` and ``columns`` are the loops inside the tile, outermost first; the tile loops are ``i`` and ``j``.
     """
     for row in reversed(rows):
         kernel = reorder(kernel, row, j)
     inside = [*rows, *columns]
-    for name in reversed(inside):
-        kernel = fission(kernel, name)
-    for name in reversed(inside):
-        for k in walked:
-            kernel = reorder(kernel, name, k)
+    for level in walked:
+        for name in reversed(inside):
+            kernel = fission(kernel, name)
+        for name in reversed(inside):
+            for k in level:
+                kernel = reorder(kernel, name, k)
     return kernel
 
 
 def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
-    """Tile for SIMD registers, as in BLIS: a tile of accumulators, both operands packed into panels that it walks
-    through.
+    """Tile for SIMD registers, in the five loops of BLIS (Van Zee and van de Geijn, 2015).
 
-    Six rows by half of what the registers then leave for columns; a thread keeps ``PANEL`` panels of rows in its
-    second-level cache.
+    A tile is six rows by half of what the registers then leave for columns. It walks through a panel of rows and one of
+    columns, both packed. Blocks of ``panels`` panels of rows are the grid; a thread keeps one in its second-level cache
+    beside the panel of columns it works with. A sum longer than ``DEPTH`` is made block by block, each added to the
+    results so far.
     """
     i, j = parallel[-2].var.name, parallel[-1].var.name
-    walked = [s.var.name for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
-    depth = math.prod(s.static or 1 for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial")
+    sums = [s for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
+    walked, depth = [s.var.name for s in sums], math.prod(s.static or 1 for s in sums)
     m, n = parallel[-2].static or 1, parallel[-1].static or 1
     registers = min(4 if limits.vector_registers >= 32 else 2, -(-n // width))
     rows = min(6, m)
-    accumulator = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
+    accumulators = [next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))]
+    block: list[str] = []
+    if depth > 3 * DEPTH // 2:
+        first, extent = walked[0], sums[0].static or 1
+        share = -(-extent // -(-depth // DEPTH))
+        block, depth = [f"{first}b"], share * depth // extent
+        kernel = split(kernel, first, share, f"{first}b", first, "clip")
+        kernel = partial(kernel, first, "block")
+        accumulators.append("block")
     kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
     kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
     kernel = sink_guard(kernel, f"{i}o")
-    kernel = _tiled(kernel, f"{i}o", f"{j}o", walked, [f"{i}r"], [f"{j}r"])
+    levels = [block, walked] if block else [walked]
+    kernel = _tiled(kernel, f"{i}o", f"{j}o", levels, [f"{i}r"], [f"{j}r"])
 
     count = -(-m // rows)
     itemsize = limits.vector_bytes // width
     room = limits.cache_bytes * 3 // 4 - depth * registers * width * itemsize
     panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), -(-count // (2 * limits.threads))))
+    kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
+    kernel = reorder(kernel, f"{i}p", f"{j}o")
+    for name in (f"{i}p", f"{j}o") if block else ():
+        kernel = reorder(fission(kernel, name), name, block[0])
     outer = [p.var.name for p in parallel[:-2]]
     right = _factor(kernel, j, i)
     depends = {v.name for v in free_vars(right)}
-    by = [*(p for p in outer if p in depends), f"{j}o", *walked, f"{j}r"]
+    by = [*(p for p in outer if p in depends), f"{j}o", *block, *walked, f"{j}r"]
     kernel = stage(kernel, right, "", by, "global", "columns")
-    kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
-    kernel = reorder(kernel, f"{i}p", f"{j}o")
     left = _factor(kernel, i, j)
-    kernel = stage(kernel, left, f"{i}b", [f"{i}p", *walked, f"{i}r"], "local", "rows")
-    kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
+    kernel = stage(kernel, left, block[0] if block else f"{i}b", [f"{i}p", *walked, f"{i}r"], "local", "rows")
+    for buffer in accumulators:
+        kernel = unguard(kernel, buffer, lambda e: e.buffer in ("rows", "columns", *accumulators))
+    if block:
+        kernel = place(kernel, accumulators[0], "local")
 
     wide = [j]
-    if _operations(kernel, accumulator) > LONG:
-        kernel = copy_out(kernel, accumulator, "tile")
+    if not block and _operations(kernel, accumulators[0]) > LONG:
+        kernel = copy_out(kernel, accumulators[0], "tile")
         wide.append(f"tile_{j}")
     for name in (*wide, f"columns_{j}"):
         kernel = split(kernel, f"{name}r", width, f"{name}u", f"{name}v", "exact")
@@ -146,11 +177,11 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
         kernel = _transposed(kernel, along, tile, width)
     else:
         kernel = bind(bind(kernel, tile[1], "vector"), tile[0], "unroll")
-        kernel = split(kernel, along, STEPS, f"{along}b", along, "clip")
+        kernel = split(kernel, along, STEPS, f"{along}s", along, "clip")
         first = f"columns_{j}o"
-        for name in (*packed[packed.index(first) + 1 :], f"{along}b"):
+        for name in (*packed[packed.index(first) + 1 :], f"{along}s"):
             kernel = reorder(kernel, first, name)
-        packed.append(f"{along}b")
+        packed.append(f"{along}s")
     for name in (*outer, f"{i}b", *packed):
         kernel = bind(kernel, name, "grid")
     return kernel
@@ -160,7 +191,7 @@ def _contiguous(kernel: Kernel, name: str, width: int) -> bool:
     """Whether a loop reads whole vectors along memory."""
     (loop,) = loops(kernel, name)
     steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
-    return 1 < width <= (loop.static or 0) and bool(steps) and all(c == 1 for c in steps)
+    return 1 < width <= (loop.static or loop.var.bound or 0) and bool(steps) and all(c == 1 for c in steps)
 
 
 def _transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> Kernel:

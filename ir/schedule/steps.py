@@ -199,7 +199,7 @@ def _only_combines(body: Sequence[Stmt]) -> bool:
 
 def fission(kernel: Kernel, name: str) -> Kernel:
     """Run each statement of a parallel loop in a loop of its own; a buffer allocated in the loop gains a leading axis
-    for it. Legal because the iterations are independent; the extent must be a constant if a buffer is allocated.
+    for it. Legal because the iterations are independent; the extent must be bounded if a buffer is allocated.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -212,10 +212,11 @@ def fission(kernel: Kernel, name: str) -> Kernel:
         grown: set[str] = set()
         for stmt in body:
             if isinstance(stmt, Alloc):
-                if loop.static is None:
-                    raise IllegalSchedule(step="fission", target=name, reason="its extent is not a constant")
+                if loop.static is None and loop.var.bound is None:
+                    raise IllegalSchedule(step="fission", target=name, reason="its extent is not bounded")
                 grown.add(stmt.buffer)
-                outer.append(dataclasses.replace(stmt, shape=(loop.extent, *stmt.shape)))
+                most = loop.extent if loop.var.bound is None else i64(loop.var.bound)
+                outer.append(dataclasses.replace(stmt, shape=(most, *stmt.shape)))
         if grown:
             body = [_grow(s, grown, loop.var) for s in body if not isinstance(s, Alloc)]
         return [*outer, *(dataclasses.replace(loop, body=(s,)) for s in body)]
@@ -297,6 +298,41 @@ def _own(store: Store, loop: For) -> bool:
     alone = all(e.index == store.index for e in loads if e.buffer == store.buffer)
     steps = [affine(i, loop.var) for i in store.index]
     return alone and None not in steps and sum(c != 0 for c in steps) == 1
+
+
+def partial(kernel: Kernel, name: str, buffer: str) -> Kernel:
+    """Let the reduction loop ``name`` combine into ``buffer``, and that into what it combined into.
+
+    Legal because reductions may be reassociated.
+    """
+
+    def change(loop: For) -> Sequence[Stmt]:
+        store = single_store(loop.body)
+        if store is None or not store.op or _vars(store.index) & {s.var for s in stmts((loop,)) if isinstance(s, For)}:
+            raise IllegalSchedule(step="partial", target=name, reason="it does not combine into one element")
+        dtype = store.value.dtype
+        return (
+            Alloc(buffer, dtype, (), "register"),
+            Store(buffer, (), identity(store.op, dtype)),
+            dataclasses.replace(loop, body=_redirect(loop.body, store, buffer, ())),
+            Store(store.buffer, store.index, Load(buffer, (), dtype), store.op),
+        )
+
+    return each(kernel, "partial", name, change)
+
+
+def place(kernel: Kernel, buffer: str, space: Space) -> Kernel:
+    """Say where a buffer is: ``register`` or ``local``. Legal because its meaning is the same."""
+
+    def visit(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+        out: list[Stmt] = []
+        for s in body:
+            if isinstance(s, For | If):
+                s = dataclasses.replace(s, body=visit(s.body))
+            out.append(dataclasses.replace(s, space=space) if isinstance(s, Alloc) and s.buffer == buffer else s)
+        return tuple(out)
+
+    return dataclasses.replace(kernel, body=visit(kernel.body))
 
 
 def single_store(body: Sequence[Stmt]) -> Store | None:

@@ -81,6 +81,25 @@ def test_a_product_is_packed_and_accumulated_in_registers() -> None:
     assert [a.name for a in made.args if a.mode == "scratch"] == ["columns"]
 
 
+def test_a_long_product_is_summed_in_blocks() -> None:
+    naive = gemm(13, 40, 2100)
+    made = schedule(naive, DEVICES["avx512"])
+    spaces = {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)}
+    assert spaces == {"a": "local", "block": "register", "rows": "local"}
+    assert [s.static for s in steps.loops(made, "rb")] == [3]
+    verify_kernel(made)
+    same(naive, made)
+
+
+def test_partial_sums() -> None:
+    k = columns(6, 8)
+    made = steps.partial(steps.split(k, "r", 4, "o", "r", "clip"), "r", "p")
+    same(k, made)
+    assert [s.buffer for s in stmts(made.body) if isinstance(s, Alloc)] == ["a", "p"]
+    with pytest.raises(IllegalSchedule, match="it does not combine into one element"):
+        steps.partial(double(8), "i", "p")
+
+
 def test_split_tails() -> None:
     k = double(10)
     for tail in ("guard", "clip", "cut", "part"):
