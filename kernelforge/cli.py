@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="on the page, show the sources for this one, too",
     )
+    explain.add_argument(
+        "--target", help="a processor that need not be there: cuda:sm_90, opencl:gfx90a, opencl:pvc, cpu:neoverse-v2"
+    )
+    explain.add_argument("--asm", action="store_true", help="show the target's assembly, too")
     explain.set_defaults(run=_explain)
 
     cache = commands.add_parser("cache", help="look at the disk cache of compiled kernels, or empty it")
@@ -90,6 +94,8 @@ def _devices(args: argparse.Namespace) -> None:
 def _explain(args: argparse.Namespace) -> None:
     import kernelforge as kf
 
+    if args.asm and not args.target:
+        raise CommandFailed(problem="--asm shows the assembly of a target", advice="give --target, too")
     fn, values = _find(args.function, args.arguments)
     if args.grad:
         fn = kf.jit(functools.update_wrapper(kf.value_and_grad(fn), fn))
@@ -98,9 +104,9 @@ def _explain(args: argparse.Namespace) -> None:
         with kf.default_device(device):
             return fn.explain(*values, measure=measure)
 
-    found = explained(args.device, args.measure)
+    found = fn.explain(*values, target=args.target) if args.target else explained(args.device, args.measure)
     if args.html is None:
-        print(found)
+        print(found.text(assembly=args.asm))
         return
     text = found.html([explained(device, measure=False) for device in args.beside])
     try:

@@ -175,6 +175,14 @@ class UnknownDevice(KernelforgeError, LookupError):
     template = "no device is named {name!r}; there are {expected}{reason}"
 
 
+class UnknownTarget(KernelforgeError, LookupError):
+    template = "no target is named {name!r}; there are {expected}{reason}"
+
+
+class CompilerMissing(KernelforgeError, RuntimeError):
+    template = "{compiler} is needed: {problem}; {how}"
+
+
 class DeviceClash(KernelforgeError, ValueError):
     template = "the device name {name!r} is claimed by both {first} and {second}; uninstall one of them"
 

@@ -14,6 +14,7 @@ import optree
 
 from kernelforge.array import Array, lent, ready
 from kernelforge.backends.base import Backend, Call, Direct, Entry, Result
+from kernelforge.backends.targets import target
 from kernelforge.compile import compile_graph, exact
 from kernelforge.config import CURRENT, Config
 from kernelforge.config import current as current_config
@@ -185,7 +186,8 @@ class Lowered:
     Attributes:
         graph: after the passes.
         regions: the groups of operations, one kernel each, in the order they run.
-        kernels: each with ``name``, ``ir``, ``source``, ``bytes``, ``flops``.
+        kernels: each with ``name``, ``ir``, ``source``, ``bytes``, ``flops``; those lowered for a target also with
+            ``executable.report``: assembly, registers, spills, local memory, occupancy.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -215,9 +217,11 @@ def _name_of(fn: Fn) -> str:
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
-def compile(body: Callable[[list[Tracer]], Any], leaves: Sequence[Any], name: str) -> Program:
-    """Trace ``body``, a function of the list of arguments, and compile it for the device they are on."""
-    backend = _device(leaves)
+def compile(
+    body: Callable[[list[Tracer]], Any], leaves: Sequence[Any], name: str, backend: Backend | None = None
+) -> Program:
+    """Trace ``body``, a function of the list of arguments, and compile it for ``backend`` or the device they are on."""
+    backend = backend or _device(leaves)
     found = [_leaf(x, backend) for x in leaves]
     graph, tree = trace(body, [leaf.type for leaf in found], name)
     plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found))
@@ -321,8 +325,19 @@ class Jit:
         self._depth, self._entry = self._depth + 1, entry.under(guards, self._entry)
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
-        """Compile for these arguments, without running; return what it was compiled to."""
-        return Lowered(self._compile(args, kwargs)[0].plan)
+        """Compile for these arguments, without running; return what it was compiled to.
+
+        ``target="cuda:sm_90"`` compiles for a processor that need not be there (``kernelforge.backends.targets``);
+        ``target`` goes to the function where it is no string, or one of its static parameters.
+
+        Raises:
+            UnknownTarget: when there is no such target.
+        """
+        name, kwargs = self._aimed(kwargs)
+        if name is None:
+            return Lowered(self._compile(args, kwargs)[0].plan)
+        _, body, leaves = self._prepare(args, kwargs)
+        return Lowered(compile(body, leaves, _name_of(self.__wrapped__), target(name)).plan)
 
     def explain(self, *args: Any, measure: bool = False, **kwargs: Any) -> Explanation:
         """Say in words what the function is compiled to for these arguments.
@@ -330,10 +345,20 @@ class Jit:
         What fused and why, what a backward pass keeps, what is moved and how long it takes. ``str`` of the result is
         the text and ``.html()`` a page; notebooks show it by themselves. ``measure`` also times each kernel by itself,
         on random data.
+
+        With ``target``, as for ``lower``, also what the kernels take of that processor.
         """
         from kernelforge.explain import explain
 
-        return explain(self.lower(*args, **kwargs).plan, _name_of(self), self._names(args, kwargs), measure)
+        plan = self.lower(*args, **kwargs).plan
+        return explain(plan, _name_of(self), self._names(args, self._aimed(kwargs)[1]), measure)
+
+    def _aimed(self, kwargs: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """Take the name of a target out of keyword arguments that have one."""
+        name = kwargs.get("target")
+        if not isinstance(name, str) or "target" in self._static_names:
+            return None, kwargs
+        return name, {k: v for k, v in kwargs.items() if k != "target"}
 
     def _names(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
         """Name the leaves of the arguments: ``x``, ``params['w']``."""
@@ -366,6 +391,17 @@ class Jit:
 
     def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """Return the program for these arguments and what to call it with."""
+        key, body, leaves = self._prepare(args, kwargs)
+        table = self._here()
+        program = table.get(key)
+        if program is None:
+            program = self._remember(table, key, compile(body, leaves, _name_of(self.__wrapped__)))
+        return program, leaves
+
+    def _prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Callable[[list[Tracer]], Any], list[Any]]:
+        """Return the key of the program for these arguments, what to trace, and what to call the program with."""
         statics = {i: x for i, x in enumerate(args) if i in self._static_nums}
         named = {k: v for k, v in kwargs.items() if k in self._static_names}
         for where, value in (*statics.items(), *named.items()):
@@ -377,19 +413,15 @@ class Jit:
         leaves, tree = _flatten(dynamic, {k: v for k, v in kwargs.items() if k not in named})
         fixed = tuple((where, exact(x)) for where, x in (*statics.items(), *sorted(named.items())))
         shapes = tuple(KEYS.get(type(x), _of_ndarray)(x) for x in leaves)
-        key = (tree, fixed, shapes)
-        table = self._here()
-        program = table.get(key)
-        if program is None:
-            fn = self.__wrapped__
 
-            def body(values: list[Tracer]) -> Any:
-                a, k = tree.unflatten(values)
-                left = iter(a)
-                return fn(*[statics[i] if i in statics else next(left) for i in range(len(args))], **k, **named)
+        def body(values: list[Tracer]) -> Any:
+            a, k = tree.unflatten(values)
+            left = iter(a)
+            return self.__wrapped__(
+                *[statics[i] if i in statics else next(left) for i in range(len(args))], **k, **named
+            )
 
-            program = self._remember(table, key, compile(body, leaves, _name_of(fn)))
-        return program, leaves
+        return (tree, fixed, shapes), body, leaves
 
     def _inline(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run inside of another trace; what the function writes to are its own arrays all the same."""

@@ -77,6 +77,26 @@ class _Elements:
         self.__array_interface__ = {"data": (address, readonly), "shape": (nbytes,), "typestr": "|u1", "version": 3}
 
 
+def limits_of(host: Host, fingerprint: str) -> Limits:
+    """Say what schedules need to know of a processor."""
+    return Limits(
+        form="vector",
+        vector_bytes=host.vector_bytes,
+        vector_registers=host.vector_registers,
+        threads=host.threads,
+        group=1,
+        local_bytes=host.cache_bytes[0],
+        cache_bytes=host.cache_bytes[1],
+        dtypes=frozenset(DTYPES),
+        host=True,
+        max_args=512,
+        fingerprint=fingerprint,
+        native=frozenset({"f16"} if host.half else ()),
+        bandwidth=host.threads * CORE_BANDWIDTH,
+        rate=host.threads * core_rate(host.vector_bytes),
+    )
+
+
 class CpuBackend:
     """The nine members of ``kernelforge.backends.base.Backend``, and that of ``Direct``."""
 
@@ -84,23 +104,7 @@ class CpuBackend:
 
     def __init__(self) -> None:
         self.host = host()
-        h = self.host
-        self.limits = Limits(
-            form="vector",
-            vector_bytes=h.vector_bytes,
-            vector_registers=h.vector_registers,
-            threads=h.threads,
-            group=1,
-            local_bytes=h.cache_bytes[0],
-            cache_bytes=h.cache_bytes[1],
-            dtypes=frozenset(DTYPES),
-            host=True,
-            max_args=512,
-            fingerprint=f"cpu llvmlite-{llvmlite.__version__} {h.digest}",
-            native=frozenset({"f16"} if h.half else ()),
-            bandwidth=h.threads * CORE_BANDWIDTH,
-            rate=h.threads * core_rate(h.vector_bytes),
-        )
+        self.limits = limits_of(self.host, f"cpu llvmlite-{llvmlite.__version__} {self.host.digest}")
 
     def allocate(self, nbytes: int) -> Handle:
         try:

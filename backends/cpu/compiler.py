@@ -16,10 +16,10 @@ from kernelforge.backends.cpu.threads import pool_ir
 from kernelforge.errors import CompilationFailed
 from kernelforge.ir.kernel import For, If, Kernel, Op, Stmt, Store
 
-_LOCK = threading.Lock()
+LOCK = threading.Lock()
 """LLVM objects of one target machine are not to be used by two threads at once, nor half used by a forked child."""
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 @functools.cache
@@ -95,17 +95,26 @@ def compile_ir(text: str, name: str, passes: Passes, level: int = 3) -> bytes:
     Raises:
         CompilationFailed: with LLVM's message and the module.
     """
-    with _LOCK:  # LLVM's objects are freed when the function inside returns
+    with LOCK:  # LLVM's objects are freed when the function inside returns
         return _compile(text, name, passes, level)
 
 
 def _compile(text: str, name: str, passes: Passes, level: int) -> bytes:
     machine = _target(level)
+    return bytes(machine.emit_object(optimized(text, name, "cpu", passes, machine)))
+
+
+def optimized(text: str, name: str, device: str, passes: Passes, machine: Any) -> Any:
+    """Return the module that llvmlite parses and ``passes`` improve for a target machine; the caller holds ``LOCK``.
+
+    Raises:
+        CompilationFailed: with LLVM's message and the module.
+    """
     try:
         module = llvm.parse_assembly(text)
         module.verify()
     except RuntimeError as error:
-        raise CompilationFailed(kernel=name, device="cpu", log=str(error).strip(), source="\n" + text) from error
+        raise CompilationFailed(kernel=name, device=device, log=str(error).strip(), source="\n" + text) from error
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(3)
@@ -120,4 +129,4 @@ def _compile(text: str, name: str, passes: Passes, level: int) -> bytes:
         for function in module.functions:
             if not function.is_declaration:
                 manager.run(function, builder)
-    return bytes(machine.emit_object(module))
+    return module

@@ -21,9 +21,12 @@ from numba.cuda.cudadrv import nvvm
 from numba.cuda.cudadrv.error import NvvmError
 
 from kernelforge.backends.cuda.lib import STORED, namespace
+from kernelforge.backends.cuda.occupancy import occupancy
 from kernelforge.backends.cuda.printer import Phase, print_kernel, scratch
+from kernelforge.backends.target import Assembled, Target, Usage
 from kernelforge.errors import CompilationFailed
 from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.schedule.limits import Limits
 
 
 class Report(NamedTuple):
@@ -125,6 +128,24 @@ def ptx_report(ptx: str, arch: str) -> Report:
         sum(r.spills for r in reports),
         max((r.shared for r in reports), default=0),
     )
+
+
+def nvidia(name: str, arch: str, limits: Limits) -> Target:
+    """Return an NVIDIA GPU as a target."""
+    digits = arch.removeprefix("sm_")
+    cc = int(digits[:-1]), int(digits[-1])
+
+    def assembled(kernel: Kernel) -> Assembled:
+        parts, usage = [], []
+        for phase in print_kernel(kernel):
+            ptx, _ = phase_ptx(kernel, phase, cc, name)
+            found = ptx_report(ptx, arch)
+            held = occupancy(arch, phase.threads, found.registers, found.shared)
+            parts.append(ptx)
+            usage.append(Usage(phase.name, found.registers, found.spills, found.shared, held))
+        return "\n".join(parts), tuple(usage)
+
+    return Target(name, limits, lambda k: "\n".join(p.source for p in print_kernel(k)), assembled)
 
 
 def _read(log: str) -> Report:

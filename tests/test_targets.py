@@ -1,0 +1,154 @@
+"""Kernels compiled for processors that are not there."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.backends.target import Report
+from kernelforge.backends.targets import GPUS, target
+from kernelforge.cli import main
+from kernelforge.errors import DeviceUnavailable, UnknownTarget
+from tests.representative import programs, softmax
+
+pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+
+PROCESSORS = ("cpu:x86-64", "cpu:znver4", "cpu:neoverse-v2", "cpu:aarch64")
+WIDE = {
+    "cuda": r"ld\.global\.v4\.[bf]32",
+    "opencl:gfx": "global_load_(dwordx4|b128)",
+    "cpu:znver4": "zmm",
+    "cpu:neoverse": r"fmul\tv",
+}
+PROGRAMS = programs(1024, 1024)
+X = np.ones((64, 1024), np.float32)
+
+
+def reports(name: str, fn: Any, args: Any) -> list[Report]:
+    """What the target's compiler says of each kernel; skips where it is not installed."""
+    found = [k.executable.report for k in kf.jit(fn).lower(*args, target=name).kernels]  # type: ignore[attr-defined]
+    for report in found:
+        if report.missing:
+            pytest.skip(report.missing)
+    return found
+
+
+@pytest.mark.parametrize("name", [*GPUS, *PROCESSORS])
+def test_every_target_compiles(name: str) -> None:
+    (report,) = reports(name, softmax, [X])
+    assert report.target == name
+    assert report.source
+    for start, text in WIDE.items():
+        assert re.search(text, report.assembly) or not name.startswith(start)
+    for usage in report.usage:
+        assert usage.spills == 0 or name.startswith("cpu")
+        if not name.startswith("cpu"):
+            assert usage.registers
+            assert usage.local_bytes
+            assert usage.occupancy
+            assert 0 < usage.occupancy <= 1
+
+
+@pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90", "opencl:gfx90a"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_nothing_spills(program: str, name: str) -> None:
+    for report in reports(name, *PROGRAMS[program]):
+        assert [u for u in report.usage if u.spills] == []
+        assert "ld.local" not in report.assembly
+        assert "scratch_load" not in report.assembly
+
+
+def test_widths_are_those_of_the_processor() -> None:
+    from kernelforge.backends.cpu.offline import described
+
+    found = {
+        cpu: described(arch, cpu)
+        for arch, cpu in [
+            ("x86_64", "x86-64"),
+            ("x86_64", "haswell"),
+            ("x86_64", "knl"),
+            ("x86_64", "skylake-avx512"),
+            ("aarch64", "neoverse-v2"),
+        ]
+    }
+    assert [h.vector_bytes for h in found.values()] == [16, 32, 32, 64, 16]
+    assert [h.vector_registers for h in found.values()] == [16, 16, 16, 32, 32]
+    assert [h.fma for h in found.values()] == [False, True, True, True, True]
+    assert [h.half for h in found.values()] == [False, True, True, True, True]
+
+
+def test_occupancy_is_that_of_the_calculator() -> None:
+    from kernelforge.backends.cuda.occupancy import occupancy
+
+    assert occupancy("sm_80", 256, 32, 0) == 1
+    assert occupancy("sm_80", 256, 64, 0) == 0.5
+    assert occupancy("sm_80", 256, 255, 0) == 0.125
+    assert occupancy("sm_86", 1024, 32, 0) == pytest.approx(2 / 3)
+    assert occupancy("sm_90", 128, 32, 100 << 10) == 0.125
+    assert occupancy("sm_75", 64, 32, 0) == 1
+    assert occupancy("sm_80", 32, 16, 0) == 0.5
+
+
+def test_unknown_targets_are_refused() -> None:
+    with pytest.raises(UnknownTarget) as error:
+        target("opencl:gfx90b")
+    assert str(error.value).startswith("no target is named 'opencl:gfx90b'; there are cuda:sm_75, ")
+    assert str(error.value).endswith("cpu: followed by any processor that LLVM knows (cpu:znver4, cpu:neoverse-v2); "
+                                     "did you mean 'opencl:gfx90a'?")  # fmt: skip
+    with pytest.raises(
+        UnknownTarget, match=r"'cpu:neoverse-v9'; there are \d+ processors .*, among them cpu:neoverse-"
+    ):
+        target("cpu:neoverse-v9")
+
+
+@pytest.mark.parametrize(("name", "compiler"), [("opencl:gfx90a", "clang 14 or later"), ("opencl:pvc", "ocloc")])
+def test_a_missing_compiler_is_named(name: str, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    text = str(kf.jit(softmax).explain(X[:3], target=name))
+    assert f"not compiled for {name}: {compiler}" in text
+    assert "is needed: it is not installed; apt-get install" in text
+    assert "__kernel" in text
+
+
+def test_a_target_runs_nothing() -> None:
+    plan = kf.jit(softmax).lower(X, target="cpu:znver4").plan
+    with pytest.raises(DeviceUnavailable, match="cpu:znver4 is a target to compile for; kernels run on devices only"):
+        plan.backend.allocate(1)
+
+
+def test_a_functions_own_target_stays_its_own() -> None:
+    @kf.jit
+    def loss(x: Any, target: Any) -> Any:
+        return ((x - target) ** 2).sum()
+
+    @functools.partial(kf.jit, static_argnames="target")
+    def chosen(x: Any, target: str) -> Any:
+        return x * 2 if target == "twice" else x
+
+    assert " on cpu\n" in str(loss.explain(X, target=X))
+    assert "loss(x: f32[64,1024], target: f32[64,1024]) on cpu:znver4" in str(loss.explain(X, X, target="cpu:znver4"))
+    assert "2.0" in chosen.lower(X, target="twice").text()
+    assert chosen.lower(X, target="twice").plan.backend.name == "cpu"
+    assert loss.lower(X, X, target="cpu:znver4").plan.backend.name == "cpu:znver4"
+
+
+def test_explain_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = types.ModuleType("wanted")
+    vars(module).update(fn=kf.jit(softmax), fn_args=lambda: (X,))
+    monkeypatch.setitem(sys.modules, "wanted", module)
+    assert main(["explain", "wanted:fn", "--target", "cpu:neoverse-v2", "--asm"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 kernel on cpu:neoverse-v2" in shown
+    assert "spilled" in shown
+    assert "fmul\tv" in shown
+    assert main(["explain", "wanted:fn", "--target", "cpu:none"]) == 1
+    assert "no target is named 'cpu:none'" in capsys.readouterr().err
+    assert main(["explain", "wanted:fn", "--asm"]) == 1
+    assert "--asm shows the assembly of a target; give --target, too" in capsys.readouterr().err
