@@ -15,8 +15,8 @@ DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""
 DUMMY_BYTES = 512
 AHEAD = 14 << 10
-"""Bytes ahead of their use at which the walk of a product's tile asks for lines of its packed operand: as far as the
-third-level cache needs to answer (56 steps of 256 bytes, measured)."""
+"""Bytes ahead of their use at which the walk of a product's tile asks for lines of its packed operand, and a pass over
+a row for those of later rows: as far as the third-level cache needs to answer (56 steps of 256 bytes, measured)."""
 WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 

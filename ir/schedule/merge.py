@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from kernelforge.ir.kernel import (
     Alloc,
+    Const,
     Expr,
     For,
     If,
@@ -60,7 +61,7 @@ def _independent(a: Sequence[Stmt], b: Sequence[Stmt]) -> bool:
 
 def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
     out: list[Stmt] = []
-    for stmt in body:
+    for stmt in _begun(body):
         if isinstance(stmt, For):
             place = _place(out, stmt)
             if place is None:
@@ -78,6 +79,21 @@ def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
         else:
             out.append(stmt)
     return tuple(dataclasses.replace(s, body=_merged(s.body)) if isinstance(s, For | If) else s for s in out)
+
+
+def _begun(body: Sequence[Stmt]) -> list[Stmt]:
+    """Let the Allocs of a list and the constants that are first stored in them stand before all else."""
+    first: list[Stmt] = []
+    rest: list[Stmt] = []
+    fresh: set[str] = set()
+    for s in body:
+        if isinstance(s, Alloc):
+            fresh.add(s.buffer)
+        start = isinstance(s, Store) and s.buffer in fresh and not s.op and not s.index and isinstance(s.value, Const)
+        (first if start or isinstance(s, Alloc) else rest).append(s)
+        if not isinstance(s, Alloc):
+            fresh -= _touched((s,))[1]
+    return [*first, *rest]
 
 
 def _place(out: Sequence[Stmt], loop: For) -> int | None:

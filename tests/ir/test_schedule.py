@@ -18,6 +18,7 @@ from kernelforge.ir.kernel import (
     Kernel,
     Load,
     Op,
+    Stmt,
     Store,
     Var,
     exprs,
@@ -287,6 +288,18 @@ def test_merge_takes_up_what_an_iteration_has_stored() -> None:
     assert joined.kind == "serial"
     assert not any(isinstance(e, Load) and e.buffer == "t" for s in joined.body for r in exprs(s) for e in walk(r))
     assert of(7 + j * -1, i64(0)).kind == of(i64(0), j).kind == "parallel"
+
+
+def test_reductions_that_do_not_wait_for_each_other_share_a_pass() -> None:
+    body: list[Stmt] = []
+    for name, combine in (("s", "add"), ("m", "max")):
+        r = Var(f"r{name}", "i64", 8)
+        body += [Alloc(name, "f32", (), "register"), Store(name, (), Const(0.0, "f32"))]
+        body.append(For(r, i64(8), "serial", (Store(name, (), Load("x", (r,), "f32"), combine),)))
+    body.append(Store("o", (i64(0),), Load("s", (), "f32") / Load("m", (), "f32")))
+    k = kernel("both", (("x", 8),), 1, For(Var("g", "i64", 1), i64(1), "grid", tuple(body)))
+    same(k, merge(k))
+    assert len([s for s in stmts(merge(k).body) if isinstance(s, For) and s.kind == "serial"]) == 1
 
 
 def test_join_makes_one_launch() -> None:
