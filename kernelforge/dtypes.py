@@ -56,8 +56,8 @@ def as_dtype(dtype: Any, where: str = "") -> np.dtype[Any]:
         same = [d for d in DTYPES.values() if d.kind == found.kind and d.itemsize == found.itemsize and d.kind in "iu"]
         if not same:
             raise UnsupportedDtype(found=str(found), where=where, expected=", ".join(DTYPES))
-        found = same[0]
-    return found
+        return same[0]
+    return DTYPES[_SHORT[found]]  # the one object of each: ``newbyteorder`` makes another
 
 
 def short(dtype: np.dtype[Any]) -> str:

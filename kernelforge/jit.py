@@ -229,9 +229,7 @@ def compile(
 
 
 def _argument(x: Any, name: Callable[[], str]) -> Any:
-    """Return an argument as an ndarray, an ``Array`` or a Python number."""
-    if type(x) in KEYS:
-        return x
+    """Return an argument of another type than those of ``KEYS`` as one of them."""
     if isinstance(x, int | float) and not isinstance(x, np.generic):
         return int(x) if isinstance(x, int) else float(x)  # of a subclass: an enumeration's member
     if isinstance(x, Tracer):
@@ -252,7 +250,7 @@ def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], 
     def name(i: int) -> Callable[[], str]:
         return lambda: f"argument {tree.accessors()[i].codify('')}".replace("[0]", "", 1)
 
-    return [_argument(x, name(i)) for i, x in enumerate(leaves)], tree
+    return [x if type(x) in KEYS else _argument(x, name(i)) for i, x in enumerate(leaves)], tree
 
 
 def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -402,17 +400,23 @@ class Jit:
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Callable[[list[Tracer]], Any], list[Any]]:
         """Return the key of the program for these arguments, what to trace, and what to call the program with."""
-        statics = {i: x for i, x in enumerate(args) if i in self._static_nums}
-        named = {k: v for k, v in kwargs.items() if k in self._static_names}
-        for where, value in (*statics.items(), *named.items()):
-            try:
-                hash(value)
-            except TypeError:
-                raise UnhashableStatic(name=where, found=type(value).__name__) from None
-        dynamic = tuple(x for i, x in enumerate(args) if i not in statics)
-        leaves, tree = _flatten(dynamic, {k: v for k, v in kwargs.items() if k not in named})
-        fixed = tuple((where, exact(x)) for where, x in (*statics.items(), *sorted(named.items())))
-        shapes = tuple(KEYS.get(type(x), _of_ndarray)(x) for x in leaves)
+        statics: dict[int, Any] = {}
+        named: dict[str, Any] = {}
+        fixed: tuple[Any, ...] = ()
+        dynamic, by_name = args, kwargs
+        if self._static:
+            statics = {i: x for i, x in enumerate(args) if i in self._static_nums}
+            named = {k: v for k, v in kwargs.items() if k in self._static_names}
+            for where, value in (*statics.items(), *named.items()):
+                try:
+                    hash(value)
+                except TypeError:
+                    raise UnhashableStatic(name=where, found=type(value).__name__) from None
+            dynamic = tuple(x for i, x in enumerate(args) if i not in statics)
+            by_name = {k: v for k, v in kwargs.items() if k not in named}
+            fixed = tuple((where, exact(x)) for where, x in (*statics.items(), *sorted(named.items())))
+        leaves, tree = _flatten(dynamic, by_name)
+        shapes = tuple([KEYS.get(type(x), _of_ndarray)(x) for x in leaves])
 
         def body(values: list[Tracer]) -> Any:
             a, k = tree.unflatten(values)

@@ -92,6 +92,23 @@ def test_arrays_of_the_device(path: str) -> None:
     assert direct(f) == (path == "entry")
 
 
+def test_arrays_of_any_origin_are_of_one_kind() -> None:
+    f = kf.jit(lambda x: x * 2)
+    x = kf.asarray(X)
+    for _ in range(2):
+        f(x)
+    held = f._entry
+    for other in (
+        kf.asarray(X),
+        line(X),
+        kf.jit(lambda x: x.astype("f4"))(M.ravel()[:16]),
+        kf.asarray(X.astype(">f4")),
+    ):
+        assert other.dtype is x.dtype
+        f(other)
+    assert f._entry is held
+
+
 def test_large_results_feed_calls(path: str) -> None:
     x = np.arange(50_000.0)
     for _ in range(3):
@@ -306,8 +323,8 @@ def test_long_kernels_release_the_gil(heavy: bool) -> None:
     switching = sys.getswitchinterval()
     thread = threading.Thread(target=work)
     try:
+        sys.setswitchinterval(100)  # seconds: it changes hands only where it is released
         thread.start()
-        sys.setswitchinterval(100)
         go.wait()
         seen.append(len(done))
     finally:
