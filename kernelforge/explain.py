@@ -136,20 +136,21 @@ class Explanation:
         """Write it for a terminal.
 
         Args:
-            sources: whether the text that was compiled for the device follows each kernel.
-            assembly: whether a target's assembly follows, too.
+            sources: whether the text that was compiled for the device stands at the end.
+            assembly: whether a target's assembly does, too.
         """
         lines = [*self.summary(), ""]
         for k in self.kernels:
-            lines += [*describe(k), *(f"  {line}" for line in reported(k.kernel))]
-            listed = [k.kernel.source] * sources + [assembly_of(k.kernel)] * assembly
-            for text in listed:
-                lines += ["", *("    " + line for line in text.splitlines())]
-            lines.append("")
+            lines += [*describe(k), *(f"  {line}" for line in reported(k.kernel)), ""]
         for title, found in (("Why not fewer kernels:", self.refusals()), (self.heading, self.residuals())):
             if found:
                 lines += [title, *(f"  - {line}" for line in found), ""]
-        return "\n".join([*lines, "Graph:", print_graph(self.plan.graph)])
+        lines += ["Graph:", print_graph(self.plan.graph)]
+        for k in self.kernels:
+            listed = [("source", k.kernel.source)] * sources + [("assembly", assembly_of(k.kernel))] * assembly
+            for what, text in listed:
+                lines += ["", f"kernel {k.number}, {what}:", *("    " + line for line in text.splitlines())]
+        return "\n".join(lines)
 
     def summary(self) -> list[str]:
         """Say the whole in a few sentences."""
