@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kernelforge.errors import CommandFailed, KernelforgeError
+from kernelforge.errors import CommandFailed, DeviceUnavailable, KernelforgeError, UnknownDevice
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--html", metavar="FILE", help="write a page instead")
     explain.add_argument(
         "--beside",
-        metavar="DEVICE",
+        metavar="NAME",
         action="append",
         default=[],
-        help="on the page, show the sources for this one, too",
+        help="on the page, show the sources for this device or target, too; may be repeated",
     )
     explain.add_argument(
         "--target", help="a processor that need not be there: cuda:sm_90, opencl:gfx90a, opencl:pvc, cpu:neoverse-v2"
@@ -100,15 +100,23 @@ def _explain(args: argparse.Namespace) -> None:
     if args.grad:
         fn = kf.jit(functools.update_wrapper(kf.value_and_grad(fn), fn))
 
-    def explained(device: str, measure: bool) -> Any:
-        with kf.default_device(device):
-            return fn.explain(*values, measure=measure)
+    def explained(name: str) -> Any:
+        """Explain for a device or, where none has the name, for a target."""
+        try:
+            with kf.default_device(name):
+                return fn.explain(*values)
+        except (UnknownDevice, DeviceUnavailable):
+            return fn.explain(*values, target=name)
 
-    found = fn.explain(*values, target=args.target) if args.target else explained(args.device, args.measure)
+    if args.target:
+        found = fn.explain(*values, target=args.target)
+    else:
+        with kf.default_device(args.device):
+            found = fn.explain(*values, measure=args.measure)
     if args.html is None:
         print(found.text(assembly=args.asm))
         return
-    text = found.html([explained(device, measure=False) for device in args.beside])
+    text = found.html([explained(name) for name in args.beside])
     try:
         pathlib.Path(args.html).write_text(text, encoding="utf-8")
     except OSError as error:

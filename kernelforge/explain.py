@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.backends.base import Backend
+from kernelforge.backends.target import TargetExecutable
 from kernelforge.compile import compile_graph
 from kernelforge.config import current as current_config
 from kernelforge.dtypes import DTYPES
@@ -147,8 +148,8 @@ class Explanation:
                 lines += [title, *(f"  - {line}" for line in found), ""]
         lines += ["Graph:", print_graph(self.plan.graph)]
         for k in self.kernels:
-            listed = [("source", k.kernel.source)] * sources + [("assembly", assembly_of(k.kernel))] * assembly
-            for what, text in listed:
+            below = assembly_of(k.kernel) if assembly else ""
+            for what, text in [("source", k.kernel.source)] * sources + [("assembly", below)] * bool(below):
                 lines += ["", f"kernel {k.number}, {what}:", *("    " + line for line in text.splitlines())]
         return "\n".join(lines)
 
@@ -395,9 +396,9 @@ def describe(k: Facts) -> list[str]:
 
 def reported(kernel: Compiled) -> list[str]:
     """Say what the launches of a kernel take of a target, or why nothing is known of that."""
-    report = getattr(kernel.executable, "report", None)
-    if report is None:
+    if not isinstance(kernel.executable, TargetExecutable):
         return []
+    report = kernel.executable.report
     if report.missing:
         return [f"not compiled for {report.target}: {report.missing}"]
     lines = []
@@ -412,7 +413,7 @@ def reported(kernel: Compiled) -> list[str]:
 
 def assembly_of(kernel: Compiled) -> str:
     """Return a target's assembly, where there is some."""
-    return str(getattr(getattr(kernel.executable, "report", None), "assembly", "") or "")
+    return kernel.executable.report.assembly if isinstance(kernel.executable, TargetExecutable) else ""
 
 
 def timed(kernel: Compiled, backend: Backend) -> float:
