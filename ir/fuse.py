@@ -28,6 +28,9 @@ class Region:
     parts: tuple[Part, ...]
     opaque: Node | None = None
 
+    def __repr__(self) -> str:
+        return f"<Region: {', '.join(n.prim.name for n in self.nodes)}>"
+
     @property
     def outputs(self) -> tuple[Value, ...]:
         return self.opaque.outputs if self.opaque else tuple(v for p in self.parts for v in p.outputs)

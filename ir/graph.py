@@ -62,6 +62,9 @@ class Node:
     outputs: tuple[Value, ...]
     loc: Loc | None = None
 
+    def __repr__(self) -> str:
+        return f"<{', '.join(map(str, self.outputs))} = {self.prim.name}({', '.join(map(str, self.inputs))})>"
+
     @property
     def output(self) -> Value:
         """The only output; only opaque primitives have several."""
@@ -80,6 +83,9 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
     consts: tuple[tuple[Value, np.ndarray[Any, Any]], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Graph: {len(self.inputs)} inputs, {len(self.nodes)} nodes, {len(self.outputs)} outputs>"
 
     def __str__(self) -> str:
         from kernelforge.ir.text import print_graph

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from kernelforge.devices import environment
 from kernelforge.errors import CommandFailed, DeviceUnavailable, KernelforgeError, UnknownDevice
 
 
@@ -34,9 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     demo = commands.add_parser("demo", help="train a classifier of hand-written digits and show its kernels")
-    demo.add_argument(
-        "--device", default=os.environ.get("KERNELFORGE_DEVICE", "cpu"), help="where to train (default: %(default)s)"
-    )
+    demo.add_argument("--device", default=environment(), help="where to train (default: %(default)s)")
     demo.add_argument("--epochs", type=int, help="how often to go through the digits")
     demo.set_defaults(run=_demo)
 
@@ -50,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help='its arguments: "f32[4096,64]", 0.5, "{\'w\': f32[8]}"; without any, name_args() beside it gives them',
     )
-    explain.add_argument("--device", default=os.environ.get("KERNELFORGE_DEVICE", "cpu"))
+    explain.add_argument("--device", default=environment())
     explain.add_argument("--grad", action="store_true", help="explain its value and gradient by the first argument")
     explain.add_argument("--measure", action="store_true", help="time each kernel by itself")
     explain.add_argument("--html", metavar="FILE", help="write a page instead")

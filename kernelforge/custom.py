@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kernelforge.dtypes import is_float
-from kernelforge.errors import ExpectedPair, KeywordOnly, LeafMismatch, RuleMissing, TreeMismatch
+from kernelforge.errors import ExpectedPair, KeywordOnly, LeafMismatch, NotDifferentiable, RuleMissing, TreeMismatch
 from kernelforge.functions import Flat, flat, matched, name_of, trace_at
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Sym, apply_many, builder, tracing
+from kernelforge.ir.build import Sym, apply_many, build, builder, tracing
 from kernelforge.ir.graph import Graph, Params
 from kernelforge.ir.ops.control import MaybeSyms, Refuse, close, materialize, present, scatter
+from kernelforge.ir.passes.pipeline import optimize
 from kernelforge.trace import Tracer
 
 Fn = Callable[..., Any]
@@ -27,12 +28,14 @@ class _Written:
     The call's inputs are what the function closed over, what ``fwd`` and ``bwd`` did, then the arguments.
 
     Attributes:
+        name: of the function.
         forward: (captures of fwd, arguments) to (outputs, residuals).
         backward: (captures of bwd, cotangents, residuals) to the cotangents that ``given`` marks.
         given: whether ``bwd`` returned a cotangent for each argument.
         counts: how many captures the function, ``fwd`` and ``bwd`` have.
     """
 
+    name: str
     forward: Graph
     backward: Graph
     given: tuple[bool, ...]
@@ -57,10 +60,24 @@ class _Written:
         captured, residuals = self._residuals(inputs, outputs)
         floats = [is_float(s.dtype) for s in outputs]
         wrt = [len(captured) + i for i, m in enumerate(floats) if m]
+        first, last = len(captured), len(captured) + len(outputs)
         anywhere = materialize([None] * len(outputs), outputs)
-        _, pullback = autodiff.vjp(self.backward, [*captured, *anywhere, *residuals], wrt)
+        point = [*captured, *anywhere, *residuals]
         args_t = tangents[sum(self.counts) :]
-        return tuple(scatter(floats, pullback([t for t, m in zip(args_t, self.given, strict=True) if m])))
+        given = [t for t, m in zip(args_t, self.given, strict=True) if m]
+        known = [t for t in given if t is not None]
+
+        def transposed(*syms: Sym) -> list[Sym]:
+            left = iter(syms[len(point) :])
+            _, pullback = autodiff.vjp(self.backward, syms[: len(point)], wrt)
+            return pullback([None if t is None else next(left) for t in given])
+
+        graph = build(transposed, [s.type for s in (*point, *known)])
+        used = {v for node in optimize(graph, verify=False).nodes for v in node.inputs}
+        if used & {*graph.inputs[first:last]}:
+            reason = "its bwd is not linear in the cotangent, so there is no forward derivative to be made from it"
+            raise NotDifferentiable(op=f"custom_vjp function {self.name}", reason=reason)
+        return tuple(scatter(floats, builder().inline(graph, [*point, *known])))
 
 
 def _guard(sym: Sym, name: str) -> Sym:
@@ -147,7 +164,7 @@ class custom_vjp:  # noqa: N801 - a decorator
             return builder().inline(run.graph, [*values[: counts[0]], *values[sum(counts) :]])
 
         graph, _ = close(whole, [s.type for s in inputs])
-        rule = _Written(ahead.graph, back.graph, tuple(given), counts)
+        rule = _Written(name, ahead.graph, back.graph, tuple(given), counts)
         return run.out.results(apply_many("call", *inputs, graph=graph, name=name, rule=rule))
 
 

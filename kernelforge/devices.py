@@ -6,12 +6,18 @@ import contextlib
 import contextvars
 import os
 from collections.abc import Iterator
+from typing import overload
 
 from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
 
 CHOSEN: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("kernelforge_device", default=None)
 _default: Backend | None = None
+
+
+def environment() -> str:
+    """Return the device's name that ``KERNELFORGE_DEVICE`` gives: ``cpu`` where it is unset or empty."""
+    return os.environ.get("KERNELFORGE_DEVICE") or "cpu"
 
 
 def current() -> Backend:
@@ -21,17 +27,31 @@ def current() -> Backend:
     if chosen is not None:
         return chosen
     if _default is None:
-        _default = registry.backend(os.environ.get("KERNELFORGE_DEVICE", "cpu"))
+        _default = registry.backend(environment())
     return _default
 
 
-@contextlib.contextmanager
-def default_device(name: str) -> Iterator[str]:
+@overload
+def default_device() -> str: ...
+
+
+@overload
+def default_device(name: str) -> contextlib.AbstractContextManager[str]: ...
+
+
+def default_device(name: str | None = None) -> str | contextlib.AbstractContextManager[str]:
     """Send the work of this thread to the device ``name`` in the body of a ``with`` statement.
+
+    Without a name, return that of the device where work goes now.
 
     Raises:
         UnknownDevice, DeviceUnavailable: when there is no such device; the message says why.
     """
+    return current().name if name is None else _sent_to(name)
+
+
+@contextlib.contextmanager
+def _sent_to(name: str) -> Iterator[str]:
     device = registry.backend(name)
     token = CHOSEN.set(device)
     try:

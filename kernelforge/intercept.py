@@ -1,9 +1,10 @@
 """NumPy's functions that make arrays, inside of a trace.
 
 ``np.zeros(3)`` has no argument by which NumPy could tell that a function is being compiled, and the array it makes
-could not take traced elements. So while any thread traces, the names in ``CREATORS`` and ``CONVERTERS`` are replaced
-in the ``numpy`` module by functions that ask whether *this* thread traces: if not, or if the caller is this package
-or NumPy itself, they call NumPy's own.
+could not take traced elements. Nor does NumPy look into lists for traced arrays. So while any thread traces, the
+functions in ``FUNCTIONS`` are replaced in the ``numpy`` module by functions that ask whether *this* thread traces: if
+not, or if the caller is this package, NumPy itself or a module that is being imported, they call NumPy's own. The same
+way ``numpy.random`` is refused, whose numbers would be the same at each call.
 """
 
 from __future__ import annotations
@@ -14,26 +15,40 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from kernelforge.ir.build import in_package
-from kernelforge.methods import FUNCTIONS, Methods
+from kernelforge.errors import UnsupportedFunction
+from kernelforge.ir.build import in_package, user_line
+from kernelforge.methods import FUNCTIONS, Methods, function, meaningful
 
-CREATORS = ("zeros", "ones", "empty", "full")
+CREATORS = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 """Give traced arrays whose values are known as long as nothing traced is written in."""
-
-CONVERTERS = ("array", "asarray", "asanyarray", "ascontiguousarray")
-"""Stack lists that hold traced arrays; what holds none stays NumPy's."""
 
 _NUMPY = os.path.join(os.path.dirname(np.__file__), "")
 
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("kernelforge_intercepting", default=False)
 _lock = threading.Lock()
-_originals: dict[str, Callable[..., Any]] = {}
 _traces = 0
+
+
+def _ours(name: str, args: Iterable[Any]) -> bool:
+    """Whether a call in this thread, two frames up, is for traced arrays."""
+    if not _inside.get() or not (name in CREATORS or any(_holds_traced(x) for x in args)):
+        return False
+    frame: FrameType | None = sys._getframe(2)
+    assert frame is not None
+    if frame.f_code.co_filename.startswith(_NUMPY):
+        return False
+    own = in_package(frame.f_code.co_filename)
+    while frame is not None and not in_package(frame.f_code.co_filename):
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return False
+        frame = frame.f_back
+    return not own
 
 
 def _holds_traced(x: Any) -> bool:
@@ -43,13 +58,37 @@ def _holds_traced(x: Any) -> bool:
 def _replacement(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        ours = _inside.get() and (name in CREATORS or any(_holds_traced(x) for x in args))
-        caller = sys._getframe(1).f_code.co_filename
-        if ours and not in_package(caller) and not caller.startswith(_NUMPY):
-            return FUNCTIONS[name](*args, **kwargs)
+        if _ours(name, (*args, *kwargs.values())) and kwargs.get("out") is None:
+            return function(name)(*args, **meaningful(name, kwargs))
         return original(*args, **kwargs)
 
     return call
+
+
+def _refusal(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original, ("__doc__",))
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _ours("empty", ()):
+            reason = ": its numbers would be the same at each call; use kf.random, by a key that is an argument"
+            raise UnsupportedFunction(name=f"np.random.{name}", reason=reason, loc=user_line())
+        return original(*args, **kwargs)
+
+    return call
+
+
+@functools.cache
+def _replaced() -> list[tuple[Any, str, Any, Any]]:
+    """Return the modules and names that are replaced, with what is there and what comes in its place."""
+    found = []
+    for name in FUNCTIONS:
+        original = getattr(np, name, None)
+        if callable(original) and not isinstance(original, np.ufunc | type):
+            found.append((np, name, original, _replacement(name, original)))
+    for name in np.random.__all__:
+        original = getattr(np.random, name)
+        if callable(original) and not isinstance(original, type) and name not in ("seed", "get_state", "set_state"):
+            found.append((np.random, name, original, _refusal(name, original)))
+    return found
 
 
 @contextlib.contextmanager
@@ -58,9 +97,8 @@ def intercepted() -> Iterator[None]:
     global _traces  # noqa: PLW0603 - counts the traces of all threads
     with _lock:
         if not _traces:
-            for name in (*CREATORS, *CONVERTERS):
-                _originals[name] = getattr(np, name)
-                setattr(np, name, _replacement(name, _originals[name]))
+            for module, name, _, ours in _replaced():
+                setattr(module, name, ours)
         _traces += 1
     token = _inside.set(True)
     try:
@@ -70,5 +108,5 @@ def intercepted() -> Iterator[None]:
         with _lock:
             _traces -= 1
             if not _traces:
-                for name, original in _originals.items():
-                    setattr(np, name, original)
+                for module, name, original, _ in _replaced():
+                    setattr(module, name, original)

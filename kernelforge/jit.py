@@ -196,6 +196,9 @@ class Lowered:
         self.regions = plan.regions
         self.kernels = plan.kernels
 
+    def __repr__(self) -> str:
+        return f"<Lowered to {len(self.kernels)} kernels: {', '.join(k.name for k in self.kernels)}>"
+
     def text(self) -> str:
         """Return the graph and the kernels in their text forms."""
         return "\n\n".join([print_graph(self.graph), *(print_kernel(k.ir) for k in self.kernels)])

@@ -196,16 +196,22 @@ class TestDevices:
         with pytest.raises(errors.MixedDevices, match=r"arrays of reference and of cpu meet in one call.*\.to_device"):
             a + moved
 
-    def test_environment(self) -> None:
+    def test_name_of_the_default(self) -> None:
+        assert kf.default_device() == "cpu"
+        with kf.default_device("reference") as name:
+            assert kf.default_device() == name == "reference"
+
+    @pytest.mark.parametrize(("given", "device"), [("reference", "reference"), ("", "cpu")])
+    def test_environment(self, given: str, device: str) -> None:
         code = "import kernelforge as kf; print(kf.asarray(1.0).device)"
         found = subprocess.run(
             [sys.executable, "-c", code],
-            env=_environment(KERNELFORGE_DEVICE="reference"),
+            env=_environment(KERNELFORGE_DEVICE=given),
             capture_output=True,
             text=True,
             check=True,
         )
-        assert found.stdout == "reference\n"
+        assert found.stdout == f"{device}\n"
 
 
 def _environment(**more: str) -> dict[str, str]:

@@ -208,3 +208,11 @@ def test_threads() -> None:
         thread.join()
     # other threads use the default device
     assert sorted(found) == [2.0 * (k + 1) for k in range(8)]
+
+
+def test_what_is_lowered_is_shown_in_a_line() -> None:
+    lowered = kf.jit(lambda x: (x + 1).sum()).lower(np.ones(3))
+    assert repr(lowered) == f"<Lowered to 1 kernels: {lowered.kernels[0].name}>"
+    assert repr(lowered.kernels[0]) == f"<kernel {lowered.kernels[0].name}: 32 bytes, 6 flops>"
+    assert repr(lowered.graph).startswith("<Graph: 1 inputs, ")
+    assert max(len(repr(x)) for x in (lowered.plan, lowered.regions)) < 300

@@ -259,6 +259,25 @@ class TestCustomVjp:
         ):
             kf.grad(outer)(3.0)
 
+    @pytest.mark.parametrize("bwd", [lambda x, ct: (ct * ct * x,), lambda x, ct: (np.clip(ct, -1, 1),)])
+    def test_a_bwd_that_is_not_linear_has_no_forward_derivative(self, bwd: Any) -> None:
+        f = kf.custom_vjp(cube)
+        f.defvjp(lambda x: (cube(x), x), bwd)
+        kf.grad(f)(2.0)
+        with pytest.raises(
+            errors.NotDifferentiable,
+            match=r"custom_vjp function cube has no derivative: its bwd is not linear in the cotangent, so there",
+        ):
+            kf.jvp(f, (2.0,), (1.0,))
+
+    def test_a_bwd_that_loops_over_its_cotangent_is_transposed(self) -> None:
+        f = kf.custom_vjp(cube)
+        f.defvjp(
+            lambda x: (cube(x), x),
+            lambda x, ct: (kf.scan(lambda c, v: (c, v[0] * 3 * v[1] ** 2), 0.0, (ct, x))[1],),
+        )
+        close(kf.jvp(f, (X,), (X,))[1], 3 * X**3)
+
     def test_bwd_of_a_wrong_shape(self) -> None:
         f = kf.custom_vjp(cube)
         f.defvjp(lambda x: (cube(x), x), lambda x, ct: (np.sum(ct * x),))

@@ -39,7 +39,7 @@ def shape_of(shape: Any) -> tuple[int, ...]:
 def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Any:
     """Make an array of one value: in a trace a traced array that is known, else an array of the default device."""
     dtype = as_dtype(dtype)
-    number = np.asarray(value).astype(dtype)
+    number = np.array(value, dtype) if type(value) is int else np.asarray(value).astype(dtype)
     known = np.broadcast_to(number, shape)
     if not tracing():
         return put(np.array(known), current())

@@ -31,6 +31,9 @@ DIRECT = (
 )
 """Ufuncs that are one primitive, of the same name."""
 
+SINC = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(11))
+"""Coefficients of sin(x)/x in powers of x**2: to below 1e-20 for x below 1, and its first derivatives."""
+
 COMPARISONS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"})
 ON_INTEGERS = {"isnan": False, "isinf": False, "isfinite": True}
 
@@ -112,6 +115,8 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
         known = _beyond(name, xs, kinds)
         if known is not None:
             return apply("full", value=known, shape=shape, dtype="bool")
+        if sorted(map(str, kinds)) == ["int64", "uint64"]:
+            return _compared_exactly(name, *(as_sym(x).broadcast(shape) for x in xs))
     *ins, out = loop(name, kinds, None if dtype is None else as_dtype(dtype))
     if name in ON_INTEGERS and ins[0].kind in "iub":
         return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")
@@ -132,6 +137,14 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
 
 def _is_number(x: Operand) -> bool:
     return x.type.weak if isinstance(x, Sym) else not isinstance(x, np.generic)
+
+
+def _compared_exactly(name: str, x: Sym, y: Sym) -> Sym:
+    """Compare int64 with uint64, for which there is no common dtype: as unsigned, and apart where one is negative."""
+    made = apply(name, *(s.astype(np.uint64) for s in (x, y)))
+    if x.dtype == np.int64:
+        return where(x < 0, name in ("not_equal", "less", "less_equal"), made)
+    return where(y < 0, name in ("not_equal", "greater", "greater_equal"), made)
 
 
 def _beyond(name: str, xs: tuple[Operand, ...], kinds: tuple[Kindred, ...]) -> bool | None:
@@ -301,8 +314,14 @@ def modf(x: Operand, /) -> tuple[Sym, Sym]:
 @elementwise("x")
 def sinc(x: Operand) -> Sym:
     value = ufunc("multiply", x, math.pi)
-    safe = where(value.eq(0), 1, value)
-    return where(value.eq(0), 1, ufunc("sin", safe) / safe)
+    near = ufunc("absolute", value) < 1
+    # Maclaurin's series, as the derivative of the quotient cancels near 0
+    square = where(near, value * value, 0)
+    series = full(SINC[-1], square)
+    for coefficient in SINC[-2::-1]:
+        series = series * square + coefficient
+    far = where(near, 1, value)
+    return where(near, series, ufunc("sin", far) / far)
 
 
 @elementwise("x")

@@ -47,6 +47,9 @@ class Compiled:
     flops: int
     region: Region
 
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}: {self.bytes} bytes, {self.flops} flops>"
+
     @property
     def source(self) -> str:
         return self.executable.source
@@ -186,6 +189,9 @@ class Plan:
         """Return the executables and the slots each takes; None where there is more to do than to launch them."""
         steps = [s for s in self.steps if isinstance(s, Launch) and not s.params]
         return tuple((s.kernel.executable, s.slots) for s in steps) if len(steps) == len(self.steps) else None
+
+    def __repr__(self) -> str:
+        return f"<Plan: {len(self.steps)} steps on {self.backend.name}>"
 
     def run(self, inputs: Sequence[Buffer]) -> list[Buffer]:
         """Run on row-major buffers, or strided ones of a host; return a new row-major buffer for each output."""

@@ -1,0 +1,128 @@
+"""NumPy called inside of a compiled function, where NumPy itself does not notice traced arrays."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+
+X = np.array([3.0, -1.0, 2.0])
+
+
+def agree(fn: Callable[..., Any], *args: Any) -> None:
+    want = fn(*(a.copy() for a in args))
+    got = np.asarray(kf.jit(fn)(*args))
+    assert got.dtype == want.dtype
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: np.sum([x, x * 2]),
+        lambda x: np.max([x[0], x[2]]),
+        lambda x: np.mean([x, [1, 2, 3]], axis=0),
+        lambda x: np.dot([x[0], x[1], 1], x),
+        lambda x: np.clip([x[0], 0.5, x[1]], 0, 1),
+        lambda x: np.array([x, [1, 2, 3]]),
+        lambda x: np.stack([x, [1, 2, 3]]),
+        lambda x: np.add([x, x], x),
+    ],
+)
+def test_lists_of_traced_arrays(fn: Callable[..., Any]) -> None:
+    agree(fn, X)
+
+
+@pytest.mark.parametrize("make", [lambda a: np.zeros_like(a, float), lambda a: np.full_like(a, 7)])
+def test_arrays_like_others_are_written_to(make: Callable[..., Any]) -> None:
+    def fn(x: Any) -> Any:
+        y = make(X)
+        y[1] = x[0]
+        return y
+
+    agree(fn, X)
+
+
+@pytest.mark.parametrize("draw", ["normal", "permutation", "default_rng"])
+def test_random_numbers_are_refused(draw: str) -> None:
+    def fn(x: Any) -> Any:
+        return x + getattr(np.random, draw)(3)
+
+    with pytest.raises(kf.errors.UnsupportedFunction) as caught:
+        kf.jit(fn)(X)
+    text = (
+        f"np.random.{draw} is not supported in compiled functions: its numbers would be the same at each call; "
+        "use kf.random, by a key that is an argument"
+    )
+    assert str(caught.value).splitlines()[0] == text
+    assert "test_numpy_inside.py" in str(caught.value)
+    getattr(np.random, draw)(3)
+
+
+def test_a_module_that_is_imported_has_numpy_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+    import numpy as np
+
+    def table():
+        return np.zeros(3)
+
+    TABLE = table()
+    TABLE[0] = np.random.default_rng(0).integers(1, 2)
+    """
+    tmp_path.joinpath("imported_inside.py").write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def fn(x: Any) -> Any:
+        import imported_inside  # type: ignore[import-not-found]
+
+        return x + imported_inside.TABLE + imported_inside.table()
+
+    np.testing.assert_array_equal(kf.jit(fn)(X), X + [1, 0, 0])
+    assert type(sys.modules.pop("imported_inside").TABLE) is np.ndarray
+
+
+@pytest.mark.parametrize("compare", [np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal])
+def test_signed_and_unsigned_compare_exactly(compare: Callable[..., Any]) -> None:
+    low, high = np.iinfo(np.int64).min, np.iinfo(np.uint64).max
+    signed = np.array([low, -1, 0, 5, 2**63 - 1, 2**53 + 1], np.int64)
+    unsigned = np.array([0, 5, 2**53, 2**53 + 1, 2**63 - 1, 2**63, high - 1, high], np.uint64)
+    agree(lambda a, b: compare(a[:, None], b), signed, unsigned)
+    agree(lambda a, b: compare(b, a[:, None]), signed, unsigned)
+
+
+def test_numbers_out_of_range() -> None:
+    small = np.ones(3, np.int8)
+    for fn in (lambda x: x + 300, lambda x: np.full_like(x, 300), lambda x: np.maximum(x, -129)):
+        with pytest.raises(OverflowError):
+            fn(small)
+        with pytest.raises(OverflowError):
+            kf.jit(fn)(small)
+    agree(lambda x: x < 300, small)
+
+
+def sinc_series(x: np.ndarray, order: int) -> np.ndarray:
+    """A derivative of sin(pi x) / (pi x) with respect to x, by more terms than are needed."""
+    terms = range(order + order % 2, 40, 2)
+    total = np.zeros_like(x)
+    for n in terms:
+        factor = np.prod(np.arange(n - order + 1, n + 1, dtype=float))
+        total += (
+            (-1) ** (n // 2) * np.pi**n / float(np.prod(np.arange(1, n + 2, dtype=float))) * factor * x ** (n - order)
+        )
+    return total
+
+
+def test_sinc_near_zero() -> None:
+    x = np.array([0.0, 1e-300, 1e-160, 1e-12, -1e-8, 1e-5, 1e-3, 0.1, -0.3, 0.32])
+    np.testing.assert_allclose(kf.jit(np.sinc)(x), np.sinc(x), rtol=4e-16)
+    first = kf.grad(lambda x: np.sinc(x).sum())
+    second = kf.grad(lambda x: first(x).sum())
+    np.testing.assert_allclose(first(x), sinc_series(x, 1), rtol=1e-14)
+    np.testing.assert_allclose(second(x), sinc_series(x, 2), rtol=1e-13)
