@@ -59,6 +59,7 @@ class Residual:
         work: operations more that computing them again takes, as ``kernelforge.ir.cost`` weighs them.
         reason: why they are kept.
         instead: what is stored in their place.
+        home: what the kernel that made them makes still; None where that is needed no more.
     """
 
     values: tuple[Value, ...]
@@ -67,6 +68,7 @@ class Residual:
     work: int
     reason: str
     instead: tuple[Value, ...] = ()
+    home: Value | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

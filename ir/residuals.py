@@ -75,7 +75,7 @@ class _Planner:
                 if best is None or best.gain <= 0:
                     kept.update((way.values[0], way.reason) for way in ways if len(way.values) == 1)
                     break
-                self.accept(best)
+                self.accept(k, best)
                 kept = {}
             for value, reason in kept.items():
                 traffic = value.type.nbytes * (1 + len(self.readers(value)))
@@ -146,13 +146,14 @@ class _Planner:
         )
         return parts, tuple(extra)
 
-    def accept(self, way: _Way) -> None:
+    def accept(self, k: int, way: _Way) -> None:
         for q, part in way.parts.items():
             if part is None:
                 del self.parts[q]
             else:
                 self.parts[q] = part
-        self.found.append(Residual(way.values, False, way.fewer, way.work, "", way.stored))
+        home = next((v for q, p in way.parts.items() if q == k and p for v in p.outputs), None)
+        self.found.append(Residual(way.values, False, way.fewer, way.work, "", way.stored, home))
 
     def work(self, part: Part) -> int:
         found = self.works.get(part)

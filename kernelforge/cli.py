@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import inspect
 import os
@@ -97,7 +96,7 @@ def _explain(args: argparse.Namespace) -> None:
         raise CommandFailed(problem="--asm shows the assembly of a target", advice="give --target, too")
     fn, values = _find(args.function, args.arguments)
     if args.grad:
-        fn = kf.jit(functools.update_wrapper(kf.value_and_grad(fn), fn))
+        fn = kf.jit(kf.value_and_grad(fn))
 
     def explained(name: str) -> Any:
         """Explain for a device or, where none has the name, for a target."""

@@ -51,25 +51,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def compile_graph(graph: Graph, backend: Backend, config: Config, strides: Strides | None = None) -> Plan:
+def compile_graph(
+    graph: Graph, backend: Backend, config: Config, strides: Strides | None = None, located: bool = False
+) -> Plan:
     """Compile for a device; graphs of the same structure share one plan.
 
     Args:
         strides: for each input of the graph its strides in elements, or None where it is row-major; only host devices
             take others.
+        located: for people to look at: share the plan only with graphs whose nodes stand on the same lines.
 
     Raises:
         UnsupportedOnDevice: when the graph has a dtype that the device lacks.
         CompilationFailed: when the device's compiler does.
     """
     layout = tuple(strides) if strides is not None else (None,) * len(graph.inputs)
-    key = (structure(graph), layout, backend, config)
+    places = tuple(n.loc for n in graph.nodes) if located else None
+    key = (structure(graph), places, layout, backend, config)
     with _lock:
         found = _plans.get(key)
         if found is not None:
             _plans.move_to_end(key)
             return found
-        made = _compile(graph, backend, config, layout)
+        made = _compile(graph, backend, config, layout, located)
         _plans[key] = made
         while len(_plans) > KEPT_PLANS:
             _plans.popitem(last=False)
@@ -110,7 +114,9 @@ def exact(value: Any) -> Any:
     return type(value), value
 
 
-def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple[int, ...] | None, ...]) -> Plan:
+def _compile(
+    graph: Graph, backend: Backend, config: Config, layout: tuple[tuple[int, ...] | None, ...], located: bool
+) -> Plan:
     optimized = row_major_inside(distinct(optimize(graph, config.verify)), layout)
     limits = backend.limits
     for value in [*optimized.inputs, *(v for n in optimized.nodes for v in n.outputs)]:
@@ -129,7 +135,7 @@ def _compile(graph: Graph, backend: Backend, config: Config, layout: tuple[tuple
         if not any(v.type.size for v in region.outputs):
             continue
         if region.opaque is not None:
-            step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config))
+            step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config, located=located))
             steps.append(step)
             kernels += inner
             continue

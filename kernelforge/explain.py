@@ -54,6 +54,7 @@ class Facts:
         schedule: how it is spread over the device, a sentence for each phase.
         predicted: seconds, by the device's limits; None where they do not tell.
         measured: seconds; None where it was not measured.
+        bound: what takes longer by the prediction: ``memory`` or ``arithmetic``.
     """
 
     number: int
@@ -67,15 +68,11 @@ class Facts:
     scratch: int
     predicted: float | None
     measured: float | None
+    bound: str
 
     @property
     def seconds(self) -> float | None:
         return self.predicted if self.measured is None else self.measured
-
-    @property
-    def bound(self) -> str:
-        """What limits it, in one word of the prediction."""
-        return "memory" if self.cost.bytes * 4 >= self.cost.work else "arithmetic"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,9 +240,11 @@ def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measu
     facts = []
     for number, kernel in enumerate(plan.kernels, 1):
         found = cost(kernel.naive)
-        predicted = None
+        predicted, bound = None, ""
         if bandwidth and limits.rate:
-            predicted = max(found.bytes / bandwidth, found.work / limits.rate) + LAUNCH_SECONDS
+            moving, computing = found.bytes / bandwidth, found.work / limits.rate
+            predicted = max(moving, computing) + LAUNCH_SECONDS
+            bound = "memory" if moving >= computing else "arithmetic"
         facts.append(
             Facts(
                 number,
@@ -258,6 +257,7 @@ def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measu
                 sum(nbytes(a) for a in kernel.ir.args if a.mode == "scratch"),
                 predicted,
                 timed(kernel, backend) if measure else None,
+                bound,
             )
         )
     return Explanation(name, plan, given, tuple(facts), tuple(_apart(plan)), bandwidth, limits.rate, measure)
@@ -313,6 +313,7 @@ def _apart(plan: Plan) -> Iterator[Apart]:
     """Yield the kernels that share data, with the last reason why they were not fused."""
     made = {v: n for n in plan.graph.nodes for v in n.outputs}
     inside = [{v for n in k.region.nodes for v in n.outputs} | set(k.region.outputs) for k in plan.kernels]
+    moved = {v: r.home for r in plan.fusion.residuals for v in r.values if r.home}
     for i, first in enumerate(plan.kernels):
         for j, second in enumerate(plan.kernels):
             wanted = {v for p in second.region.parts for v in inputs(p)}
@@ -320,7 +321,9 @@ def _apart(plan: Plan) -> Iterator[Apart]:
             if i == j or not shared:
                 continue
             tried = [
-                d for d in plan.fusion.decisions if not d.fused and d.producer in inside[i] and d.consumer in inside[j]
+                d
+                for d in plan.fusion.decisions
+                if not d.fused and moved.get(d.producer, d.producer) in inside[i] and d.consumer in inside[j]
             ]
             reason = tried[-1].reason if tried else "each had joined others before"
             yield Apart(i + 1, j + 1, tuple(f"{label(v, made)} ({size(v.type.nbytes)})" for v in shared), reason)
@@ -390,7 +393,7 @@ def describe(k: Facts) -> list[str]:
         f"{how} {duration(t)}" for how, t in (("predicted", k.predicted), ("measured", k.measured)) if t is not None
     ]
     if times:
-        lines.append(f"  {', '.join(times)}; bound by {k.bound}")
+        lines.append(f"  {', '.join(times)}" + (f"; bound by {k.bound}" if k.bound else ""))
     return lines
 
 

@@ -221,13 +221,20 @@ def _name_of(fn: Fn) -> str:
 
 
 def compile(
-    body: Callable[[list[Tracer]], Any], leaves: Sequence[Any], name: str, backend: Backend | None = None
+    body: Callable[[list[Tracer]], Any],
+    leaves: Sequence[Any],
+    name: str,
+    backend: Backend | None = None,
+    located: bool = False,
 ) -> Program:
-    """Trace ``body``, a function of the list of arguments, and compile it for ``backend`` or the device they are on."""
+    """Trace ``body``, a function of the list of arguments, and compile it for ``backend`` or the device they are on.
+
+    ``located`` is as for ``compile_graph``.
+    """
     backend = backend or _device(leaves)
     found = [_leaf(x, backend) for x in leaves]
     graph, tree = trace(body, [leaf.type for leaf in found], name)
-    plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found))
+    plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found), located)
     return Program(plan, found, graph, tree, backend)
 
 
@@ -335,10 +342,9 @@ class Jit:
             UnknownTarget: when there is no such target.
         """
         name, kwargs = self._aimed(kwargs)
-        if name is None:
-            return Lowered(self._compile(args, kwargs)[0].plan)
+        backend = None if name is None else target(name)
         _, body, leaves = self._prepare(args, kwargs)
-        return Lowered(compile(body, leaves, _name_of(self.__wrapped__), target(name)).plan)
+        return Lowered(compile(body, leaves, _name_of(self.__wrapped__), backend, located=True).plan)
 
     def explain(self, *args: Any, measure: bool = False, **kwargs: Any) -> Explanation:
         """Say in words what the function is compiled to for these arguments.

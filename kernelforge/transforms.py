@@ -7,7 +7,9 @@ is traced, compiled and run, anew at each call: put ``jit`` around it to keep th
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,6 +75,8 @@ def _transformed(fn: Fn, traced: Fn) -> Fn:
 
     # of jit and the like it names the same function under NumPy, which this is not
     del wrapped.__wrapped__
+    with contextlib.suppress(TypeError, ValueError):  # some functions in C have none
+        wrapped.__signature__ = inspect.signature(fn)  # type: ignore[attr-defined]
     return wrapped
 
 

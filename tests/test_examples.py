@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kernelforge as kf
+from kernelforge.ir import cost
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -23,6 +26,27 @@ def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec.loader.exec_module(module)
     module.main(small=True)
     assert capsys.readouterr().out.strip()
+
+
+def test_explanation_in_the_docs() -> None:
+    """What docs/explain.md shows of why and what is kept is what the example gives."""
+    text = (ROOT / "docs" / "explain.md").read_text()
+    (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    spec = importlib.util.spec_from_file_location("attention", ROOT / "examples" / "attention.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    x = np.ones((8, 512, 64), np.float32)
+    found = kf.jit(kf.grad(module.loss, argnums=(0, 1, 2))).explain(x, x, x)
+    lines = str(found).splitlines()
+    said = [line for line in shown.splitlines() if line.startswith("  - ")]
+    assert len(said) > 5
+    assert [line for line in said if line not in lines] == []
+    constants = (cost.OPERATIONS_PER_BYTE, cost.TRANSCENDENTAL, cost.POWER, cost.DIVISION, cost.LAUNCH_BYTES >> 10)
+    sentence = "{} simple operations take as long as a byte, a transcendental function counts as {}, a power as {}, "
+    sentence += "a division as {}, a launch as {} KiB"
+    assert sentence.format(*constants) in " ".join(text.split())
 
 
 def test_readme(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,18 @@ def test_one_kernel() -> None:
     assert "measured" not in text
 
 
+def test_lines_are_of_the_function_itself() -> None:
+    """Functions that compute the same share what was compiled, but not where it was written."""
+    x = normal(5, 7)
+    kf.jit(spread)(x)
+
+    def same(x: Any) -> Any:
+        return x / x.sum()
+
+    assert "return x / x.sum()" in str(kf.jit(same).explain(x))
+    assert all(n.loc and n.loc.function == "same" for n in kf.jit(same).lower(x).graph.nodes)
+
+
 def test_gradients_are_explained() -> None:
     found = explained()
     roles = [k.role for k in found.kernels]
