@@ -1,4 +1,4 @@
-"""The command line: ``kernelforge demo | devices | explain | cache``."""
+"""The command line: ``kernelforge demo | devices | explain | bench | cache``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from kernelforge.bench.arguments import add_arguments
 from kernelforge.devices import environment
 from kernelforge.errors import CommandFailed, DeviceUnavailable, KernelforgeError, UnknownDevice
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, or 1 with the reason on standard error."""
+    """Run one command; return its exit status: 0 when all is well, 1 with the reason on standard error."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KernelforgeError as error:
         print(f"kernelforge: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--asm", action="store_true", help="show the target's assembly, too")
     explain.set_defaults(run=_explain)
+
+    bench = commands.add_parser("bench", help="measure kernelforge beside its peers and the machine's limits")
+    add_arguments(bench)
+    bench.set_defaults(run=_bench)
 
     cache = commands.add_parser("cache", help="look at the disk cache of compiled kernels, or empty it")
     cache.add_argument("action", choices=("info", "clear"))
@@ -202,6 +206,12 @@ def _argument(text: str) -> Any:
 
 
 _MARK = "an array"
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from kernelforge.bench.command import command
+
+    return command(args)
 
 
 def _cache(args: argparse.Namespace) -> None:

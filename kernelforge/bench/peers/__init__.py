@@ -1,0 +1,1 @@
+"""The candidates: one module each, imported only in its own worker."""

@@ -1,0 +1,151 @@
+"""The machine's limits: moving a workload's bytes, doing its flops. On the host in LLVM IR, on a GPU by a copy."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from kernelforge.bench.peers.base import Peer, Setting, Unsupported
+from kernelforge.bench.workloads.record import PAGE, Array, Workload, aligned
+
+REQUIRES = ("llvmlite", "numpy")
+STREAMS = 4
+"""At most so many streams of reads, and of writes."""
+ENOUGH_S = {"bytes": 5e-4, "flops": 4e-3}
+"""A sample lasts this long at least, its work repeated, for starting the threads not to count; bytes that pass through
+the caches only once are not moved again."""
+GUESS = {"bytes": 50e9, "flops": 100e9}
+"""Rates per second from which the repeats are guessed; only how long a sample lasts depends on them."""
+UNROLL = 4
+APART = 5 * 64
+"""Bytes between streams, lest their addresses agree in the low twelve bits, which slows loads behind stores."""
+
+
+class Limit(Peer):
+    """What any implementation of a workload must do at the least, on the processor."""
+
+    def __init__(self, setting: Setting) -> None:
+        from kernelforge.bench.peers import limit_ir
+
+        super().__init__(setting)
+        self._host = limit_ir.Host.here()
+        self._threads = concurrent.futures.ThreadPoolExecutor(setting.threads)
+
+    def prepare(self, work: Workload, inputs: Sequence[Array]) -> Callable[[], Any]:
+        del inputs
+        count = self.setting.threads
+        if self.setting.name == "arithmetic":
+            if not work.flops:
+                raise Unsupported("there are no products")
+            fn, flops = self._host.chains(work.dtype)
+            repeat = max(1, round(ENOUGH_S["flops"] * GUESS["flops"] * count / work.flops))
+            turns = max(1, round(work.flops * repeat / count / flops))
+            sink = np.zeros((count, 1 << 10))
+            jobs: list[Any] = [(fn, sink[t].ctypes.data, turns) for t in range(count)]
+            share = turns * flops * count / work.flops
+            return self._calls(jobs, share, sink)
+        reads, writes = work.moved
+        if not reads + writes:
+            raise Unsupported("nothing is moved")
+        part = Fraction(reads / (reads + writes)).limit_denominator(STREAMS)
+        p, q = part.numerator, part.denominator - part.numerator
+        fn = self._host.mover(p, q, streaming=self.setting.name == "streaming")
+        step = UNROLL * self._host.width
+        blocks = max(count, round((reads + writes) / (p + q) / step))
+        each = blocks * step + APART
+        source = aligned(np.zeros(max(p, 1) * each, np.uint8))
+        target = aligned(np.zeros(max(q, 1) * each + PAGE, np.uint8))[PAGE // 2 :]
+        repeat = max(1, round(ENOUGH_S["bytes"] * GUESS["bytes"] / (reads + writes)))
+        bounds = [blocks * t // count * step for t in range(count + 1)]
+        jobs = [
+            (fn, source.ctypes.data, target.ctypes.data, each, low, high, repeat)
+            for low, high in itertools.pairwise(bounds)
+        ]
+        share = blocks * step * (p + q) * repeat / (reads + writes)
+        return self._calls(jobs, share, (source, target))
+
+    def _calls(self, jobs: list[Any], share: float, alive: Any) -> Callable[[], Any]:
+        """Return a call that runs the jobs on all threads; ``share`` is how often the workload they are."""
+        self.share = share
+
+        def call() -> Any:
+            others = [self._threads.submit(*job) for job in jobs[1:]]
+            jobs[0][0](*jobs[0][1:])
+            for other in others:
+                other.result()
+            return alive
+
+        return call
+
+    def arrays(self, result: Any) -> list[Array]:
+        return []
+
+
+class CudaCopy(Peer):
+    """A copy within the memory of a CUDA device, as long as the workload's bytes take."""
+
+    queues = True
+
+    def __init__(self, setting: Setting) -> None:
+        from numba import cuda
+
+        super().__init__(setting)
+        self._cuda = cuda
+        cuda.select_device(int(setting.device.partition(":")[2] or 0))
+
+    def prepare(self, work: Workload, inputs: Sequence[Array]) -> Callable[[], Any]:
+        if self.setting.name != "plain":
+            raise Unsupported("the limit of a GPU is a copy")
+        count = max(1, int(sum(work.moved) / 2))
+        source, target = (self._cuda.device_array(count, np.uint8) for _ in range(2))
+        return lambda: target.copy_to_device(source)
+
+    def wait(self, result: Any) -> None:
+        self._cuda.synchronize()
+
+    def arrays(self, result: Any) -> list[Array]:
+        return []
+
+
+class OpenclCopy(Peer):
+    """The same on an OpenCL device."""
+
+    queues = True
+
+    def __init__(self, setting: Setting, device: Any) -> None:
+        import pyopencl
+
+        super().__init__(setting)
+        self._cl = pyopencl
+        self._context = pyopencl.Context([device])
+        self._queue = pyopencl.CommandQueue(self._context)
+
+    def prepare(self, work: Workload, inputs: Sequence[Array]) -> Callable[[], Any]:
+        if self.setting.name != "plain":
+            raise Unsupported("the limit of a GPU is a copy")
+        count = max(1, int(sum(work.moved) / 2))
+        source, target = (self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, count) for _ in range(2))
+        return lambda: self._cl.enqueue_copy(self._queue, target, source)
+
+    def wait(self, result: Any) -> None:
+        self._queue.finish()
+
+    def arrays(self, result: Any) -> list[Array]:
+        return []
+
+
+def start(setting: Setting) -> Peer:
+    if setting.kind == "cuda":
+        return CudaCopy(setting)
+    if setting.kind == "opencl":
+        from kernelforge.backends import registry
+
+        backend: Any = registry.backend(setting.device)
+        if backend.limits.form == "group":
+            return OpenclCopy(setting, backend.device)
+    return Limit(setting)

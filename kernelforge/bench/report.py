@@ -1,0 +1,110 @@
+"""A run on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kernelforge.bench.schema import Measure, Row, Run, Sample, Stats, is_ours
+
+TITLES: dict[Measure, str] = {
+    "time": "Time of a call: median ms (fraction of the machine's limit)",
+    "overhead": "Time of a call on 16 elements",
+    "cold": "First call in a fresh process, caches empty; import apart",
+    "warm": "First call in a fresh process, caches filled; import apart",
+    "import": "Import, beyond NumPy's",
+    "memory": "Peak memory of a call beyond its inputs",
+}
+
+
+PLACES = ("best peer", "second", "third")
+
+
+def amount(value: float, unit: str) -> str:
+    """Write seconds or bytes with three figures and a prefix."""
+    if unit == "B":
+        return f"{value / 2**20:.3g} MiB"
+    for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= scale:
+            return f"{value / scale:.3g} {name}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def show(run: Run, console: Console) -> None:
+    """Print a table for each measure and device, then who is missing and why."""
+    for device in dict.fromkeys(r.device for r in run.rows):
+        for measure, title in TITLES.items():
+            rows = [r for r in run.rows if (r.device, r.measure) == (device, measure)]
+            if rows:
+                console.print(_table(rows, f"{title} · {device}"))
+    for line in notes(run):
+        console.print(f"[dim]{escape(line)}[/]", highlight=False)
+
+
+def _table(rows: Sequence[Row], title: str) -> Table:
+    ours = list(dict.fromkeys(s.candidate for r in rows for s in r.samples if is_ours(s.candidate)))
+    table = Table(title=title)
+    table.add_column("workload", no_wrap=True)
+    for name in ("limit", *ours, *PLACES, "best ÷ ours"):
+        table.add_column(name, justify="right")
+    for r in rows:
+        samples = {s.candidate: s for s in r.samples}
+        peers = sorted((s for s in r.samples if s.stats and not is_ours(s.candidate)), key=_median)[: len(PLACES)]
+        cells = [f"{s.candidate} {_cell(r, s)}" for s in peers]
+        table.add_row(
+            r.workload,
+            amount(r.limit.median, r.unit) if r.limit else "",
+            *(_cell(r, samples.get(name)) for name in ours),
+            *cells,
+            *[""] * (len(PLACES) - len(cells)),
+            _ratio(r),
+        )
+    return table
+
+
+def _median(sample: Sample) -> float:
+    return sample.stats.median if sample.stats else 0.0
+
+
+def _cell(row: Row, sample: Sample | None) -> str:
+    if sample is None or sample.stats is None:
+        return "" if sample is None or sample.status == "skipped" else f"[red]{sample.status}[/]"
+    fraction = row.fraction(sample)
+    text = amount(sample.stats.median, row.unit) + (f" ({fraction:.2f})" if fraction is not None else "")
+    fastest = min((s.stats.median for s in row.samples if s.stats), default=0.0)
+    return f"[bold]{text}[/]" if sample.stats.median == fastest else text
+
+
+def _ratio(row: Row) -> str:
+    found = next((row.ratio(s) for s in row.samples if is_ours(s.candidate)), None)
+    return "" if found is None else f"[{'green' if found >= 1 else 'yellow'}]{found:.2f}[/]"
+
+
+def notes(run: Run) -> list[str]:
+    """Say who is missing, what was skipped, wrong or failed, and what the limits were."""
+    out = [f"{c.name} took no part: {c.missing}" for c in run.candidates if c.missing]
+    gone = {c.name for c in run.candidates if c.missing}
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for row in run.rows:
+        for s in row.samples:
+            if s.status != "measured" and s.candidate not in gone:
+                key = (s.candidate, s.status, s.reason.replace(row.workload, "it"))
+                label = row.workload if row.measure == "time" else f"{row.workload} ({row.measure})"
+                reasons.setdefault(key, []).append(label)
+    for (name, status, reason), where in reasons.items():
+        if reason.startswith("nobody wrote"):
+            out.append(f"{name}: nobody wrote {', '.join(dict.fromkeys(where))}")
+        else:
+            out.append(f"{name}: {status} on {', '.join(dict.fromkeys(where))}: {reason}")
+    out += [f"{name}: {figure(stats)}" for name, stats in run.limits.items()]
+    if not run.complete:
+        out.append("the run was interrupted; this is what was measured before")
+    return out
+
+
+def figure(stats: Stats) -> str:
+    """Write a rate with its quartiles."""
+    return f"{stats.median / 1e9:.3g} (quartiles {stats.low / 1e9:.3g} to {stats.high / 1e9:.3g})·10⁹ a second"

@@ -1,0 +1,113 @@
+"""Candidates with known times: the right ratios, a rotating order, nothing wrong is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelforge.bench.candidates import Entrant
+from kernelforge.bench.process import Crew, WorkerFailed
+from kernelforge.bench.rounds import FEWEST, Effort, Prepared, Problem, Turn, interleave, measure, order, prepare
+from tests.bench import fake
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def entrant(name: str, module: str = "tests.bench.fake") -> Entrant:
+    return Entrant(name, name, module)
+
+
+@pytest.fixture
+def crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    crew = Crew("cpu", 1, "tests.bench.fake", 20.0)
+    yield crew
+    crew.close()
+
+
+def test_ratios_are_right_and_only_right_results_are_timed(crew: Crew) -> None:
+    who = [entrant(name) for name in ("kernelforge", "double", "wrong", "picky", "raises")]
+    row = measure(Problem.of(fake.TABLE["second"], 0), who, [], crew, Effort(5, 5.0))
+    samples = {s.candidate: s for s in row.samples}
+    assert [samples[n].status for n in samples] == ["measured", "measured", "wrong", "skipped", "failed"]
+    ratio = row.ratio(samples["kernelforge"])
+    assert ratio is not None
+    assert 1.5 < ratio < 2.5
+    stats = samples["kernelforge"].stats
+    assert stats is not None
+    assert stats.least >= 0.004
+    assert samples["kernelforge"].error is not None
+    assert samples["kernelforge"].error < 1e-6
+    assert samples["wrong"].stats is None
+    assert samples["wrong"].reason == "its result is 5.0e-03 from NumPy's in float64"
+    assert samples["picky"].reason == "nobody wrote second for picky"
+    assert samples["raises"].reason == "ValueError: no such\nluck"
+
+
+def test_a_dead_worker_is_started_again(crew: Crew) -> None:
+    first = prepare(Problem.of(fake.TABLE["first"], 0), entrant("dies"), crew)
+    assert not isinstance(first, Prepared)
+    assert (first.status, first.reason) == ("failed", "its process ended with status 3")
+    assert isinstance(prepare(Problem.of(fake.TABLE["second"], 0), entrant("dies"), crew), Prepared)
+
+
+def test_patience_ends(crew: Crew) -> None:
+    crew.patience = 2.0
+    stuck = prepare(Problem.of(fake.TABLE["first"], 0), entrant("stuck"), crew)
+    assert not isinstance(stuck, Prepared)
+    assert (stuck.status, stuck.reason) == ("failed", "it took more than 2 s")
+
+
+def test_what_is_not_installed_says_so(crew: Crew) -> None:
+    with pytest.raises(WorkerFailed, match=r"tests\.bench\.nowhere is not installed in"):
+        crew.worker(entrant("nowhere", "tests.bench.nowhere"))
+
+
+class Watched:
+    """Answers at once, and writes down who was asked."""
+
+    def __init__(self, name: str, log: list[str], fails: bool = False) -> None:
+        self.name = name
+        self.log = log
+        self.fails = fails
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        self.log.append(self.name)
+        if self.fails:
+            raise WorkerFailed("gone")
+        return {"seconds": [1.0] * arguments["count"]}
+
+
+def test_order_rotates() -> None:
+    assert [order(3, n) for n in range(4)] == [[0, 1, 2], [0, 2, 1], [2, 0, 1], [2, 1, 0]]
+    log: list[str] = []
+    turns = [Turn(name, Watched(name, log), 1e-3, 1) for name in "abc"]
+    interleave(turns, Effort(6, 60.0), pause=0.0)
+    rounds = [log[k : k + 3] for k in range(0, 18, 3)]
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    for place in (0, 2):
+        assert len({r[place] for r in rounds}) == 3
+    assert all(len(t.seconds) == 60 for t in turns)
+
+
+def test_who_fails_takes_no_more_turns_and_who_is_slow_fewer() -> None:
+    log: list[str] = []
+    broken, slow, quick = (Turn(n, Watched(n, log, n == "broken"), 1.0, 1) for n in ("broken", "slow", "quick"))
+    slow.spent = 1e9
+    interleave([broken, slow, quick], Effort(8, 60.0), pause=0.0)
+    assert [log.count(n) for n in ("broken", "slow", "quick")] == [1, FEWEST, 8]
+    assert broken.failed == "gone"
+
+
+def test_results_are_judged_by_norm() -> None:
+    problem = Problem.of(fake.TABLE["first"], 0)
+    right = problem.expected[0]
+    assert problem.error([right]) == 0
+    assert problem.error([np.full_like(right, np.nan)]) == np.inf
+    assert problem.error([right[:-1]]) == np.inf
+    assert problem.error([right, right]) == np.inf
+    assert problem.error([right * 1.5]) == pytest.approx(0.5)

@@ -1,0 +1,111 @@
+"""The oracles: gradients by hand against differences, dropout's check, the limits' loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelforge.bench.peers.limit import UNROLL
+from kernelforge.bench.peers.limit_ir import Host
+from kernelforge.bench.workloads import TABLE, learning, maps, products, rows
+from kernelforge.bench.workloads.record import Draw, aligned, outputs
+
+X, V = (6, 8), (8,)
+IMAGE, HEADS = (2, 3, 5, 5), (2, 6, 4)
+BACKWARD: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
+    "tanh_exp": (maps.tanh_exp, maps.tanh_exp_bwd, (V,)),
+    "gelu": (maps.gelu, maps.gelu_bwd, (X, V)),
+    "softmax": (rows.softmax, rows.softmax_bwd, (X,)),
+    "layernorm": (rows.layernorm, rows.layernorm_bwd, (X, V, V)),
+    "batchnorm": (rows.batchnorm, rows.batchnorm_bwd, (IMAGE, (3,), (3,))),
+    "linear_gelu": (products.linear_gelu, products.linear_gelu_bwd, (X, (8, 3), (3,))),
+    "conv3x3": (products.conv3x3, products.conv3x3_bwd, (IMAGE, (4, 3, 3, 3))),
+    "attention": (products.attention, products.attention_bwd, (HEADS,) * 3),
+    "attention_causal": (products.attention_causal, products.attention_causal_bwd, (HEADS,) * 3),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_gradients_by_hand(name: str) -> None:
+    fn, backward, shapes = BACKWARD[name]
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=s) for s in shapes]
+    cotangent = rng.normal(size=fn(*inputs).shape)
+    value, *grads = outputs(backward(*inputs, cotangent))
+    np.testing.assert_allclose(value, fn(*inputs), rtol=1e-12)
+    assert [g.shape for g in grads] == list(shapes)
+    for i, grad in enumerate(grads):
+        way = rng.normal(size=shapes[i])
+        ahead, behind = ([*inputs[:i], inputs[i] + s * way, *inputs[i + 1 :]] for s in (1e-6, -1e-6))
+        slope = ((fn(*ahead) - fn(*behind)) * cotangent).sum() / 2e-6
+        assert (grad * way).sum() == pytest.approx(slope, rel=1e-6, abs=1e-7)
+
+
+def test_training_step_by_hand() -> None:
+    inputs = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in TABLE["mlp_step"].inputs(0)]
+    value, *state = learning.step(*inputs)
+    params, n = inputs[: learning.PARAMS], learning.PARAMS
+    assert value == pytest.approx(learning.loss(params, *inputs[-2:]), rel=1e-12)
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        way = rng.normal(size=params[i].shape)
+        sides = [
+            learning.loss([*params[:i], params[i] + s * way, *params[i + 1 :]], *inputs[-2:]) for s in (1e-7, -1e-7)
+        ]
+        grad = (state[n + i] - 0.9 * inputs[n + i]) / 0.1
+        assert (grad * way).sum() == pytest.approx((sides[0] - sides[1]) / 2e-7, rel=2e-4, abs=1e-6)
+
+
+def test_table() -> None:
+    assert all(w.name == name for name, w in TABLE.items())
+    assert sum(name.endswith(".bwd") for name in TABLE) == 10
+    assert {w.group for w in TABLE.values()} == {"operation", "fusion", "product", "training", "overhead"}
+
+
+def test_inputs_are_the_same_for_everyone_and_aligned() -> None:
+    work = TABLE["gemm_bf16_1024"]
+    first, second = work.inputs(3), work.inputs(3)
+    assert all(np.array_equal(a, b) and a.ctypes.data % 4096 == 0 for a, b in zip(first, second, strict=True))
+    assert not (first[0].view(np.uint32) & 0xFFFF).any()
+    assert work.traffic(first, [first[0]]) == (4.0 * 1024**2, 2.0 * 1024**2)
+
+
+def test_dropout_is_checked_through_its_mask() -> None:
+    draw = Draw(0, np.float32)
+    inputs = [draw.normal(64, 1024), draw.normal(64, 1024), draw.uniform(1024, low=0.5, high=1.5), draw.normal(1024)]
+    kept = np.random.default_rng(1).random((64, 1024)) < rows.KEEP
+    right = rows.dropout_layernorm(*inputs, kept)
+    assert rows.check_dropout(inputs, [right]) < 1e-6
+    assert rows.check_dropout(inputs, [rows.dropout_layernorm(inputs[0] * rows.KEEP, *inputs[1:], kept)]) > 1e-3
+    assert rows.check_dropout(inputs, [rows.dropout_layernorm(*inputs, np.ones_like(kept))]) == np.inf
+    damaged = right.copy()
+    damaged[5, 7] += 3
+    assert rows.check_dropout(inputs, [damaged]) > 1e-3
+    assert rows.check_dropout(inputs, [right[:2]]) == np.inf
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_limits_loops_move_what_they_say(streaming: bool) -> None:
+    host = Host.here()
+    step = UNROLL * host.width
+    source = aligned(np.arange(2 * step, dtype=np.float32))
+    target = aligned(np.zeros(2 * step, np.float32))
+    fn = host.mover(2, 2, streaming)
+    fn(source.ctypes.data, target.ctypes.data, 4 * step, step, 3 * step, 2)
+    low, high = step // 4, 3 * step // 4
+    want = source[low:high] + source[step + low : step + high]
+    np.testing.assert_array_equal(target[low:high], want)
+    np.testing.assert_array_equal(target[step + low : step + high], want)
+    assert not target[:low].any()
+    assert not target[high:step].any()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
+def test_the_limits_chains_run(dtype: str) -> None:
+    fn, flops = Host.here().chains(dtype)
+    sink = np.zeros(1024)
+    fn(sink.ctypes.data, 10)
+    assert flops >= 2 * 12 * 2
