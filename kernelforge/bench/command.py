@@ -119,8 +119,8 @@ class Bench:
                 complete = False
             for crew in crews:
                 self._note(crew)
-        options = dataclasses.asdict(self.options) | {"threads": self._threads}
-        options["pythons"] = sorted(options["pythons"])  # their paths are nobody's business
+        options: dict[str, Any] = dataclasses.asdict(self.options) | {"threads": self._threads}
+        options["pythons"] = sorted(self.options.pythons)  # their paths are nobody's business
         return Run(
             started=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - begun,

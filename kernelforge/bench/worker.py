@@ -73,7 +73,8 @@ class _Served:
         """Compile, run once and return the outputs."""
         self._call = None
         gc.collect()
-        work = dataclasses.replace(self._table[workload], moved=tuple(moved))
+        reads, writes = moved
+        work = dataclasses.replace(self._table[workload], moved=(reads, writes))
         inputs = work.inputs(seed)
         begun = time.perf_counter()
         call = self._peer.prepare(work, inputs)

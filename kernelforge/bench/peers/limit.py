@@ -102,7 +102,8 @@ class CudaCopy(Peer):
         if self.setting.name != "plain":
             raise Unsupported("the limit of a GPU is a copy")
         count = max(1, int(sum(work.moved) / 2))
-        source, target = (self._cuda.device_array(count, np.uint8) for _ in range(2))
+        dtype: Any = np.uint8
+        source, target = (self._cuda.device_array(count, dtype) for _ in range(2))
         return lambda: target.copy_to_device(source)
 
     def wait(self, result: Any) -> None:

@@ -123,11 +123,12 @@ class Jax(Peer):
 
     def _stateful(self, work: Workload, arrays: list[Any]) -> Callable[[], Any]:
         if work.name == "adam_tree":
+            step: Callable[..., Any] = _update
             params, grads, means, squares = (arrays[i : i + len(TREE)] for i in range(0, len(arrays), len(TREE)))
-            state, given, step = [params, means, squares], (grads,), _update
+            state, given = [params, means, squares], (grads,)
         else:
-            n = learning.PARAMS
-            state, given, step = [arrays[i * n : (i + 1) * n] for i in range(3)], tuple(arrays[-2:]), _step
+            step, n = _step, learning.PARAMS
+            state, given = [arrays[i * n : (i + 1) * n] for i in range(3)], tuple(arrays[-2:])
         compiled = jax.jit(step, donate_argnums=0)
         now = [state]
 
