@@ -92,7 +92,7 @@ class Tiles(Stores):
         """Return the elements of ``rows`` in the order of their lanes, as many vectors of as many lanes."""
         count, lanes = len(rows), rows[0].lanes
         if count & (count - 1):
-            places = [divmod(e, count)[::-1] for e in range(count * lanes)]
+            places = [(e % count, e // count) for e in range(count * lanes)]
             return [self.picked(rows, places[k * lanes : (k + 1) * lanes]) for k in range(count)]
         for _ in range(count.bit_length() - 1):  # interleaving the halves moves the first bit of a position to its end
             pairs = [(rows[k // 2], rows[(k + count) // 2]) for k in range(count)]

@@ -30,7 +30,9 @@ from kernelforge.ir.schedule.limits import Limits
 
 
 class Report(NamedTuple):
-    """What the assembler says of a kernel: registers a thread, bytes spilled, bytes of shared memory."""
+    """What the assembler says of a kernel: registers a thread, bytes of its stack, which spills go to, bytes of
+    shared memory.
+    """
 
     registers: int
     spills: int
@@ -153,5 +155,6 @@ def _read(log: str) -> Report:
         return [int(n) for n in re.findall(pattern, log)]
 
     registers = numbers(r"Used (\d+) registers")
-    spills = numbers(r"(\d+) bytes spill stores") + numbers(r"(\d+) bytes spill loads")
-    return Report(max(registers), sum(spills), max(numbers(r"(\d+) bytes smem"), default=0))
+    return Report(
+        max(registers), sum(numbers(r"(\d+) bytes stack frame")), max(numbers(r"(\d+) bytes smem"), default=0)
+    )

@@ -21,6 +21,20 @@ OLDEST, NEWEST = 14, 30
 NO_AMD = ("No available targets", "unknown target CPU", "invalid target ID", "unknown target triple")
 """What a clang says that was built without AMD's GPUs, or before this one."""
 
+_BUILT_INS = """\
+#define get_local_id(axis) ((size_t)__builtin_amdgcn_workitem_id_x())
+#define get_group_id(axis) ((size_t)__builtin_amdgcn_workgroup_id_x())
+#define get_global_id(axis) (get_group_id(0) * __builtin_amdgcn_workgroup_size_x() + get_local_id(0))
+#define barrier(flags) (__builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup"), __builtin_amdgcn_s_barrier(), \\
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup"))
+#define sqrt(x) kf_sqrt(x)
+#define KF_SQRT(type, body) static type __attribute__((overloadable)) kf_sqrt(type a) { return body; }
+#define KF_HALVES(type) KF_SQRT(type, ((type)(kf_sqrt(a.lo), kf_sqrt(a.hi))))
+KF_SQRT(float, __builtin_sqrtf(a)) KF_HALVES(float2) KF_HALVES(float4) KF_HALVES(float8) KF_HALVES(float16)
+KF_SQRT(double, __builtin_sqrt(a)) KF_HALVES(double2) KF_HALVES(double4) KF_HALVES(double8) KF_HALVES(double16)
+"""
+"""What OpenCL C has by name and AMD's device libraries define: the few that sources use, by clang's own builtins."""
+
 WAVES = {"gfx90a": 8, "gfx942": 8, "gfx1030": 16, "gfx1100": 16}
 """Waves that a SIMD unit holds (AMD's instruction set documents; LLVM's AMDGPU usage guide)."""
 
@@ -38,10 +52,16 @@ def amd(name: str, arch: str, limits: Limits) -> Target:
         source = print_opencl(kernel, False, limits.local_bytes)
         command = [_clang(), "-x", "cl", "-cl-std=CL1.2", "-target", "amdgcn-amd-amdhsa", f"-mcpu={arch}", "-O3"]
         command += ["-nogpulib", "-S", "-", "-o", "-"]
-        done = subprocess.run(command, input=source.text, capture_output=True, text=True, check=False)  # noqa: S603
+        text = _BUILT_INS + source.text
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603
         if any(text in done.stderr for text in NO_AMD):
             raise _no_clang(f"{command[0]} does not compile for {arch}")
         _check(done, kernel, name, source)
+        called = {rest[: int(n)] for n, rest in re.findall(r"\b_Z(\d+)(\w+)@", done.stdout)}
+        if called:
+            problem = f"the kernel calls {', '.join(sorted(called))}, which these define"
+            how = "compile on a machine with ROCm"
+            raise CompilerMissing(compiler="a clang that links AMD's device libraries", problem=problem, how=how)
         return done.stdout, tuple(_amd_usage(done.stdout, arch, p.name) for p in source.phases)
 
     return Target(name, limits, lambda k: print_opencl(k, False, limits.local_bytes).text, assemble)
@@ -80,7 +100,7 @@ def _amd_usage(assembly: str, arch: str, entry: str) -> Usage:
     return Usage(
         entry,
         number("vgpr_count"),
-        4 * (number("vgpr_spill_count") + number("sgpr_spill_count")),
+        number("private_segment_fixed_size"),
         number("group_segment_fixed_size"),
         int(waves[1]) / WAVES[arch] if waves else None,
     )
