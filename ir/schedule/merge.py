@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from kernelforge.ir.index import normalize
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -71,7 +72,7 @@ def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
                 assert isinstance(first, For)
                 replace: dict[Expr, Expr] = {stmt.var: first.var}
                 memo: dict[Expr, Expr] = {}
-                added = tuple(map_exprs(s, lambda e: substitute(e, replace, memo)) for s in stmt.body)  # noqa: B023
+                added = [map_exprs(s, lambda e: normalize(substitute(e, replace, memo))) for s in stmt.body]  # noqa: B023
                 kind = first.kind if first.kind == stmt.kind else "serial"
                 out[place] = For(first.var, first.extent, kind, _forwarded((*first.body, *added)))
         elif isinstance(stmt, If) and out and _same_condition(out[-1], stmt):

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Expr, For, Kernel, Load, Op, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.index import affine, free_vars
+from kernelforge.ir.kernel import (
+    MATH_BINARY,
+    MATH_UNARY,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    stmts,
+    walk,
+)
 from kernelforge.ir.schedule.limits import Limits
 
 COSTS = {"div": 4, "sqrt": 6} | dict.fromkeys(MATH_UNARY + MATH_BINARY, 16)
@@ -77,9 +91,11 @@ def rowwise(body: Sequence[Stmt], last: For) -> bool:
     return votes >= 0
 
 
-def operations(expr: Expr) -> int:
-    """Estimate what an element of ``expr`` costs, in arithmetic operations."""
+def operations(expr: Expr, inner: Collection[Var] = ()) -> int:
+    """Estimate what an element of ``expr`` costs, in arithmetic operations; of what depends on ``inner`` if given."""
     seen = [e for e in walk(expr) if e.dtype != "i64" or isinstance(e, Load)]
+    if inner:
+        seen = [e for e in seen if not free_vars(e).isdisjoint(inner)]
     return sum(COSTS.get(e.op, 1) if isinstance(e, Op) else LOAD * isinstance(e, Load) for e in seen)
 
 

@@ -42,7 +42,9 @@ def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits
     """
     at = row.var.name
     if all(_in_order(s) for s in row.body if isinstance(s, For)):
-        kernel = merge(keep(kernel, at, limits.cache_bytes // 2))
+        kernel = merge(kernel)
+        (row,) = loops(kernel, at)
+        kernel = merge(keep(kernel, at, limits.cache_bytes - _loaded(row)))
     (row,) = loops(kernel, at)
     for name in [s.var.name for s in row.body if isinstance(s, For)]:
         for loop in loops(kernel, name)[:1]:
@@ -60,6 +62,17 @@ def _in_order(loop: For) -> bool:
     )
 
 
+def _loaded(row: For) -> int:
+    """Return how many bytes of memory the passes over a row read, which later passes find in the cache."""
+    found: dict[str, int] = {}
+    for path in filter(None, map(nested, row.body)):
+        for load in loads(path[-1].body):
+            if path[-1].var in free_vars(load.index[0]):
+                nbytes = size(path) * DTYPES[load.dtype].itemsize
+                found[load.buffer] = max(nbytes, found.get(load.buffer, 0))
+    return sum(found.values())
+
+
 def keep(kernel: Kernel, at: str, room: int) -> Kernel:
     """Store what several passes over the rows of the loop ``at`` compute, where reading it again costs less.
 
@@ -72,7 +85,7 @@ def keep(kernel: Kernel, at: str, room: int) -> Kernel:
         best: tuple[int, int, Expr, list[For]] | None = None
         for expr, found in _repeated(row).items():
             nbytes = size(found[0]) * DTYPES[expr.dtype].itemsize
-            gain = (len(found) - 1) * operations(expr) - STORE - len(found) * LOAD
+            gain = (len(found) - 1) * operations(expr, {p.var for p in found[0]}) - STORE - len(found) * LOAD
             if nbytes <= room and gain > 0 and (best is None or gain > best[0]):
                 best = gain, nbytes, expr, found[0]
         if best is None:
