@@ -85,7 +85,7 @@ def _reduce(
     return Primitive(name, Kind.REDUCE, doc, ("axes",), typing, meaning, pull, push, lower, samples, dtypes, bound)
 
 
-def _spread(y: Sym, x: Sym, drop: tuple[int, ...]) -> Sym:
+def _repeated(y: Sym, x: Sym, drop: tuple[int, ...]) -> Sym:
     """Repeat a reduction's result along the axes it dropped."""
     return y.reshape(tuple(1 if a in drop else n for a, n in enumerate(x.shape))).broadcast(x.shape)
 
@@ -112,7 +112,7 @@ def _extremum() -> tuple[
     """
 
     def ties(x: Sym, y: Sym, drop: tuple[int, ...]) -> Sym:
-        wide = _spread(y, x, drop)
+        wide = _repeated(y, x, drop)
         return x.eq(wide) | (apply("isnan", x) & apply("isnan", wide))
 
     def share(tied: Sym, like: Sym, drop: tuple[int, ...]) -> Sym:
@@ -120,7 +120,7 @@ def _extremum() -> tuple[
 
     def vjp(ct: Sym, x: Sym, y: Sym, drop: tuple[int, ...]) -> Sym:
         tied = ties(x, y, drop)
-        return where(tied, _spread(share(tied, ct, drop), x, drop), 0.0)
+        return where(tied, _repeated(share(tied, ct, drop), x, drop), 0.0)
 
     def jvp(t: Sym, x: Sym, y: Sym, drop: tuple[int, ...]) -> Sym:
         tied = ties(x, y, drop)
@@ -135,7 +135,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "The sum over axes; of nothing it is 0.",
         "add",
         np.add,
-        lambda ct, x, y, drop: _spread(ct, x, drop),
+        lambda ct, x, y, drop: _repeated(ct, x, drop),
         lambda t, x, y, drop: t.sum(drop),
         NUMBERS,
         4.0,
@@ -145,7 +145,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "The product over axes; of nothing it is 1.",
         "mul",
         np.multiply,
-        lambda ct, x, y, drop: _spread(ct, x, drop) * _others(x, drop),
+        lambda ct, x, y, drop: _repeated(ct, x, drop) * _others(x, drop),
         lambda t, x, y, drop: (t * _others(x, drop)).sum(drop),
         NUMBERS,
         4.0,

@@ -45,7 +45,7 @@ def _window_numpy(x: Array, params: Params) -> Array:
     return np.lib.stride_tricks.as_strided(x, out, [*strides, *within], writeable=False)
 
 
-def _spread(g: Sym, at: Sequence[int], extents: Sequence[int], params: Params) -> Sym:
+def _from_elements(g: Sym, at: Sequence[int], extents: Sequence[int], params: Params) -> Sym:
     """View ``g``, whose axes ``at`` are the window's positions, from the elements' side.
 
     Element j reads, for offset i, g[(j - i*dilation) / stride], or 0 where no position reaches. The axes ``at`` get
@@ -111,7 +111,7 @@ def _exchanged(ct: Sym, x: Sym, params: Params, node: Node, g: int, w: int) -> S
         return None
     held, weights = (Sym(ct.builder, node.inputs[i]) for i in (g, w))
     at = [operand[g].index(p) for p in positions]
-    spread = _spread(held, at, [x.shape[a] for a in params["axes"]], params)
+    spread = _from_elements(held, at, [x.shape[a] for a in params["axes"]], params)
     turned = apply("flip", weights, axes=tuple(sorted(operand[w].index(o) for o in offsets)))
     return apply(
         "contract", spread, turned, x_axes=(*operand[g], *offsets), y_axes=operand[w], out_axes=tuple(names[: x.ndim])

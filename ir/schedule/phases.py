@@ -81,19 +81,30 @@ def spread(kernel: Kernel, nest: For, reductions: dict[str, int], suffix: str) -
     return dataclasses.replace(kernel, body=made_body)
 
 
+def obstacle(kernel: Kernel) -> str:
+    """Return why ``join`` cannot make one loop of a kernel, or nothing."""
+    nests = [s for s in kernel.body if isinstance(s, For)]
+    if len(nests) < 2 or len(nests) != len(kernel.body):
+        return "it is not several loops"
+    written = [{t.buffer for t in stmts((s,)) if isinstance(t, Store)} for s in nests]
+    for k, s in enumerate(nests):
+        touched = written[k] | {e.buffer for t in stmts((s,)) for r in exprs(t) for e in walk(r) if isinstance(e, Load)}
+        if any(touched & w for j, w in enumerate(written) if j != k):
+            return "a nest touches what another one writes"
+    if not all(s.kind == "grid" and s.static is not None for s in nests):
+        return "a nest is not a grid loop of constant extent"
+    return ""
+
+
 def join(kernel: Kernel, name: str) -> Kernel:
     """Make one grid loop of the kernel's top-level grid nests, which do not depend on each other: a single launch.
 
     Legal when no nest touches what another one writes, and all extents are constants.
     """
+    reason = obstacle(kernel)
+    if reason:
+        raise IllegalSchedule(step="join", target=kernel.name, reason=reason)
     nests = [s for s in kernel.body if isinstance(s, For)]
-    if len(nests) < 2 or len(nests) != len(kernel.body):
-        raise IllegalSchedule(step="join", target=kernel.name, reason="it is not several loops")
-    written = [{t.buffer for t in stmts((s,)) if isinstance(t, Store)} for s in nests]
-    for k, s in enumerate(nests):
-        touched = written[k] | {e.buffer for t in stmts((s,)) for r in exprs(t) for e in walk(r) if isinstance(e, Load)}
-        if any(touched & w for j, w in enumerate(written) if j != k):
-            raise IllegalSchedule(step="join", target=kernel.name, reason="a nest touches what another one writes")
     total = 0
     body: list[Stmt] = []
     whole = Var(name, "i64", sum(_range(s) for s in nests))

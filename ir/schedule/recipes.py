@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 from kernelforge.ir.index import flatten
 from kernelforge.ir.kernel import (
@@ -23,11 +22,9 @@ from kernelforge.ir.kernel import (
     Load,
     Stmt,
     Store,
-    exprs,
     i64,
     map_exprs,
     rebuild,
-    stmts,
     walk,
 )
 from kernelforge.ir.schedule import contraction
@@ -36,7 +33,7 @@ from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import grid, lanes, perfect, row_of_block, rowwise, size
-from kernelforge.ir.schedule.phases import join, spread
+from kernelforge.ir.schedule.phases import join, obstacle, spread
 from kernelforge.ir.schedule.rows import BLOCK, group_row, vector_row
 from kernelforge.ir.schedule.staging import nested
 from kernelforge.ir.types import row_major
@@ -50,7 +47,7 @@ def schedule(kernel: Kernel, limits: Limits) -> Kernel:
     if limits.form == "serial":
         return kernel
     recipe = vector if limits.form == "vector" else group
-    kernel = scratch(_spread(kernel, limits))
+    kernel = scratch(_share_reductions(kernel, limits))
     bodies: list[Stmt] = []
     nests = [s for s in kernel.body if isinstance(s, For)]
     for stmt in kernel.body:
@@ -60,22 +57,12 @@ def schedule(kernel: Kernel, limits: Limits) -> Kernel:
         else:
             bodies.append(stmt)
     kernel = dataclasses.replace(kernel, body=tuple(bodies))
-    if len(nests) > 1 and len(nests) == len(kernel.body) and not _linked(kernel.body):
+    if len(nests) == len(kernel.body) and not obstacle(kernel):
         kernel = join(kernel, "g")
     return scratch(kernel)
 
 
-def _linked(body: Sequence[Stmt]) -> bool:
-    """Whether a nest reads or writes what another one writes, or is not a plain grid loop."""
-    written = [{t.buffer for t in stmts((s,)) if isinstance(t, Store)} for s in body]
-    for k, s in enumerate(body):
-        touched = written[k] | {e.buffer for t in stmts((s,)) for r in exprs(t) for e in walk(r) if isinstance(e, Load)}
-        if any(touched & w for j, w in enumerate(written) if j != k):
-            return True
-    return not all(isinstance(s, For) and s.kind == "grid" and s.static is not None for s in body)
-
-
-def _spread(kernel: Kernel, limits: Limits) -> Kernel:
+def _share_reductions(kernel: Kernel, limits: Limits) -> Kernel:
     """Let several workers share each reduction where there are too few rows for the device."""
     for nest in [s for s in kernel.body if isinstance(s, For)]:
         parallel, body = perfect(nest)

@@ -68,11 +68,11 @@ def sum(
 ) -> Sym:
     x = _summed_in(as_sym(a), dtype)
     axes = axes_of(x, axis)
-    result = _finish(_accumulated("sum", _spread(x, where, 0), axes), x, axes, keepdims)
+    result = _finish(_accumulated("sum", _masked_whole(x, where, 0), axes), x, axes, keepdims)
     return result if initial is None else ufunc("add", result, initial).astype(x.dtype)
 
 
-def _spread(x: Sym, mask: Operand | None, instead: float) -> Sym:
+def _masked_whole(x: Sym, mask: Operand | None, instead: float) -> Sym:
     return _masked(x, mask, instead).broadcast(x.shape)
 
 
@@ -88,7 +88,7 @@ def prod(
 ) -> Sym:
     x = _summed_in(as_sym(a), dtype)
     axes = axes_of(x, axis)
-    result = _finish(_accumulated("prod", _spread(x, where, 1), axes), x, axes, keepdims)
+    result = _finish(_accumulated("prod", _masked_whole(x, where, 1), axes), x, axes, keepdims)
     return result if initial is None else ufunc("multiply", result, initial).astype(x.dtype)
 
 
@@ -113,7 +113,7 @@ def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | 
         raise ShapeMismatch(
             op=f"np.{name}", found=x.shape, expected="at least one element along the axis, or initial=", loc=user_line()
         )
-    x = _spread(x, mask, instead)
+    x = _masked_whole(x, mask, instead)
     if count_of(x, axes):
         result = _accumulated(name, x, axes)
     else:
@@ -180,7 +180,7 @@ def _count(x: Sym, axes: Sequence[int], mask: Operand | None) -> Operand:
 
 def _mean(x: Sym, axes: Sequence[int], mask: Operand | None) -> Sym:
     return ufunc(
-        "divide", keep(_accumulated("sum", _spread(x, mask, 0), axes), x, axes), _as_float(_count(x, axes, mask))
+        "divide", keep(_accumulated("sum", _masked_whole(x, mask, 0), axes), x, axes), _as_float(_count(x, axes, mask))
     )
 
 
@@ -206,7 +206,7 @@ def drop(x: Sym, axes: Sequence[int]) -> Sym:
 def _variance(x: Sym, axes: Sequence[int], ddof: float, mask: Operand | None) -> Sym:
     """Compute in two passes: the mean first, as the mean of squares loses what the mean has."""
     apart = x - _mean(x, axes, mask)
-    total = keep(_accumulated("sum", _spread(apart * apart, mask, 0), axes), x, axes)
+    total = keep(_accumulated("sum", _masked_whole(apart * apart, mask, 0), axes), x, axes)
     count = _count(x, axes, mask)
     degrees = (
         float(np.maximum(count - ddof, 0))
@@ -301,7 +301,7 @@ def argmin(a: Operand, axis: int | None = None, *, keepdims: bool = False) -> Sy
 @array_function("a", "where", numbers=True)
 def logsumexp(a: Operand, axis: Axis = None, *, keepdims: bool = False, where: Operand | None = None) -> Sym:
     """The logarithm of the sum of exponentials, without overflow; -inf of no elements."""
-    x = _spread(floating(a, "exp"), where, -math.inf)
+    x = _masked_whole(floating(a, "exp"), where, -math.inf)
     axes = axes_of(x, axis)
     top = _extremum("max", x, axis, True, -math.inf, None)
     shift = _finite_or_zero(top)
