@@ -25,7 +25,21 @@ from kernelforge.errors import UnsupportedFunction
 from kernelforge.ir.build import in_package, user_line
 from kernelforge.methods import FUNCTIONS, Methods, function, meaningful
 
-CREATORS = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
+CREATORS = (
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "arange",
+    "linspace",
+    "eye",
+    "identity",
+    "tri",
+)
 """Give traced arrays whose values are known as long as nothing traced is written in."""
 
 _NUMPY = os.path.join(os.path.dirname(np.__file__), "")
@@ -56,9 +70,12 @@ def _holds_traced(x: Any) -> bool:
 
 
 def _replacement(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    dispatches = hasattr(original, "_implementation")  # by NumPy's protocol, where an argument is a traced array
+
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _ours(name, (*args, *kwargs.values())) and kwargs.get("out") is None:
+        seen = dispatches and any(isinstance(x, Methods) for x in args)
+        if not seen and _ours(name, (*args, *kwargs.values())) and kwargs.get("out") is None:
             return function(name)(*args, **meaningful(name, kwargs))
         return original(*args, **kwargs)
 

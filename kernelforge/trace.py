@@ -17,6 +17,7 @@ import optree
 from kernelforge import indexing
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import (
+    InvalidParameter,
     InvalidResult,
     LeakedTracer,
     ReadOnlyArray,
@@ -27,6 +28,8 @@ from kernelforge.errors import (
     TracedTruth,
     UnresolvedWrite,
     UnsafeCast,
+    UnsupportedArgument,
+    UnsupportedFunction,
     WriteThroughView,
 )
 from kernelforge.intercept import intercepted
@@ -116,6 +119,10 @@ class Tracer(_Inplace):
         if not is_open(self._sym.builder):
             raise LeakedTracer(found=self._describe())
         return self._sym
+
+    def learn(self, known: np.ndarray[Any, Any] | None) -> None:
+        """Take note of the value, where it is known."""
+        self._known = known
 
     def _check(self) -> None:
         for array in (self, self._base):
@@ -208,6 +215,15 @@ class Tracer(_Inplace):
             self._version += 1
         else:
             self._replace(indexing.put(self.sym, _syms(key), to_sym(value), "set"))
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().__array_function__(func, types, args, kwargs)
+        except (UnsupportedFunction, UnsupportedArgument, InvalidParameter):
+            known = concrete([args, list(kwargs.values())])
+            if known is TRACED:
+                raise
+            return func(*known[0], **dict(zip(kwargs, known[1], strict=True)))
 
     def _resolve(self, key: Any, value: Any) -> None:
         """Let ``a[key] = v`` complete the in-place operator that Python applied to ``a[key]`` before."""

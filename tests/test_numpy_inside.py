@@ -50,6 +50,51 @@ def test_arrays_like_others_are_written_to(make: Callable[..., Any]) -> None:
     agree(fn, X)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.arange(3.0),
+        lambda: np.arange(1, 7, 2),
+        lambda: np.linspace(0, 1, 3),
+        lambda: np.eye(3),
+        lambda: np.identity(3) * 2,
+        lambda: np.tri(3, k=-1),
+    ],
+)
+def test_arrays_made_are_written_to_and_known(make: Callable[..., Any]) -> None:
+    def fn(x: Any) -> Any:
+        y = make()
+        half = float(y.sum()) / 2
+        y = y * 1.0
+        y[1] = x[0] * half
+        return y + half
+
+    agree(fn, X)
+
+
+def test_known_values_choose() -> None:
+    def fn(x: Any) -> Any:
+        steps = np.arange(6)
+        odd = steps % 2 == 1
+        total = x * 0 if odd.all() else x
+        for i in np.nonzero(odd)[0]:
+            total = total + int(steps[i]) * x
+        return total + np.tile(x, 2)[odd] * float(np.ones(3).sum()) + np.unique(steps // 2)
+
+    agree(fn, X)
+
+
+def test_what_is_written_to_is_not_what_it_was_made_from() -> None:
+    def fn(x: Any) -> Any:
+        a = np.arange(3.0)
+        b, c = np.ravel(a).copy(), a + 0
+        a[0] = 5.0
+        c[1] = x[1]
+        return a + 10 * b + 100 * c
+
+    agree(fn, X)
+
+
 @pytest.mark.parametrize("draw", ["normal", "permutation", "default_rng"])
 def test_random_numbers_are_refused(draw: str) -> None:
     def fn(x: Any) -> Any:

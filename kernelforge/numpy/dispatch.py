@@ -25,6 +25,9 @@ from kernelforge.trace import TRACED, Selection, Tracer, concrete, to_sym
 Fn = Callable[..., Any]
 F = TypeVar("F", bound=Fn)
 
+MOST_KNOWN = 1 << 20
+"""Elements of arrays whose values are followed while tracing."""
+
 TOTALS = frozenset({"sum", "prod", "mean", "var", "std", "any", "all"})
 """Reductions whose value over no elements is NumPy's, so that a mask may leave out any number of them."""
 
@@ -119,7 +122,28 @@ class Function:
         if not tracing():
             return self._run(bound)
         selection = next((x for x in bound.arguments.values() if isinstance(x, Selection)), None)
-        return self._trace(bound) if selection is None else self._select(bound, selection)
+        if selection is not None:
+            return self._select(bound, selection)
+        given = dict(bound.arguments)
+        out = self._trace(bound)
+        if isinstance(out, Tracer) and out.size <= MOST_KNOWN:
+            bound.arguments.update(given)
+            out.learn(self._known(bound, out))
+        return out
+
+    def _known(self, bound: inspect.BoundArguments, out: Tracer) -> np.ndarray[Any, Any] | None:
+        """Return the result as NumPy has it, where the values of all arguments are known while tracing."""
+        original = getattr(np, self.__name__, None)
+        arrays = [concrete(bound.arguments.get(name)) for name in (*self._single, *self._several)]
+        if original is None or any(x is TRACED or np.size(x) > MOST_KNOWN for x in arrays):
+            return None
+        bound.arguments.update({name: concrete(x) for name, x in bound.arguments.items()})
+        try:
+            with np.errstate(all="ignore"):
+                found = np.asarray(original(*bound.args, **bound.kwargs))
+        except (TypeError, ValueError, IndexError, OverflowError):
+            return None
+        return found if (found.shape, found.dtype) == (out.shape, out.dtype) else None
 
     def _is_sequence(self, name: str) -> bool:
         return name in self._several or self._signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
