@@ -325,3 +325,13 @@ def test_join_makes_one_launch() -> None:
     )
     with pytest.raises(IllegalSchedule, match="touches what another one writes"):
         phases.join(clash, "g")
+
+
+def test_rows_are_kept_where_the_cache_has_room() -> None:
+    def kept(cache: int) -> list[str]:
+        made = schedule(softmax(4, 4096), dataclasses.replace(DEVICES["avx512"], cache_bytes=cache))
+        return [s.buffer for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"]
+
+    assert kept(1 << 20) == ["row0"]
+    assert kept(2 * 4096 * 4) == ["row0"]
+    assert kept(2 * 4096 * 4 - 1) == []
