@@ -44,12 +44,10 @@ class Interpreted:
     binary: None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
-class Reference:
-    """Runs kernels by ``kernelforge.ir.interpret``; memory is NumPy's, and starts as 0xFF bytes: NaN, or -1."""
+class InProcess:
+    """Memory that is NumPy's, at a multiple of 64 bytes, and starts as 0xFF bytes: NaN, or -1."""
 
-    name: str = "reference"
-    limits: Limits = LIMITS
+    name: str
 
     def allocate(self, nbytes: int) -> Bytes:
         try:
@@ -71,6 +69,16 @@ class Reference:
         count = int(np.prod(shape, dtype=np.int64))
         return handle[offset : offset + count * dtype.itemsize].view(dtype).reshape(shape).copy()
 
+    def synchronize(self) -> None:
+        """Do nothing: a launch returns when it is done."""
+
+
+class Reference(InProcess):
+    """Runs kernels by ``kernelforge.ir.interpret``."""
+
+    name = "reference"
+    limits = LIMITS
+
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> Interpreted:
         return Interpreted(kernel, print_kernel(kernel))
 
@@ -82,9 +90,6 @@ class Reference:
             dtype = DTYPES[arg.dtype]
             arrays[arg.name] = handle[offset : offset + evaluate(arg.size, values) * dtype.itemsize].view(dtype)
         run_kernel(kernel, arrays, values)
-
-    def synchronize(self) -> None:
-        """Do nothing: a launch returns when it is done."""
 
 
 def devices() -> dict[str, Backend]:

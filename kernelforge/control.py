@@ -14,11 +14,12 @@ import optree
 
 from kernelforge.dtypes import promote
 from kernelforge.errors import BranchMismatch, CarryMismatch, ExpectedPair, LengthMismatch, NotAPredicate, TreeMismatch
-from kernelforge.functions import Flat, flat, name_of, run
+from kernelforge.functions import Flat, flat, run
 from kernelforge.ir.build import Sym, apply, apply_many, tracing
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, close_pair
 from kernelforge.ir.types import Type
+from kernelforge.jit import name_of
 from kernelforge.trace import Tracer
 
 Fn = Callable[..., Any]

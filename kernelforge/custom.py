@@ -10,12 +10,13 @@ from typing import Any
 
 from kernelforge.dtypes import is_float
 from kernelforge.errors import ExpectedPair, KeywordOnly, LeafMismatch, NotDifferentiable, RuleMissing, TreeMismatch
-from kernelforge.functions import Flat, flat, matched, name_of, trace_at
+from kernelforge.functions import Flat, flat, matched, trace_at
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Sym, apply_many, build, builder, tracing
 from kernelforge.ir.graph import Graph, Params
 from kernelforge.ir.ops.control import MaybeSyms, Refuse, close, materialize, present, scatter
 from kernelforge.ir.passes.pipeline import optimize
+from kernelforge.jit import name_of
 from kernelforge.trace import Tracer
 
 Fn = Callable[..., Any]

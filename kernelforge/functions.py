@@ -14,16 +14,12 @@ from kernelforge.ir.build import Sym, builder
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, materialize
 from kernelforge.ir.types import Type
-from kernelforge.jit import NUMBERS
+from kernelforge.jit import NUMBERS, name_of
 from kernelforge.jit import run as run_arrays
 from kernelforge.methods import is_array
 from kernelforge.trace import Tracer, to_sym, trace
 
 Fn = Callable[..., Any]
-
-
-def name_of(fn: Fn) -> str:
-    return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
 class Flat(NamedTuple):

@@ -216,7 +216,7 @@ def _device(leaves: Sequence[Any]) -> Backend:
     return found[0] if found else current_device()
 
 
-def _name_of(fn: Fn) -> str:
+def name_of(fn: Fn) -> str:
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
@@ -271,7 +271,7 @@ def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         a, k = tree.unflatten(values)
         return fn(*a, **k)
 
-    return compile(body, leaves, _name_of(fn))(leaves)
+    return compile(body, leaves, name_of(fn))(leaves)
 
 
 class Jit:
@@ -344,7 +344,7 @@ class Jit:
         name, kwargs = self._aimed(kwargs)
         backend = None if name is None else target(name)
         _, body, leaves = self._prepare(args, kwargs)
-        return Lowered(compile(body, leaves, _name_of(self.__wrapped__), backend, located=True).plan)
+        return Lowered(compile(body, leaves, name_of(self.__wrapped__), backend, located=True).plan)
 
     def explain(self, *args: Any, measure: bool = False, **kwargs: Any) -> Explanation:
         """Say in words what the function is compiled to for these arguments.
@@ -358,7 +358,7 @@ class Jit:
         from kernelforge.explain import explain
 
         plan = self.lower(*args, **kwargs).plan
-        return explain(plan, _name_of(self), self._names(args, self._aimed(kwargs)[1]), measure)
+        return explain(plan, name_of(self), self._names(args, self._aimed(kwargs)[1]), measure)
 
     def _aimed(self, kwargs: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Take the name of a target out of keyword arguments that have one."""
@@ -402,7 +402,7 @@ class Jit:
         table = self._here()
         program = table.get(key)
         if program is None:
-            program = self._remember(table, key, compile(body, leaves, _name_of(self.__wrapped__)))
+            program = self._remember(table, key, compile(body, leaves, name_of(self.__wrapped__)))
         return program, leaves
 
     def _prepare(
@@ -459,10 +459,10 @@ def _statics(fn: Fn, names: tuple[str, ...], nums: tuple[int, ...]) -> tuple[fro
     takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     for name in names:
         if name not in known and not takes_any:
-            raise UnknownStatic(name=name, function=_name_of(fn), expected=", ".join(known) or "no parameters")
+            raise UnknownStatic(name=name, function=name_of(fn), expected=", ".join(known) or "no parameters")
     for n in nums:
         if not (-len(listed) <= n < len(listed) or takes_more):
-            raise UnknownStatic(name=n, function=_name_of(fn), expected=f"{len(listed)} positional parameters")
+            raise UnknownStatic(name=n, function=name_of(fn), expected=f"{len(listed)} positional parameters")
     at = frozenset(n + len(listed) if n < 0 else n for n in nums) | frozenset(
         listed.index(n) for n in names if n in listed
     )

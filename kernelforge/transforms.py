@@ -17,9 +17,10 @@ import optree
 
 from kernelforge.dtypes import is_float
 from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, NotFloat, NotScalar, RepeatedArgnums
-from kernelforge.functions import Flat, flat, freeze, matched, name_of, result, run, trace_at
+from kernelforge.functions import Flat, flat, freeze, matched, result, run, trace_at
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
+from kernelforge.jit import name_of
 from kernelforge.trace import Tracer, to_sym
 
 Fn = Callable[..., Any]

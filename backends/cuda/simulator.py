@@ -17,12 +17,9 @@ from kernelforge.backends.base import Argument, Limits
 from kernelforge.backends.cuda.launch import Launches
 from kernelforge.backends.cuda.lib import Pointer, namespace
 from kernelforge.backends.cuda.printer import Phase
+from kernelforge.backends.reference import Bytes, InProcess
 from kernelforge.dtypes import DTYPES
-from kernelforge.errors import DeviceOutOfMemory
 from kernelforge.ir.kernel import Kernel
-
-Array = np.ndarray[Any, Any]
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 LIMITS = Limits(
     form="group",
@@ -70,16 +67,6 @@ def _function(phase: Phase) -> Callable[..., Any]:
     return cuda.jit(made["run"])  # type: ignore[no-any-return]
 
 
-def _bytes(nbytes: int, device: str) -> Bytes:
-    """Memory at a multiple of 64 bytes, of 0xFF: NaN, or -1."""
-    try:
-        memory = np.full(nbytes + 64, 0xFF, np.uint8)
-    except MemoryError:
-        raise DeviceOutOfMemory(device=device, nbytes=nbytes) from None
-    skip = -memory.ctypes.data % 64
-    return memory[skip : skip + nbytes]
-
-
 def _pointer(handle: Bytes, offset: int, dtype: np.dtype[Any]) -> Pointer:
     elements = handle[offset % dtype.itemsize :]
     usable = elements[: len(elements) // dtype.itemsize * dtype.itemsize]
@@ -87,26 +74,11 @@ def _pointer(handle: Bytes, offset: int, dtype: np.dtype[Any]) -> Pointer:
     return Pointer(usable.view(np.uint8 if dtype == np.bool_ else dtype), offset // dtype.itemsize)
 
 
-class SimulatedCuda:
+class SimulatedCuda(InProcess):
     """The device ``cuda:0`` under ``NUMBA_ENABLE_CUDASIM=1``."""
 
     name = "cuda:0"
     limits = LIMITS
-
-    def allocate(self, nbytes: int) -> Bytes:
-        return _bytes(nbytes, self.name)
-
-    def free(self, handle: Bytes) -> None:
-        """Do nothing: the array is freed with its last reference."""
-
-    def upload(self, array: Array) -> Bytes:
-        handle = self.allocate(max(array.nbytes, 1))
-        handle[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        return handle
-
-    def download(self, handle: Bytes, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        count = int(np.prod(shape, dtype=np.int64))
-        return handle[offset : offset + count * dtype.itemsize].view(dtype).reshape(shape).copy()
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> SimulatedExecutable:
         return SimulatedExecutable(kernel)
@@ -124,6 +96,3 @@ class SimulatedCuda:
             for function, phase, blocks in phases:
                 if blocks:
                     function[(blocks,), (phase.threads,)](*pointers, *values)
-
-    def synchronize(self) -> None:
-        """Do nothing: a launch returns when it is done."""

@@ -66,14 +66,26 @@ def sum(
     initial: Operand | None = None,
     where: Operand | None = None,
 ) -> Sym:
-    x = _summed_in(as_sym(a), dtype)
-    axes = axes_of(x, axis)
-    result = _finish(_accumulated("sum", _masked_whole(x, where, 0), axes), x, axes, keepdims)
-    return result if initial is None else ufunc("add", result, initial).astype(x.dtype)
+    return _combined("sum", "add", 0, _summed_in(as_sym(a), dtype), axis, keepdims, initial, where)
 
 
 def _masked_whole(x: Sym, mask: Operand | None, instead: float) -> Sym:
     return _masked(x, mask, instead).broadcast(x.shape)
+
+
+def _combined(
+    name: str,
+    op: str,
+    neutral: float,
+    x: Sym,
+    axis: Axis,
+    keepdims: bool,
+    initial: Operand | None,
+    mask: Operand | None,
+) -> Sym:
+    axes = axes_of(x, axis)
+    result = _finish(_accumulated(name, _masked_whole(x, mask, neutral), axes), x, axes, keepdims)
+    return result if initial is None else ufunc(op, result, initial).astype(x.dtype)
 
 
 @array_function("a", "where", "initial", numbers=True)
@@ -86,10 +98,7 @@ def prod(
     initial: Operand | None = None,
     where: Operand | None = None,
 ) -> Sym:
-    x = _summed_in(as_sym(a), dtype)
-    axes = axes_of(x, axis)
-    result = _finish(_accumulated("prod", _masked_whole(x, where, 1), axes), x, axes, keepdims)
-    return result if initial is None else ufunc("multiply", result, initial).astype(x.dtype)
+    return _combined("prod", "multiply", 1, _summed_in(as_sym(a), dtype), axis, keepdims, initial, where)
 
 
 def least(dtype: np.dtype[Any]) -> bool | int | float:

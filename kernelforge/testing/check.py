@@ -15,8 +15,7 @@ from kernelforge.backends import registry
 from kernelforge.devices import default_device
 from kernelforge.dtypes import BFLOAT16, as_dtype, is_float, short
 from kernelforge.errors import CheckFailed, InvalidParameter
-from kernelforge.functions import name_of
-from kernelforge.jit import jit
+from kernelforge.jit import jit, name_of
 from kernelforge.testing.gradients import compare, devices_or_all
 from kernelforge.testing.inputs import Example, Shape, arrays, extents, parse_shapes, sized
 from kernelforge.testing.oracle import REFUSALS, Array, Fn, expected, leaves, plain

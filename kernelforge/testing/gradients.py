@@ -12,7 +12,7 @@ from kernelforge.backends import registry
 from kernelforge.devices import default_device
 from kernelforge.dtypes import is_float
 from kernelforge.errors import CheckFailed
-from kernelforge.functions import name_of
+from kernelforge.jit import name_of
 from kernelforge.testing.oracle import Array, Fn, epsilon, plain, widened
 from kernelforge.transforms import grad, jvp
 
