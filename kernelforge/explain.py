@@ -30,7 +30,7 @@ from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.kernel import Alloc, Const, For, If, Stmt, stmts
 from kernelforge.ir.text import print_graph
 from kernelforge.ir.types import Type
-from kernelforge.runtime.plan import Compiled, Plan, identity
+from kernelforge.runtime.plan import Compiled, Cond, Launch, Plan, Scan, Step, While, identity
 
 LAUNCH_SECONDS = 2e-6
 """What a launch takes besides the work, for predictions."""
@@ -55,6 +55,8 @@ class Facts:
         predicted: seconds, by the device's limits; None where they do not tell.
         measured: seconds; None where it was not measured.
         bound: what takes longer by the prediction: ``memory`` or ``arithmetic``.
+        runs: how often a call launches it; once for each step of a loop whose number of steps is not known.
+        within: the control flow it stands in, in words.
     """
 
     number: int
@@ -69,6 +71,8 @@ class Facts:
     predicted: float | None
     measured: float | None
     bound: str
+    runs: int
+    within: str
 
     @property
     def seconds(self) -> float | None:
@@ -114,7 +118,17 @@ class Explanation:
 
     @property
     def moved(self) -> int:
-        return sum(k.cost.bytes + 2 * k.scratch for k in self.kernels)
+        return sum(k.runs * (k.cost.bytes + 2 * k.scratch) for k in self.kernels)
+
+    @property
+    def flops(self) -> int:
+        return sum(k.runs * k.kernel.flops for k in self.kernels)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all kernels, as measured or else predicted; None where that is not known."""
+        times = [None if k.seconds is None else k.runs * k.seconds for k in self.kernels]
+        return None if None in times or not times else math.fsum(t for t in times if t)
 
     def __str__(self) -> str:
         return self.text()
@@ -161,13 +175,13 @@ class Explanation:
             (
                 f"{count(len(self.kernels), 'kernel')} on {plan.backend.name} for {count(computing, 'operation')} and "
                 f"{count(len(plan.graph.nodes) - computing, 'view')}; "
-                f"{count(len(plan.steps), 'launch', 'launches')} a call, arena {size(plan.arena)}"
+                f"{count(sum(k.runs for k in self.kernels), 'launch', 'launches')} a call, arena {size(plan.arena)}"
             ),
             f"moves {size(self.moved)}{ratio}: inputs and outputs once are {size(self.least)}",
-            f"{sum(k.kernel.flops for k in self.kernels):,} floating-point operations",
+            f"{self.flops:,} floating-point operations",
         ]
-        if self.kernels and all(k.seconds is not None for k in self.kernels):
-            total = sum(k.seconds or 0 for k in self.kernels)
+        total = self.seconds
+        if total is not None:
             how = "measured" if self.measured else "predicted"
             lines.append(
                 f"{how} {duration(total)}; memory gives {self.bandwidth / 1e9:.3g} GB/s"
@@ -188,8 +202,8 @@ class Explanation:
 
     def residuals(self) -> list[str]:
         """Say what is kept between kernels and what is computed again, with the numbers."""
-        made = {v: n for n in self.plan.graph.nodes for v in n.outputs}
-        lines = [_residual(r, made) for r in self.plan.fusion.residuals]
+        made = _makers(self.plan)
+        lines = [_residual(r, made) for p in _plans(self.plan) for r in p.fusion.residuals]
         again = checkpointed(self.plan.graph)
         if again:
             lines.append(f"recomputes {', '.join(again)}: it stands under checkpoint, which keeps inputs alone")
@@ -235,8 +249,10 @@ def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measu
     backend, limits = plan.backend, plan.backend.limits
     given = tuple(names) or tuple(f"argument {k}" for k in range(1, 1 + len(plan.graph.inputs)))
     bandwidth = _copying(backend) if measure else limits.bandwidth
-    called = dict(zip(plan.graph.inputs, given, strict=True))
-    derived = any(n.loc and n.loc.order for n in plan.graph.nodes)
+    called = {v: "an argument of the loop" for p in _plans(plan) for v in p.graph.inputs}
+    called |= dict(zip(plan.graph.inputs, given, strict=True))
+    launched = _launched(plan)
+    derived = any(n.loc and n.loc.order for p in _plans(plan) for n in p.graph.nodes)
     facts = []
     for number, kernel in enumerate(plan.kernels, 1):
         found = cost(kernel.naive)
@@ -251,16 +267,54 @@ def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measu
                 kernel,
                 _role(kernel) if derived else "",
                 tuple(_lines(kernel)),
-                *_traffic(kernel, called, plan.graph),
+                *_traffic(kernel, called, plan),
                 tuple(schedule_words(kernel.ir.body)),
                 found,
                 sum(nbytes(a) for a in kernel.ir.args if a.mode == "scratch"),
                 predicted,
                 timed(kernel, backend) if measure else None,
                 bound,
+                *launched[kernel],
             )
         )
     return Explanation(name, plan, given, tuple(facts), tuple(_apart(plan)), bandwidth, limits.rate, measure)
+
+
+def _inner(step: Step) -> list[tuple[Plan, int, str]]:
+    """Return the plans that a step runs, how often, and where they stand in words."""
+    match step:
+        case Scan():
+            return [(step.body, step.length, f"in each of {count(step.length, 'step')} of a scan")]
+        case Cond():
+            return [(step.true, 1, "if a condition holds"), (step.false, 1, "unless a condition holds")]
+        case While():
+            return [(step.cond, 1, "before each step of a while_loop"), (step.body, 1, "in each step of a while_loop")]
+    return []
+
+
+def _plans(plan: Plan) -> Iterator[Plan]:
+    """Yield a plan and those inside of it."""
+    yield plan
+    for step in plan.steps:
+        for inner, _, _ in _inner(step):
+            yield from _plans(inner)
+
+
+def _launched(plan: Plan) -> dict[Compiled, tuple[int, str]]:
+    """Return how often a call launches each kernel, and the control flow it stands in."""
+    found: dict[Compiled, tuple[int, str]] = {}
+    for step in plan.steps:
+        if isinstance(step, Launch):
+            found[step.kernel] = (1 + found.get(step.kernel, (0, ""))[0], "")
+        for inner, times, where in _inner(step):
+            for kernel, (runs, deeper) in _launched(inner).items():
+                before = found.get(kernel, (0, ""))[0]
+                found[kernel] = before + times * runs, ", ".join(filter(None, (where, deeper)))
+    return found
+
+
+def _makers(plan: Plan) -> dict[Value, Node]:
+    return {v: n for p in _plans(plan) for n in p.graph.nodes for v in n.outputs}
 
 
 def _role(kernel: Compiled) -> str:
@@ -286,9 +340,9 @@ def _here(file: str) -> str:
     return file if below.startswith("..") else below
 
 
-def _traffic(kernel: Compiled, called: Mapping[Value, str], graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    made = {v: n for n in graph.nodes for v in n.outputs}
-    results = {v: k for k, v in enumerate(graph.outputs, 1)}
+def _traffic(kernel: Compiled, called: Mapping[Value, str], plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    made = _makers(plan)
+    results = {v: k for k, v in enumerate(plan.graph.outputs, 1)}
     reads = dict.fromkeys(v for p in kernel.region.parts for v in inputs(p))
 
     def read(v: Value) -> str:
@@ -311,9 +365,10 @@ def label(value: Value, made: Mapping[Value, Node]) -> str:
 
 def _apart(plan: Plan) -> Iterator[Apart]:
     """Yield the kernels that share data, with the last reason why they were not fused."""
-    made = {v: n for n in plan.graph.nodes for v in n.outputs}
+    made = _makers(plan)
+    plans = list(_plans(plan))
     inside = [{v for n in k.region.nodes for v in n.outputs} | set(k.region.outputs) for k in plan.kernels]
-    moved = {v: r.home for r in plan.fusion.residuals for v in r.values if r.home}
+    moved = {v: r.home for p in plans for r in p.fusion.residuals for v in r.values if r.home}
     for i, first in enumerate(plan.kernels):
         for j, second in enumerate(plan.kernels):
             wanted = {v for p in second.region.parts for v in inputs(p)}
@@ -322,7 +377,8 @@ def _apart(plan: Plan) -> Iterator[Apart]:
                 continue
             tried = [
                 d
-                for d in plan.fusion.decisions
+                for p in plans
+                for d in p.fusion.decisions
                 if not d.fused and moved.get(d.producer, d.producer) in inside[i] and d.consumer in inside[j]
             ]
             reason = tried[-1].reason if tried else "each had joined others before"
@@ -387,6 +443,8 @@ def describe(k: Facts) -> list[str]:
         f"  moves {size(k.cost.bytes)}, {flops:,} floating-point operations{per}",
         *(f"  {'runs in ' if n else ''}{words}" for n, words in enumerate(k.schedule)),
     ]
+    if k.within:
+        lines.append(f"  runs {k.within}")
     if k.scratch:
         lines.append(f"  partial results between its phases: {size(k.scratch)}")
     times = [

@@ -65,16 +65,14 @@ _ROOFLINE = (
 
 
 def _figures(found: Explanation) -> Html:
-    flops = sum(k.kernel.flops for k in found.kernels)
     entries = [
         ("kernels", len(found.kernels)),
         ("bytes moved", size(found.moved)),
         ("least possible", size(found.least)),
     ]
-    entries.append(("operations", _short(flops)))
-    seconds = [k.seconds for k in found.kernels]
-    if seconds and None not in seconds:
-        entries.append(("measured" if found.measured else "predicted", duration(sum(s or 0 for s in seconds))))
+    entries.append(("operations", _short(found.flops)))
+    if found.seconds is not None:
+        entries.append(("measured" if found.measured else "predicted", duration(found.seconds)))
     return tag("dl", *(tag("div", tag("dt", n), tag("dd", v)) for n, v in entries), class_="figures")
 
 
@@ -172,7 +170,7 @@ def _overview(found: Explanation) -> Html:
         row: list[object] = [
             name,
             size(k.cost.bytes),
-            f"{k.cost.bytes / max(found.moved, 1):.0%}",
+            f"{k.runs * k.cost.bytes / max(found.moved, 1):.0%}",
             _short(k.kernel.flops),
         ]
         row += [f"{k.kernel.flops / max(k.cost.bytes, 1):.2f}", "" if k.predicted is None else duration(k.predicted)]
@@ -188,6 +186,7 @@ def _kernel(k: Facts, found: Explanation, beside: Sequence[Explanation]) -> Html
     if k.scratch:
         reads.append(tag("li", f"partial results between its phases: {size(k.scratch)}"))
     reads += [tag("li", f"{'' if 'phase' in words else 'runs in '}{words}") for words in k.schedule]
+    reads += [tag("li", f"runs {k.within}")] * bool(k.within)
     reads += [tag("li", line) for line in reported(k.kernel)]
     lines = table(
         ["line", "source", "operations"], [(p, tag("code", t), n) for p, t, n in k.lines], words=3, caption="Comes from"

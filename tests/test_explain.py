@@ -145,6 +145,32 @@ def test_measured() -> None:
     assert "as measured by a copy" in str(found)
 
 
+def test_loops_are_explained() -> None:
+    def states(w: Any, xs: Any) -> Any:
+        def step(h: Any, x: Any) -> Any:
+            h = np.tanh(h @ w + x)
+            return h, h.sum()
+
+        return kf.scan(step, np.zeros((8, 16), F32), xs)
+
+    w, xs = normal(16, 16), normal(5, 8, 16)
+    found = kf.jit(states).explain(w, xs)
+    inside = [k for k in found.kernels if k.within]
+    assert {(k.runs, k.within) for k in inside} == {(5, "in each of 5 steps of a scan")}
+    assert found.flops == sum(k.runs * k.kernel.flops for k in found.kernels) > 5 * 8 * 16 * 16 * 2
+    assert "  runs in each of 5 steps of a scan" in str(found)
+    assert any("h = np.tanh(h @ w + x)" in line for k in inside for line in k.lines[0])
+    assert "an argument of the loop (512 B)" in str(found)
+    roles = {k.role for k in kf.jit(kf.grad(lambda w: states(w, xs)[0].sum())).explain(w).kernels}
+    assert {"forward", "backward"} & roles
+
+    def root(x: Any) -> Any:
+        return kf.while_loop(lambda c: (c * c - x).max() > 1e-3, lambda c: (c + x / c) / 2, x)
+
+    assert "in each step of a while_loop" in str(kf.jit(root).explain(normal(7) ** 2 + 1))
+    assert kf.jit(root).explain(normal(7) ** 2 + 1).html()
+
+
 def test_names_of_leaves() -> None:
     def fn(params: Any, x: Any, *more: Any) -> Any:
         return params["w"] * x + params["b"][0] + sum(more)
