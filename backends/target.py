@@ -25,7 +25,7 @@ class Usage:
         entry: the function's name.
         registers: registers of a work-item; on Intel GPUs those of a hardware thread.
         spills: bytes of registers, and of arrays meant for them, that are kept in memory for want of room; on CPUs also
-            what a function saves for its caller.
+            what a function saves for its caller, on Intel GPUs registers alone.
         local_bytes: local (shared) memory of a work-group.
         occupancy: the part of a compute unit's hardware threads that can be resident at once, from 0 to 1.
     """

@@ -16,6 +16,7 @@ from kernelforge.backends.target import Report
 from kernelforge.backends.targets import GPUS, target
 from kernelforge.cli import main
 from kernelforge.errors import DeviceUnavailable, UnknownTarget
+from kernelforge.ir.kernel import Alloc, Arg, For, Kernel, Load, Store, Var, i64
 from tests.representative import programs, softmax
 
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
@@ -63,6 +64,25 @@ def test_nothing_spills(program: str, name: str) -> None:
         assert [u for u in report.usage if u.spills] == []
         assert "ld.local" not in report.assembly
         assert ".private_segment_fixed_size: 0" in report.assembly or not name.startswith("opencl")
+
+
+@pytest.mark.parametrize("name", ["cuda:sm_90", "opencl:gfx90a"])
+def test_what_is_kept_in_memory_counts_as_spilled(name: str) -> None:
+    """An array of registers, read where the data says."""
+    g, t, i = Var("g", bound=8), Var("t", bound=64), Var("i", bound=96)
+    at = g * 64 + t
+    made = (
+        Alloc("r", "f32", (i64(96),), "register"),
+        For(i, i64(96), "serial", (Store("r", (i,), Load("x", (at + i * 512,), "f32")),)),
+        Store("y", (at,), Load("r", (Load("k", (at,), "i64"),), "f32")),
+    )
+    nest = For(g, i64(8), "grid", (For(t, i64(64), "group", made),))
+    args = (Arg("x", "f32", i64(49152), "in"), Arg("k", "i64", i64(512), "in"), Arg("y", "f32", i64(512), "out"))
+    report = target(name).compile(Kernel("array", args, (), (nest,))).report
+    if report.missing:
+        pytest.skip(report.missing)
+    (usage,) = report.usage
+    assert usage.spills >= 96 * 4
 
 
 def test_widths_are_those_of_the_processor() -> None:
