@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+import kernelforge
 from kernelforge.bench.candidates import Entrant
 from kernelforge.bench.workloads.record import Array
 
+ROOT = pathlib.Path(kernelforge.__file__).parent.parent
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS",
@@ -65,6 +67,7 @@ class Worker:
         self._patience = patience
         setting = {"name": entrant.variant, "device": device, "threads": threads}
         options = {"setting": setting, "module": entrant.module, "table": table, "ours": entrant.ours}
+        options["path"] = "" if entrant.python or entrant.isolated else str(ROOT)
         env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **(extra or {})}
         if recycling:
             env["GLIBC_TUNABLES"] = RECYCLING

@@ -168,5 +168,7 @@ def adopt(folder: str, ours: bool) -> None:
 if __name__ == "__main__":
     sys.path.pop(0)  # the bench's folder: its files are no top-level modules
     given = json.loads(sys.argv[1])
+    if given["path"]:
+        sys.path.append(given["path"])
     adopt(os.path.dirname(os.path.abspath(__file__)), given["ours"])
     main(given)

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     file = tmp_path / "run.json"
     given = ["--device", "cpu", "--quick", "--filter", "^(call_16|sgemm_256)$", "--peers", "numpy,torch"]
     assert main(["bench", *given, "--measure", "time", "--seconds", "2", "--json", str(file)]) == 0
@@ -44,8 +43,7 @@ def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert any("torch" in line for line in notes(run)) or run.rows[1].samples[2].stats
 
 
-def test_first_calls_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_first_calls_and_memory() -> None:
     options = command.Options("^(mlp_step)$", ("cpu",), (), measures=("first", "memory"), quick=True)
     run = command.Bench(options).run()
     found = {r.measure: r.samples[0] for r in run.rows}
@@ -65,7 +63,6 @@ def test_an_interrupt_leaves_what_was_measured(monkeypatch: pytest.MonkeyPatch) 
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(command, "measure", interrupted)
     options = command.Options(
         "^(first|second)$", ("cpu",), (), measures=("time",), quick=True, table="tests.bench.fake"

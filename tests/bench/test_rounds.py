@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,13 @@ from kernelforge.bench.process import Crew, WorkerFailed
 from kernelforge.bench.rounds import FEWEST, Effort, Prepared, Problem, Turn, interleave, measure, order, prepare
 from tests.bench import fake
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def entrant(name: str, module: str = "tests.bench.fake") -> Entrant:
     return Entrant(name, name, module)
 
 
 @pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def crew() -> Iterator[Crew]:
     crew = Crew("cpu", 1, "tests.bench.fake", 20.0)
     yield crew
     crew.close()
