@@ -146,16 +146,13 @@ class Bench:
         total = (len(timed) + len(first) + len(peaked)) * len(crews)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
-        deadline = None if options.seconds is None else time.perf_counter() + options.seconds
-        left = len(timed) * len(crews)
+        effort = Effort(5, 2.0) if options.quick else Effort()
+        if options.seconds is not None and timed:
+            effort = Effort(effort.rounds, options.seconds / (len(timed) * len(crews)))
         for work in timed:
             problem = Problem.of(work, options.seed)
             for crew in crews:
-                effort = Effort(5, 2.0) if options.quick else Effort()
-                if deadline is not None:
-                    effort = Effort(effort.rounds, max(0.0, deadline - time.perf_counter()) / left)
-                left -= 1
-                yield lambda p=problem, c=crew, e=effort: self._time(p, c, e)  # type: ignore[misc]
+                yield lambda p=problem, c=crew: self._time(p, c, effort)  # type: ignore[misc]
         for work in first:
             problem = Problem.of(work, options.seed)
             for crew in crews:
