@@ -78,9 +78,9 @@ def _tiled(kernel: Kernel, parallel: Sequence[For], across: str, width: int) -> 
     (lane,) = (s for s in row.body if isinstance(s, For))
     for k, load in enumerate(_strided(kernel, lane)):
         if affine(load.index[0], row.var) == 1:
-            kernel = stage(kernel, load, last, tile, "local", f"t{k}")
-            kernel = reorder(kernel, f"t{k}_{tile[0]}", f"t{k}_{tile[1]}")
-            kernel = bind(bind(kernel, f"t{k}_{tile[0]}", "vector"), f"t{k}_{tile[1]}", "unroll")
+            kernel = stage(kernel, load, last, tile, "local", f"tile{k}")
+            kernel = reorder(kernel, f"tile{k}_{tile[0]}", f"tile{k}_{tile[1]}")
+            kernel = bind(bind(kernel, f"tile{k}_{tile[0]}", "vector"), f"tile{k}_{tile[1]}", "unroll")
     return bind(kernel, tile[1], "vector")
 
 
