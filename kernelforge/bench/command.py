@@ -219,7 +219,7 @@ def machine(devices: Sequence[str], threads: int) -> Machine:
 def _cpu() -> str:
     """Return the processor's family, without the model's number."""
     with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*:\s*([A-Za-z()\s]+)", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(r"^model name\s*:\s*([A-Za-z() ]+)", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         if found:
             return found[1].strip()
     return platform.machine()

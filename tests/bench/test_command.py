@@ -122,6 +122,14 @@ def test_versions_are_candidates_of_their_own(tmp_path: Path, monkeypatch: pytes
         environments.entrant("kernelforge")
 
 
+def test_the_machine_is_named_by_its_family() -> None:
+    cpu = command.machine(["cpu"], 2).cpu
+    assert cpu
+    assert cpu == cpu.strip()
+    assert "\n" not in cpu
+    assert not any(c.isdigit() for c in cpu.replace("x86_64", "").replace("aarch64", ""))
+
+
 def test_every_option_is_documented() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
