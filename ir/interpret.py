@@ -98,6 +98,10 @@ def _wide_fma(a: Array, b: Array, c: Array) -> Array:
     return np.asarray(rounded)
 
 
+def _scaleb(x: Array, n: Array) -> Array:
+    return np.asarray(np.ldexp(x, np.clip(np.nan_to_num(n), -9999, 9999).astype(np.int32)))
+
+
 MEANING: dict[str, Callable[..., Any]] = {
     "neg": np.negative, "abs": np.abs, "not": np.invert, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
     "trunc": np.trunc, "rint": np.rint, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
@@ -108,7 +112,7 @@ MEANING: dict[str, Callable[..., Any]] = {
     "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
     "erf": _elements(math.erf, 1), "erfc": _elements(math.erfc, 1), "cbrt": np.cbrt, "atan2": np.arctan2,
-    "pow": np.power, "fmod": np.fmod, "fma": _wide_fma,
+    "pow": np.power, "fmod": np.fmod, "fma": _wide_fma, "scaleb": _scaleb,
 }  # fmt: skip
 """What each operation of ``kernelforge.ir.kernel.ARITY`` computes, but for ``select``, ``cast`` and ``bitcast``."""
 

@@ -16,8 +16,8 @@ Meaning, which every printer and every schedule step keeps:
 - *Integers* wrap. ``floordiv`` and ``mod`` round down and need a divisor that is not zero; ``shl`` and ``shr`` need an
   amount in [0, bits). A primitive whose NumPy meaning covers more guards them with ``select``.
 - *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A
-  Store with ``op="add"`` of a product may round once or twice. Casting a float outside of an integer's range gives any
-  value.
+  Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**n for a whole number n.
+  Casting a float outside of an integer's range gives any value.
 - *bool* is stored as one byte, 0 or 1.
 - *Buffers.* An argument is flat: its index counts elements from its first element and may be negative for a reversed
   view. An allocated buffer has a shape, is row-major, lives to the end of the statement list it stands in and starts
@@ -51,11 +51,11 @@ MATH_UNARY = (
 MATH_BINARY = ("atan2", "pow", "fmod")
 """Transcendentals: ``kernelforge.ir.math`` expands them to the operations above before a printer sees them, where it
 has an expansion for the dtype; the printer calls the device's library for the rest."""
-OTHER = ("fma", "select", "cast", "bitcast")
+OTHER = ("fma", "scaleb", "select", "cast", "bitcast")
 
 ARITY: dict[str, int] = {
     **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast"), 1),
-    **dict.fromkeys(BINARY + COMPARE + MATH_BINARY, 2),
+    **dict.fromkeys(BINARY + COMPARE + MATH_BINARY + ("scaleb",), 2),
     **dict.fromkeys(("fma", "select"), 3),
 }
 """Every operation and how many operands it takes."""

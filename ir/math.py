@@ -9,53 +9,57 @@ IEEE 754; ``BOUNDS`` states the largest error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 from kernelforge.ir.coefficients import PIECES
-from kernelforge.ir.kernel import Const, Expr, Kernel, Load, Op, Stmt, map_exprs, op, select
+from kernelforge.ir.kernel import ARITY, Const, Expr, Kernel, Load, Op, Stmt, Var, map_exprs, op, select, substitute
 from kernelforge.ir.math_base import (
     FORMATS,
     INF,
     NAN,
+    at_most,
     bits_of,
     clamp,
     nearest,
+    nearest_power,
     odd,
     poly,
     power_of_two,
-    scale,
+    scaleb,
     to_float,
     two_product,
     two_sum,
 )
 from kernelforge.ir.math_circular import acos, asin, atan, atan2, cos, sin, tan
+from kernelforge.ir.passes.contract import Contraction
+
+LOG2_E = 1 / math.log(2)
 
 
-def _reduce_exp(x: Expr) -> tuple[Expr, Expr]:
-    """X = i*log(2) + r with |r| <= log(2)/2 (Cody and Waite); i in the low bits."""
+def _less_log2(x: Expr, n: Expr) -> Expr:
+    """X - n*log(2) for a short whole number n (Cody and Waite)."""
     high, low = PIECES["log2", x.dtype]
-    n, i = nearest(x * (1 / math.log(2)))
-    return (x - n * high) - n * low, i
+    return (x - n * high) - n * low
 
 
-def _exp_parts(x: Expr, low: Expr | None = None) -> tuple[Expr, Expr]:
-    """exp(x + low) = p * 2**i, with p near 1, for a tiny ``low``."""
-    r, i = _reduce_exp(x)
-    if low is not None:
-        r = r + low
-    return 1 + (r + r * r * poly("exp", r)), i
+def _near_exp(r: Expr) -> Expr:
+    """exp(r) for |r| <= log(2)/2."""
+    return 1 + (r + r * r * poly("exp", r))
 
 
 def _exp(x: Expr) -> Expr:
-    return scale(*_exp_parts(clamp(x, *FORMATS[x.dtype].exp)))
+    x = clamp(x, *FORMATS[x.dtype].exp)
+    n, _ = nearest(x * LOG2_E)
+    return op("scaleb", _near_exp(_less_log2(x, n)), n)
 
 
 def _exp2(x: Expr) -> Expr:
     x = clamp(x, *FORMATS[x.dtype].exp2)
-    n, i = nearest(x)
+    n, _ = nearest(x)
     f = x - n
-    return scale(1 + f * poly("exp2", f), i)
+    return op("scaleb", 1 + f * poly("exp2", f), n)
 
 
 def _tiny(x: Expr) -> float:
@@ -65,17 +69,19 @@ def _tiny(x: Expr) -> float:
 
 def _expm1(x: Expr) -> Expr:
     f = FORMATS[x.dtype]
-    r, i = _reduce_exp(clamp(x, -f.flat[2], f.exp[1]))
+    a = clamp(x, -f.flat[2], f.exp[1])
+    n, half = nearest_power(a * LOG2_E, -1)  # 2**n may overflow where the result does not
+    r = _less_log2(a, n)
     q = r + r * r * poly("exp", r)
-    half = power_of_two(i - 1, x.dtype)  # 2**i may overflow where the result does not
     result = 2 * (half * q + (half - 0.5))
     return select(op("abs", x) < _tiny(x), x, result)
 
 
 def _half_exp(a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0."""
-    p, i = _exp_parts(select(a > FORMATS[a.dtype].exp[1] + 1, FORMATS[a.dtype].exp[1] + 1, a))
-    return scale(p, i - 1)
+    a = at_most(a, FORMATS[a.dtype].exp[1] + 1)
+    n, _ = nearest(a * LOG2_E)
+    return op("scaleb", _near_exp(_less_log2(a, n)), n - 1)
 
 
 def _sinh(a: Expr) -> Expr:
@@ -90,10 +96,17 @@ def _cosh(x: Expr) -> Expr:
 
 
 def _tanh(a: Expr) -> Expr:
-    flat = FORMATS[a.dtype].flat[0]
-    p, i = _exp_parts(2 * select(a > flat, flat, a))
-    z = a * a
-    return select(a < 0.625, a + a * z * poly("tanh", z), 1 - 2 / (p * power_of_two(i, a.dtype) + 1))
+    """tanh(x + b) = (tanh x + tanh b) / (1 + tanh x * tanh b) at x = n*log(2)/2, where tanh x = (2**n - 1)/(2**n + 1).
+
+    Where n is not small, tanh is so flat that one piece of log(2) will do.
+    """
+    a = at_most(a, FORMATS[a.dtype].flat[0])
+    n, power = nearest_power(a * (2 * LOG2_E))
+    b = a - n * (0.5 * math.log(2))
+    z = b * b
+    t = b + b * z * poly("tanh", z)
+    less, more = power - 1, power + 1
+    return (less + t * more) / (more + t * less)
 
 
 def _split_log(x: Expr) -> tuple[Expr, Expr, Expr]:
@@ -176,19 +189,21 @@ def _atanh(a: Expr) -> Expr:
 
 def _erf(a: Expr) -> Expr:
     flat = FORMATS[a.dtype].flat[1]
-    p, i = _exp_parts(-poly("erf_tail", select(a > flat, flat, a)))
-    return select(a < 1, a + a * poly("erf", a * a), 1 - p * power_of_two(i, a.dtype))
+    tail = -poly("erf_tail", at_most(a, flat))
+    n, power = nearest_power(tail * LOG2_E)
+    return select(a < 1, a + a * poly("erf", a * a), 1 - _near_exp(_less_log2(tail, n)) * power)
 
 
 def _erfc(x: Expr) -> Expr:
     f = FORMATS[x.dtype]
     a = op("abs", x)
-    a = select(a > f.erfc_zero, f.erfc_zero, a)
+    a = at_most(a, f.erfc_zero)
     square, lost = two_product(a, a)
-    p, i = _exp_parts(-square, -lost)
+    n, _ = nearest(-square * LOG2_E)
+    p = _near_exp(_less_log2(-square, n) - lost)
     k = f.erfc_center
     factor = poly("erfc", (a - k) / (a + k)) / (2 * a + 1)
-    right = scale(p * factor, i)
+    right = op("scaleb", p * factor, n)
     near = 1 - (x + x * poly("erf", x * x))
     return select(op("abs", x) < 0.5, near, select(x < 0, 2 - right, right))
 
@@ -243,9 +258,9 @@ def _pow(x: Expr, y: Expr) -> Expr:
     w, lost = two_product(y, high)
     least, most = FORMATS[x.dtype].exp2
     within = (w >= least) & (w <= most)
-    n, i = nearest(clamp(w, least, most))
+    n, _ = nearest(clamp(w, least, most))
     f = select(within, (w - n) + (lost + y * low), 0)
-    result = scale(1 + f * poly("exp2", f), i)
+    result = op("scaleb", 1 + f * poly("exp2", f), n)
     whole = op("floor", y).eq(y)
     half = y * 0.5
     negative = (bits_of(x) < 0) & whole & op("floor", half).ne(half)
@@ -280,19 +295,35 @@ EXPANSIONS: dict[str, Callable[..., Expr]] = {
     "cbrt": odd(_cbrt),
     "atan2": atan2,
     "pow": _pow,
+    "scaleb": scaleb,
 }
-"""How each function is computed. ``fmod`` is missing: the printer calls the device's library."""
+"""How each function is computed. ``fmod`` is missing: the printer calls the device's library. ``scaleb`` is here for
+the devices that have no instruction for it."""
 
 BOUNDS: dict[tuple[str, str], float] = {
     **{(name, dtype): 4.0 for name in EXPANSIONS for dtype in FORMATS},
     ("exp", "f32"): 1.0,
-    ("tanh", "f32"): 2.0,
+    ("tanh", "f32"): 2.5,
 }
 """The largest error in units in the last place, for every operation and dtype that is expanded."""
 
 
-def expand(expr: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
-    """Replace the functions in an expression; pass one ``memo`` to share work between calls."""
+@functools.lru_cache(maxsize=1 << 10)
+def _expansion(name: str, dtype: str, native: frozenset[str]) -> tuple[tuple[Var, ...], Expr]:
+    """Return a function's arguments and what computes it from them."""
+    arguments = tuple(Var(f"x{k}", dtype) for k in range(ARITY[name]))
+    expr = expand(EXPANSIONS[name](*arguments), native=native)
+    return arguments, Contraction((expr,))(expr) if "fma" in native else expr
+
+
+def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[str] = frozenset()) -> Expr:
+    """Replace the functions in an expression by arithmetic.
+
+    Args:
+        memo: pass one to share work between calls.
+        native: what the device has instructions for: ``scaleb`` then stays, and with ``fma`` a product and a sum become
+            one; nothing outside of the functions does.
+    """
     memo = {} if memo is None else memo
 
     def visit(e: Expr) -> Expr:
@@ -300,8 +331,9 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
         if done is None:
             if isinstance(e, Op):
                 args = tuple(visit(a) for a in e.args)
-                if (e.op, e.dtype) in BOUNDS:
-                    done = EXPANSIONS[e.op](*args)
+                if (e.op, e.dtype) in BOUNDS and e.op not in native:
+                    names, body = _expansion(e.op, e.dtype, native)
+                    done = substitute(body, dict(zip(names, args, strict=True)))
                 else:
                     done = e if args == e.args else op(e.op, *args, dtype=e.dtype)
             elif isinstance(e, Load):
@@ -314,11 +346,11 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
     return visit(expr)
 
 
-def expand_math(kernel: Kernel) -> Kernel:
-    """Replace the functions in a kernel."""
+def expand_math(kernel: Kernel, native: frozenset[str] = frozenset()) -> Kernel:
+    """Replace the functions in a kernel; see ``expand``."""
     memo: dict[Expr, Expr] = {}
 
     def rewrite(stmt: Stmt) -> Stmt:
-        return map_exprs(stmt, lambda e: expand(e, memo))
+        return map_exprs(stmt, lambda e: expand(e, memo, native))
 
     return dataclasses.replace(kernel, body=tuple(rewrite(s) for s in kernel.body))

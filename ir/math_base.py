@@ -90,7 +90,11 @@ def odd(fn: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
 
 def clamp(x: Expr, low: float, high: float) -> Expr:
     """Unlike min and max, one instruction each; NaN passes."""
-    return select(x > high, high, select(x < low, low, x))
+    return at_most(select(x < low, low, x), high)
+
+
+def at_most(x: Expr, high: float) -> Expr:
+    return select(x > high, high, x)
 
 
 def power_of_two(i: Expr, dtype: str) -> Expr:
@@ -99,8 +103,9 @@ def power_of_two(i: Expr, dtype: str) -> Expr:
     return ((i << f.fraction) + (f.bias << f.fraction)).bitcast(dtype)
 
 
-def scale(x: Expr, i: Expr) -> Expr:
-    """X * 2**i in two steps, so that a subnormal result is rounded once and overflow gives infinity."""
+def scaleb(x: Expr, n: Expr) -> Expr:
+    """X * 2**n in two steps, so that a subnormal result is rounded once and overflow gives infinity."""
+    i = bits_of(n + FORMATS[x.dtype].magic)
     half = i >> 1
     return x * power_of_two(half, x.dtype) * power_of_two(i - half, x.dtype)
 
@@ -109,6 +114,14 @@ def nearest(x: Expr) -> tuple[Expr, Expr]:
     """The nearest whole number, as a float and in the low bits of an integer."""
     shifted = x + FORMATS[x.dtype].magic
     return shifted - FORMATS[x.dtype].magic, bits_of(shifted)
+
+
+def nearest_power(x: Expr, offset: int = 0) -> tuple[Expr, Expr]:
+    """The nearest whole number n, and 2**(n + offset), which must be normal."""
+    f = FORMATS[x.dtype]
+    magic = f.magic + f.bias + offset  # the low bits are the power's exponent as the format has it
+    shifted = x + magic
+    return shifted - magic, (bits_of(shifted) << f.fraction).bitcast(x.dtype)
 
 
 def to_float(i: Expr, dtype: str) -> Expr:

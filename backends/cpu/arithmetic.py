@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernelforge.backends.cpu.values import REGISTER, Val, Values, typed
+from kernelforge.backends.cpu.values import REGISTER, Val, Values, suffix, typed
 from kernelforge.dtypes import DTYPES, FLOATS, NARROW_FLOATS, SIGNED
 from kernelforge.ir.kernel import COMPARE, MATH_BINARY, MATH_UNARY
 
@@ -46,7 +46,25 @@ class Arithmetic(Values):
             return self.extremum(name, a, args[1])
         if name == "fma":
             return self.call("fma", a.dtype, *args)
+        if name == "scaleb":
+            return self.scaleb(*args)
         return self.library(name, args) if name in LIBRARY else None
+
+    def scaleb(self, x: Val, n: Val) -> Val:
+        """Scale by the instruction of AVX-512, which takes the exponent as a float."""
+        lanes, (x, n) = self.same(x, n)
+        bits = lanes * DTYPES[x.dtype].itemsize * 8
+        if bits not in (128, 256, 512):
+            scalar, whole = REGISTER[x.dtype], typed("i32", lanes)
+            i = self.ins(f"fptosi {n.type} {n.ref} to {whole}", "i32", lanes, n)
+            name = f"llvm.ldexp.{suffix(scalar, lanes)}.{suffix('i32', lanes)}"
+            self.declare(name, x.type, f"{x.type}, {whole}")
+            return self.ins(f"call {x.type} @{name}({x.type} {x.ref}, {whole} {i.ref})", x.dtype, lanes, x, i)
+        name = f"llvm.x86.avx512.mask.scalef.p{'s' if x.dtype == 'f32' else 'd'}.{bits}"
+        mask, rounding = f"i{max(lanes, 8)}", bits == 512
+        self.declare(name, x.type, f"{x.type}, {x.type}, {x.type}, {mask}" + ", i32" * rounding)
+        rest = f"{x.type} zeroinitializer, {mask} -1" + ", i32 4" * rounding
+        return self.ins(f"call {x.type} @{name}({x.type} {x.ref}, {n.type} {n.ref}, {rest})", x.dtype, lanes, x, n)
 
     def extremum(self, name: str, a: Val, b: Val) -> Val:
         """Take the smaller or greater; a NaN in either operand is the result, and either of two zeros."""

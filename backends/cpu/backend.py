@@ -91,7 +91,7 @@ def limits_of(host: Host, fingerprint: str) -> Limits:
         host=True,
         max_args=512,
         fingerprint=fingerprint,
-        native=frozenset({"f16"} if host.half else ()),
+        native=host.native,
         bandwidth=host.threads * CORE_BANDWIDTH,
         rate=host.threads * core_rate(host.vector_bytes),
     )

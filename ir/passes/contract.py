@@ -1,41 +1,59 @@
-"""Fuse multiplications into additions: one rounding in place of two, for ``rounding="fast"``."""
+"""Fuse multiplications into additions, one rounding in place of two: everywhere for ``rounding="fast"``, and in what
+computes a function where the device has the instruction.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Iterable
 
-from kernelforge.ir.kernel import Expr, Kernel, Load, Op, map_exprs, op
+from kernelforge.ir.kernel import Expr, Kernel, Load, Op, exprs, map_exprs, op, stmts, walk
 
 
 def contract(kernel: Kernel) -> Kernel:
     """Rewrite ``a * b + c`` and ``a * b - c`` in f32 and f64 to ``fma``."""
-    memo: dict[Expr, Expr] = {}
-    return dataclasses.replace(kernel, body=tuple(map_exprs(s, lambda e: _contracted(e, memo)) for s in kernel.body))
+    change = Contraction(e for s in stmts(kernel.body) for e in exprs(s))
+    return dataclasses.replace(kernel, body=tuple(map_exprs(s, change) for s in kernel.body))
 
 
-def _contracted(expr: Expr, memo: dict[Expr, Expr]) -> Expr:
-    done = memo.get(expr)
-    if done is None:
-        if isinstance(expr, Load):
-            done = Load(expr.buffer, tuple(_contracted(i, memo) for i in expr.index), expr.dtype)
-        elif isinstance(expr, Op):
-            args = tuple(_contracted(a, memo) for a in expr.args)
-            done = _fused(expr.op, args) if expr.dtype in ("f32", "f64") else None
-            if done is None:
-                done = expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
-        else:
-            done = expr
-        memo[expr] = done
-    return done
+class Contraction:
+    """Rewrites expressions that occur in ``roots``.
 
+    A product that is used more than once stays: fusing it would compute it again, and algorithms that find a product's
+    rounding error need it rounded.
+    """
 
-def _fused(name: str, args: tuple[Expr, ...]) -> Expr | None:
-    if name not in ("add", "sub"):
+    def __init__(self, roots: Iterable[Expr]) -> None:
+        seen: set[Expr] = set()
+        self.uses = collections.Counter(
+            a for root in roots for e in walk(root, seen) if isinstance(e, Op) for a in e.args
+        )
+        self.memo: dict[Expr, Expr] = {}
+
+    def __call__(self, expr: Expr) -> Expr:
+        done = self.memo.get(expr)
+        if done is None:
+            if isinstance(expr, Load):
+                done = Load(expr.buffer, tuple(self(i) for i in expr.index), expr.dtype)
+            elif isinstance(expr, Op):
+                done = self.fused(expr) if expr.dtype in ("f32", "f64") else None
+                if done is None:
+                    args = tuple(self(a) for a in expr.args)
+                    done = expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
+            else:
+                done = expr
+            self.memo[expr] = done
+        return done
+
+    def fused(self, expr: Op) -> Expr | None:
+        if expr.op not in ("add", "sub"):
+            return None
+        x, y = expr.args
+        if isinstance(x, Op) and x.op == "mul" and self.uses[x] == 1:
+            rest = self(y)
+            return op("fma", *map(self, x.args), rest if expr.op == "add" else -rest)
+        if isinstance(y, Op) and y.op == "mul" and self.uses[y] == 1:
+            a, b = map(self, y.args)
+            return op("fma", a if expr.op == "add" else -a, b, self(x))
         return None
-    x, y = args
-    if isinstance(x, Op) and x.op == "mul":
-        return op("fma", *x.args, y if name == "add" else -y)
-    if isinstance(y, Op) and y.op == "mul":
-        a, b = y.args
-        return op("fma", a if name == "add" else -a, b, x)
-    return None

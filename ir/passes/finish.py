@@ -14,7 +14,7 @@ def finish(kernel: Kernel, native: frozenset[str], fast: bool = False) -> Kernel
     """Rewrite a scheduled kernel to what printers take.
 
     Args:
-        native: the narrow floats that the device's printer converts itself.
+        native: what the device has instructions for; see ``Limits``.
         fast: whether products and sums may be rounded together.
     """
     # first, so that every transcendental is in f32 or f64
@@ -22,7 +22,7 @@ def finish(kernel: Kernel, native: frozenset[str], fast: bool = False) -> Kernel
     # before expressions grow: what stands in an arm of a select could not be shared or moved otherwise
     kernel = guard(kernel)
     # the same arithmetic on every device
-    kernel = expand_math(kernel)
+    kernel = expand_math(kernel, native)
     if fast:
         kernel = contract(kernel)
     # last: what the others repeat is named once, and leaves loops that do not change it

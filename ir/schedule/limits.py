@@ -38,7 +38,8 @@ class Limits:
         fingerprint: versions of compiler and driver and the target; part of the key of the disk cache.
         bandwidth: bytes a second of its memory; 0 where it does not tell. For predictions in words alone.
         rate: operations on f32 a second, likewise.
-        native: those of ``f16`` and ``bf16`` that the printer converts itself; kernels hold the others as bits.
+        native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
+            them as bits elsewhere), ``fma`` and ``scaleb`` where the expansions of functions may use them.
     """
 
     form: Form

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.interpret import MEANING
 from kernelforge.ir.kernel import Const, Expr, Op
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +26,7 @@ BINARY: dict[str, Any] = {
     "mod": np.remainder, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
     "xor": np.bitwise_xor, "shl": np.left_shift, "shr": np.right_shift, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "atan2": np.arctan2,
-    "pow": np.power, "fmod": np.fmod,
+    "pow": np.power, "fmod": np.fmod, "scaleb": MEANING["scaleb"],
 }  # fmt: skip
 
 
@@ -51,8 +52,7 @@ def evaluate(expr: Expr, env: dict[Expr, Array]) -> Array:
             return np.ascontiguousarray(args[0]).view(DTYPES[e.dtype]).reshape(args[0].shape)
         assert all(a.dtype == args[0].dtype for a in args), (e.op, [a.dtype for a in args])
         if e.op == "fma":
-            a, b, c = (x.astype(np.longdouble) for x in args)
-            return (a * b + c).astype(args[0].dtype)
+            return np.asarray(MEANING["fma"](*np.broadcast_arrays(*args))).astype(args[0].dtype)
         return np.asarray((UNARY.get(e.op) or BINARY[e.op])(*args)).astype(DTYPES[e.dtype])
 
     with np.errstate(all="ignore"):
