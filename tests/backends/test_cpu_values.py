@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from kernelforge.backends.cpu.host import host
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
 from kernelforge.ir.kernel import (
     Const,
@@ -120,6 +121,14 @@ def test_library_functions(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_fma_rounds_once(dtype: str) -> None:
     check_map("fma", (dtype, dtype, dtype), dtype, lambda x, y, z: op("fma", x, y, z))
+
+
+@pytest.mark.skipif(not host().scaleb, reason="the processor has no such instruction")
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_scaleb_over_the_whole_range(dtype: str) -> None:
+    check_map(
+        "scaleb", (dtype, dtype), dtype, lambda x, n: op("scaleb", x, select(op("abs", n) < 5000, op("rint", n), 3))
+    )
 
 
 def test_no_contraction_outside_of_fma() -> None:
