@@ -25,7 +25,6 @@ class Host:
         vector_bytes: width of the widest useful SIMD register.
         vector_registers: how many there are.
         fma: whether a fused multiply-add is one instruction.
-        scaleb: whether multiplying by a power of two is one instruction.
         half: whether conversions between f16 and f32 are instructions.
         cache_bytes: sizes of the caches for data of levels 1, 2 and 3.
         threads: hardware threads this process may use.
@@ -37,15 +36,15 @@ class Host:
     vector_bytes: int
     vector_registers: int
     fma: bool
-    scaleb: bool
     half: bool
     cache_bytes: tuple[int, int, int]
     threads: int
 
     @property
     def native(self) -> frozenset[str]:
-        """What ``Limits.native`` says."""
-        found = {"f16": self.half, "fma": self.fma, "scaleb": self.scaleb}
+        """What ``Limits.native`` says; AVX-512 scales by powers of two."""
+        avx512 = self.arch == "x86_64" and self.vector_bytes == 64
+        found = {"f16": self.half, "fma": self.fma, "scaleb": avx512}
         return frozenset(name for name, has in found.items() if has)
 
     @property
@@ -108,7 +107,6 @@ def host() -> Host:
         vector_bytes=(64 if wide else 32 if "avx2" in features else 16),
         vector_registers=32 if wide or not x86 else 16,
         fma="fma" in features if x86 else True,
-        scaleb=wide,
         half="f16c" in features if x86 else True,
         cache_bytes=(_cache(1, 32 << 10), _cache(2, 1 << 20), _cache(3, 32 << 20)),
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
