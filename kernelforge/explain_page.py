@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterator, Sequence
 
 from kernelforge import page
@@ -238,10 +237,6 @@ def _assembly(k: Facts, found: Explanation, beside: Sequence[Explanation]) -> Ht
     return details("Assembly", tabs(f"assembly-{k.number}", panes)) if panes else Html("")
 
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640.0, 340.0, 62.0, 14.0, 14.0, 42.0
-"""Of the roofline's picture and the margins of its axes."""
-
-
 def _roofline(found: Explanation) -> Html:
     bandwidth, rate = found.bandwidth, found.rate
     points = [
@@ -250,33 +245,11 @@ def _roofline(found: Explanation) -> Html:
         if k.kernel.flops and k.cost.bytes and k.seconds
     ]
     knee = rate / bandwidth
-    low = 10 ** math.floor(math.log10(min([0.1, *(i for _, i, _ in points)])))
-    high = 10 ** math.ceil(math.log10(max([knee * 4, *(i * 1.5 for _, i, _ in points)])))
-    top = 10 ** math.ceil(math.log10(rate * 1.2))
-    bottom = 10 ** math.floor(math.log10(min([low * bandwidth, *(r / 1.5 for _, _, r in points)])))
-
-    def x(i: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * math.log(i / low) / math.log(high / low)
-
-    def y(r: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * math.log(r / bottom) / math.log(top / bottom)
-
-    made: list[Html] = []
-    for tick, _ in (t for t in page.decades(low, high) if t[1]):
-        made.append(tag("line", x1=x(tick), x2=x(tick), y1=TOP, y2=HEIGHT - BOTTOM, stroke="var(--line)"))
-        made.append(tag("text", f"{tick:g}", x=x(tick), y=HEIGHT - BOTTOM + 16, text_anchor="middle", class_="faint"))
-    for tick, _ in (t for t in page.decades(bottom, top) if t[1]):
-        made.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(tick), y2=y(tick), stroke="var(--line)"))
-        made.append(tag("text", _short(tick), x=LEFT - 6, y=y(tick) + 4, text_anchor="end", class_="faint"))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    made.append(tag("text", "operations a byte", x=middle, y=HEIGHT - 6, text_anchor="middle", class_="faint"))
-    turned = f"rotate(-90 12 {HEIGHT / 2:.0f})"
-    made.append(
-        tag("text", "operations a second", x=12, y=HEIGHT / 2, text_anchor="middle", transform=turned, class_="faint")
-    )
-    start = max(low, bottom / bandwidth)
-    roof = f"M{x(start):.1f} {y(start * bandwidth):.1f}L{x(knee):.1f} {y(rate):.1f}L{x(high):.1f} {y(rate):.1f}"
-    made.append(tag("path", d=roof, fill="none", stroke="var(--ink)", stroke_width=1.6))
+    xs = page.around(min([0.1, *(i for _, i, _ in points)]), max([knee * 4, *(i * 1.5 for _, i, _ in points)]))
+    ys = page.around(min([xs[0] * bandwidth, *(r / 1.5 for _, _, r in points)]), rate * 1.2)
+    plot = page.LogPlot(640, 340, xs, ys)
+    x, y = plot.x, plot.y
+    made = [*plot.axes("operations a byte", "operations a second", _short), plot.roof(bandwidth, rate)]
     written: list[tuple[float, float]] = []
     for k, i, r in sorted(points, key=lambda point: point[2]):
         at = x(i) + 10, y(r) + 4
@@ -287,4 +260,4 @@ def _roofline(found: Explanation) -> Html:
         circle = tag("circle", cx=x(i), cy=y(r), r=7, fill=hue(k.number - 1), stroke="var(--paper)")
         number = tag("text", str(k.number), x=at[0], y=at[1])
         made.append(tag("g", tag("title", text), circle, number))
-    return page.svg(WIDTH, HEIGHT, f"roofline of the kernels of {found.name}", *made)
+    return page.svg(plot.width, plot.height, f"roofline of the kernels of {found.name}", *made)

@@ -1,17 +1,22 @@
-"""Pages that stand alone: one HTML file each, without scripts, network or server, light and dark, phone and laptop.
+"""Pages that stand alone: one HTML file each, without network or server, light and dark, phone and laptop.
 
 ``page`` is the skeleton, the others make pieces of it. What is ``Html`` already goes in as it is; all else is escaped.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from string import Template
 
 HUES = 10
 """Colours that tell series and kernels apart: ``hue(k)`` for k of any size; from HUES on they repeat."""
+
+
+_SHAPES = frozenset({"circle", "line", "path", "rect"})
+"""Elements of SVG that are written shorter when there is nothing inside."""
 
 
 class Html(str):
@@ -37,6 +42,8 @@ def tag(name: str, *inside: object, **attributes: object) -> Html:
         for key, value in attributes.items()
         if value is not None
     )
+    if name in _SHAPES and not inside:
+        return Html(f"<{name}{given}/>")
     return Html(f"<{name}{given}>{join(inside)}</{name}>")
 
 
@@ -90,9 +97,7 @@ def svg(width: float, height: float, label: str, *inside: object) -> Html:
     """Make a picture of this many units, as wide as the page allows and no wider than that; ``label`` says it aloud."""
     style = f"max-width:{width:.0f}px"
     box = f"0 0 {width:.0f} {height:.0f}"
-    return tag(
-        "svg", tag("title", label), *inside, viewBox=box, role="img", style=style, xmlns="http://www.w3.org/2000/svg"
-    )
+    return tag("svg", tag("title", label), *inside, viewBox=box, role="img", style=style)
 
 
 def decades(low: float, high: float) -> Iterator[tuple[float, bool]]:
@@ -104,9 +109,68 @@ def decades(low: float, high: float) -> Iterator[tuple[float, bool]]:
                 yield tick, step == 1
 
 
-def page(title: str, *body: object) -> str:
-    """Make the whole file."""
-    return _PAGE.substitute(title=escape(title), body=join(body), style=_STYLE)
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogPlot:
+    """A plane with two logarithmic axes, in a picture of this many units.
+
+    Attributes:
+        xs: least and greatest abscissa, powers of ten.
+        ys: the same of the ordinates.
+    """
+
+    width: float
+    height: float
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+    left: float = 62.0
+    right: float = 14.0
+    top: float = 14.0
+    bottom: float = 42.0
+
+    def x(self, value: float) -> float:
+        """Return where an abscissa is in the picture."""
+        low, high = self.xs
+        return self.left + (self.width - self.left - self.right) * math.log(value / low) / math.log(high / low)
+
+    def y(self, value: float) -> float:
+        """Return where an ordinate is in the picture."""
+        low, high = self.ys
+        share = math.log(value / low) / math.log(high / low)
+        return self.height - self.bottom - (self.height - self.top - self.bottom) * share
+
+    def axes(self, across: str, up: str, write: Callable[[float], str]) -> Iterator[Html]:
+        """Draw a grid at the powers of ten, ``write`` making words of an ordinate, and say what the axes are."""
+        floor, end = self.height - self.bottom, self.width - self.right
+        for tick in (t for t, whole in decades(*self.xs) if whole):
+            at = f"{self.x(tick):.1f}"
+            yield tag("line", x1=at, x2=at, y1=self.top, y2=floor, stroke="var(--line)")
+            yield tag("text", f"{tick:g}", x=at, y=floor + 16, text_anchor="middle", class_="faint")
+        for tick in (t for t, whole in decades(*self.ys) if whole):
+            at = f"{self.y(tick):.1f}"
+            yield tag("line", x1=self.left, x2=end, y1=at, y2=at, stroke="var(--line)")
+            yield tag("text", write(tick), x=self.left - 6, y=self.y(tick) + 4, text_anchor="end", class_="faint")
+        middle = self.height / 2
+        yield tag("text", across, x=(self.left + end) / 2, y=self.height - 6, text_anchor="middle", class_="faint")
+        turned = f"rotate(-90 12 {middle:.0f})"
+        yield tag("text", up, x=12, y=middle, text_anchor="middle", transform=turned, class_="faint")
+
+    def roof(self, bandwidth: float, rate: float) -> Html:
+        """Draw the limits that ordinates a second have: ``bandwidth`` abscissas a second, then ``rate``."""
+        (low, high), (bottom, _), knee = self.xs, self.ys, rate / bandwidth
+        corners = [(start := max(low, bottom / bandwidth), start * bandwidth), (knee, rate), (high, rate)]
+        path = "L".join(f"{self.x(i):.1f} {self.y(r):.1f}" for i, r in corners)
+        return tag("path", d=f"M{path}", fill="none", stroke="var(--ink)", stroke_width=1.6)
+
+
+def around(low: float, high: float) -> tuple[float, float]:
+    """Return the powers of ten around two numbers."""
+    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+
+
+def page(title: str, *body: object, style: str = "", script: str = "") -> str:
+    """Make the whole file; ``style`` and ``script`` are its own CSS and JavaScript, which no text may come into."""
+    end = tag("script", Html(script)) if script else ""
+    return _PAGE.substitute(title=escape(title), body=join([*body, end]), style=_STYLE + style)
 
 
 _PAGE = Template("""<!doctype html>

@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="PATH", help="write the run there")
     parser.add_argument("--no-save", action="store_true", help="keep the run out of the history")
     parser.add_argument("--list", action="store_true", help="list the workloads and stop")
+    parser.add_argument("--html", metavar="FILE", help="write a page of the newest run kept and their history; stop")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="of these files of --json instead, for --html")
     parser.add_argument(
         "--compare",
         nargs=2,

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kernelforge.backends.registry import available, backend
-from kernelforge.bench import candidates, probes
+from kernelforge.bench import candidates, page, probes
 from kernelforge.bench.arguments import MEASURES
 from kernelforge.bench.candidates import Entrant
 from kernelforge.bench.compare import compare
@@ -28,7 +28,7 @@ from kernelforge.bench.environments import entrant as version_of
 from kernelforge.bench.process import Crew
 from kernelforge.bench.report import show
 from kernelforge.bench.rounds import Effort, Problem, measure
-from kernelforge.bench.schema import Candidate, Machine, Row, Run, Stats
+from kernelforge.bench.schema import Candidate, Machine, Row, Run, Stats, bandwidth_of, peak_of, read
 from kernelforge.bench.workloads.record import Workload
 from kernelforge.errors import CommandFailed
 
@@ -230,9 +230,9 @@ def _rates(rows: Sequence[Row]) -> dict[str, Stats]:
     found: dict[str, list[float]] = {}
     for r in rows:
         if r.limit and r.bound == "memory" and r.nbytes >= STREAMED:
-            found.setdefault(f"memory bandwidth of {r.device}, bytes", []).append(r.nbytes / r.limit.median)
+            found.setdefault(bandwidth_of(r.device), []).append(r.nbytes / r.limit.median)
         if r.limit and r.bound == "arithmetic":
-            found.setdefault(f"{r.dtype} multiply-adds of {r.device}, flops", []).append(r.flops / r.limit.median)
+            found.setdefault(peak_of(r.device, r.dtype), []).append(r.flops / r.limit.median)
     return {name: Stats.of(values) for name, values in found.items()}
 
 
@@ -248,6 +248,40 @@ def save(run: Run) -> pathlib.Path:
     file = folder / f"{re.sub(r'[^0-9T]', '', run.started.partition('+')[0])}.json"
     file.write_text(run.to_json())
     return file
+
+
+def kept(out: Console) -> list[Run]:
+    """Return the runs of the history; those that this version cannot read are named and left out."""
+    found: list[Run] = []
+    for file in sorted(history().glob("*.json")):
+        try:
+            found.append(read(file))
+        except CommandFailed as error:
+            out.print(f"left out: {error}", highlight=False, markup=False)
+    return found
+
+
+def write_page(path: str, files: Sequence[str] | None, out: Console) -> None:
+    """Write a page of the newest run and the history.
+
+    Args:
+        path: of the page.
+        files: runs; None for those that are kept.
+        out: where to say what was written.
+
+    Raises:
+        CommandFailed: when there is no run, or a file cannot be read or written.
+    """
+    runs = [read(file) for file in files] if files else kept(out)
+    if not runs:
+        raise CommandFailed(problem=f"no run is kept in {history()}", advice="make one, or name files with --runs")
+    text = page.write(runs)
+    try:
+        pathlib.Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandFailed(problem=f"{path} cannot be written: {error.strerror}", advice="name another") from None
+    number = f"{len(runs)} run" + "s" * (len(runs) > 1)
+    out.print(f"{path}: {number}, {len(text):,} characters", highlight=False, markup=False, soft_wrap=True)
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -283,6 +317,9 @@ def command(args: argparse.Namespace, console: Console | None = None) -> int:
     if args.compare:
         old, new = args.compare
         return int(compare(old, new, args.threshold, out))
+    if args.html:
+        write_page(args.html, args.runs, out)
+        return 0
     options = options_of(args)
     works = chosen(options)
     if args.list:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from kernelforge.bench.report import amount
-from kernelforge.bench.schema import Row, Run, Sample, Stats, from_json, is_ours
+from kernelforge.bench.schema import Row, Run, Sample, Stats, is_ours, read
 from kernelforge.errors import CommandFailed
 
 
@@ -50,10 +49,7 @@ def side(text: str) -> Side:
         CommandFailed: when the file cannot be read or lacks the candidate.
     """
     path, _, name = text.partition("#")
-    try:
-        run = from_json(Path(path).read_text(), path)
-    except OSError as error:
-        raise CommandFailed(problem=f"cannot read {path}: {error.strerror}", advice="give a run's JSON") from None
+    run = read(path)
     names = [c.name for c in run.candidates]
     chosen = name or next((n for n in names if is_ours(n)), "")
     if chosen not in names:

@@ -23,14 +23,21 @@ TITLES: dict[Measure, str] = {
 PLACES = ("best peer", "second", "third")
 
 
+SCALES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
+    "B": ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")),
+}
+
+
+ROUNDED = 1000 / 1024
+"""What is less of a unit is written in the smaller one: 1000 MiB would need a fourth figure."""
+
+
 def amount(value: float, unit: str) -> str:
     """Write seconds or bytes with three figures and a prefix."""
-    if unit == "B":
-        return f"{value / 2**20:.3g} MiB"
-    for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= scale:
-            return f"{value / scale:.3g} {name}"
-    return f"{value * 1e9:.3g} ns"
+    scales = SCALES[unit]
+    scale, name = next((s for s in scales if value >= ROUNDED * s[0]), scales[-1])
+    return f"{value / scale:.3g} {name}"
 
 
 def show(run: Run, console: Console) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from kernelforge.errors import CommandFailed
@@ -71,7 +72,7 @@ class Row:
 
     Attributes:
         workload: its name in the table of workloads, such as ``gelu.bwd``.
-        group: its family there, such as ``fusion``.
+        group: its family there, such as ``maps``.
         title: the formula and the sizes, for people.
         device: as ``kernelforge devices`` names it.
         dtype: of the inputs, such as ``f32``.
@@ -113,14 +114,26 @@ class Row:
         return min(peers, key=lambda s: s.stats.median if s.stats else 0.0, default=None)
 
     def ratio(self, sample: Sample) -> float | None:
-        """Return the best peer's median over the sample's: above 1 where the sample is faster."""
+        """Return the best peer's median over the sample's: above 1 where the sample is faster, None without."""
         best = self.best_peer()
-        return best.stats.median / sample.stats.median if best and best.stats and sample.stats else None
+        if not (best and best.stats and sample.stats and sample.stats.median):
+            return None
+        return best.stats.median / sample.stats.median
 
 
 def is_ours(candidate: str) -> bool:
     """Tell kernelforge, in any version, from its peers."""
     return candidate == OURS or candidate.startswith((f"{OURS}=", f"{OURS}@", f"{OURS} "))
+
+
+def bandwidth_of(device: str) -> str:
+    """Return the name of a device's bandwidth among the limits of a run."""
+    return f"memory bandwidth of {device}, bytes"
+
+
+def peak_of(device: str, dtype: str) -> str:
+    """Return the name of a device's rate of multiply-adds among the limits of a run."""
+    return f"{dtype} multiply-adds of {device}, flops"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,7 +181,8 @@ class Run:
         seconds: how long it took.
         complete: False when it was interrupted.
         config: the options it was started with, by name.
-        limits: figures of the machine by name, in bytes or flops per second, over the whole run.
+        limits: figures of the machine, in bytes or flops per second, over the whole run; ``bandwidth_of`` and
+            ``peak_of`` name them.
     """
 
     started: str
@@ -184,6 +198,18 @@ class Run:
     def to_json(self) -> str:
         """Return the run as JSON that ``from_json`` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def read(path: str | Path) -> Run:
+    """Return the run that a file holds.
+
+    Raises:
+        CommandFailed: when the file cannot be read or holds none.
+    """
+    try:
+        return from_json(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise CommandFailed(problem=f"cannot read {path}: {error.strerror}", advice="give a run's JSON") from None
 
 
 def from_json(text: str, name: str = "the file") -> Run:

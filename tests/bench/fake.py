@@ -27,8 +27,7 @@ def _twice(x: Any) -> Any:
 
 
 TABLE = {
-    name: Workload(name, "operation", "2·x", lambda d: (d.normal(1000),), _twice, _twice)
-    for name in ("first", "second")
+    name: Workload(name, "maps", "2·x", lambda d: (d.normal(1000),), _twice, _twice) for name in ("first", "second")
 }
 
 

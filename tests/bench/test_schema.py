@@ -18,7 +18,7 @@ def run() -> Run:
         Sample("jax", "wrong", None, 0.5, "the result is 5e-01 from NumPy's"),
         Sample("numba", "skipped", reason="it has no gelu"),
     )
-    row = Row("gelu", "fusion", "gelu", "cpu", "f32", "time", 1e6, 0.0, Stats.of([0.25]), "memory", samples)
+    row = Row("gelu", "maps", "gelu", "cpu", "f32", "time", 1e6, 0.0, Stats.of([0.25]), "memory", samples)
     machine = Machine("AMD EPYC", 2, 1 << 34, "Linux x86_64", {"cpu": "vector form"})
     who = tuple(Candidate(s.candidate, {s.candidate: "1"}, "3.11.7") for s in samples)
     return Run("2026-01-01T00:00:00Z", 1.5, True, machine, who, {"quick": True}, {"copy": Stats.of([1e9])}, (row,))

@@ -71,6 +71,6 @@ _FLOPS = 2.0 * BATCH * (3 * sum(m * n for m, n in itertools.pairwise(SIZES)) - S
 
 WORKLOADS = (
     Workload(
-        "mlp_step", "training", "training step MLP 784-512-512-10, batch 256, Adam", _inputs, step, step, flops=_FLOPS
+        "mlp_step", "steps", "training step MLP 784-512-512-10, batch 256, Adam", _inputs, step, step, flops=_FLOPS
     ),
 )

@@ -96,22 +96,20 @@ FOUR = (4096, 4096)
 
 WORKLOADS = (
     *with_backward(
-        Workload(
-            "tanh_exp", "operation", "tanh(a·x+b)·c + exp(−x²), 2^24", lambda d: (d.normal(N),), tanh_exp, tanh_exp
-        ),
+        Workload("tanh_exp", "maps", "tanh(a·x+b)·c + exp(−x²), 2^24", lambda d: (d.normal(N),), tanh_exp, tanh_exp),
         (N,),
         tanh_exp_bwd,
         (0,),
     ),
     *with_backward(
-        Workload("gelu", "fusion", "gelu(x+bias) 4096×4096", lambda d: (d.normal(*FOUR), d.normal(4096)), gelu, gelu),
+        Workload("gelu", "maps", "gelu(x+bias) 4096×4096", lambda d: (d.normal(*FOUR), d.normal(4096)), gelu, gelu),
         FOUR,
         gelu_bwd,
         (0, 1),
     ),
     Workload(
         "black_scholes",
-        "fusion",
+        "maps",
         "call and put prices, 2^22",
         lambda d: (
             d.uniform(1 << 22, low=10, high=50),
@@ -121,6 +119,6 @@ WORKLOADS = (
         black_scholes,
         black_scholes,
     ),
-    Workload("adam_tree", "fusion", "Adam over a tree of 9.4 M parameters", _adam_inputs, adam_tree, adam_tree),
+    Workload("adam_tree", "maps", "Adam over a tree of 9.4 M parameters", _adam_inputs, adam_tree, adam_tree),
     Workload("call_16", "overhead", "2·x + 1 on 16 elements", lambda d: (d.normal(16),), affine, affine),
 )

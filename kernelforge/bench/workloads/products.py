@@ -89,7 +89,7 @@ def _gemm(name: str, n: int, dtype: str) -> Workload:
         kind = draw.rounded if dtype == "bf16" else draw.normal
         return kind(n, n), kind(n, n)
 
-    return Workload(name, "product", f"{dtype} matrix product {n}³", square, matmul, matmul, dtype, 2.0 * n**3)
+    return Workload(name, "contractions", f"{dtype} matrix product {n}³", square, matmul, matmul, dtype, 2.0 * n**3)
 
 
 IMAGE = (8, 64, 56, 56)
@@ -103,7 +103,7 @@ WORKLOADS = (
     _gemm("gemm_bf16_1024", 1024, "bf16"),
     Workload(
         "gemv_4096",
-        "product",
+        "contractions",
         "matrix times vector 4096×4096",
         lambda d: (d.normal(4096, 4096), d.normal(4096)),
         matmul,
@@ -112,7 +112,7 @@ WORKLOADS = (
     *with_backward(
         Workload(
             "linear_gelu",
-            "product",
+            "contractions",
             "gelu(x@w+b) 1024×1024×4096",
             lambda d: (d.normal(1024, 1024), d.normal(1024, 4096, scale=1 / 32), d.normal(4096)),
             linear_gelu,
@@ -126,7 +126,7 @@ WORKLOADS = (
     *with_backward(
         Workload(
             "conv3x3",
-            "product",
+            "convolutions",
             "conv 3×3 8×64×56×56→64",
             lambda d: (d.normal(*IMAGE), d.normal(64, 64, 3, 3, scale=1 / 24)),
             conv3x3,
@@ -139,7 +139,7 @@ WORKLOADS = (
     ),
     Workload(
         "depthwise3x3",
-        "product",
+        "convolutions",
         "depthwise conv 3×3 8×64×56×56",
         lambda d: (d.normal(*IMAGE), d.normal(64, 3, 3)),
         depthwise3x3,
@@ -148,7 +148,7 @@ WORKLOADS = (
     ),
     Workload(
         "conv1x1",
-        "product",
+        "convolutions",
         "conv 1×1 8×64×56×56→64",
         lambda d: (d.normal(*IMAGE), d.normal(64, 64, scale=1 / 8)),
         conv1x1,
@@ -158,7 +158,7 @@ WORKLOADS = (
     *with_backward(
         Workload(
             "attention",
-            "product",
+            "attention",
             "attention 4×8×512×64",
             lambda d: tuple(d.normal(*HEADS) for _ in range(3)),
             attention,
@@ -172,7 +172,7 @@ WORKLOADS = (
     *with_backward(
         Workload(
             "attention_causal",
-            "product",
+            "attention",
             "causal attention 4×8×512×64",
             lambda d: tuple(d.normal(*HEADS) for _ in range(3)),
             attention_causal,

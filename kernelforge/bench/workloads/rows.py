@@ -101,13 +101,13 @@ def _sum(name: str, title: str, axis: int | None) -> Workload:
     def total(x: Any) -> Any:
         return x.sum(axis)
 
-    return Workload(name, "operation", f"{title} 4096×4096", lambda d: (d.uniform(*FOUR),), total, total)
+    return Workload(name, "rows", f"{title} 4096×4096", lambda d: (d.uniform(*FOUR),), total, total)
 
 
 def _softmax(rows: int, columns: int) -> tuple[Workload, Workload]:
     shape = (rows, columns)
     name = f"softmax_{rows}x{columns}"
-    work = Workload(name, "fusion", f"softmax {rows}×{columns}", lambda d: (d.normal(*shape),), softmax, softmax)
+    work = Workload(name, "rows", f"softmax {rows}×{columns}", lambda d: (d.normal(*shape),), softmax, softmax)
     return with_backward(work, shape, softmax_bwd, (0,))
 
 
@@ -117,11 +117,11 @@ WORKLOADS = (
     _sum("fullsum", "full sum", None),
     *_softmax(*TALL),
     *_softmax(*WIDE),
-    Workload("logsumexp", "fusion", "log-sum-exp 4096×4096", lambda d: (d.normal(*FOUR),), logsumexp, logsumexp),
+    Workload("logsumexp", "rows", "log-sum-exp 4096×4096", lambda d: (d.normal(*FOUR),), logsumexp, logsumexp),
     *with_backward(
         Workload(
             "layernorm",
-            "fusion",
+            "norms",
             "layer norm 4096×1024",
             lambda d: (d.normal(*TALL), *_affine(d, 1024)),
             layernorm,
@@ -134,7 +134,7 @@ WORKLOADS = (
     *with_backward(
         Workload(
             "batchnorm",
-            "fusion",
+            "norms",
             "batch norm training 32×64×56×56",
             lambda d: (d.normal(*IMAGES), *_affine(d, 64)),
             batchnorm,
@@ -146,7 +146,7 @@ WORKLOADS = (
     ),
     Workload(
         "dropout_layernorm",
-        "fusion",
+        "norms",
         "dropout + residual + layer norm 4096×1024",
         lambda d: (d.normal(*TALL), d.normal(*TALL), *_affine(d, 1024)),
         _dropout_oracle,
