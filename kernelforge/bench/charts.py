@@ -175,7 +175,7 @@ def line(label: str, moments: Sequence[Moment]) -> Html:
 
 
 STYLE = """
-.bars path{fill:var(--faint);opacity:.55}
+.bars path{fill:var(--faint);opacity:.7}
 .bars .ours path{fill:var(--hue0);opacity:1}
 .bars .ours text{font-weight:700}
 .bars .ours .w,.bars .w{fill:none;stroke:var(--ink);stroke-width:1.3;opacity:1}

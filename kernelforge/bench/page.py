@@ -243,13 +243,15 @@ def _tables(run: Run) -> Iterator[Html]:
         rows = [r for r in run.rows if r.unit == unit]
         if rows:
             names = list(dict.fromkeys(s.candidate for r in rows for s in r.samples))
-            head = ["workload", "device", "measure", "limit", "best peer ÷ ours", *names]
-            yield table(head, [_line(r, names, scale) for r in rows], words=3, caption=what)
+            head = ["workload", "limit", "best ÷ ours", *names]
+            yield table(head, [[_label(r, run), *_line(r, names, scale)] for r in rows], caption=what)
     if not run.rows:
         yield tag("p", "The run has no rows.")
 
 
-_FIGURES = "Median, below it quartiles and fraction of the limit. The heads of columns sort."
+_FIGURES = (
+    "Median, below it quartiles and fraction of the limit; the best peer over kernelforge. The heads of columns sort."
+)
 
 
 def _line(row: Row, names: Sequence[str], scale: float) -> list[object]:
@@ -258,7 +260,7 @@ def _line(row: Row, names: Sequence[str], scale: float) -> list[object]:
     ratio = row.ratio(ours) if ours else None
     limit = _number(row.limit.median * scale) if row.limit else ""
     cells = [_cell(row, samples.get(name), scale) for name in names]
-    return [row.workload, row.device, row.measure, limit, "" if ratio is None else f"{ratio:.2f}", *cells]
+    return [limit, "" if ratio is None else f"{ratio:.2f}", *cells]
 
 
 def _cell(row: Row, s: Sample | None, scale: float) -> object:
