@@ -9,7 +9,7 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.nests import loads
+from kernelforge.ir.schedule.nests import loads, perfect
 from kernelforge.ir.schedule.staging import copy_out, stage
 from kernelforge.ir.schedule.steps import (
     bind,
@@ -43,30 +43,50 @@ SMALL = 4096
 """Multiplications below which packing does not pay."""
 
 
-def is_product(parallel: Sequence[For], body: Sequence[Stmt]) -> bool:
-    """Whether a nest sums products of one factor that depends on the last parallel axis and one on the axis before."""
-    if len(parallel) < 2 or _factors(parallel, body) is None:
-        return False
-    (walked,) = [s for s in body if isinstance(s, For) and s.kind == "serial"]
-    m, n = (p.static or 0 for p in parallel[-2:])
-    return m * n * (walked.static or 0) >= SMALL and min(m, n) >= 4
+def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], width: int) -> Kernel | None:
+    """Bring the parallel loops into the order of a product of matrices: last that of its rows and that of its columns.
+
+    The nest sums products of one factor that depends on the rows and one that depends on the columns, not on both.
+    Columns are the last loop, along which the result lies in memory, unless it is shorter than a register of ``width``
+    elements. Returns None where the nest is no product, or one too small to pack.
+    """
+    factors, depth = _factors(body)
+    if not factors:
+        return None
+    first, second = ({v.name for v in free_vars(f)} for f in factors)
+
+    def apart(i: str, j: str) -> bool:
+        return any(i in a - b and j in b - a for a, b in ((first, second), (second, first)))
+
+    pairs = []
+    for columns in parallel:
+        for rows in parallel:
+            i, j = rows.var.name, columns.var.name
+            m, n = rows.static or 0, columns.static or 0
+            if apart(i, j) and min(m, n) >= 4 and m * n * depth >= SMALL:
+                pairs.append((columns is parallel[-1] and n >= width, min(n, 4 * width), min(m, 4 * width), i, j))
+    if not pairs:
+        return None
+    *_, i, j = max(pairs)
+    for name in (i, j):
+        names = [p.var.name for p in _parallel(kernel)]
+        for inner in names[names.index(name) + 1 :]:
+            kernel = reorder(kernel, name, inner)
+    return kernel
 
 
-def _factors(parallel: Sequence[For], body: Sequence[Stmt]) -> tuple[Expr, Expr] | None:
-    reductions = [s for s in body if isinstance(s, For) and s.kind == "serial"]
-    if len(reductions) != 1 or not all(isinstance(s, Store) and s.op == "add" for s in reductions[0].body):
-        return None
-    (store,) = reductions[0].body
-    assert isinstance(store, Store)
-    if not isinstance(store.value, Op) or store.value.op != "mul":
-        return None
-    i, j = parallel[-2].var, parallel[-1].var
-    a, b = store.value.args
-    if i in free_vars(b) or j in free_vars(a):
-        a, b = b, a
-    if i in free_vars(b) or j in free_vars(a) or i not in free_vars(a) or j not in free_vars(b):
-        return None
-    return a, b
+def _factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
+    """Return the factors of the one sum of products of a nest, and the number of products; none where it has none."""
+    sums = [s for s in body if isinstance(s, For) and s.kind == "serial"]
+    depth = 1
+    while len(sums) == 1:
+        depth *= sums[0].static or 0
+        inner = sums[0].body
+        if len(inner) == 1 and isinstance(store := inner[0], Store):
+            value = store.value
+            return (value.args, depth) if store.op == "add" and isinstance(value, Op) and value.op == "mul" else ((), 0)
+        sums = [s for s in inner if isinstance(s, For) and s.kind == "serial"] if len(inner) == 1 else []
+    return (), 0
 
 
 def _factor(kernel: Kernel, by: str, without: str) -> Expr:
@@ -109,7 +129,31 @@ def _tiled(
     return kernel
 
 
-def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
+def _parallel(kernel: Kernel) -> list[For]:
+    """Return the parallel loops of the one nest of a kernel."""
+    return perfect(next(s for s in kernel.body if isinstance(s, For)))[0]
+
+
+def _sums(kernel: Kernel) -> list[For]:
+    """Return the loops of the sum of products, outermost first."""
+    return [s for s in stmts(_parallel(kernel)[-1].body) if isinstance(s, For) and s.kind == "serial"]
+
+
+def _walk(kernel: Kernel, width: int) -> Kernel:
+    """Make the longest loop of the sum the innermost, and one loop of those too short for lanes, as over a window."""
+    sums = _sums(kernel)
+    longest = max(range(len(sums)), key=lambda k: (sums[k].static or 0, k))
+    for loop in sums[longest + 1 :]:
+        kernel = reorder(kernel, sums[longest].var.name, loop.var.name)
+    sums = _sums(kernel)
+    while len(sums) > 1 and (sums[-1].static or 0) < width:
+        outer, inner = (s.var.name for s in sums[-2:])
+        kernel = fuse(kernel, outer, inner, f"{outer}f")
+        sums = _sums(kernel)
+    return kernel
+
+
+def vector(kernel: Kernel, limits: Limits, width: int) -> Kernel:
     """Tile for SIMD registers, in the five loops of BLIS (Van Zee and van de Geijn, 2015).
 
     A tile is six rows by half of what the registers then leave for columns. It walks through a panel of rows and one of
@@ -117,8 +161,9 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
     beside the panel of columns it works with. A sum longer than ``DEPTH`` is made block by block, each added to the
     results so far.
     """
+    kernel = _walk(kernel, width)
+    parallel, sums = _parallel(kernel), _sums(kernel)
     i, j = parallel[-2].var.name, parallel[-1].var.name
-    sums = [s for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
     walked, depth = [s.var.name for s in sums], math.prod(s.static or 1 for s in sums)
     m, n = parallel[-2].static or 1, parallel[-1].static or 1
     registers = min(4 if limits.vector_registers >= 32 else 2, -(-n // width))
@@ -138,21 +183,34 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
     levels = [block, walked] if block else [walked]
     kernel = _tiled(kernel, f"{i}o", f"{j}o", levels, [f"{i}r"], [f"{j}r"])
 
-    count = -(-m // rows)
-    itemsize = limits.vector_bytes // width
-    room = limits.cache_bytes * 3 // 4 - depth * registers * width * itemsize
-    panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), -(-count // (2 * limits.threads))))
-    kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
-    kernel = reorder(kernel, f"{i}p", f"{j}o")
-    for name in (f"{i}p", f"{j}o") if block else ():
-        kernel = reorder(fission(kernel, name), name, block[0])
     outer = [p.var.name for p in parallel[:-2]]
-    right = _factor(kernel, j, i)
-    depends = {v.name for v in free_vars(right)}
-    by = [*(p for p in outer if p in depends), f"{j}o", *block, *walked, f"{j}r"]
-    kernel = stage(kernel, right, "", by, "global", "columns")
-    left = _factor(kernel, i, j)
-    kernel = stage(kernel, left, block[0] if block else f"{i}b", [f"{i}p", *walked, f"{i}r"], "local", "rows")
+    left, right = _factor(kernel, i, j), _factor(kernel, j, i)
+    above = [{v.name for v in free_vars(f)} & set(outer) for f in (left, right)]
+    if above[1] and not above[0]:
+        # the rows are those of every outer iteration: packed once, while a tile of columns is packed where it is used
+        kernel = reorder(kernel, f"{i}o", f"{j}o")
+        if block:
+            kernel = reorder(fission(kernel, f"{i}o"), f"{i}o", block[0])
+        by = [f"{i}o", *block, *walked, f"{i}r"]
+        kernel = stage(kernel, left, "", by, "global", "rows")
+        kernel = stage(
+            kernel, _factor(kernel, j, i), block[0] if block else f"{j}o", [*walked, f"{j}r"], "local", "columns"
+        )
+        grid = [*outer, f"{j}o", *(f"rows_{b}" for b in by[:-2])]
+    else:
+        count = -(-m // rows)
+        itemsize = limits.vector_bytes // width
+        room = limits.cache_bytes * 3 // 4 - depth * registers * width * itemsize
+        panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), -(-count // (2 * limits.threads))))
+        by = [*(p for p in outer if p in above[1]), f"{j}o", *block, *walked, f"{j}r"]
+        kernel = stage(kernel, right, "", by, "global", "columns")
+        kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
+        kernel = reorder(kernel, f"{i}p", f"{j}o")
+        for name in (f"{i}p", f"{j}o") if block else ():
+            kernel = reorder(fission(kernel, name), name, block[0])
+        at = block[0] if block else f"{i}b"
+        kernel = stage(kernel, _factor(kernel, i, j), at, [f"{i}p", *walked, f"{i}r"], "local", "rows")
+        grid = [*outer, f"{i}b", *(f"columns_{b}" for b in by[:-2])]
     for buffer in accumulators:
         kernel = unguard(kernel, buffer, lambda e: e.buffer in ("rows", "columns", *accumulators))
     if block:
@@ -172,17 +230,17 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) 
     if _contiguous(kernel, along, width):
         kernel = _transposed(kernel, along, tile, width)
     along, tile = f"columns_{walked[-1]}", [f"columns_{j}u", f"columns_{j}v"]
-    packed = [f"columns_{b}" for b in by[:-2]]
     if _contiguous(kernel, along, width):
         kernel = _transposed(kernel, along, tile, width)
     else:
         kernel = bind(bind(kernel, tile[1], "vector"), tile[0], "unroll")
-        kernel = split(kernel, along, STEPS, f"{along}s", along, "clip")
         first = f"columns_{j}o"
-        for name in (*packed[packed.index(first) + 1 :], f"{along}s"):
-            kernel = reorder(kernel, first, name)
-        packed.append(f"{along}s")
-    for name in (*outer, f"{i}b", *packed):
+        if first in grid:
+            kernel = split(kernel, along, STEPS, f"{along}s", along, "clip")
+            for name in (*grid[grid.index(first) + 1 :], f"{along}s"):
+                kernel = reorder(kernel, first, name)
+            grid.append(f"{along}s")
+    for name in grid:
         kernel = bind(kernel, name, "grid")
     return kernel
 
@@ -202,10 +260,11 @@ def _transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> 
     return bind(bind(kernel, f"{along}v", "vector"), tile[-1], "unroll")
 
 
-def group(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
+def group(kernel: Kernel, limits: Limits) -> Kernel:
     """Tile for work-groups: each work-item owns a square of accumulators; tiles of both operands pass through local
     memory.
     """
+    parallel = _parallel(kernel)
     i, j = parallel[-2].var.name, parallel[-1].var.name
     walked = [s.var.name for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
     items, own, step = (8, 4, 8) if limits.group >= 64 else (2, 2, 4)

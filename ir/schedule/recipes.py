@@ -126,8 +126,9 @@ def vector(kernel: Kernel, limits: Limits) -> Kernel:
     parallel, body = perfect(nest)
     width = lanes(body, limits)
     enough = 8 * limits.threads
-    if contraction.is_product(parallel, body):
-        return contraction.vector(kernel, parallel, limits, width)
+    product = contraction.arranged(kernel, parallel, body, width)
+    if product is not None:
+        return contraction.vector(product, limits, width)
     if all(isinstance(s, Store | Let) for s in body):
         return vector_map(kernel, parallel, limits, width)
     row = row_of_block(body)
@@ -152,8 +153,9 @@ def group(kernel: Kernel, limits: Limits) -> Kernel:
     (nest,) = kernel.body
     assert isinstance(nest, For)
     parallel, body = perfect(nest)
-    if contraction.is_product(parallel, body):
-        return contraction.group(kernel, parallel, limits)
+    product = contraction.arranged(kernel, parallel, body, 1)
+    if product is not None:
+        return contraction.group(product, limits)
     simple = all(isinstance(s, Store | Let) for s in body)
     reductions = [s for s in body if isinstance(s, For) and s.kind == "serial"]
     running = any(isinstance(t, Store) and not t.op for s in reductions for t in s.body)

@@ -92,6 +92,29 @@ def test_a_long_product_is_summed_in_blocks() -> None:
     same(naive, made)
 
 
+@pytest.mark.parametrize("device", ["avx512", "gpu"])
+def test_a_convolution_is_a_product_whose_weights_are_packed_once(device: str) -> None:
+    """Images (2, 8, 6, 20), weights (9, 8, 3, 3): rows are the output channels, columns run along the images."""
+    names = {"n": 2, "o": 9, "u": 6, "v": 20, "c": 8, "p": 3, "q": 3}
+    n, o, u, v, c, p, q = (Var(name, "i64", extent) for name, extent in names.items())
+    image = Load("x", (n * 1408 + c * 176 + (u + p) * 22 + v + q,), "f32")
+    weight = Load("y", (o * 72 + c * 9 + p * 3 + q,), "f32")
+    body: tuple[Stmt, ...] = (Store("a", (), image * weight, "add"),)
+    for r in (q, p, c):
+        body = (For(r, i64(names[r.name]), "serial", body),)
+    out = Store("o", (n * 1080 + o * 120 + u * 20 + v,), Load("a", (), "f32"))
+    body = (Alloc("a", "f32", (), "register"), Store("a", (), Const(0, "f32")), *body, out)
+    for r in (v, u, o, n):
+        body = (For(r, i64(names[r.name]), "parallel", body),)
+    naive = kernel("conv", (("x", 2816), ("y", 648)), 2160, body[0])
+    made = schedule(naive, DEVICES[device])
+    verify_kernel(made)
+    same(naive, made)
+    if device == "avx512":
+        assert [a.name for a in made.args if a.mode == "scratch"] == ["rows"]
+        assert {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)}["columns"] == "local"
+
+
 def test_partial_sums() -> None:
     k = columns(6, 8)
     made = steps.partial(steps.split(k, "r", 4, "o", "r", "clip"), "r", "p")
