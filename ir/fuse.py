@@ -9,11 +9,13 @@ counters and random bits belong to no group: whoever reads them computes them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
-from kernelforge.ir.demand import REDUCTIONS, Part, Refused
+from kernelforge.ir.demand import Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
+from kernelforge.ir.groups import Group, Item, reaches
 from kernelforge.ir.lower import buffers_of, by_columns
 
 WIDE_ROW = 1 << 16
@@ -80,64 +82,6 @@ class Fusion:
     residuals: tuple[Residual, ...] = ()
 
 
-class _Item:
-    """A node that computes, or a graph output that only moves elements (``node`` is None)."""
-
-    __slots__ = ("group", "node", "order", "outputs", "readers", "reads", "through")
-
-    def __init__(self, node: Node | None, outputs: tuple[Value, ...], order: int) -> None:
-        self.node = node
-        self.outputs = outputs
-        self.order = order
-        self.reads: dict[_Item, None] = {}
-        self.readers: dict[_Item, None] = {}
-        self.through: set[_Item] = set()  # those read at another index than the own one
-        self.group: _Group
-
-    @property
-    def kind(self) -> Kind:
-        """A view of several values chooses among them, so it counts as a map."""
-        return self.node.prim.kind if self.node and self.node.prim.kind is not Kind.VIEW else Kind.MAP
-
-
-class _Group:
-    """Items of one kernel; ``shape`` is set where they are maps of one shape that read each other index by index."""
-
-    __slots__ = ("items", "shape")
-
-    def __init__(self, items: list[_Item], shape: tuple[int, ...] | None) -> None:
-        self.items = items
-        self.shape = shape
-
-    def kinds(self) -> set[Kind]:
-        return {i.kind for i in self.items}
-
-    def reductions(self) -> list[_Item]:
-        return [i for i in self.items if i.kind in REDUCTIONS]
-
-    def next(self) -> set[_Group]:
-        return {r.group for i in self.items for r in i.readers} - {self}
-
-    def before(self) -> list[_Group]:
-        """Return the groups that this one reads, those with reductions first, then the latest."""
-        found = {r.group: r.group.items[-1].order for i in self.items for r in i.reads}
-        found.pop(self, None)
-        return sorted(found, key=lambda g: (bool(g.reductions()), found[g]), reverse=True)
-
-
-def _reaches(start: Iterable[_Group], goal: _Group) -> bool:
-    seen: set[_Group] = set()
-    stack = list(start)
-    while stack:
-        group = stack.pop()
-        if group is goal:
-            return True
-        if group not in seen:
-            seen.add(group)
-            stack.extend(group.next())
-    return False
-
-
 def fuse(graph: Graph, enabled: bool = True, max_args: int = 64, columns: bool = False) -> Fusion:
     """Group the nodes of ``graph``; with ``enabled`` off, each node that computes is a region.
 
@@ -151,6 +95,14 @@ def fuse(graph: Graph, enabled: bool = True, max_args: int = 64, columns: bool =
     return Fusion(tuple(fusion.regions()), tuple(fusion.decisions))
 
 
+@dataclasses.dataclass(slots=True)
+class _Bundle:
+    """Groups that share a launch, and the buffers they take together."""
+
+    groups: list[Group]
+    buffers: int
+
+
 class _Fuser:
     def __init__(self, graph: Graph, max_args: int, columns: bool) -> None:
         self.graph = graph
@@ -160,34 +112,36 @@ class _Fuser:
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
         self.order = {n: k for k, n in enumerate(graph.nodes)}
         self.free = self._free_nodes()
-        self.items: list[_Item] = []
-        by_value: dict[Value, _Item] = {}
+        self.items: list[Item] = []
+        by_value: dict[Value, Item] = {}
         for node in graph.nodes:
             if node in self.free:
                 continue
             if node.prim.kind is Kind.OPAQUE:
                 for value in node.inputs:
                     if self.producer.get(value) in self.free and value not in by_value:
-                        self._add(_Item(None, (value,), len(self.items)), (value,), by_value)
-            self._add(_Item(node, node.outputs, len(self.items)), node.inputs, by_value)
+                        self._add(Item(None, (value,), len(self.items)), (value,), by_value)
+            self._add(Item(node, node.outputs, len(self.items)), node.inputs, by_value)
         for value in dict.fromkeys(graph.outputs):
             if value not in by_value:
-                self._add(_Item(None, (value,), len(self.items)), (value,), by_value)
+                self._add(Item(None, (value,), len(self.items)), (value,), by_value)
         self.escaping = set(graph.outputs)
-        self.joined: list[list[_Group]] = []
+        self.joined: list[_Bundle] = []
 
-    def _add(self, item: _Item, inputs: Sequence[Value], by_value: dict[Value, _Item]) -> None:
+    def _add(self, item: Item, inputs: Sequence[Value], by_value: dict[Value, Item]) -> None:
         opaque = item.node is not None and item.kind is Kind.OPAQUE
+        read: set[Value] = set()
         for value in inputs:
             # what the plan reads is in memory, whatever made it
             for source in [value] if opaque else self._sources(value):
+                read.add(source)
                 if source in by_value:
                     item.reads[by_value[source]] = None
                     by_value[source].readers[item] = None
                     if source is not value:
                         item.through.add(by_value[source])
         plain = item.node is not None and item.node.prim.kind is Kind.MAP
-        item.group = _Group([item], item.outputs[0].type.shape if plain else None)
+        item.group = Group(item, item.outputs[0].type.shape if plain else None, len(read) + len(item.outputs))
         self.items.append(item)
         for v in item.outputs:
             by_value.setdefault(v, item)
@@ -224,7 +178,7 @@ class _Fuser:
                     seen.add(v)
                     stack.append(v)
 
-    def part(self, items: Sequence[_Item]) -> Part:
+    def part(self, items: Sequence[Item]) -> Part:
         """Collect the nodes that compute what ``items`` must store."""
         mine = set(items)
         outputs = [
@@ -243,27 +197,28 @@ class _Fuser:
                 stack.extend(node.inputs)
         return Part(tuple(sorted(nodes, key=self.order.__getitem__)), tuple(outputs), self.columns)
 
-    def join(self, a: _Group, b: _Group) -> str:
+    def join(self, a: Group, b: Group) -> str:
         """Make one group of two if one nest computes both; return why not, or nothing."""
-        kinds = a.kinds() | b.kinds()
+        kinds = a.kinds | b.kinds
         if Kind.OPAQUE in kinds:
             return "it is run by the plan, step by step"
-        reductions = a.reductions() + b.reductions()
+        reductions = a.reductions + b.reductions
         if Kind.CONTRACT in kinds and len(reductions) > 1:
             return "a contraction shares its kernel with no other reduction"
-        items = a.items + b.items
-        if a.shape is not None and a.shape == b.shape and not any(r.group is a for i in b.items for r in i.through):
-            few = 3 * len(items) <= self.max_args or self.buffers(items) <= self.max_args
-            if few:
-                self.merged(items, a.shape)
+        if a.shape is not None and a.shape == b.shape and not any(r.group is a for r in b.through):
+            buffers = a.buffers + b.buffers
+            if buffers > self.max_args:
+                buffers = self.buffers([*a.items, *b.items])
+            if buffers <= self.max_args:
+                a.join(b, a.shape, buffers)
                 return ""
-        part = self.part(items)
+        part = self.part([*a.items, *b.items])
         rows = min((i.outputs[0].type.size for i in reductions), default=0)
         work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
         full = any(v.type.size > rows for v in part.outputs)
         if reductions and rows < FEW_ROWS and work >= rows * WIDE_ROW and (full or len(reductions) > 1):
             return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
-        if any(i.kind is Kind.CONTRACT for i in b.items) and any(
+        if Kind.CONTRACT in b.kinds and any(
             i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items
         ):
             return "the contraction would compute it again for each use of an element"
@@ -273,109 +228,85 @@ class _Fuser:
             return str(refusal)
         if needed > self.max_args:
             return f"a kernel of the device takes {self.max_args} buffers at most"
-        self.merged(items, None)
+        a.join(b, None, needed)
         return ""
 
-    def merged(self, items: list[_Item], shape: tuple[int, ...] | None) -> None:
-        group = _Group(sorted(items, key=lambda i: i.order), shape)
-        for item in items:
-            item.group = group
-
-    def buffers(self, items: Sequence[_Item]) -> int:
+    def buffers(self, items: Sequence[Item]) -> int:
         part = self.part(items)
         return len(part.outputs) + len(inputs(part))
 
     def vertical(self) -> None:
         """Let each group join the groups it reads."""
         for item in self.items:
-            tried: set[tuple[_Group, _Group]] = set()
+            tried: set[tuple[object, object]] = set()
             progress = True
             while progress:
                 progress = False
                 for before in item.group.before():
-                    key = (before, item.group)
+                    key = (before.state, item.group.state)
                     if key in tried:
                         continue
                     tried.add(key)
+                    made = before.last.outputs[0]
                     reason = self._try(before, item)
-                    self.decisions.append(Decision(before.items[-1].outputs[0], item.outputs[0], not reason, reason))
+                    self.decisions.append(Decision(made, item.outputs[0], not reason, reason))
                     if not reason:
                         progress = True
                         break
 
-    def _try(self, before: _Group, item: _Item) -> str:
+    def _try(self, before: Group, item: Item) -> str:
         group = item.group
-        if _reaches(before.next() - {group}, group):
+        # what comes after the item has joined nothing yet, so that nothing leads back from there
+        if reaches((g for g in before.ahead if g is not group), group, item.order):
             return "another kernel stands between them"
         return self.join(before, group)
 
     def siblings(self) -> None:
         """Join groups that read the same values in loops of the same shape."""
-        readers: dict[Value, dict[_Item, None]] = {}
+        readers: dict[Value, dict[Item, None]] = {}
         for item in self.items:
             if item.node is None:
                 continue
             for value in item.node.inputs:
                 for source in self._sources(value):
                     readers.setdefault(source, {})[item] = None
-        tried: set[tuple[_Group, _Group]] = set()
+        tried: set[tuple[object, object]] = set()
         for items in readers.values():
-            for a in items:
-                for b in items:
-                    first, second = a.group, b.group
-                    key = (first, second)
-                    if a.order >= b.order or first is second or key in tried or not _alike(first, second, self.columns):
-                        continue
-                    tried.add(key)
-                    if not _reaches(first.next(), second) and not _reaches(second.next(), first):
-                        self.join(first, second)
+            # one of each group stands for all of it
+            ones = list({i.group: i for i in reversed(items)}.values())[::-1]
+            for a, b in itertools.combinations(ones, 2):
+                first, second = a.group, b.group
+                key = (first.state, second.state)
+                if first is second or key in tried:
+                    continue
+                tried.add(key)
+                alike = _alike(first, second, self.columns)
+                if alike and not reaches(first.ahead, second) and not reaches(second.ahead, first):
+                    self.join(first, second)
 
     def side_by_side(self) -> None:
         """Give maps that do not depend on each other one launch, whatever their shapes."""
+        together: dict[Group, _Bundle] = {}
         for group in dict.fromkeys(i.group for i in self.items):
-            if group.kinds() <= {Kind.MAP} and all(v.type.size for i in group.items for v in i.outputs):
+            if group.kinds <= {Kind.MAP} and all(v.type.size for i in group.items for v in i.outputs):
+                buffers = self.buffers(group.items)
                 for bundle in self.joined:
-                    if self._fits(group, bundle):
-                        bundle.append(group)
+                    room = bundle.buffers + buffers <= self.max_args
+                    if room and _dtype(group) == _dtype(bundle.groups[0]) and not _dependent(group, bundle, together):
                         break
                 else:
-                    self.joined.append([group])
-
-    def _fits(self, group: _Group, bundle: list[_Group]) -> bool:
-        if _dtype(group) != _dtype(bundle[0]):
-            return False
-        buffers = sum(self.buffers(member.items) for member in (*bundle, group))
-        return buffers <= self.max_args and not self._dependent(group, bundle)
-
-    def _dependent(self, group: _Group, bundle: list[_Group]) -> bool:
-        """Whether a path leads from the group to the bundle or back, through other bundles too."""
-        together = {g: b for b in self.joined for g in b}
-
-        def following(g: _Group) -> set[_Group]:
-            members = together.get(g, [g])
-            return {n for m in members for n in m.next()}
-
-        def reaches(starts: Iterable[_Group], goals: set[_Group]) -> bool:
-            seen: set[_Group] = set()
-            stack = list(starts)
-            while stack:
-                g = stack.pop()
-                if g in goals:
-                    return True
-                if g not in seen:
-                    seen.add(g)
-                    stack.extend(following(g))
-            return False
-
-        members = set(bundle)
-        return reaches(following(group), members) or reaches({n for m in bundle for n in m.next()}, {group})
+                    bundle = _Bundle([], 0)
+                    self.joined.append(bundle)
+                bundle.groups.append(group)
+                bundle.buffers += buffers
+                together[group] = bundle
 
     def regions(self) -> Iterator[Region]:
         """Yield the regions, each after those it reads."""
-        bundles = {g: bundle for bundle in self.joined for g in bundle}
-        done: set[_Group] = set()
+        bundles = {g: bundle.groups for bundle in self.joined for g in bundle.groups}
+        done: set[Group] = set()
 
-        def visit(group: _Group) -> Iterator[Region]:
+        def visit(group: Group) -> Iterator[Region]:
             if group in done:
                 return
             members = bundles.get(group, [group])
@@ -383,7 +314,7 @@ class _Fuser:
             for member in members:
                 for before in member.before():
                     yield from visit(before)
-            first = members[0].items[0]
+            first = members[0].first
             if first.kind is Kind.OPAQUE:
                 yield Region((), first.node)
             else:
@@ -399,26 +330,47 @@ def inputs(part: Part) -> list[Value]:
     return list(dict.fromkeys(v for n in part.nodes for v in n.inputs if v not in made))
 
 
-def _dtype(group: _Group) -> str:
-    return group.items[0].outputs[0].type.name
+def _dtype(group: Group) -> str:
+    return group.first.outputs[0].type.name
 
 
-def _walked(group: _Group) -> set[tuple[int, ...]]:
-    nodes = [i.node for i in group.reductions() if i.node is not None]
-    return {n.inputs[0].type.shape for n in nodes} or {group.items[0].outputs[0].type.shape}
+def _dependent(group: Group, bundle: _Bundle, together: dict[Group, _Bundle]) -> bool:
+    """Whether a path leads from the group to the bundle or back, through other bundles too."""
+
+    def following(g: Group) -> Iterator[Group]:
+        return (n for m in (together[g].groups if g in together else [g]) for n in m.ahead)
+
+    def reach(starts: Iterable[Group], goals: set[Group]) -> bool:
+        seen: set[Group] = set()
+        stack = list(starts)
+        while stack:
+            g = stack.pop()
+            if g in goals:
+                return True
+            if g not in seen:
+                seen.add(g)
+                stack.extend(following(g))
+        return False
+
+    return reach(group.ahead, set(bundle.groups)) or reach((n for m in bundle.groups for n in m.ahead), {group})
 
 
-def _alike(a: _Group, b: _Group, columns: bool) -> bool:
+def _walked(group: Group) -> set[tuple[int, ...]]:
+    nodes = [i.node for i in group.reductions if i.node is not None]
+    return {n.inputs[0].type.shape for n in nodes} or {group.first.outputs[0].type.shape}
+
+
+def _alike(a: Group, b: Group, columns: bool) -> bool:
     """Whether two groups are maps of one shape, or reduce the same axes of arrays of one shape.
 
     With ``columns``, also whether one reduces the rows of an array of the other's shape.
     """
-    first, second = a.reductions(), b.reductions()
+    first, second = a.reductions, b.reductions
     if columns and any(i.node is not None and by_columns(i.node) for i in first + second):
         return bool(_walked(a) & _walked(b))
     if not first and not second:
-        return a.items[0].outputs[0].type.shape == b.items[0].outputs[0].type.shape
-    if not first or not second or Kind.CONTRACT in a.kinds() | b.kinds():
+        return a.first.outputs[0].type.shape == b.first.outputs[0].type.shape
+    if not first or not second or Kind.CONTRACT in a.kinds | b.kinds:
         return False
     m, n = first[0].node, second[0].node
     assert m is not None

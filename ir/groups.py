@@ -1,0 +1,104 @@
+"""The groups that fusion makes of a graph's nodes, and the order they must run in.
+
+Groups only grow. Two of them become one by moving the smaller into the larger, which keeps all that fusion asks of a
+group up to date: n joins take O(n log n) steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kernelforge.ir.demand import REDUCTIONS
+from kernelforge.ir.graph import Kind, Node, Value
+
+
+class Item:
+    """A node that computes, or a graph output that only moves elements (``node`` is None)."""
+
+    __slots__ = ("group", "kind", "node", "order", "outputs", "readers", "reads", "through")
+
+    def __init__(self, node: Node | None, outputs: tuple[Value, ...], order: int) -> None:
+        self.node = node
+        self.outputs = outputs
+        self.order = order
+        self.reads: dict[Item, None] = {}
+        self.readers: dict[Item, None] = {}
+        self.through: set[Item] = set()  # those read at another index than the own one
+        self.group: Group
+        # a view of several values chooses among them, so it counts as a map
+        self.kind = node.prim.kind if node and node.prim.kind is not Kind.VIEW else Kind.MAP
+
+
+class Group:
+    """Items of one kernel.
+
+    Attributes:
+        items: in no order; ``first`` and ``last`` are those that stand first and last in the graph.
+        shape: set where they are maps of one shape that read each other index by index.
+        buffers: how many of them a kernel takes at most.
+        ahead: the groups that read this one; ``behind``, those it reads.
+        through: what its items read at another index than their own.
+        state: another object after each change.
+    """
+
+    __slots__ = (
+        "ahead", "behind", "buffers", "first", "items", "kinds", "last", "reductions", "shape", "state", "through",
+    )  # fmt: skip
+
+    def __init__(self, item: Item, shape: tuple[int, ...] | None, buffers: int) -> None:
+        """Start from an item whose ``reads`` are known and have groups."""
+        self.items = [item]
+        self.first = self.last = item
+        self.shape = shape
+        self.buffers = buffers
+        self.kinds = {item.kind}
+        self.reductions = [item] if item.kind in REDUCTIONS else []
+        self.through = set(item.through)
+        self.ahead: dict[Group, None] = {}
+        self.behind = {i.group: None for i in item.reads}
+        for group in self.behind:
+            group.ahead[self] = None
+        self.state = object()
+
+    def join(self, other: Group, shape: tuple[int, ...] | None, buffers: int) -> None:
+        """Make one group of two, which is this one or the other."""
+        if len(other.items) > len(self.items):
+            other.join(self, shape, buffers)
+            return
+        for item in other.items:
+            item.group = self
+        self.items += other.items
+        self.first = min(self.first, other.first, key=lambda i: i.order)
+        self.last = max(self.last, other.last, key=lambda i: i.order)
+        self.kinds |= other.kinds
+        self.reductions = sorted([*self.reductions, *other.reductions], key=lambda i: i.order)
+        self.through |= other.through
+        for group in other.ahead:
+            del group.behind[other]
+            if group is not self:
+                self.ahead[group] = group.behind[self] = None
+        for group in other.behind:
+            del group.ahead[other]
+            if group is not self:
+                self.behind[group] = group.ahead[self] = None
+        self.shape = shape
+        self.buffers = buffers
+        self.state = object()
+
+    def before(self) -> list[Group]:
+        """Return the groups that this one reads, those with reductions first, then the latest."""
+        return sorted(self.behind, key=lambda g: (bool(g.reductions), g.last.order), reverse=True)
+
+
+def reaches(start: Iterable[Group], goal: Group, until: int | None = None) -> bool:
+    """Whether a path leads from ``start`` to ``goal``; none does from groups that begin after the item ``until``."""
+    seen: set[Group] = set()
+    stack = list(start)
+    while stack:
+        group = stack.pop()
+        if group is goal:
+            return True
+        if group not in seen and (until is None or group.first.order <= until):
+            seen.add(group)
+            stack.extend(group.ahead)
+    return False
