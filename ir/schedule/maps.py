@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from kernelforge.ir.index import affine, bounds
-from kernelforge.ir.kernel import Const, For, Kernel, Load, Store, Var, i64, stmts
+from kernelforge.ir.index import affine, bounds, free_vars
+from kernelforge.ir.kernel import Const, For, Kernel, Load, Op, Store, Var, exprs, i64, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import grid, loads, size, unit
 from kernelforge.ir.schedule.staging import stage
-from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, split
+from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, split, substituted
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 
 CHUNK = 16384
@@ -90,12 +90,32 @@ def _solo(kernel: Kernel) -> Kernel:
 
 
 def in_lanes(kernel: Kernel, loop: For, width: int) -> Kernel:
-    """Run a parallel loop in lanes, the rest one by one."""
+    """Run a parallel loop in lanes, the rest one by one; two vectors at a time where they share work."""
     name = loop.var.name
     if width == 1 or (loop.static or 0) < width or not unit(loop):
         return kernel
+    if (loop.static or 0) >= 2 * width and _alike(loop, width):
+        kernel = split(kernel, name, 2 * width, name, f"{name}i", "cut")
+        kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
+        kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
+        for rest in loops(kernel, f"{name}i_t"):
+            if rest.static is None or rest.static >= width:
+                kernel = split(kernel, rest.var.name, width, f"{name}r", f"{name}w", "cut")
+                kernel = bind(kernel, f"{name}w", "vector")
+        return kernel
     kernel = split(kernel, name, width, name, f"{name}v", "cut")
     return bind(kernel, f"{name}v", "vector")
+
+
+def _alike(loop: For, width: int) -> bool:
+    """Whether the two vectors of an aligned pair have most of their operations in common, as random bits do."""
+    pair, lane = Var("pair", "i64", (loop.static or 0) // (2 * width)), Var("lane", "i64", width)
+    found = []
+    for first in (0, width):
+        body = substituted(loop.body, {loop.var: pair * (2 * width) + first + lane})
+        every = {e for s in stmts(body) for r in exprs(s) for e in walk(r)}
+        found.append({e for e in every if isinstance(e, Op) and e.dtype != "i64" and lane in free_vars(e)})
+    return 2 * len(found[0] & found[1]) > len(found[0])
 
 
 def group_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:

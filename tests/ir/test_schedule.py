@@ -358,3 +358,18 @@ def test_rows_are_kept_where_the_cache_has_room() -> None:
     assert kept(1 << 20) == ["row0"]
     assert kept(2 * 4096 * 4) == ["row0"]
     assert kept(2 * 4096 * 4 - 1) == []
+
+
+def test_vectors_that_share_work_are_made_in_pairs() -> None:
+    n = 70
+
+    def of(distance: int) -> Kernel:
+        i = Var("i", "i64", n)
+        block = (i // (2 * distance) * distance + i % distance).cast("f32")
+        value = op("exp", block) * block + op("sqrt", block) - (i // distance % 2).cast("f32")
+        return kernel("paired", (), n, For(i, i64(n), "parallel", (Store("o", (i,), value),)))
+
+    for distance, paired in ((16, True), (1, False), (7, False)):
+        made = schedule(of(distance), DEVICES["avx512"])
+        assert any(isinstance(s, For) and s.kind == "unroll" for s in stmts(made.body)) == paired
+        same(of(distance), made)
