@@ -29,6 +29,7 @@ from kernelforge.ir.kernel import (
     Store,
     Var,
     exprs,
+    stmts,
     walk,
 )
 
@@ -96,6 +97,23 @@ def nbytes(arg: Arg) -> int:
     assert isinstance(arg.size, Const)
     width = {"bool": 1, "bf16": 2}.get(arg.dtype) or int(arg.dtype[1:]) // 8
     return int(arg.size.value) * width
+
+
+def streamed(kernel: Kernel, cache_bytes: tuple[int, int, int]) -> frozenset[str]:
+    """Return the outputs of which little is left in the cache when the next kernel reads them.
+
+    Storing them past the cache saves reading each line before it is overwritten. A launch that touches half of the last
+    level counts as one that sweeps it: other cores share it.
+
+    Args:
+        cache_bytes: sizes of the caches for data of levels 1, 2 and 3.
+    """
+    read = {e.buffer for s in stmts(kernel.body) for top in exprs(s) for e in walk(top) if isinstance(e, Load)}
+    sizes = {a.name: nbytes(a) for a in kernel.args if isinstance(a.size, Const)}
+    if sum(sizes.values()) < cache_bytes[2] // 2:
+        return frozenset()
+    large = {a.name for a in kernel.args if a.mode == "out" and sizes.get(a.name, 0) >= cache_bytes[1]}
+    return frozenset(large - read)
 
 
 def operations(body: Sequence[Stmt]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from kernelforge.backends.cpu.tiles import Tiles
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.cost import streamed
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
@@ -29,13 +30,10 @@ from kernelforge.ir.kernel import (
     If,
     Kernel,
     Let,
-    Load,
     Stmt,
     Store,
     Var,
-    exprs,
     stmts,
-    walk,
 )  # fmt: skip
 
 STACK_BYTES = 16 << 10
@@ -76,20 +74,6 @@ def stored(body: Sequence[Stmt]) -> set[str]:
     return {s.buffer for s in stmts(body) if isinstance(s, Store)}
 
 
-def streamed(kernel: Kernel, host: Host) -> frozenset[str]:
-    """Return the outputs of which little is left in the cache when the next kernel reads them.
-
-    Storing them past the cache saves reading each line before it is overwritten. A launch that touches half of the last
-    level counts as one that sweeps it: other cores share it.
-    """
-    read = {e.buffer for s in stmts(kernel.body) for top in exprs(s) for e in walk(top) if isinstance(e, Load)}
-    sizes = {a.name: int(a.size.value) * DTYPES[a.dtype].itemsize for a in kernel.args if isinstance(a.size, Const)}
-    if sum(sizes.values()) < host.cache_bytes[2] // 2:
-        return frozenset()
-    large = {a.name for a in kernel.args if a.mode == "out" and sizes.get(a.name, 0) >= host.cache_bytes[1]}
-    return frozenset(large - read)
-
-
 def print_kernel(kernel: Kernel, host: Host) -> str:
     """Return the text of an LLVM module that defines ``run``.
 
@@ -98,7 +82,7 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     """
     declared: dict[str, str] = {}
     parts = phases(kernel)
-    large = streamed(kernel, host)
+    large = streamed(kernel, host.cache_bytes)
     functions = []
     for k, part in enumerate(parts):
         functions.append(_Function(kernel, host, declared).phase(f"phase{k}", part))

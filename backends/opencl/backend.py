@@ -19,8 +19,9 @@ import numpy as np
 import pyopencl as cl
 
 from kernelforge.backends.base import Argument, Backend
-from kernelforge.backends.opencl.icd import AVX2, discover, target
-from kernelforge.backends.opencl.printer import Phase, print_opencl
+from kernelforge.backends.cpu.host import host
+from kernelforge.backends.opencl.icd import TARGET, discover, options
+from kernelforge.backends.opencl.printer import LINE, Phase, print_opencl
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import (
     CompilationFailed,
@@ -30,6 +31,7 @@ from kernelforge.errors import (
     DeviceUnavailable,
     UnsupportedOnDevice,
 )
+from kernelforge.ir.cost import streamed
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Alloc, Const, Expr, Kernel, exprs, stmts, walk
 from kernelforge.ir.schedule.limits import CORE_BANDWIDTH, Limits, core_rate
@@ -38,6 +40,9 @@ MAGIC = b"kernelforge-opencl\n"
 
 CORRECTLY_ROUNDED = 1 << 7
 """CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT of CL_DEVICE_SINGLE_FP_CONFIG."""
+
+PARTS = 32
+"""Parts a thread in which a CPU's iterations are shared out: few enough to cost nothing, enough to even out threads."""
 
 OUT_OF_MEMORY = ("MEM_OBJECT_ALLOCATION_FAILURE", "OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY", "INVALID_BUFFER_SIZE")
 
@@ -91,9 +96,7 @@ def limits_of(device: Any) -> Limits:
     cpu = bool(device.type & cl.device_type.CPU)
     dtypes = frozenset(DTYPES) if device.double_fp_config else frozenset(DTYPES) - {"f64"}
     width = 4 * max(device.native_vector_width_float, device.preferred_vector_width_float)
-    told = target() if device.platform.name.startswith("Intel") else ""
-    if told == AVX2:
-        width = 32
+    told = f"{options()}|{os.environ.get(TARGET, '')}" if device.platform.name.startswith("Intel") else ""
     platform = device.platform
     version = f"{platform.name}|{platform.version}|{device.name}|{device.driver_version}|{told}|{cl.VERSION_TEXT}"
     return Limits(
@@ -116,13 +119,19 @@ def limits_of(device: Any) -> Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class OpenCLExecutable:
-    """A compiled kernel: its program's functions, with the phases that they run."""
+    """A compiled kernel: its program's functions, with the phases that they run.
+
+    Attributes:
+        phases: each with its function, and the one that stores past the cache where there is one.
+        streamed: positions of the arguments that are stored past the cache.
+    """
 
     kernel: Kernel
     source: str
     binary: bytes
-    phases: tuple[tuple[Phase, Any], ...]
+    phases: tuple[tuple[Phase, Any, Any], ...]
     scratch: tuple[Alloc, ...]
+    streamed: tuple[int, ...]
 
 
 class OpenCL:
@@ -137,6 +146,8 @@ class OpenCL:
         self._pid = os.getpid()
         self._limits = limits_of(device)
         self._cpu = self._limits.form == "vector"
+        self._aligned = device.mem_base_addr_align >= 8 * LINE
+        self._scratch: list[Any] = []
         self._options = ["-cl-std=CL1.2"]
         if device.single_fp_config & CORRECTLY_ROUNDED:
             self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
@@ -202,17 +213,20 @@ class OpenCL:
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> OpenCLExecutable:
         self._alive()
         self._check(kernel)
-        source = print_opencl(kernel, self._cpu, self.device.local_mem_size)
+        large = streamed(kernel, host().cache_bytes) if self._cpu and self._aligned else frozenset[str]()
+        source = print_opencl(kernel, self._cpu, self.device.local_mem_size, large)
         if binary is None:
             program = self._compile(kernel, source.text)
             (body,) = program.get_info(cl.program_info.BINARIES)
             binary = MAGIC + self._digest(body) + bytes(body)
         else:
             program = self._load(kernel, binary)
-        phases = tuple((p, cl.Kernel(program, p.name)) for p in source.phases)
-        for phase, function in phases:
-            function.set_scalar_arg_dtypes([None, np.int64] * len(phase.buffers) + [np.int64] * len(kernel.params))
-        return OpenCLExecutable(kernel, source.text, binary, phases, source.scratch)
+        phases = tuple(
+            (p, _function(program, p, p.name, kernel), _function(program, p, p.stream, kernel) if p.stream else None)
+            for p in source.phases
+        )
+        places = tuple(k for k, a in enumerate(kernel.args) if a.name in source.streamed)
+        return OpenCLExecutable(kernel, source.text, binary, phases, source.scratch, places)
 
     def _check(self, kernel: Kernel) -> None:
         """Refuse a dtype that the device or the printer lacks."""
@@ -253,24 +267,41 @@ class OpenCL:
         places: dict[str, tuple[Any, int]] = {}
         for arg, (handle, offset) in zip(kernel.args, arguments, strict=True):
             places[arg.name] = (handle, offset // DTYPES[arg.dtype].itemsize)
-        for s in executable.scratch:
-            count = int(np.prod([_number(n, values) for n in s.shape], dtype=np.int64))
-            places[s.buffer] = (self.allocate(max(count, 1) * DTYPES[s.dtype].itemsize), 0)
+        stream = all(arguments[k][1] % LINE == 0 for k in executable.streamed)
         with self._lock:  # the arguments of a kernel object are set one by one
-            for phase, function in executable.phases:
+            for k, s in enumerate(executable.scratch):
+                count = int(np.prod([_number(n, values) for n in s.shape], dtype=np.int64))
+                places[s.buffer] = (self._scratch_of(k, max(count, 1) * DTYPES[s.dtype].itemsize), 0)
+            for phase, function, past_cache in executable.phases:
                 count = _number(phase.count, values)
                 if count > 0:
                     groups = count if phase.grouped else -(-count // phase.items)
+                    if phase.shared:
+                        groups = min(groups, PARTS * self._limits.threads)
                     given = [x for b in phase.buffers for x in places[b]]
                     with self._room(sum(h.size for h, _ in places.values())):
-                        function(self._queue, (groups * phase.items,), (phase.items,), *given, *params)
+                        run = past_cache if stream and past_cache else function
+                        run(self._queue, (groups * phase.items,), (phase.items,), *given, *params)
             self._queue.flush()
-        for s in executable.scratch:
-            self.free(places[s.buffer][0])
+
+    def _scratch_of(self, k: int, nbytes: int) -> Any:
+        """Return the ``k``-th scratch buffer, which all launches share: the queue runs them one after the other."""
+        if k == len(self._scratch):
+            self._scratch.append(self.allocate(nbytes))
+        elif self._scratch[k].size < nbytes:
+            self.free(self._scratch[k])
+            self._scratch[k] = self.allocate(nbytes)
+        return self._scratch[k]
 
     def synchronize(self) -> None:
         self._alive()
         self._queue.finish()
+
+
+def _function(program: Any, phase: Phase, name: str, kernel: Kernel) -> Any:
+    function = cl.Kernel(program, name)
+    function.set_scalar_arg_dtypes([None, np.int64] * len(phase.buffers) + [np.int64] * len(kernel.params))
+    return function
 
 
 def _number(e: Expr, values: dict[str, int]) -> int:

@@ -203,10 +203,10 @@ class Scope:
         assert self.var is not None
         return self.value(substitute(self.resolved(flat), {self.var: i64(0)}), index=True).text
 
-    def pointer(self, buffer: Buffer, flat: Expr, const: str = "") -> str:
-        """Print the elements of all lanes, which are side by side, as one vector."""
-        kind = self.functions.unaligned(buffer.dtype, self.lanes)
-        return f"*({buffer.space}{const}{kind}*)({buffer.name} + {self.first(flat)})"
+    def pointer(self, buffer: Buffer, flat: Expr, const: str = "", align: int = 0) -> str:
+        """Print where the elements of all lanes are, which are side by side, as the address of one vector."""
+        kind = self.functions.vector(buffer.dtype, self.lanes, align)
+        return f"({buffer.space}{const}{kind}*)({buffer.name} + {self.first(flat)})"
 
     def _load(self, e: Load) -> Code:
         buffer = self.buffers[e.buffer]
@@ -215,7 +215,7 @@ class Scope:
             text = f"{buffer.name}[{self.value(flat, index=True).text}]"
             return Code(f"({text} != 0)" if e.dtype == "bool" else text, e.dtype)
         if self.step(flat) == 1:
-            text = f"({self.pointer(buffer, flat, 'const ')})"
+            text = f"(*{self.pointer(buffer, flat, 'const ')})"
         else:
             at = self.value(flat, index=True)
             if not at.text.isidentifier():

@@ -18,10 +18,10 @@ which the loader reads it. A user who sets ``OCL_ICD_VENDORS`` is left alone. A 
 platforms before kernelforge did gets what the loader found then. On Windows the loader reads the registry, and
 nothing is added.
 
-Intel's CPU runtime (2026.2) compiles some kernels wrongly for AVX-512: of 300 random ones, 5 got instructions that do
-not exist or addresses made with the wrong register, and ended the process; for AVX2, or without optimisation, all
-were right. So it is told to compile for AVX2, by the variable that it reads when it first compiles, unless the user
-sets that one.
+Intel's CPU runtime (2026.2), compiling for AVX-512, moves scalar integer minima, maxima and magnitudes to vector
+registers by a pass of LLVM that is wrong: of 400 random kernels, 8 got addresses made with the wrong register, or a
+comparison that writes a mask where a vector is meant. Without that pass all were right. So it is told to leave the
+pass out, by the variable that it reads when it first compiles.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ from typing import Any
 WHEELS = {"intel-opencl-rt": "libintelocl.so"}
 """Distribution to the start of the name of the library that it brings, for those that the loader does not find."""
 
-TARGET, AVX2 = "CL_CONFIG_CPU_TARGET_ARCH", "core-avx2"
+OPTIONS, WITHOUT = "CL_CONFIG_LLVM_OPTIONS", "-disable-x86-scalar-to-vector"
+
+TARGET = "CL_CONFIG_CPU_TARGET_ARCH"
+"""The variable by which a user chooses what Intel's CPU runtime compiles for."""
 
 SYSTEM = pathlib.Path("/etc/OpenCL/vendors")
 VARIABLE = "OCL_ICD_VENDORS"
@@ -61,13 +64,10 @@ def libraries() -> list[pathlib.Path]:
     return found
 
 
-@functools.cache
-def target() -> str:
-    """Return what Intel's CPU runtime is told to compile for; empty where it chooses."""
-    with contextlib.suppress(OSError):
-        if "avx512f" in pathlib.Path("/proc/cpuinfo").read_text():
-            return os.environ.get(TARGET, AVX2)
-    return os.environ.get(TARGET, "")
+def options() -> str:
+    """Return what Intel's CPU runtime is told to hand to LLVM: what the user says, and to leave out the wrong pass."""
+    given = os.environ.get(OPTIONS, "")
+    return given if WITHOUT in given else f"{given} {WITHOUT}".strip()
 
 
 @contextlib.contextmanager
@@ -95,8 +95,7 @@ def discover() -> tuple[Any, ...]:
     """
     import pyopencl as cl
 
-    if target():
-        os.environ[TARGET] = target()
+    os.environ[OPTIONS] = options()
     with vendors():
         # one library that two .icd files name is two platforms with the same text
         distinct = {(p.vendor, p.name, p.version): p for p in reversed(cl.get_platforms())}

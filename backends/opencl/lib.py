@@ -76,6 +76,12 @@ PREAMBLE = """\
 #if __has_builtin(__builtin_convertvector)
 #define kf_convert(x, to) __builtin_convertvector(x, to)
 #endif
+#if __has_builtin(__builtin_nontemporal_store)
+#define kf_stream(value, place) __builtin_nontemporal_store(value, place)
+#endif
+#endif
+#ifndef kf_stream
+#define kf_stream(value, place) (*(place) = (value))
 #endif
 #ifndef kf_convert
 #define kf_convert(x, to) convert_##to(x)
@@ -185,10 +191,11 @@ class Functions:
         self._text[own] = f"static {value} {own}({arguments}) {body}\n"
         return own
 
-    def unaligned(self, dtype: str, lanes: int) -> str:
-        """Return the name of a vector type that may start at any element."""
-        own = f"kf_{ctype(dtype, lanes)}"
-        self._text.setdefault(own, f"typedef {ctype(dtype, lanes)} {own} __attribute__((aligned({size(dtype)})));\n")
+    def vector(self, dtype: str, lanes: int, align: int = 0) -> str:
+        """Return the name of a vector type that starts at multiples of ``align`` bytes, or at any element."""
+        own = f"kf_{ctype(dtype, lanes)}" + (f"_at{align}" if align else "")
+        bytes_ = align or size(dtype)
+        self._text.setdefault(own, f"typedef {ctype(dtype, lanes)} {own} __attribute__((aligned({bytes_})));\n")
         return own
 
     def text(self) -> str:

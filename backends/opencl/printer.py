@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from kernelforge.backends.opencl.exprs import Buffer, Code, Scope, total
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.phases import Touched, chain_of, owned, strides_of, touched_buffers
-from kernelforge.ir.index import free_vars
+from kernelforge.ir.index import free_vars, poly
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -43,6 +43,9 @@ from kernelforge.ir.kernel import (
 ITEMS = 64
 """Work-items of a work-group where the program does not say: a multiple of every GPU's width."""
 
+LINE = 64
+"""Bytes of a cache line. Vectors stored past the cache are lines or even parts of one."""
+
 _BUILT_IN = re.compile(
     r"(bool|u?char|u?short|u?int|u?long|half|float|double|size_t|void)(2|3|4|8|16)?|s[0-9a-f]+|"
     r"[a-z]*(sin|cos|tan|exp|log|pow|sqrt|abs|min|max|mod|fma|floor|ceil|trunc|rint|erf|cbrt)[a-z0-9]*|"
@@ -60,8 +63,10 @@ class Phase:
     Attributes:
         buffers: the arguments and global scratch it takes, in order, each followed by its offset; then come the
         parameters.
-        count: work-groups where the phase is ``grouped``, else work-items.
+        count: work-groups where the phase is ``grouped``, else work-items; where it is ``shared``, iterations that any
+        number of work-items share.
         items: work-items of a group.
+        stream: name of the same function that stores ``Source.streamed`` past the cache; empty where none does.
     """
 
     name: str
@@ -69,34 +74,50 @@ class Phase:
     count: Expr
     items: int
     grouped: bool
+    shared: bool
+    stream: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """A printed kernel; ``scratch`` are the global buffers that a launch allocates."""
+    """A printed kernel.
+
+    Attributes:
+        scratch: the global buffers that a launch needs besides its arguments.
+        streamed: the arguments that must begin at a multiple of ``LINE`` bytes where a phase's ``stream`` is run.
+    """
 
     text: str
     phases: tuple[Phase, ...]
     scratch: tuple[Alloc, ...]
+    streamed: frozenset[str]
 
 
-def print_opencl(kernel: Kernel, cpu: bool, local_bytes: int) -> Source:
+def print_opencl(kernel: Kernel, cpu: bool, local_bytes: int, streamed: frozenset[str] = frozenset()) -> Source:
     """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
 
     Args:
         local_bytes: local memory of a work-group; what does not fit on a CPU becomes global scratch.
+        streamed: outputs to store past the cache.
     """
     functions = Functions()
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
     rest = [s for s in kernel.body if s not in scratch]
     bodies = [(s,) for s in rest] if all(isinstance(s, For) for s in rest) else [tuple(rest)]
-    printed, spilled = [], list(scratch)
+    texts, phases, spilled = [], [], list(scratch)
     for k, body in enumerate(bodies):
+        name = f"{_identifier(kernel.name)}_{k}"
         printer = _Printer(kernel, scratch, functions, cpu, local_bytes)
-        printed.append(printer.phase(f"{_identifier(kernel.name)}_{k}", body))
+        text, phase = printer.phase(name, body)
+        texts.append(text)
         spilled += printer.spilled
-    text = "\n".join((PREAMBLE + functions.text(), *(t for t, _ in printed)))
-    return Source(text, tuple(p for _, p in printed), tuple(spilled))
+        if streamed & {s.buffer for s in stmts(body) if isinstance(s, Store)}:
+            phase = dataclasses.replace(phase, stream=f"{name}_stream")
+            printer = _Printer(kernel, scratch, functions, cpu, local_bytes, streamed)
+            texts.append(printer.phase(name, body, "_stream")[0])
+        phases.append(phase)
+    text = "\n".join((PREAMBLE + functions.text(), *texts))
+    return Source(text, tuple(phases), tuple(spilled), streamed)
 
 
 def _identifier(name: str) -> str:
@@ -108,9 +129,16 @@ class _Printer:
     """Prints one phase."""
 
     def __init__(
-        self, kernel: Kernel, scratch: Sequence[Alloc], functions: Functions, cpu: bool, local_bytes: int
+        self,
+        kernel: Kernel,
+        scratch: Sequence[Alloc],
+        functions: Functions,
+        cpu: bool,
+        local_bytes: int,
+        streamed: frozenset[str] = frozenset(),
     ) -> None:
         self.kernel = kernel
+        self.streamed = streamed
         self.cpu = cpu
         self.local_bytes = local_bytes
         self.spilled: list[Alloc] = []
@@ -152,7 +180,7 @@ class _Printer:
 
     # phases
 
-    def phase(self, name: str, body: Sequence[Stmt]) -> tuple[str, Phase]:
+    def phase(self, name: str, body: Sequence[Stmt], suffix: str = "") -> tuple[str, Phase]:
         """Print statements of the top level as one ``__kernel``."""
         self.name = name
         inside = list(stmts(body))
@@ -177,11 +205,11 @@ class _Printer:
         for buffer in used:
             own = self.scope.buffers[buffer].name
             self.emit(f"{own} += {own}_offset;")
-        self.iteration(grid)
-        if self.grouped:
-            self.emit("const uint kf_item = (uint)get_local_id(0);")
         mark = len(self.lines)
-        self.uniform(body)
+        extents = self.extents(grid)
+        with self.block(self.share(extents)) if self.items == 1 and not self.grouped else contextlib.nullcontext():
+            self.iteration(grid, extents)
+            self.uniform(body)
         self.lines[mark:mark] = self.shared.values()
         arguments = []
         for buffer in used:
@@ -191,21 +219,34 @@ class _Printer:
         spills = tuple(s.buffer for s in self.spilled)
         arguments += [f"__global {ctype(s.dtype)}* {s.buffer}, const long {s.buffer}_offset" for s in self.spilled]
         arguments += [f"const long {_identifier(p)}" for p in self.kernel.params]
-        head = (
-            f"__kernel __attribute__((reqd_work_group_size({self.items}, 1, 1)))\nvoid {name}({', '.join(arguments)})"
-        )
+        group = f"__attribute__((reqd_work_group_size({self.items}, 1, 1)))"
+        head = f"__kernel {group}\nvoid {name}{suffix}({', '.join(arguments)})"
         text = "\n".join((f"{head} {{", *self.lines, "}", ""))
-        return text, Phase(name, (*used, *spills), self.count, self.items, self.grouped)
+        return text, Phase(
+            name, (*used, *spills), self.count, self.items, self.grouped, self.items == 1 and not self.grouped
+        )
 
-    def iteration(self, grid: Sequence[For]) -> None:
-        """Find the iteration of the grid loops, which are numbered with the last one running fastest."""
-        rest = "get_group_id(0)" if self.grouped else "get_global_id(0)"
+    def extents(self, grid: Sequence[For]) -> list[str]:
         extents = []
         for loop in grid:
             self.scope.begin([loop.extent])
             extents.append(self.scope.value(loop.extent, index=True).text)
-        self.emit(f"const long kf_at = {rest};")
-        if not self.grouped and self.items > 1:
+        return extents
+
+    def share(self, extents: Sequence[str]) -> str:
+        """Print the loop over a work-item's part of the iterations: starting one costs as much as a short row."""
+        self.emit(f"const long kf_all = {' * '.join(extents) or '1'}, kf_parts = get_global_size(0);")
+        self.emit("const long kf_end = ((long)get_global_id(0) + 1) * kf_all / kf_parts;")
+        self.emit("#pragma clang loop vectorize(disable)")
+        return "for (long kf_at = (long)get_global_id(0) * kf_all / kf_parts; kf_at < kf_end; ++kf_at)"
+
+    def iteration(self, grid: Sequence[For], extents: Sequence[str]) -> None:
+        """Find the iteration of the grid loops, which are numbered with the last one running fastest."""
+        if self.grouped:
+            self.emit("const long kf_at = get_group_id(0);")
+            self.emit("const uint kf_item = (uint)get_local_id(0);")
+        elif self.items > 1:
+            self.emit("const long kf_at = get_global_id(0);")
             self.emit(f"if (kf_at >= {' * '.join(extents) or '1'}) return;")
         for k, loop in enumerate(grid):
             inner = " * ".join(extents[k + 1 :])
@@ -387,11 +428,25 @@ class _Printer:
             place = f"{buffer.name}[{scope.value(flat, index=True).text}]"
             self.put(place, stmt, codes, 1)
         elif scope.step(flat) == 1:
-            self.put(f"{scope.pointer(buffer, flat)}", stmt, codes, scope.lanes)
+            align = self.past_cache(stmt, flat)
+            if align:
+                text = self.stored(scope.splat(codes[0], codes[0].mask or 1), scope.lanes)
+                self.emit(f"kf_stream({text}, {scope.pointer(buffer, flat, align=align)});")
+            else:
+                self.put(f"*{scope.pointer(buffer, flat)}", stmt, codes, scope.lanes)
         elif not scope.varies(flat):
             self.fold(f"{buffer.name}[{scope.value(flat, index=True).text}]", stmt, codes)
         else:
             self.scatter(buffer, flat, stmt, codes)
+
+    def past_cache(self, stmt: Store, flat: Expr) -> int:
+        """Return the alignment in bytes of a vector to store past the cache; 0 where it must not be."""
+        var, width = self.scope.var, size(stmt.value.dtype)
+        if stmt.buffer not in self.streamed or stmt.op or var is None:
+            return 0
+        unit = min(self.scope.lanes, LINE // width)
+        steps = poly(self.scope.resolved(flat)).items()
+        return unit * width if all(c % unit == 0 for m, c in steps if m != (var,)) else 0
 
     def put(self, place: str, stmt: Store, codes: Sequence[Code], lanes: int) -> None:
         """Write one place, of one element or of one vector."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernelforge.backends.opencl.icd import VARIABLE, libraries, vendors
+from kernelforge.backends.opencl.icd import OPTIONS, VARIABLE, WITHOUT, libraries, options, vendors
 from kernelforge.backends.opencl.printer import Source
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
 from kernelforge.errors import (
@@ -375,9 +375,34 @@ def test_many_short_iterations(device: Any) -> None:
 @pytest.mark.parametrize("cpu", [True, False])
 def test_random_kernels(device: Any, cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_cpu", cpu)
-    for seed in range(12):
+    # with LLVM's scalar-to-vector pass, Intel's runtime 2026.2 for AVX-512 computes wrong results for the last two
+    for seed in (*range(12), 310, 355):
         made = RandomKernel(seed)
         compare(device, dataclasses.replace(made.kernel, name=f"random{seed}"), made.arrays, made.params)
+
+
+@each_device
+def test_many_iterations_with_loops(device: Any) -> None:
+    n = 1000
+    i, j = Var("i", bound=n), Var("j", bound=4)
+    body = For(j, i64(4), "serial", (Store("y", (i,), i * j, "add"),))
+    kernel = Kernel("shared", (Arg("y", "i64", i64(n), "out"),), (), (For(i, i64(n), "parallel", (body,)),))
+    y = execute(device, kernel, {"y": np.zeros(n, np.int64)})["y"]
+    np.testing.assert_array_equal(y, 6 * np.arange(n))
+
+
+@each_device
+def test_stores_past_the_cache_at_any_offset(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelforge.backends.opencl.backend.streamed", lambda *_: frozenset({"y"}))
+    at = R * 8 + V
+    body = (over(lanes(Store("y", (at,), Load("x", (at,), "f32") * 2.0))),)
+    executable = device.compile(Kernel("past", (X, Y), (), body))
+    assert ("kf_stream(" in executable.source.split("__kernel")[-1]) == (device.limits.form == "vector")
+    x = np.arange(64, dtype=np.float32)
+    handle, out = device.upload(x), device.upload(np.zeros(128, np.float32))
+    for offset in (0, 4, 32, 64):
+        device.launch(executable, [(handle, 0), (out, offset)], [])
+        np.testing.assert_array_equal(device.download(out, offset, (40,), x.dtype), x[:40] * 2)
 
 
 @each_device
@@ -413,7 +438,9 @@ def test_errors(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         device.compile(half)
     with pytest.raises(DeviceOutOfMemory, match=device.name):
         device.allocate(1 << 60)
-    monkeypatch.setattr("kernelforge.backends.opencl.backend.print_opencl", lambda *_: Source("nonsense", (), ()))
+    monkeypatch.setattr(
+        "kernelforge.backends.opencl.backend.print_opencl", lambda *_: Source("nonsense", (), (), frozenset())
+    )
     with pytest.raises(CompilationFailed, match="nonsense"):
         device.compile(Kernel("broken", (), (), ()))
 
@@ -457,6 +484,14 @@ def test_a_fork_is_refused() -> None:
         "os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_what_intels_runtime_hands_to_llvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(OPTIONS, raising=False)
+    assert options() == WITHOUT
+    for given in ("-mine", f"-mine {WITHOUT}"):
+        monkeypatch.setenv(OPTIONS, given)
+        assert options() == f"-mine {WITHOUT}"
 
 
 def test_wheels_are_shown_to_the_loader_for_a_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:

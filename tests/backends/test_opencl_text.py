@@ -50,6 +50,16 @@ def test_traps_are_not_printed() -> None:
     assert "const long r = kf_at;" in text
 
 
+def test_only_whole_parts_of_lines_are_stored_past_the_cache() -> None:
+    def streamed(*body: Stmt) -> str:
+        return print_opencl(Kernel("k", (X, K, Y), (), body), True, 1 << 15, frozenset({"y"})).text.split("__kernel")[2]
+
+    v = Load("x", (R * 8 + V,), "f32")
+    assert "kf_stream(" in streamed(over(lanes(Store("y", (R * 8 + V,), v))))
+    for other in (Store("y", (R * 8 + V + 1,), v), Store("y", (R + V,), v), Store("y", (R * 8 + V,), v, "add")):
+        assert "kf_stream(" not in streamed(over(lanes(other)))
+
+
 def test_only_a_sum_of_products_is_contracted() -> None:
     plain = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1) + f32("x", 3)))).text
     assert plain.startswith("#pragma OPENCL FP_CONTRACT OFF")
