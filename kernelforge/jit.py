@@ -23,7 +23,7 @@ from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import InvalidArgument, MixedDevices, NumberOutOfRange, UnhashableStatic, UnknownStatic
 from kernelforge.ir.build import BUILDERS, tracing
-from kernelforge.ir.graph import Graph
+from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.methods import Methods
@@ -90,12 +90,16 @@ def _buffer(backend: Backend, x: Array) -> Buffer:
 
 
 @functools.cache
-def _number(dtype: np.dtype[Any]) -> Callable[[Backend, Any], Buffer]:
+def _number(dtype: np.dtype[Any], into: tuple[np.dtype[Any], ...] = ()) -> Callable[[Backend, Any], Buffer]:
+    """Load a Python number that the function casts to each of ``into``, which must hold it."""
+
     def load(backend: Backend, x: Any) -> Buffer:
-        try:
-            return upload(backend, np.array(x, dtype))
-        except OverflowError:
-            raise NumberOutOfRange(op="call", found=x, dtype=dtype) from None
+        for each in (dtype, *into):
+            try:
+                array = np.array(x, each)
+            except OverflowError:
+                raise NumberOutOfRange(op="call", found=x, dtype=each) from None
+        return upload(backend, np.array(x, dtype) if into else array)
 
     return load
 
@@ -234,8 +238,20 @@ def compile(
     backend = backend or _device(leaves)
     found = [_leaf(x, backend) for x in leaves]
     graph, tree = trace(body, [leaf.type for leaf in found], name)
+    for leaf, value in zip(found, graph.inputs, strict=True):
+        narrower = _narrower(graph, value)
+        if narrower:
+            leaf.load = _number(leaf.type.dtype, narrower)
     plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found), located)
     return Program(plan, found, graph, tree, backend)
+
+
+def _narrower(graph: Graph, value: Value) -> tuple[np.dtype[Any], ...]:
+    """Return the integer dtypes that a Python integer is cast to, beside others of them in an operation."""
+    if not (value.type.weak and value.type.dtype == INT):
+        return ()
+    casts = [n.outputs[0].type.dtype for n in graph.nodes if n.prim.name == "cast" and n.inputs == (value,)]
+    return tuple(dict.fromkeys(d for d in casts if d.kind in "iu" and d != INT))
 
 
 def _argument(x: Any, name: Callable[[], str]) -> Any:

@@ -129,6 +129,23 @@ def test_inputs() -> None:
         f(2**70)
 
 
+def test_a_python_integer_that_does_not_fit_is_refused_as_by_numpy() -> None:
+    f = kf.jit(lambda x, k: x + k)
+    x = np.array([1, -3], np.int8)
+    for _ in range(3):  # the third call goes by the device's entry where it has one
+        np.testing.assert_array_equal(f(x, 100), x + 100)
+        for k in (300, -129):
+            with pytest.raises(OverflowError):
+                x + k
+            with pytest.raises(
+                errors.NumberOutOfRange, match=f"the Python number {k} does not fit int8; cast the array"
+            ):
+                f(x, k)
+    with pytest.raises(errors.NumberOutOfRange, match="the Python number -1 does not fit uint8"):
+        f(x.view(np.uint8), -1)
+    np.testing.assert_array_equal(f(x.astype(np.int64), 300), [301, 297])
+
+
 def test_lower() -> None:
     f = kf.jit(lambda x: np.tanh(x) + 1)
     lowered = f.lower(X)
