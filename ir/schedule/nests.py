@@ -82,13 +82,18 @@ def reduction_loops(body: Sequence[Stmt]) -> list[For]:
 
 
 def rowwise(body: Sequence[Stmt], last: For) -> bool:
-    """Whether the reductions walk memory element by element, rather than the parallel axis ``last`` does."""
-    votes = 0
+    """Whether the reductions walk memory element by element, rather than the parallel axis ``last`` does.
+
+    Where both do, as over windows, the longer one.
+    """
+    votes = longest = 0
     for loop in reduction_loops(body):
         for load in loads((loop,)):
-            votes += affine(load.index[0], loop.var) == 1
-            votes -= affine(load.index[0], last.var) == 1
-    return votes >= 0
+            across = affine(load.index[0], last.var)
+            if across != 0:  # what every result reads says nothing
+                votes += (affine(load.index[0], loop.var) == 1) - (across == 1)
+        longest = max(longest, loop.static or loop.var.bound or 0)
+    return votes > 0 or (votes == 0 and longest >= (last.static or 0))
 
 
 def operations(expr: Expr, inner: Collection[Var] = ()) -> int:
