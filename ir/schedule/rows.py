@@ -44,7 +44,8 @@ def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits
     if all(_in_order(s) for s in row.body if isinstance(s, For)):
         kernel = merge(kernel)
         (row,) = loops(kernel, at)
-        kernel = merge(keep(kernel, at, limits.cache_bytes - _loaded(row)))
+        # a quarter of the cache is for the next row
+        kernel = merge(keep(kernel, at, limits.cache_bytes * 3 // 4 - _loaded(row)))
     (row,) = loops(kernel, at)
     for name in [s.var.name for s in row.body if isinstance(s, For)]:
         for loop in loops(kernel, name)[:1]:

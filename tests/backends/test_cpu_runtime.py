@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -19,11 +20,12 @@ import numpy as np
 import pytest
 
 from kernelforge.backends.cpu import CpuBackend, loader
+from kernelforge.backends.cpu.exprs import AHEAD
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import POOL
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import CompilationFailed, DamagedBinary, DeviceOutOfMemory
-from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Load, Store, Var, i64, op
+from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Load, Stmt, Store, Var, i64, op
 
 Array = np.ndarray[Any, Any]
 CPU = CpuBackend()
@@ -138,6 +140,31 @@ def test_outputs_that_are_read_again_stay_in_the_cache() -> None:
     body = (For(lane, i64(16), "vector", (store,)), For(lane, i64(16), "vector", (again,)))
     kernel = Kernel("read", (Arg("x", "f32", i64(4096), "in"), Arg("y", "f32", i64(4096), "out")), (), body)
     assert "!nontemporal" not in tiny.compile(kernel).source
+
+
+@pytest.mark.parametrize(
+    ("elements", "ahead"),
+    [
+        (1 << 10, [AHEAD, AHEAD, AHEAD]),  # that is beyond the next row
+        (1 << 16, [AHEAD, 1 << 18, AHEAD]),
+        (1 << 17, [AHEAD, AHEAD, AHEAD]),  # two rows and what is kept of them are more than the cache holds
+    ],
+)
+def test_the_second_pass_over_a_row_fetches_the_next_one(elements: int, ahead: list[int]) -> None:
+    host = dataclasses.replace(CPU.host, cache_bytes=(32 << 10, 1 << 20, 32 << 20))
+    row = Var("r", bound=4)
+    passes: list[Stmt] = []
+    for k in range(3):
+        step, lane = Var(f"s{k}", bound=elements // 16), Var(f"v{k}", bound=16)
+        store = Store("y", (lane,), Load("x", (row * elements + step * 16 + lane,), "f32"), "add")
+        vectors = For(lane, i64(16), "vector", (store,))
+        passes.append(
+            For(step, i64(elements // 16), "serial", (For(Var(f"u{k}", bound=1), i64(1), "unroll", (vectors,)),))
+        )
+    args = (Arg("x", "f32", i64(4 * elements), "in"), Arg("y", "f32", i64(16), "inout"))
+    text = print_kernel(Kernel("walks", args, (), (For(row, i64(4), "grid", tuple(passes)),)), host)
+    asked = re.findall(r"i64 (\d+)\n *call void @llvm.prefetch", text)
+    assert [int(a) for a in asked] == ahead
 
 
 # Binaries
