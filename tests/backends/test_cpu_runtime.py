@@ -161,7 +161,7 @@ def test_the_second_pass_over_a_row_fetches_the_next_one(elements: int, ahead: l
         passes.append(
             For(step, i64(elements // 16), "serial", (For(Var(f"u{k}", bound=1), i64(1), "unroll", (vectors,)),))
         )
-    args = (Arg("x", "f32", i64(4 * elements), "in"), Arg("y", "f32", i64(16), "inout"))
+    args = (Arg("x", "f32", i64(4 * elements), "in"), Arg("y", "f32", i64(16), "out"))
     text = print_kernel(Kernel("walks", args, (), (For(row, i64(4), "grid", tuple(passes)),)), host)
     asked = re.findall(r"i64 (\d+)\n *call void @llvm.prefetch", text)
     assert [int(a) for a in asked] == ahead
