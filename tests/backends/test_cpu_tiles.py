@@ -89,3 +89,18 @@ def test_packing_reads_and_stores_whole_vectors() -> None:
         source = kf.jit(product).lower(x, x).kernels[0].source
         assert "gather" not in source
         assert "scatter" not in source
+
+
+def test_panels_of_padded_windows_hold_what_was_stored():
+    """LLVM's NewGVN lost stores to the panel of rows once the loop over four of them was unrolled."""
+
+    def gradient(x, ct):
+        x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (1, 4), axis=(1, 2))
+        return np.einsum("nhwcij,nhwo->ocij", windows, ct)
+
+    rng = np.random.default_rng(0)
+    x, ct = rng.normal(size=(1, 20, 8, 3)).astype(np.float32), rng.normal(size=(1, 22, 7, 9)).astype(np.float32)
+    with kf.default_device("cpu"):
+        made = np.asarray(kf.jit(gradient)(x, ct))
+    np.testing.assert_allclose(made, gradient(x, ct), rtol=1e-4, atol=1e-4)
