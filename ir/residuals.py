@@ -104,7 +104,7 @@ class _Planner:
             more = f"{-fewer:,} more bytes" if fewer else "as many bytes"
             return _Way(tuple(values), parts, stored, fewer, 0, 0, f"recomputing it would move {more}")
         try:
-            needed = max((buffers_of(p) for p in new if _elements(p)), default=0)
+            needed = max(map(self.buffers, self.launches(parts)), default=0)
             work = sum(map(self.work, new)) - sum(map(self.work, old))
         except Refused as refusal:
             return _Way(
@@ -154,6 +154,20 @@ class _Planner:
                 self.parts[q] = part
         home = next((v for q, p in way.parts.items() if q == k and p for v in p.outputs), None)
         self.found.append(Residual(way.values, False, way.fewer, way.work, "", way.stored, home))
+
+    def launches(self, parts: dict[int, Part | None]) -> Iterator[list[Part]]:
+        """Yield the parts of each launch that changes where ``parts`` stand in place of others."""
+        for members in self.members:
+            if not parts.keys().isdisjoint(members):
+                yield [p for k in members if (p := parts.get(k, self.parts.get(k))) is not None]
+
+    def buffers(self, launch: Sequence[Part]) -> int:
+        """Return how many buffers the parts of a launch take together.
+
+        Raises:
+            Refused: when one of them cannot be one nest.
+        """
+        return sum(buffers_of(p) for p in launch if _elements(p))
 
     def work(self, part: Part) -> int:
         found = self.works.get(part)

@@ -12,9 +12,10 @@ import pytest
 import kernelforge as kf
 from kernelforge.compile import distinct
 from kernelforge.ir.cost import cost
-from kernelforge.ir.fuse import Region, Residual, fuse, inputs
+from kernelforge.ir.fuse import Fusion, Region, Residual, fuse, inputs
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.interpret import run_graph
+from kernelforge.ir.lower import buffers_of
 from kernelforge.ir.parse import parse_kernel
 from kernelforge.ir.passes.pipeline import optimize
 from kernelforge.ir.residuals import plan_residuals
@@ -198,3 +199,21 @@ def test_random_graphs_compute_the_same() -> None:
         assert {v for r in after.residuals if r.kept for v in r.values} == stored
     assert again > 20
     assert kept > 20
+
+
+def test_a_launch_of_several_parts_takes_no_more_buffers_than_the_device_has():
+    def fn(a, b, c, qs):
+        e = a * b + a * c
+        sums = np.cumsum(e, axis=0)
+        return sums + e, e.sum(), e.sum(axis=1), [q * sums[0, 0] for q in qs]
+
+    a, b, c = normal(64, 1), normal(1, 48), normal(1, 48, seed=1)
+    graph = kf.jit(fn).lower(a, b, c, [normal(5 + k) for k in range(4)]).graph
+
+    def most(fusion: Fusion) -> int:
+        return max(sum(buffers_of(part) for part in r.parts) for r in fusion.regions)
+
+    fused = fuse(graph, max_args=64)
+    room = most(fused)
+    assert most(plan_residuals(graph, fused, 64)) > room
+    assert most(plan_residuals(graph, fused, room)) <= room
