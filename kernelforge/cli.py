@@ -99,6 +99,13 @@ def _explain(args: argparse.Namespace) -> None:
     if args.asm and not args.target:
         raise CommandFailed(problem="--asm shows the assembly of a target", advice="give --target, too")
     fn, values = _find(args.function, args.arguments)
+    try:
+        inspect.signature(fn).bind(*values)
+    except TypeError as error:
+        raise CommandFailed(
+            problem=f"{args.function!r} cannot be called with {len(values)} arguments: {error}",
+            advice=f"its parameters are {inspect.signature(fn)}",
+        ) from None
     if args.grad:
         fn = kf.jit(kf.value_and_grad(fn))
 

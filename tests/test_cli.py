@@ -82,6 +82,7 @@ def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
     ("given", "message"),
     [
         (["explained"], "'explained' names no function; write module:name"),
+        (["explained:plain", "1", "2", "3", "4", "5"], "'explained:plain' cannot be called with 5 arguments: too many"),
         ([":f"], "':f' names no function; write module:name"),
         (["nowhere:f"], "there is no module 'nowhere'; run this beside it, or install it"),
         (["explained:fn"], "explained has no function 'fn'; it has double, double_args, bare, plain, tree, total"),

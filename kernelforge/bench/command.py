@@ -317,6 +317,10 @@ def command(args: argparse.Namespace, console: Console | None = None) -> int:
     if args.compare:
         old, new = args.compare
         return int(compare(old, new, args.threshold, out))
+    if args.runs and not args.html:
+        raise CommandFailed(problem="--runs names the runs of a page", advice="give --html, too")
+    if args.threads < 0 or (args.seconds is not None and args.seconds <= 0):
+        raise CommandFailed(problem="--threads and --seconds are amounts", advice="give positive numbers")
     if args.html:
         write_page(args.html, args.runs, out)
         return 0

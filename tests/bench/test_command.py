@@ -77,6 +77,8 @@ def test_an_interrupt_leaves_what_was_measured(monkeypatch: pytest.MonkeyPatch) 
     ("given", "message"),
     [
         (["--filter", "gelus"], "no workload matches 'gelus'; choose from tanh_exp, tanh_exp.bwd, gelu,"),
+        (["--runs", "a.json"], "--runs names the runs of a page; give --html, too"),
+        (["--seconds", "-1"], "--threads and --seconds are amounts; give positive numbers"),
         (["--filter", "("], "'(' is no regular expression"),
         (["--peers", "abacus"], "there is no peer 'abacus'; choose from numpy, numexpr, numba, torch,"),
         (["--python", "torch=/nowhere"], "there is no interpreter '/nowhere' for 'torch'; write PEER=PATH"),
