@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from kernelforge.dtypes import is_float
@@ -20,6 +21,9 @@ from kernelforge.jit import name_of
 from kernelforge.trace import Tracer
 
 Fn = Callable[..., Any]
+
+RULED: ContextVar[frozenset[custom_vjp]] = ContextVar("RULED", default=frozenset())
+"""The functions whose own ``fwd`` is being traced: a call of one in there is of the plain function."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +120,7 @@ class custom_vjp:  # noqa: N801 - a decorator
         self._rules = fwd, bwd
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not tracing():
+        if not tracing() or self in RULED.get():
             return self._fn(*args, **kwargs)
         name = name_of(self._fn)
         if self._rules is None:
@@ -155,7 +159,11 @@ class custom_vjp:  # noqa: N801 - a decorator
         dynamic = flat(tuple(a for i, a in enumerate(args) if i not in static))
         zero = dynamic.unflatten([None] * len(dynamic.syms))
         run = trace_at(lambda *values: self._fn(*merged(values)), dynamic)
-        ahead = trace_at(forward, dynamic)
+        token = RULED.set(RULED.get() | {self})
+        try:
+            ahead = trace_at(forward, dynamic)
+        finally:
+            RULED.reset(token)
         _require_alike(name, ahead.out, run.out)
         back = trace_at(backward, ahead.out)
         counts = len(run.captured), len(ahead.captured), len(back.captured)

@@ -359,3 +359,19 @@ def test_refusals_are_type_errors_that_say_what_to_do(call: Any, error: type[Exc
 def test_an_argument_is_named_once() -> None:
     with pytest.raises(errors.RepeatedArgnums, match=r"grad: argnums=\(0, 0\) names an argument twice"):
         kf.grad(lambda a, b: (a * b).sum(), argnums=(0, 0))(np.ones(2), np.ones(2))
+
+
+def test_custom_vjp_whose_forward_rule_calls_the_function_itself() -> None:
+    @kf.custom_vjp
+    def silu(x: Any) -> Any:
+        return x / (1 + np.exp(-x))
+
+    def bwd(x: Any, ct: Any) -> Any:
+        s = 1 / (1 + np.exp(-x))
+        return (ct * s * (1 + x * (1 - s)),)
+
+    silu.defvjp(lambda x: (silu(x), x), bwd)
+    x = np.linspace(-3, 3, 7).astype(np.float32)
+    np.testing.assert_allclose(kf.jit(silu)(x), silu(x), rtol=1e-6)
+    found = kf.grad(lambda x: silu(x).sum())(x)
+    np.testing.assert_allclose(found, bwd(x, np.ones_like(x))[0], rtol=1e-5)
