@@ -306,7 +306,7 @@ def test_a_driver_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch
         registry._open("npu", registry._Source("acme-npu", lambda: devices))
 
 
-@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Fragile(Reference):
     """A third party's device whose compiler fails as often as it is told to."""
 

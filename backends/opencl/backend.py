@@ -21,7 +21,8 @@ import pyopencl as cl
 from kernelforge.backends.base import Argument, Backend
 from kernelforge.backends.cpu.host import host
 from kernelforge.backends.opencl.icd import TARGET, discover, options
-from kernelforge.backends.opencl.printer import LINE, Phase, print_opencl
+from kernelforge.backends.opencl.phases import Phase
+from kernelforge.backends.opencl.printer import LINE, print_opencl
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import (
     CompilationFailed,

@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import tempfile
 
-from kernelforge.backends.opencl.printer import Source, print_opencl
+from kernelforge.backends.opencl.phases import Source
+from kernelforge.backends.opencl.printer import print_opencl
 from kernelforge.backends.target import Assembled, Target, Usage
 from kernelforge.errors import CompilationFailed, CompilerMissing
 from kernelforge.ir.kernel import Kernel

@@ -1,11 +1,49 @@
-"""What a phase holds: its group loops, whose registers are whose, and what memory it touches."""
+"""A printed kernel and its phases: their group loops, whose registers are whose, and what memory they touch."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Load, Stmt, Store, exprs, i64, stmts, walk
 from kernelforge.ir.types import row_major
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Phase:
+    """One ``__kernel`` and how to launch it.
+
+    Attributes:
+        buffers: the arguments and global scratch it takes, in order, each followed by its offset; then come the
+        parameters.
+        count: work-groups where the phase is ``grouped``, else work-items; where it is ``shared``, iterations that any
+        number of work-items share.
+        items: work-items of a group.
+        stream: name of the same function that stores ``Source.streamed`` past the cache; empty where none does.
+    """
+
+    name: str
+    buffers: tuple[str, ...]
+    count: Expr
+    items: int
+    grouped: bool
+    shared: bool
+    stream: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A printed kernel.
+
+    Attributes:
+        scratch: the global buffers that a launch needs besides its arguments.
+        streamed: the arguments that must begin at a multiple of ``LINE`` bytes where a phase's ``stream`` is run.
+    """
+
+    text: str
+    phases: tuple[Phase, ...]
+    scratch: tuple[Alloc, ...]
+    streamed: frozenset[str]
 
 
 class Touched:

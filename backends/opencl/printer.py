@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kernelforge.backends.opencl.exprs import Buffer, Code, Scope, total
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
-from kernelforge.backends.opencl.phases import Touched, chain_of, owned, strides_of, touched_buffers
+from kernelforge.backends.opencl.phases import Phase, Source, Touched, chain_of, owned, strides_of, touched_buffers
 from kernelforge.ir.index import free_vars, poly
 from kernelforge.ir.kernel import (
     Alloc,
@@ -54,43 +54,6 @@ _BUILT_IN = re.compile(
     r"write_only|read_write|pipe|uniform|vec_step|as_\w+|convert_\w+|get_\w+|barrier|kf_\w*|[A-Z_]+|_\w*"
 )
 """Names that OpenCL C or this package's sources give a meaning."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Phase:
-    """One ``__kernel`` and how to launch it.
-
-    Attributes:
-        buffers: the arguments and global scratch it takes, in order, each followed by its offset; then come the
-        parameters.
-        count: work-groups where the phase is ``grouped``, else work-items; where it is ``shared``, iterations that any
-        number of work-items share.
-        items: work-items of a group.
-        stream: name of the same function that stores ``Source.streamed`` past the cache; empty where none does.
-    """
-
-    name: str
-    buffers: tuple[str, ...]
-    count: Expr
-    items: int
-    grouped: bool
-    shared: bool
-    stream: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Source:
-    """A printed kernel.
-
-    Attributes:
-        scratch: the global buffers that a launch needs besides its arguments.
-        streamed: the arguments that must begin at a multiple of ``LINE`` bytes where a phase's ``stream`` is run.
-    """
-
-    text: str
-    phases: tuple[Phase, ...]
-    scratch: tuple[Alloc, ...]
-    streamed: frozenset[str]
 
 
 def print_opencl(kernel: Kernel, cpu: bool, local_bytes: int, streamed: frozenset[str] = frozenset()) -> Source:

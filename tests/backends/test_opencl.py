@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kernelforge.backends.opencl.icd import OPTIONS, VARIABLE, WITHOUT, libraries, options, vendors
-from kernelforge.backends.opencl.printer import Source
+from kernelforge.backends.opencl.phases import Source
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
 from kernelforge.errors import (
     CompilationFailed,

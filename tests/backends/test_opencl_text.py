@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernelforge.backends.opencl.lib import literal
-from kernelforge.backends.opencl.printer import Source, print_opencl
+from kernelforge.backends.opencl.phases import Source
+from kernelforge.backends.opencl.printer import print_opencl
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
