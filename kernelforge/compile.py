@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime import cache
+from kernelforge.runtime.lock import Lock
 from kernelforge.runtime.memory import pool, size_class
 from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
 
@@ -38,17 +38,7 @@ Strides = Sequence[tuple[int, ...] | None]
 KEPT_PLANS = 1024
 _plans: collections.OrderedDict[tuple[Any, ...], Plan] = collections.OrderedDict()
 _kernels: collections.OrderedDict[tuple[str, Backend], Executable] = collections.OrderedDict()
-_lock = threading.RLock()
-
-
-def _forked() -> None:
-    """Open the lock in a child: the thread that held it, and what it compiled, stayed with the parent."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+_lock = Lock()
 
 
 def compile_graph(

@@ -6,31 +6,20 @@ several times as long as the kernel that fills it; so memory goes back to a pool
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from typing import Any
 
 import numpy as np
 
 from kernelforge.backends.base import Backend
+from kernelforge.runtime.lock import Lock
 
 KEPT_PER_CLASS = 4
 KEPT_BYTES = 1 << 30
 """A pool keeps at most this many free handles of a size class, and this many bytes in all."""
 
-_lock = threading.RLock()
+_lock = Lock()
 """Guards the pools; re-entrant, as a garbage collection inside an allocation may run ``Pooled.__del__``."""
-
-
-def _forked() -> None:
-    """Open the lock in a child, where the thread that held it is not."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 class Buffer:
