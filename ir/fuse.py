@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
 from kernelforge.ir.demand import Part, Refused
@@ -257,7 +257,7 @@ class _Fuser:
     def _try(self, before: Group, item: Item) -> str:
         group = item.group
         # what comes after the item has joined nothing yet, so that nothing leads back from there
-        if reaches((g for g in before.ahead if g is not group), group, item.order):
+        if reaches((g for g in before.ahead if g is not group), {group}, item.order):
             return "another kernel stands between them"
         return self.join(before, group)
 
@@ -281,7 +281,7 @@ class _Fuser:
                     continue
                 tried.add(key)
                 alike = _alike(first, second, self.columns)
-                if alike and not reaches(first.ahead, second) and not reaches(second.ahead, first):
+                if alike and not reaches(first.ahead, {second}) and not reaches(second.ahead, {first}):
                     self.join(first, second)
 
     def side_by_side(self) -> None:
@@ -340,19 +340,9 @@ def _dependent(group: Group, bundle: _Bundle, together: dict[Group, _Bundle]) ->
     def following(g: Group) -> Iterator[Group]:
         return (n for m in (together[g].groups if g in together else [g]) for n in m.ahead)
 
-    def reach(starts: Iterable[Group], goals: set[Group]) -> bool:
-        seen: set[Group] = set()
-        stack = list(starts)
-        while stack:
-            g = stack.pop()
-            if g in goals:
-                return True
-            if g not in seen:
-                seen.add(g)
-                stack.extend(following(g))
-        return False
-
-    return reach(group.ahead, set(bundle.groups)) or reach((n for m in bundle.groups for n in m.ahead), {group})
+    members = set(bundle.groups)
+    ahead = (n for m in bundle.groups for n in m.ahead)
+    return reaches(group.ahead, members, following=following) or reaches(ahead, {group}, following=following)
 
 
 def _walked(group: Group) -> set[tuple[int, ...]]:

@@ -6,7 +6,7 @@ group up to date: n joins take O(n log n) steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from kernelforge.ir.demand import REDUCTIONS
 from kernelforge.ir.graph import Kind, Node, Value
@@ -90,15 +90,27 @@ class Group:
         return sorted(self.behind, key=lambda g: (bool(g.reductions), g.last.order), reverse=True)
 
 
-def reaches(start: Iterable[Group], goal: Group, until: int | None = None) -> bool:
-    """Whether a path leads from ``start`` to ``goal``; none does from groups that begin after the item ``until``."""
+def _ahead(group: Group) -> Iterable[Group]:
+    return group.ahead
+
+
+def reaches(
+    start: Iterable[Group],
+    goals: Collection[Group],
+    until: int | None = None,
+    following: Callable[[Group], Iterable[Group]] = _ahead,
+) -> bool:
+    """Whether a path leads from ``start`` to one of ``goals``; none from groups that begin after the item ``until``.
+
+    ``following`` says what a path may go to from a group.
+    """
     seen: set[Group] = set()
     stack = list(start)
     while stack:
         group = stack.pop()
-        if group is goal:
+        if group in goals:
             return True
         if group not in seen and (until is None or group.first.order <= until):
             seen.add(group)
-            stack.extend(group.ahead)
+            stack.extend(following(group))
     return False
