@@ -28,6 +28,7 @@ from kernelforge.transforms import (
 
 if TYPE_CHECKING:
     from kernelforge import testing
+    from kernelforge.tuner import tune
 
 assert _ops.PRIMITIVES
 
@@ -53,6 +54,7 @@ __all__ = [
     "scan",
     "stop_gradient",
     "testing",
+    "tune",
     "value_and_grad",
     "vjp",
     "while_loop",
@@ -63,4 +65,6 @@ def __getattr__(name: str) -> Any:
     # testing loads hypothesis, which most programs never need
     if name == "testing":
         return importlib.import_module("kernelforge.testing")
+    if name == "tune":
+        return importlib.import_module("kernelforge.tuner").tune
     raise AttributeError(f"module 'kernelforge' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: ``kernelforge demo | devices | explain | bench | cache``."""
+"""The command line: ``kernelforge demo | devices | explain | tune | bench | cache``."""
 
 from __future__ import annotations
 
@@ -65,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--asm", action="store_true", help="show the target's assembly, too")
     explain.set_defaults(run=_explain)
 
+    tune = commands.add_parser("tune", help="search for faster parameters of a function's kernels on a device")
+    tune.add_argument("function", help="module:name of a function of arrays, with or without @kf.jit")
+    tune.add_argument("arguments", nargs="*", help="its arguments, as for explain")
+    tune.add_argument("--device", default=environment())
+    tune.add_argument("--grad", action="store_true", help="tune its value and gradient by the first argument")
+    tune.add_argument("--seconds", type=float, default=10.0, help="the most it takes (default: %(default)s)")
+    tune.set_defaults(run=_tune)
+
     bench = commands.add_parser("bench", help="measure kernelforge beside its peers and the machine's limits")
     add_arguments(bench)
     bench.set_defaults(run=_bench)
@@ -98,16 +106,7 @@ def _explain(args: argparse.Namespace) -> None:
 
     if args.asm and not args.target:
         raise CommandFailed(problem="--asm shows the assembly of a target", advice="give --target, too")
-    fn, values = _find(args.function, args.arguments)
-    try:
-        inspect.signature(fn).bind(*values)
-    except TypeError as error:
-        raise CommandFailed(
-            problem=f"{args.function!r} cannot be called with {len(values)} arguments: {error}",
-            advice=f"its parameters are {inspect.signature(fn)}",
-        ) from None
-    if args.grad:
-        fn = kf.jit(kf.value_and_grad(fn))
+    fn, values = _called(args)
 
     def explained(name: str) -> Any:
         """Explain for a device or, where none has the name, for a target."""
@@ -131,6 +130,42 @@ def _explain(args: argparse.Namespace) -> None:
     except OSError as error:
         raise CommandFailed(problem=f"{args.html} cannot be written: {error.strerror}", advice="name another") from None
     print(f"{args.html}: {len(text):,} characters")
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    import kernelforge as kf
+    from kernelforge.tuner import search
+
+    fn, values = _called(args)
+    err = Console(stderr=True)
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with (
+        kf.default_device(args.device),
+        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar,
+    ):
+        task = bar.add_task("", total=1.0)
+        found = search(
+            fn, values, {}, args.seconds, lambda what, part: bar.update(task, completed=part, description=what)
+        )
+    print(found)
+
+
+def _called(args: argparse.Namespace) -> tuple[Any, tuple[Any, ...]]:
+    """Return the function that a command names, or its gradient, and what to call it with."""
+    import kernelforge as kf
+
+    fn, values = _find(args.function, args.arguments)
+    try:
+        inspect.signature(fn).bind(*values)
+    except TypeError as error:
+        raise CommandFailed(
+            problem=f"{args.function!r} cannot be called with {len(values)} arguments: {error}",
+            advice=f"its parameters are {inspect.signature(fn)}",
+        ) from None
+    return kf.jit(kf.value_and_grad(fn)) if args.grad else fn, values
 
 
 def _find(path: str, given: Sequence[str]) -> tuple[Any, tuple[Any, ...]]:

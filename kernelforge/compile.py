@@ -24,11 +24,13 @@ from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
 from kernelforge.ir.residuals import plan_residuals
+from kernelforge.ir.schedule.choices import Choices
+from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
-from kernelforge.runtime import cache
+from kernelforge.runtime import cache, tuned
 from kernelforge.runtime.lock import Lock
 from kernelforge.runtime.memory import pool, size_class
 from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
@@ -57,7 +59,7 @@ def compile_graph(
     """
     layout = tuple(strides) if strides is not None else (None,) * len(graph.inputs)
     places = tuple(n.loc for n in graph.nodes) if located else None
-    key = (structure(graph), places, layout, backend, config)
+    key = (structure(graph), places, layout, backend, config, tuned.state(backend))
     with _lock:
         found = _plans.get(key)
         if found is not None:
@@ -181,10 +183,8 @@ def row_major_inside(graph: Graph, layout: Sequence[tuple[int, ...] | None]) -> 
 
 def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Region) -> Compiled:
     """Schedule, print and compile one kernel, or take it from memory or disk."""
-    limits = backend.limits
-    kernel = finish(schedule(naive, limits), limits.native, config.rounding == "fast")
-    if config.verify:
-        verify_kernel(kernel)
+    parameters = tuned.parameters(naive, backend)
+    kernel = scheduled(naive, backend.limits, config, Choices(parameters) if parameters else None)
     text = print_kernel(kernel)
     known = (text, backend)
     executable = _kernels.get(known)
@@ -196,7 +196,16 @@ def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Regi
         if dump:
             _dump(pathlib.Path(dump), kernel.name, backend.name, text, executable.source)
     found = cost(naive)
-    return Compiled(kernel.name, kernel, naive, executable, found.bytes, found.flops, region)
+    return Compiled(kernel.name, kernel, naive, executable, found.bytes, found.flops, region, tuple(parameters.items()))
+
+
+def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | None = None) -> Kernel:
+    """Rewrite a naive kernel to what is printed for a device."""
+    limits = dataclasses.replace(limits, choices=choices)
+    kernel = finish(schedule(naive, limits), limits.native, config.rounding == "fast")
+    if config.verify:
+        verify_kernel(kernel)
+    return kernel
 
 
 def _load(kernel: Kernel, text: str, backend: Backend) -> Executable:

@@ -103,3 +103,10 @@ def _pair(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
             return DTYPES["f64" if other.itemsize == 8 else "f32"]
         return BFLOAT16
     return as_dtype(np.result_type(a, b))
+
+
+def epsilon(dtype: np.dtype[Any]) -> float:
+    """Return the distance from 1 to the next number of a float dtype; 0 for others."""
+    if not is_float(dtype):
+        return 0.0
+    return 2.0**-7 if dtype == BFLOAT16 else float(np.finfo(dtype).eps)

@@ -156,6 +156,10 @@ class DamagedBinary(KernelforgeError, ValueError):
     template = "the binary of kernel {kernel} is not usable: {problem}; compile it afresh"
 
 
+class DamagedTuning(KernelforgeError, ValueError):
+    template = "{file} does not hold what kf.tune writes: {problem}; remove it, and tune again"
+
+
 class DeviceOutOfMemory(KernelforgeError, MemoryError):
     template = "{device} has no room for {nbytes} bytes; free arrays or use smaller ones"
 

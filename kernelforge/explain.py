@@ -445,6 +445,8 @@ def describe(k: Facts) -> list[str]:
     ]
     if k.within:
         lines.append(f"  runs {k.within}")
+    if k.kernel.tuned:
+        lines.append(f"  tuned: {', '.join(f'{name}={value}' for name, value in k.kernel.tuned)}")
     if k.scratch:
         lines.append(f"  partial results between its phases: {size(k.scratch)}")
     times = [

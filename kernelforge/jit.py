@@ -406,6 +406,12 @@ class Jit:
         self._last = (config, device, table)
         return table
 
+    def forget(self) -> None:
+        """Drop what was compiled: later calls compile again."""
+        self._programs = {}
+        self._last = (None, None, {})
+        self._depth, self._entry = 0, self._call
+
     def _remember(self, table: Programs, key: Any, program: Program) -> Program:
         kept = table.setdefault(key, program)
         for oldest in list(table)[:-KEPT_PROGRAMS]:

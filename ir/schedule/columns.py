@@ -20,6 +20,7 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     if width == 1 or n < width:
         return grid(kernel, names, enough)
     unroll = max(u for u in (4, 2, 1) if u == 1 or (n >= u * width and outer * (n // (u * width)) >= limits.threads))
+    unroll = min(limits.choose("columns", unroll, (1, 2, 4, 8)), n // width)
     kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")
     if unroll > 1:
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")

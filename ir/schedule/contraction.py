@@ -166,13 +166,14 @@ def vector(kernel: Kernel, limits: Limits, width: int) -> Kernel:
     i, j = parallel[-2].var.name, parallel[-1].var.name
     walked, depth = [s.var.name for s in sums], math.prod(s.static or 1 for s in sums)
     m, n = parallel[-2].static or 1, parallel[-1].static or 1
-    registers = min(4 if limits.vector_registers >= 32 else 2, -(-n // width))
-    rows = min(6, m)
+    registers = min(limits.choose("columns", 4 if limits.vector_registers >= 32 else 2, (1, 2, 3, 4)), -(-n // width))
+    rows = min(limits.choose("rows", 6, (4, 5, 8, 12)), m)
     accumulators = [next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))]
     block: list[str] = []
-    if depth > 3 * DEPTH // 2:
+    most = limits.choose("depth", DEPTH, (256, 384, 512, 2048))
+    if depth > 3 * most // 2:
         first, extent = walked[0], sums[0].static or 1
-        share = -(-extent // -(-depth // DEPTH))
+        share = -(-extent // -(-depth // most))
         block, depth = [f"{first}b"], share * depth // extent
         kernel = split(kernel, first, share, f"{first}b", first, "clip")
         kernel = partial(kernel, first, "block")
@@ -202,6 +203,7 @@ def vector(kernel: Kernel, limits: Limits, width: int) -> Kernel:
         itemsize = limits.vector_bytes // width
         room = limits.cache_bytes * 3 // 4 - depth * registers * width * itemsize
         panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), -(-count // (2 * limits.threads))))
+        panels = limits.choose("panels", panels, (4, 8, 16, 32, 64))
         by = [*(p for p in outer if p in above[1]), f"{j}o", *block, *walked, f"{j}r"]
         kernel = stage(kernel, right, "", by, "global", "columns")
         kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
+
+from kernelforge.ir.schedule.choices import Choices
 
 Form = Literal["serial", "vector", "group"]
 
@@ -40,6 +43,7 @@ class Limits:
         rate: operations on f32 a second, likewise.
         native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
             them as bits elsewhere), ``fma`` and ``scaleb`` where the expansions of functions may use them.
+        choices: parameters of recipes for one kernel, from the tuner.
     """
 
     form: Form
@@ -56,3 +60,11 @@ class Limits:
     native: frozenset[str] = frozenset()
     bandwidth: float = 0.0
     rate: float = 0.0
+    choices: Choices | None = dataclasses.field(default=None, compare=False)
+
+    def choose(self, name: str, default: int, others: Sequence[int]) -> int:
+        """Return a parameter of a recipe: ``default``, by its formula, unless ``choices`` has one of ``others``.
+
+        Every value is legal for some nests; where one is not, a schedule step refuses it.
+        """
+        return default if self.choices is None else self.choices.take(name, default, others)

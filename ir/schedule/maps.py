@@ -22,9 +22,10 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
     name, n = last.var.name, last.static or 0
     outer = size(parallel[:-1])
     wanted = 8 * limits.threads
-    if outer < wanted and outer * n > CHUNK:
+    most = limits.choose("chunk", CHUNK, (4096, 8192, 32768, 65536))
+    if outer < wanted and outer * n > most:
         pieces = -(-wanted // outer)
-        chunk = max(min(CHUNK, n // pieces), 1024) // 64 * 64
+        chunk = max(min(most, n // pieces), 1024) // 64 * 64
         if n > chunk:
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width)
@@ -126,7 +127,7 @@ def group_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: in
         wide = split(kernel, name, width, name, f"{name}v", "part")
         if any(unit(loop) for loop in loops(wide, f"{name}v")):
             kernel = bind(wide, f"{name}v", "vector")
-    count = min(limits.group, 256)
+    count = min(limits.group, limits.choose("items", 256, (64, 128, 512, 1024)))
     kernel = split(kernel, name, count, f"{name}g", f"{name}t", "guard")
     return bind(bind(kernel, f"{name}g", "grid"), f"{name}t", "group")
 

@@ -172,7 +172,8 @@ def group_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], lim
     walks = {s.var.name: [t for t in stmts((s,)) if isinstance(t, For)] for s in body if isinstance(s, For)}
     widths = {name: width if (w[-1].static or 1) % width == 0 and unit(w[-1]) else 1 for name, w in walks.items()}
     widest = max((-(-(w[0].static or 1) // widths[name]) for name, w in walks.items()), default=1)
-    count = 1 << max(0, min(limits.group, 256, widest).bit_length() - 1)
+    most = limits.choose("items", 256, (32, 64, 128, 512, 1024))
+    count = 1 << max(0, min(limits.group, most, widest).bit_length() - 1)
     for first, walk in walks.items():
         name = walk[-1].var.name
         if widths[first] > 1:

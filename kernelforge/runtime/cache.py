@@ -68,21 +68,26 @@ def _digest(name: str, binary: bytes) -> bytes:
 
 def store(name: str, binary: bytes) -> None:
     """Keep a binary; warn once where the folder cannot be written."""
-    where = folder()
+    write(folder() / f"{name}{SUFFIX}", _digest(name, binary) + binary)
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Write a file whole and rename it into place; warn once where the folder cannot be written."""
+    where = path.parent
     temporary: str | None = None
     try:
         where.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=where, suffix=".part")
         with os.fdopen(handle, "wb") as file:
-            file.write(_digest(name, binary) + binary)
-        os.replace(temporary, where / f"{name}{SUFFIX}")
+            file.write(content)
+        os.replace(temporary, path)
         temporary = None
     except OSError as problem:
         warnings.warn(
-            f"kernels are not kept between processes: {where} cannot be written ({problem.strerror}); "
+            f"nothing is kept between processes: {where} cannot be written ({problem.strerror}); "
             "set KERNELFORGE_CACHE_DIR to a folder that can",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     finally:
         if temporary is not None:  # also on KeyboardInterrupt

@@ -37,6 +37,7 @@ class Compiled:
         bytes: the least that must be moved: each buffer once.
         flops: floating-point operations of the naive nest.
         region: the nodes it computes.
+        tuned: the parameters of its recipe that tuning found.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Compiled:
     bytes: int
     flops: int
     region: Region
+    tuned: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
         return f"<kernel {self.name}: {self.bytes} bytes, {self.flops} flops>"

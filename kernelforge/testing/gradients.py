@@ -10,10 +10,10 @@ import optree
 
 from kernelforge.backends import registry
 from kernelforge.devices import default_device
-from kernelforge.dtypes import is_float
+from kernelforge.dtypes import epsilon, is_float
 from kernelforge.errors import CheckFailed
 from kernelforge.jit import name_of
-from kernelforge.testing.oracle import Array, Fn, epsilon, plain, widened
+from kernelforge.testing.oracle import Array, Fn, plain, widened
 from kernelforge.transforms import grad, jvp
 
 DIFFERENCES = "central differences of NumPy in float64"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optree
 
-from kernelforge.dtypes import BFLOAT16, is_float
+from kernelforge.dtypes import BFLOAT16, epsilon, is_float
 
 Array = np.ndarray[Any, Any]
 Fn = Callable[..., Any]
@@ -29,13 +29,6 @@ def plain(fn: Fn) -> Fn:
 def leaves(tree: Any) -> list[Array]:
     """Return the arrays and numbers of a result as NumPy arrays."""
     return [np.asarray(x) for x in optree.tree_leaves(tree)]
-
-
-def epsilon(dtype: np.dtype[Any]) -> float:
-    """Return the distance from 1 to the next number of a float dtype; 0 for others."""
-    if not is_float(dtype):
-        return 0.0
-    return 2.0**-7 if dtype == BFLOAT16 else float(np.finfo(dtype).eps)
 
 
 def widened(args: Sequence[Any]) -> list[Any]:
