@@ -21,6 +21,8 @@ from kernelforge.errors import DeviceClash, DeviceUnavailable, UnknownDevice
 GROUP = "kernelforge.backends"
 OWN = "kernelforge"
 BUILT_IN = ("cpu", "opencl", "cuda", "reference")
+EXTRAS = ("cuda",)
+"""Backends whose packages are an extra of this package, of the same name."""
 
 _LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -117,6 +119,7 @@ def _open(family: str, source: _Source) -> dict[str, Backend]:
                 _failed[family] = str(error)
                 raise
             except (ImportError, OSError) as error:
-                _failed[family] = f"{family} needs a package that is not installed or does not load: {error}"
+                extra = f"\npip install '{OWN}[{family}]' brings it" if family in EXTRAS else ""
+                _failed[family] = f"{family} needs a package that is not installed or does not load: {error}{extra}"
                 raise DeviceUnavailable(reason=_failed[family]) from error
         return _opened[family]

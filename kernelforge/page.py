@@ -201,9 +201,10 @@ def _hues(colours: Sequence[str]) -> str:
 
 _STYLE = (
     ":root{color-scheme:light dark;--paper:#fff;--raised:#f6f7f9;--ink:#1b1f24;--faint:#57606a;--line:#d5dae0;"
+    "--shade:#0003;"
     + _hues(_LIGHT)
     + "}@media(prefers-color-scheme:dark){:root{--paper:#14171b;--raised:#1d2126;--ink:#e6e9ec;--faint:#9aa4af;"
-    + "--line:#353b43;"
+    + "--line:#353b43;--shade:#0009;"
     + _hues(_DARK)
     + """}}
 *{box-sizing:border-box}
@@ -243,7 +244,11 @@ summary{cursor:pointer;color:var(--hue0)}
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--ink)}
 svg .faint{fill:var(--faint)}
-.scroll{overflow:auto;max-height:44rem;border:1px solid var(--line);border-radius:.5rem;background:var(--paper)}
+.scroll{overflow:auto;max-height:44rem;border:1px solid var(--line);border-radius:.5rem;
+background:linear-gradient(var(--paper) 40%,transparent) top/100% 3rem no-repeat local,
+linear-gradient(transparent,var(--paper) 60%) bottom/100% 3rem no-repeat local,
+linear-gradient(var(--shade),transparent) top/100% 1.2rem no-repeat scroll,
+linear-gradient(transparent,var(--shade)) bottom/100% 1.2rem no-repeat scroll,var(--paper)}
 .tabs{display:flex;flex-wrap:wrap;gap:.2rem .3rem;align-items:center}
 .tabs>input{position:absolute;opacity:0;pointer-events:none}
 .tabs>label{order:0;padding:.15rem .7rem;border:1px solid var(--line);border-radius:1rem;cursor:pointer;font-size:.9rem}

@@ -146,6 +146,20 @@ def test_a_python_integer_that_does_not_fit_is_refused_as_by_numpy() -> None:
     np.testing.assert_array_equal(f(x.astype(np.int64), 300), [301, 297])
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "u8", "i8"])
+def test_a_comparison_takes_any_python_integer(dtype: str) -> None:
+    """As NumPy answers ``np.uint8(3) < 300``, for numbers that are known while compiling and those that are not."""
+
+    def compared(x: Any, k: Any) -> Any:
+        return x < k, x <= k, x == k, x != k, k < x, x >= k
+
+    f, x = kf.jit(compared), np.array([0, 3, 100], dtype)
+    for k in (300, -129, 3, -1, 2**40, -(2**40)):
+        for got, want in zip(f(x, k), compared(x, k), strict=True):
+            np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(kf.jit(lambda x, k: x * (x < k) + k)(x, 3), x * (x < 3) + 3)
+
+
 def test_lower() -> None:
     f = kf.jit(lambda x: np.tanh(x) + 1)
     lowered = f.lower(X)

@@ -21,6 +21,7 @@ from kernelforge.ir.graph import Graph, Kind
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.runtime.memory import download, upload
+from tests import further
 from tests.ir.cases import Arrays, close, dtypes, names, samples, tolerance
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -81,9 +82,13 @@ def smooth(inputs: Arrays) -> bool:
     return all(a.dtype.kind != "f" or (np.isfinite(a).all() and (np.abs(a) < 50).all()) for a in inputs)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("device", NAMES)
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+GRADIENTS = [
+    (n, d, order) for n in DIFFERENTIABLE for d in NAMES for order in (1, 2)
+    if not further.is_further(d) or (n in further.PRIMITIVES and order == 1)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "device", "order"), GRADIENTS)
 def test_gradients(name: str, device: str, order: int) -> None:
     prim = PRIMITIVES[name]
     for dtype in [d for d in ("f64", "f32") if d in dtypes(prim)][: 1 if SIMULATED else 2]:
@@ -103,6 +108,10 @@ def test_gradients(name: str, device: str, order: int) -> None:
                 check(made, inputs, device, 100 * tolerance(prim, dtype))
             except UnsupportedOnDevice as refused:
                 assert dtype in str(refused)  # noqa: PT017
+
+
+def test_what_a_further_runtime_runs_is_there() -> None:
+    assert set(further.PRIMITIVES) <= set(DIFFERENTIABLE)
 
 
 @pytest.mark.skipif(SIMULATED, reason="this is the child that the test starts")

@@ -15,13 +15,20 @@ import pytest
 import kernelforge as kf
 from kernelforge.ir.parse import parse_graph, parse_kernel
 from kernelforge.ir.text import print_graph, print_kernel
+from tests import further
 from tests.programs import PROGRAMS, TRAINING, Program
 
 DEVICES = list(kf.devices())
-GRADIENT_DEVICES = [d for d in DEVICES if d == "cpu" or d.startswith("opencl")]
+MAIN_DEVICES = [d for d in DEVICES if not further.is_further(d)]
 TOLERANCE = {np.float64: 1e-11, np.float32: 2e-5}
 
-programs = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+
+def on_devices(programs: list[Program], devices: list[str]) -> Any:
+    """Mark a test to run programs on devices; a further OpenCL runtime runs a part of them."""
+    pairs = [(p, d) for p in programs for d in devices if not further.is_further(d) or p.name in further.PROGRAMS]
+    return pytest.mark.parametrize(("program", "device"), pairs, ids=lambda x: getattr(x, "name", x))
+
+
 everything = pytest.mark.parametrize("program", [*PROGRAMS, *TRAINING], ids=lambda p: p.name)
 
 
@@ -74,14 +81,12 @@ def test_text_and_kernels(program: Program) -> None:
         assert len(lowered.kernels) == program.kernels
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@everything
+@on_devices([*PROGRAMS, *TRAINING], MAIN_DEVICES)
 def test_float64(program: Program, device: str) -> None:
     compare(program, np.float64, device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@everything
+@on_devices([*PROGRAMS, *TRAINING], DEVICES)
 def test_float32(program: Program, device: str) -> None:
     compare(program, np.float32, device)
 
@@ -99,8 +104,7 @@ def loss_of(program: Program) -> Any:
     return loss
 
 
-@pytest.mark.parametrize("device", GRADIENT_DEVICES)
-@pytest.mark.parametrize("program", [p for p in PROGRAMS if p.wrt], ids=lambda p: p.name)
+@on_devices([p for p in PROGRAMS if p.wrt], [d for d in DEVICES if d == "cpu" or d.startswith("opencl")])
 def test_gradients(program: Program, device: str) -> None:
     loss = loss_of(program)
     floats = [program.args[i] for i in program.wrt]
@@ -115,6 +119,10 @@ def test_gradients(program: Program, device: str) -> None:
         slope = float(along(1e-6) - along(-1e-6)) / 2e-6
         assert g.dtype == np.float64
         assert (g * direction).sum() == pytest.approx(slope, rel=2e-5, abs=2e-5)
+
+
+def test_what_a_further_runtime_runs_is_there() -> None:
+    assert set(further.PROGRAMS) <= {p.name for p in (*PROGRAMS, *TRAINING)}
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import importlib
 import subprocess
 import sys
 from typing import Any
@@ -200,6 +202,20 @@ def test_without_hypothesis_the_import_says_what_to_install() -> None:
     code = "import sys; sys.modules['hypothesis'] = None; sys.path_importer_cache.clear()\nimport kernelforge.testing"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (
-        "MissingExtra: kernelforge.testing needs hypothesis, which is not installed; pip install 'kernelforge[test]'"
+        "MissingExtra: kernelforge.testing needs hypothesis, which is not installed; pip install 'kernelforge[testing]'"
         in run.stderr
     )
+
+
+def test_other_devices_get_fewer_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All inputs go to the current device, or to those that are named."""
+    ran: list[str] = []
+    module = importlib.import_module("kernelforge.testing.check")
+    monkeypatch.setattr(module, "_try", lambda compiled, python, drawn, device, order: ran.append(device))
+    with kf.default_device("reference"):
+        testing.check(lambda x: x + 1, shapes="(n,)", max_examples=16)
+    assert ran[:16] == ["reference"] * 16
+    assert collections.Counter(ran[16:]) == {d: 2 for d in kf.devices() if d != "reference"}
+    ran.clear()
+    testing.check(lambda x: x + 1, shapes="(n,)", max_examples=16, devices=["reference"])
+    assert ran == ["reference"] * 16

@@ -25,6 +25,9 @@ from kernelforge.backends.cpu.threads import POOL
 
 Function = Callable[..., Any]
 
+EMPTY = np.empty
+"""NumPy's own: while a function is traced, which may be when the first entry is made, another one stands there."""
+
 TYPE = 8
 NDARRAY = {"data": 16, "nd": 24, "dims": 32, "strides": 40, "descr": 56, "flags": 64}
 """Offsets of an object's type and of an array's fields (``PyArrayObject_fields`` of NumPy's ``ndarraytypes.h``)."""
@@ -155,7 +158,7 @@ def _world(array: type, buffer: type, handle: type) -> ctypes.Array[Any] | None:
         return None
     kinds = dict(zip(FIELDS, (array, buffer, handle), strict=True))
     known = {name: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in FUNCTIONS}
-    known |= {"empty": id(np.empty), "True": id(True)}
+    known |= {"empty": id(EMPTY), "True": id(True)}
     for name, kind in kinds.items():
         known[name] = id(kind)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import free_vars, normalize
@@ -37,7 +37,8 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
 
     Packing, tiling, common sub-expressions and what several passes over a row share are this one step. Legal when
     nothing that ``expr`` loads is written from there on and its variables that are bound inside of ``at`` are among
-    ``by``. Elements whose index a guard keeps out are padded with 0 if they might be out of range.
+    ``by``. Elements whose index a guard keeps out are padded with 0 if they might be out of range, so whatever reads
+    the buffer must stand under the same guards.
     """
 
     def fail(reason: str) -> IllegalSchedule:
@@ -60,13 +61,14 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
         if any(v.name in inside and v.name not in by for v in free_vars(expr)):
             raise fail("it depends on a loop that is not listed")
         nest_ = [inside[v] for v in by]
-        guards = [s.cond for s in stmts(body) if isinstance(s, If) and _holds(s.body, expr)]
-        known = {v.var for v in nest_} | {v for g in guards for v in free_vars(g)}
-        mine = [
-            g
-            for g in dict.fromkeys(guards)
-            if all(v.name not in inside or v.name in by for v in free_vars(g)) and known
-        ]
+
+        def bounding(guards: Sequence[Expr], listed: Sequence[str] = by) -> dict[Expr, None]:
+            """Return those of the guards that the loops listed decide, in order, each once."""
+            return {g: None for g in guards if all(v.name not in inside or v.name in listed for v in free_vars(g))}
+
+        mine, *others = (bounding(guards) for guards in _guards(body, expr))
+        if any(other.keys() != mine.keys() for other in others):
+            raise fail("it is wanted under different guards")
         fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in nest_}
         value: Expr = expr
         for g in mine:
@@ -85,7 +87,10 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
             path = nested(stmt)[: len(nest_)]
             if [s.extent for s in path] == [s.extent for s in nest_]:
                 same: dict[Expr, Expr] = {s.var: p.var for s, p in zip(nest_, path, strict=True)}
-                held[normalize(substitute(expr, same))] = Load(name, tuple(p.var for p in path), expr.dtype)
+                twin, theirs = normalize(substitute(expr, same)), {substitute(g, same) for g in mine}
+                along = [p.var.name for p in path]
+                if all(bounding(guards, along).keys() == theirs for guards in _guards((stmt,), twin)):
+                    held[twin] = Load(name, tuple(p.var for p in path), expr.dtype)
             rest.append(map_exprs(stmt, lambda e: substitute(e, held, memo)))  # noqa: B023
         return (*before, Alloc(name, expr.dtype, shape, space), filled, *rest)
 
@@ -100,6 +105,16 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
 
 def _holds(body: Sequence[Stmt], expr: Expr) -> bool:
     return any(e is expr for s in stmts(body) for r in exprs(s) for e in walk(r))
+
+
+def _guards(body: Sequence[Stmt], expr: Expr) -> Iterator[tuple[Expr, ...]]:
+    """Yield, for each statement that computes ``expr``, the conditions it stands under."""
+    for s in body:
+        if any(e == expr for r in exprs(s) for e in walk(r)):
+            yield ()
+        if isinstance(s, For | If):
+            own = (s.cond,) if isinstance(s, If) else ()
+            yield from ((*own, *guards) for guards in _guards(s.body, expr))
 
 
 def nested(stmt: Stmt) -> list[For]:

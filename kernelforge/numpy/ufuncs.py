@@ -115,6 +115,10 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
         known = _beyond(name, xs, kinds)
         if known is not None:
             return apply("full", value=known, shape=shape, dtype="bool")
+        if set(map(_is_integer, kinds)) == {True}:
+            # a Python integer that is not known yet may be beyond the other operand's dtype: NumPy answers all the same
+            xs = tuple(x.astype(np.int64) if isinstance(x, Sym) and x.type.weak else x for x in xs)
+            kinds = tuple(kindred(x) for x in xs)
         if sorted(map(str, kinds)) == ["int64", "uint64"]:
             return _compared_exactly(name, *(as_sym(x).broadcast(shape) for x in xs))
     *ins, out = loop(name, kinds, None if dtype is None else as_dtype(dtype))
@@ -133,6 +137,10 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
     # a comparison is a bool, and that promotes like one however it came about
     weak = dtype is None and out != BOOL and all(_is_number(x) for x in xs)
     return weakened(made) if weak else made
+
+
+def _is_integer(kind: Kindred) -> bool:
+    return kind is int or (isinstance(kind, np.dtype) and kind.kind in "iu")
 
 
 def _is_number(x: Operand) -> bool:

@@ -1,6 +1,6 @@
 """Test functions and devices against NumPy: ``check``, ``check_grads``, ``check_backend``.
 
-Needs hypothesis, the extra ``test`` of this package.
+Needs hypothesis, the extra ``testing`` of this package.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib.util
 from kernelforge.errors import MissingExtra
 
 if importlib.util.find_spec("hypothesis") is None:
-    raise MissingExtra(what="kernelforge.testing", package="hypothesis", extra="test")
+    raise MissingExtra(what="kernelforge.testing", package="hypothesis", extra="testing")
 
 from kernelforge.testing.check import check
 from kernelforge.testing.conformance import check_backend

@@ -22,6 +22,9 @@ from kernelforge.testing.oracle import REFUSALS, Array, Fn, expected, leaves, pl
 
 MOST_RELATIONS = 48
 
+OTHERS = 8
+"""A device that was not asked for gets one input where the current one gets this many."""
+
 Relation = Sequence[Shape | None]
 """The shape of each argument; None for one that is not an array."""
 
@@ -48,8 +51,9 @@ def check(
         shapes: instead of examples, the shape of each argument, ``"(m,k) (k,n) (n,)"``: equal names are equal extents.
             With neither, relations that NumPy accepts are found by trying.
         dtypes: of the float arguments; a device that lacks one is not asked for it.
-        devices: names; every device there is if None.
-        max_examples: number of inputs.
+        devices: names. If None, the current device and, with an eighth as many inputs, every other one there is:
+            compiling for each new shape is what takes the time.
+        max_examples: number of inputs for each device.
         order: 0 for values alone, 1 for gradients too, 2 for second derivatives too.
 
     Raises:
@@ -57,17 +61,12 @@ def check(
     """
     python = plain(fn)
     compiled = fn if python is not fn else jit(fn)
-    names = devices_or_all(devices)
+    main = default_device()
+    names = sorted(devices_or_all(devices), key=main.__ne__)
     floats = [as_dtype(d) for d in dtypes]
     relations = _relations(python, examples, shapes)
 
-    @hypothesis.settings(
-        max_examples=max_examples, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
-        suppress_health_check=cast(list[hypothesis.HealthCheck], list(hypothesis.HealthCheck)),
-        verbosity=hypothesis.Verbosity.quiet,
-    )  # fmt: skip
-    @hypothesis.given(st.data())
-    def trial(data: st.DataObject) -> None:
+    def trial(data: st.DataObject, device: str) -> None:
         relation = data.draw(st.sampled_from(relations))
         sizes = data.draw(extents([s for s in relation if s is not None]))
         dtype = data.draw(st.sampled_from(floats))
@@ -76,11 +75,17 @@ def check(
             given if shape is None else data.draw(_argument(sized(shape, sizes), dtype, given, special))
             for shape, given in itertools.zip_longest(relation, examples)
         ]
-        for device in names:
-            if short(dtype) in _dtypes(device):
-                _try(compiled, python, drawn, device, order)
+        if short(dtype) in _dtypes(device):
+            _try(compiled, python, drawn, device, order)
 
-    trial()
+    for name in names:
+        settings = hypothesis.settings(
+            max_examples=max_examples if devices is not None or name == main else max(1, max_examples // OTHERS),
+            deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
+            suppress_health_check=cast(list[hypothesis.HealthCheck], list(hypothesis.HealthCheck)),
+            verbosity=hypothesis.Verbosity.quiet,
+        )  # fmt: skip
+        settings(hypothesis.given(st.data(), st.just(name))(trial))()
 
 
 def _dtypes(device: str) -> frozenset[str]:

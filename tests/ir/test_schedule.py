@@ -11,6 +11,7 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import (
     Alloc,
+    Arg,
     Const,
     Expr,
     For,
@@ -251,6 +252,37 @@ def test_stage_refuses_what_changes() -> None:
         stage(k, Load("a", (), "f32"), "", [], "local", "t")
     with pytest.raises(IllegalSchedule, match="nothing computes it there"):
         stage(k, x * 2, "i0", ["r"], "local", "t")
+
+
+def guarded(loop: str, place: int, below: int) -> For:
+    """Store twice x, to eight places from ``place`` on, where the loop is below a number."""
+    i = Var(loop, bound=8)
+    store = Store("o", (i + place,), Load("x", (i,), "f32") * 2)
+    return For(i, i64(8), "serial", (If(i < below, (store,)),))
+
+
+def test_stage_keeps_guards() -> None:
+    """What is kept where one guard holds is padding elsewhere."""
+    x, o = Arg("x", "f32", i64(8), "in"), Arg("o", "f32", i64(16), "out")
+    wanted = Load("x", (Var("i", bound=8),), "f32") * 2
+
+    def staged(*body: Stmt) -> Kernel:
+        k = Kernel("guarded", (x, o), (), body)
+        made = stage(k, wanted, "", ["i"], "local", "t")
+        same(k, made)
+        return made
+
+    def read(k: Kernel) -> int:
+        return sum(isinstance(e, Load) and e.buffer == "t" for s in stmts(k.body) for r in exprs(s) for e in walk(r))
+
+    first, alike, other = guarded("i", 0, 6), guarded("i", 8, 6), guarded("i", 8, 3)
+    assert read(staged(dataclasses.replace(first, body=first.body + alike.body))) == 2
+    with pytest.raises(IllegalSchedule, match="wanted under different guards"):
+        staged(dataclasses.replace(first, body=first.body + other.body))
+    with pytest.raises(IllegalSchedule, match="wanted under different guards"):
+        staged(dataclasses.replace(first, body=(*first.body, *alike.body[0].body)))
+    assert read(staged(first, guarded("j", 8, 6))) == 2
+    assert read(staged(first, guarded("j", 8, 7))) == 1
 
 
 def test_copy_out_frees_readers_from_registers() -> None:

@@ -1,0 +1,26 @@
+"""What a second OpenCL runtime runs of the tests that go over all devices.
+
+It shares printer and schedules with the first one, which runs everything, as cpu, reference and the CUDA simulator do.
+Of its own are compiler and library of functions: it runs the values of every primitive, and of the rest a part of
+each kind.
+"""
+
+from __future__ import annotations
+
+PRIMITIVES = (
+    "multiply", "tanh", "erf", "where", "cast", "broadcast", "window", "place", "sum", "max", "contract", "cumsum",
+    "recur", "gather", "scatter",
+)  # fmt: skip
+"""Whose first derivatives it runs."""
+
+PROGRAMS = (
+    "wave", "black_scholes", "lorenz_scan", "bisect", "cholesky", "mandelbrot", "monte_carlo", "kmeans", "viterbi",
+    "lstm", "attention", "layer_norm", "conv_by_windows", "mlp", "adam", "sobel", "bitonic_sort", "cumulative",
+    "hash64", "masks", "fancy", "scatter", "specials", "not_numbers",
+)  # fmt: skip
+"""That it runs in float32, and differentiates."""
+
+
+def is_further(device: str) -> bool:
+    """Tell an OpenCL runtime after the first."""
+    return device.startswith("opencl:") and device != "opencl:0"
