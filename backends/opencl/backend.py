@@ -87,7 +87,8 @@ def _last_line(error: Exception) -> str:
 
 def _build(program: Any, options: Sequence[str]) -> Any:
     with warnings.catch_warnings():
-        # what a compiler remarks about sources that it accepts is of no use to those who did not write them
+        # what a compiler remarks about sources that it accepts is of no use to those who did not write them, which is
+        # why the options hold -w; some write to the log all the same
         warnings.simplefilter("ignore", cl.CompilerWarning)
         return program.build(list(options), cache_dir=False)
 
@@ -149,7 +150,7 @@ class OpenCL:
         self._cpu = self._limits.form == "vector"
         self._aligned = device.mem_base_addr_align >= 8 * LINE
         self._scratch: list[Any] = []
-        self._options = ["-cl-std=CL1.2"]
+        self._options = ["-cl-std=CL1.2", "-w"]
         if device.single_fp_config & CORRECTLY_ROUNDED:
             self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
 
