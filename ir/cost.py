@@ -7,7 +7,7 @@ kernel. The figures are of no device: what is kept and what is fused must be the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kernelforge.ir.kernel import (
@@ -58,6 +58,9 @@ RECOMPUTE = 3
 
 FREE_NODES = 48
 """A value made of so many nodes from constants, counters and scalars alone is computed again by each reader."""
+
+BRANCH = 12
+"""Simple operations that take as long as asking whether any lane wants an arm of a select, with a margin."""
 
 _WEIGHT = (
     dict.fromkeys((*MATH_UNARY, *MATH_BINARY), TRANSCENDENTAL)
@@ -132,6 +135,11 @@ def _flops(body: Sequence[Stmt]) -> int:
         total += sum(_is_float(x) and x.op not in _FREE for x in own) + (isinstance(stmt, Store) and bool(stmt.op))
         total += times * _flops(stmt.body) if isinstance(stmt, For | If) else 0
     return total
+
+
+def effort(found: Iterable[Expr]) -> int:
+    """Weigh the operations among distinct expressions, those on integers too."""
+    return sum(_WEIGHT.get(e.op, 1) for e in found if isinstance(e, Op))
 
 
 class _Work:

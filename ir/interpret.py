@@ -112,7 +112,7 @@ MEANING: dict[str, Callable[..., Any]] = {
     "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
     "erf": _elements(math.erf, 1), "erfc": _elements(math.erfc, 1), "cbrt": np.cbrt, "atan2": np.arctan2,
-    "pow": np.power, "fmod": np.fmod, "fma": _wide_fma, "scaleb": _scaleb,
+    "pow": np.power, "fmod": np.fmod, "fma": _wide_fma, "scaleb": _scaleb, "unlikely": np.asarray,
 }  # fmt: skip
 """What each operation of ``kernelforge.ir.kernel.ARITY`` computes, but for ``select``, ``cast`` and ``bitcast``."""
 

@@ -18,6 +18,7 @@ Meaning, which every printer and every schedule step keeps:
 - *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A
   Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**n for a whole number n.
   Casting a float outside of an integer's range gives any value.
+- ``unlikely(c)`` is c, and a hint to the pass ``branch``, which leaves none to the printers.
 - *bool* is stored as one byte, 0 or 1.
 - *Buffers.* An argument is flat: its index counts elements from its first element and may be negative for a reversed
   view. An allocated buffer has a shape, is row-major, lives to the end of the statement list it stands in and starts
@@ -51,10 +52,10 @@ MATH_UNARY = (
 MATH_BINARY = ("atan2", "pow", "fmod")
 """Transcendentals: ``kernelforge.ir.math`` expands them to the operations above before a printer sees them, where it
 has an expansion for the dtype; the printer calls the device's library for the rest."""
-OTHER = ("fma", "scaleb", "select", "cast", "bitcast")
+OTHER = ("fma", "scaleb", "select", "cast", "bitcast", "unlikely")
 
 ARITY: dict[str, int] = {
-    **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast"), 1),
+    **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast", "unlikely"), 1),
     **dict.fromkeys(BINARY + COMPARE + MATH_BINARY + ("scaleb",), 2),
     **dict.fromkeys(("fma", "select"), 3),
 }
@@ -316,6 +317,11 @@ def select(cond: Expr | float, a: Expr | float, b: Expr | float) -> Expr:
     return first if first is second else Op("select", (cond, first, second), like.dtype)
 
 
+def unlikely(cond: Expr) -> Expr:
+    """Say that a condition seldom holds: what a select by it then needs may be computed apart."""
+    return op("unlikely", cond)
+
+
 def i64(value: int) -> Const:
     """Make an index constant."""
     return Const(value, "i64")
@@ -448,6 +454,11 @@ def rebuild(expr: Expr, change: Callable[[Expr], Expr], memo: dict[Expr, Expr]) 
             done = Load(expr.buffer, tuple([rebuild(i, change, memo) for i in expr.index]), expr.dtype)
         done = memo[expr] = change(done)
     return done
+
+
+def operands(expr: Expr) -> tuple[Expr, ...]:
+    """Return the expressions that ``expr`` is made of."""
+    return expr.args if isinstance(expr, Op) else expr.index if isinstance(expr, Load) else ()
 
 
 def walk(expr: Expr, seen: set[Expr] | None = None) -> list[Expr]:

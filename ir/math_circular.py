@@ -6,7 +6,7 @@ import itertools
 import math
 
 from kernelforge.ir.coefficients import PIECES, TWO_OVER_PI, TWO_OVER_PI_BITS
-from kernelforge.ir.kernel import Const, Expr, op, select
+from kernelforge.ir.kernel import Const, Expr, op, select, unlikely
 from kernelforge.ir.math_base import FORMATS, INF, NAN, bits_of, nearest, poly, to_float, with_sign
 
 
@@ -152,13 +152,13 @@ def _sin_cos(a: Expr) -> tuple[Expr, Expr, Expr]:
     f = FORMATS[a.dtype]
     medium, tail, q = _reduce_medium(a)
     large, large_q = _reduce_large(a)
-    is_medium = a <= f.medium
-    r = select(is_medium, medium, select(a < INF, large, NAN))
-    tail = select(is_medium, tail, 0)
+    far = unlikely(a > f.medium)
+    r = select(far, select(a < INF, large, NAN), medium)
+    tail = select(far, 0, tail)
     z = r * r
     s = r + (r * z * poly("sin", z) + tail)
     c = 1 - (0.5 * z - (z * z * poly("cos", z) - r * tail))
-    return s, c, select(is_medium, q, large_q)
+    return s, c, select(far, large_q, q)
 
 
 def _flip(x: Expr, bit: Expr) -> Expr:

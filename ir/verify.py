@@ -43,6 +43,7 @@ OPERANDS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("sqrt", "floor", "ceil", "trunc", "rint", "div", "fma", "scaleb"), FLOATS),
     **dict.fromkeys(("floordiv", "mod", "shl", "shr"), INTEGERS),
     **dict.fromkeys(("and", "or", "xor", "not"), _BITS),
+    "unlikely": frozenset({"bool"}),
     **dict.fromkeys(("neg", "abs", "add", "sub", "mul"), _NUMBERS),
     **dict.fromkeys((*COMPARE, "min", "max", "select", "cast", "bitcast"), frozenset(DTYPES)),
 }

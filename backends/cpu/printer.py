@@ -259,7 +259,7 @@ class _Function(Tiles):
     @contextlib.contextmanager
     def branch(self, cond: Val) -> Iterator[None]:
         n = self.fresh("")[1:]
-        with self.scope(None) as inside:
+        with self.scope(None, branch=True) as inside:
             self.block = f"then{n}"
             yield
         self.put(f"br i1 {cond.ref}, label %then{n}, label %end{n}")

@@ -35,11 +35,11 @@ class Tiles(Stores):
     """Emits tiles of stores."""
 
     @contextlib.contextmanager
-    def scope(self, fixed: set[str] | None) -> Iterator[Scope]:
+    def scope(self, fixed: set[str] | None, branch: bool = False) -> Iterator[Scope]:
         """Collect instructions in a scope of their own; the caller places its lines."""
         env = dict(self.env)
         buffers = dict(self.buffers)
-        scope = Scope(fixed)
+        scope = Scope(fixed, branch)
         self.scopes.append(scope)
         depth = len(self.scopes)
         try:

@@ -62,13 +62,15 @@ class Val(NamedTuple):
 class Scope:
     """Instructions being collected: a body of statements, or an arm of a ``select``.
 
-    ``fixed`` names the buffers whose loads must stay inside; None stands for every buffer.
+    ``fixed`` names the buffers whose loads must stay inside; None stands for every buffer. Of a ``branch``, which runs
+    seldom, all stays inside that is not known outside of the loop around.
     """
 
-    __slots__ = ("fixed", "lines", "loaded", "memo", "readers", "values")
+    __slots__ = ("branch", "fixed", "lines", "loaded", "memo", "readers", "values")
 
-    def __init__(self, fixed: set[str] | None) -> None:
+    def __init__(self, fixed: set[str] | None, branch: bool = False) -> None:
         self.fixed = fixed
+        self.branch = branch
         self.lines: list[str] = []
         self.memo: dict[Expr, Val] = {}
         self.values: dict[str, str] = {}
@@ -158,6 +160,11 @@ class Values:
         """Return the value of a pure instruction, written where its operands are known."""
         level = max((o.level for o in operands), default=0)
         bind = max((o.bind for o in operands), default=0)
+        inner = level
+        while inner + 1 < len(self.scopes) and self.scopes[inner + 1].branch:
+            inner += 1
+        if inner > level and rhs not in self.scopes[level].values:
+            level, bind = inner, max(bind, inner)
         scope = self.scopes[level]
         ref = scope.values.get(rhs)
         if ref is None:

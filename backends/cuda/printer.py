@@ -39,6 +39,7 @@ from kernelforge.ir.kernel import (
     exprs,
     i64,
     map_exprs,
+    stmts,
     substitute,
     walk,
 )
@@ -277,7 +278,9 @@ class _Printer(Expressions):
     def vector(self, loop: For) -> bool:
         """Print a vector loop with wide loads and stores around it; False where none is possible."""
         lanes, var = loop.static, loop.var
-        if not self.wide or lanes not in LANES or not all(isinstance(s, Let | Store) for s in loop.body):
+        if not self.wide or lanes not in LANES or not all(isinstance(s, Let | Store | If) for s in loop.body):
+            return False
+        if any(self.visible(s) for branch in loop.body if isinstance(branch, If) for s in stmts(branch.body)):
             return False
         stored: set[str] = set()
         loads: dict[Load, Expr] = {}
@@ -291,7 +294,8 @@ class _Printer(Expressions):
                     if start is not None:
                         loads[load] = start
             if isinstance(stmt, Store):
-                stored.add(stmt.buffer)
+                if self.visible(stmt):
+                    stored.add(stmt.buffer)
                 start = self.start(stmt.buffer, stmt.index, var, lanes)
                 if start is not None and not stmt.op:
                     stores[k] = start
@@ -321,6 +325,10 @@ class _Printer(Expressions):
         for line in after:
             self.emit(line)
         return True
+
+    def visible(self, stmt: Stmt) -> bool:
+        """Whether a statement stores where other threads see it."""
+        return isinstance(stmt, Store) and self.buffers[stmt.buffer].shared
 
     def wide_base(self, name: str) -> str:
         buffer = self.buffers[name]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kernelforge.backends.opencl.lib import MASKS, Functions, ctype, has_function, literal, size, unsigned
 from kernelforge.dtypes import INTEGERS, SIGNED
 from kernelforge.ir.index import affine, bounds, flatten, free_vars
-from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, substitute, walk
+from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, operands, substitute, walk
 
 INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
@@ -108,8 +108,8 @@ class Scope:
         depth: dict[Expr, int] = {}
         for root in roots:
             for e in walk(root, seen):
-                uses.update(_operands(e))
-                depth[e] = 1 + max((depth[x] for x in _operands(e)), default=0)
+                uses.update(operands(e))
+                depth[e] = 1 + max((depth[x] for x in operands(e)), default=0)
         deep = {e for e, n in depth.items() if n % DEEP == 0}
         shared = {e for e, n in uses.items() if n > 1 and isinstance(e, Op | Load)}
         self._hoisted = {e for e in shared | deep if self.may(e)}
@@ -249,6 +249,14 @@ class Scope:
         if e.dtype == "bool":
             return Code(f"((char{self.lanes})({', '.join(f'{p} ? -1 : 0' for p in parts)}))", "bool", self.lanes, 1)
         return Code(f"(({ctype(e.dtype, self.lanes)})({', '.join(parts)}))", e.dtype, self.lanes)
+
+    def any_lane(self, cond: Expr) -> str:
+        """Print whether a condition holds in any lane."""
+        code = self.value(cond)
+        while code.lanes > 1:
+            name = self.temporary(code).text
+            code = code._replace(text=f"({name}.lo | {name}.hi)", lanes=code.lanes // 2)
+        return f"{code.text} != 0"
 
     def whole(self, cond: Expr) -> Expr | None:
         """Return a condition, one for all lanes, under which ``cond`` holds in each; None where none is known."""
@@ -441,10 +449,6 @@ def total(e: Expr) -> bool:
     return not any(isinstance(x, Load) or divides(x) for x in walk(e))
 
 
-def _operands(e: Expr) -> tuple[Expr, ...]:
-    return e.args if isinstance(e, Op) else e.index if isinstance(e, Load) else ()
-
-
 def _always(roots: Sequence[Expr]) -> set[Expr]:
     """Return the sub-expressions that are evaluated whatever the selects choose."""
     found: set[Expr] = set()
@@ -453,5 +457,5 @@ def _always(roots: Sequence[Expr]) -> set[Expr]:
         e = waiting.pop()
         if e not in found:
             found.add(e)
-            waiting += e.args[:1] if isinstance(e, Op) and e.op == "select" else _operands(e)
+            waiting += e.args[:1] if isinstance(e, Op) and e.op == "select" else operands(e)
     return found

@@ -36,6 +36,7 @@ from kernelforge.ir.kernel import (
     Var,
     exprs,
     i64,
+    select,
     stmts,
     walk,
 )
@@ -500,10 +501,20 @@ class _Printer:
                 self.statement(stmt)
 
     def choice(self, stmt: If) -> None:
-        """Print an If: as vectors where it holds for all lanes, else lane by lane."""
+        """Print an If: as vectors where it holds for all lanes, or where lanes may keep what they have; else lane by
+        lane.
+        """
         scope, var = self.scope, self.scope.var
         assert var is not None
         guard = scope.whole(stmt.cond)
+        blended = self.blended(stmt.body, stmt.cond) if guard is None else None
+        if blended is not None:
+            scope.begin([stmt.cond])
+            with self.block(f"if ({scope.any_lane(stmt.cond)})"):
+                kept = set(scope.vectors), dict(scope.indices)
+                self.in_lanes(blended)
+                scope.vectors, scope.indices = kept
+            return
         if guard is not None:
             scope.begin([guard])
             with self.block(f"if ({scope.value(guard).text})"):
@@ -521,6 +532,30 @@ class _Printer:
                 with self.block(self.head(stmt)):
                     self.body(stmt.body)
                 scope.lane = None
+
+    def blended(self, body: Sequence[Stmt], cond: Expr) -> list[Stmt] | None:
+        """Return what does for all lanes what ``body`` does for those where ``cond`` holds: Lets, and Stores to
+        elements of their own, which the others write back; None for anything else.
+        """
+        scope = self.scope
+        out: list[Stmt] = []
+        scope.begin([])
+        for stmt in body:
+            if not all(map(scope.may, exprs(stmt))):
+                return None
+            match stmt:
+                case Let():
+                    out.append(stmt)
+                case Store(name, index, value, "") if name not in self.outer and index == (scope.var,):
+                    out.append(Store(name, index, select(cond, value, Load(name, index, value.dtype))))
+                case If(inner, within):
+                    deeper = self.blended(within, cond & inner)
+                    if deeper is None:
+                        return None
+                    out.append(If(cond & inner, tuple(deeper)))
+                case _:
+                    return None
+        return out
 
     def scalar(self, stmt: Stmt, var: Var) -> None:
         """Print one statement of a vector loop as a loop over its lanes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.math import expand_math
+from kernelforge.ir.passes.branch import branch
 from kernelforge.ir.passes.contract import contract
 from kernelforge.ir.passes.guard import guard
 from kernelforge.ir.passes.share import share
@@ -25,5 +26,7 @@ def finish(kernel: Kernel, native: frozenset[str], fast: bool = False) -> Kernel
     kernel = expand_math(kernel, native)
     if fast:
         kernel = contract(kernel)
+    # what is rare in a function costs a test
+    kernel = branch(kernel)
     # last: what the others repeat is named once, and leaves loops that do not change it
     return share(kernel)

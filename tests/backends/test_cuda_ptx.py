@@ -20,6 +20,7 @@ from kernelforge.ir.kernel import (
     MATH_UNARY,
     Alloc,
     Const,
+    Expr,
     Kernel,
     Load,
     Stmt,
@@ -45,11 +46,11 @@ def offline() -> Any:
 GPU = Limits("group", 16, 128, 132 * 2048, 1024, 48 << 10, 50 << 20, frozenset(DTYPES), False, 480, "none")
 
 
-def streaming() -> Kernel:
+def streaming(fn: Callable[[Expr], Expr] = lambda x: op("tanh", x * 0.5) + op("exp", -x * x)) -> Kernel:
     def lane(g: Var, t: Var, v: Var) -> list[Stmt]:
         i = (g * 256 + t) * 4 + v
         x = Load("x", (i,), "f32")
-        return [Store("y", (i,), op("tanh", x * 0.5) + op("exp", -x * x))]
+        return [Store("y", (i,), fn(x))]
 
     nest = loop(
         "g",
@@ -67,6 +68,7 @@ def scheduled(made: Kernel) -> Kernel:
 WIDE = ("ld.global.v4.f32", "st.global.v4.f32")
 REPRESENTATIVE: dict[str, tuple[Callable[[], Kernel], tuple[str, ...]]] = {
     "streaming": (streaming, WIDE),
+    "a branch": (lambda: streaming(lambda x: op("sin", x)), WIDE),
     "rows": (lambda: rows(8, 1000, 256), ("bar.sync", "shfl.sync.down", "ld.shared", "st.shared", "ld.global.f32")),
     "softmax": (lambda: scheduled(naive.softmax(64, 1024)), ("bar.sync", "shfl.sync.down", *WIDE)),
     "gemm": (lambda: scheduled(naive.gemm(256, 256, 256)), ("ld.global", "st.global")),
