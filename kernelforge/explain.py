@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 
 from kernelforge.backends.base import Backend
-from kernelforge.backends.target import TargetExecutable
 from kernelforge.compile import compile_graph
 from kernelforge.config import current as current_config
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.cost import Cost, cost, nbytes
 from kernelforge.ir.fuse import Residual, inputs
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.kernel import Alloc, Const, For, If, Stmt, stmts
 from kernelforge.ir.text import print_graph
 from kernelforge.ir.types import Type
 from kernelforge.runtime.plan import Compiled, Cond, Launch, Plan, Scan, Step, While, identity
+from kernelforge.words import assembly_of, count, duration, label, reported, schedule_words, size
 
 LAUNCH_SECONDS = 2e-6
 """What a launch takes besides the work, for predictions."""
@@ -354,15 +353,6 @@ def _traffic(kernel: Compiled, called: Mapping[Value, str], plan: Plan) -> tuple
     return tuple(map(read, reads)), tuple(map(written, kernel.region.outputs))
 
 
-def label(value: Value, made: Mapping[Value, Node]) -> str:
-    """Name a value by what makes it and where: ``exp at model.py:3``."""
-    node = made.get(value)
-    if node is None:
-        return f"constant {value.type}"
-    where = f" at {node.loc.file.rsplit('/', 1)[-1]}:{node.loc.line}" if node.loc else ""
-    return f"{node.prim.name}{where}"
-
-
 def _apart(plan: Plan) -> Iterator[Apart]:
     """Yield the kernels that share data, with the last reason why they were not fused."""
     made = _makers(plan)
@@ -383,51 +373,6 @@ def _apart(plan: Plan) -> Iterator[Apart]:
             ]
             reason = tried[-1].reason if tried else "each had joined others before"
             yield Apart(i + 1, j + 1, tuple(f"{label(v, made)} ({size(v.type.nbytes)})" for v in shared), reason)
-
-
-def schedule_words(body: Sequence[Stmt]) -> Iterator[str]:
-    """Say how each phase of a scheduled kernel is spread over a device."""
-    phases = [s for s in body if isinstance(s, For | If)]
-    for number, phase in enumerate(phases, 1):
-        parts = [f"phase {number}:"] if len(phases) > 1 else []
-        inside = list(stmts((phase,)))
-        loops = [s for s in inside if isinstance(s, For)]
-        grid = _chain(phase, "grid")
-        group = [s.static for s in loops if s.kind == "group"]
-        words = []
-        if grid:
-            words.append(f"{count(math.prod(grid), 'worker')}" + (f" ({_times(grid)})" if len(grid) > 1 else ""))
-        if group:
-            words.append(f"work-groups of {max(n or 1 for n in group)} work-items")
-        lanes = sorted({s.static or 0 for s in loops if s.kind == "vector"}, reverse=True)
-        words.append(f"vectors of {' and '.join(map(str, lanes))} elements" if lanes else "one element at a time")
-        unrolled = sorted({s.static or 0 for s in loops if s.kind == "unroll"}, reverse=True)
-        if unrolled:
-            words.append(f"unrolled {' and '.join(map(str, unrolled))} times")
-        tiles = dict.fromkeys(_tile(s) for s in inside if isinstance(s, Alloc) and s.shape)
-        words += list(tiles)[:4]
-        yield " ".join([*parts, ", ".join(words)])
-
-
-def _chain(stmt: Stmt, kind: str) -> list[int]:
-    """Return the extents of the loops of a kind that stand directly in each other."""
-    found = []
-    while isinstance(stmt, For) and stmt.kind == kind:
-        found.append(stmt.static or 1)
-        if len(stmt.body) != 1:
-            break
-        stmt = stmt.body[0]
-    return found
-
-
-def _tile(alloc: Alloc) -> str:
-    shape = [int(n.value) for n in alloc.shape if isinstance(n, Const)]
-    where = {"register": "in registers", "local": "in local memory", "global": "in memory"}[alloc.space]
-    return f"a tile of {_times(shape)} {alloc.dtype} {where}"
-
-
-def _times(extents: Sequence[int]) -> str:
-    return " x ".join(map(str, extents))
 
 
 def describe(k: Facts) -> list[str]:
@@ -455,28 +400,6 @@ def describe(k: Facts) -> list[str]:
     if times:
         lines.append(f"  {', '.join(times)}" + (f"; bound by {k.bound}" if k.bound else ""))
     return lines
-
-
-def reported(kernel: Compiled) -> list[str]:
-    """Say what the launches of a kernel take of a target, or why nothing is known of that."""
-    if not isinstance(kernel.executable, TargetExecutable):
-        return []
-    report = kernel.executable.report
-    if report.missing:
-        return [f"not compiled for {report.target}: {report.missing}"]
-    lines = []
-    for usage in report.usage:
-        registers = [] if usage.registers is None else [f"{usage.registers} registers"]
-        resident = [] if usage.occupancy is None else [f"occupancy {usage.occupancy:.0%}"]
-        local = [] if usage.local_bytes is None else [f"{size(usage.local_bytes)} local memory"]
-        taken = [*registers, f"{size(usage.spills)} spilled", *local, *resident]
-        lines.append(f"{usage.entry} on {report.target}: {', '.join(taken)}")
-    return lines
-
-
-def assembly_of(kernel: Compiled) -> str:
-    """Return a target's assembly, where there is some."""
-    return kernel.executable.report.assembly if isinstance(kernel.executable, TargetExecutable) else ""
 
 
 def timed(kernel: Compiled, backend: Backend) -> float:
@@ -510,23 +433,3 @@ def _copying(backend: Backend) -> float:
     plan = compile_graph(identity([Value(0, Type((COPIED,), np.dtype(np.float32)))]), backend, current_config())
     (kernel,) = plan.kernels
     return kernel.bytes / timed(kernel, backend)
-
-
-def count(n: int, one: str, many: str = "") -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def size(nbytes: float) -> str:
-    """Write a number of bytes for people."""
-    for unit, step in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= step:
-            return f"{nbytes / step:.1f} {unit}"
-    return f"{nbytes:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people."""
-    for unit, step in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= step:
-            return f"{seconds / step:.3g} {unit}"
-    return f"{seconds * 1e9:.0f} ns"

@@ -6,12 +6,13 @@ import html
 from collections.abc import Iterator, Sequence
 
 from kernelforge import page
-from kernelforge.explain import Explanation, Facts, assembly_of, count, duration, label, reported, size
+from kernelforge.explain import Explanation, Facts
 from kernelforge.ir.fuse import inputs
 from kernelforge.ir.graph import Kind, Node, Value
 from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.page import Html, code, details, hue, join, table, tabs, tag
 from kernelforge.picture import Dot, draw
+from kernelforge.words import assembly_of, count, duration, label, reported, size
 
 MOST_DOTS = 240
 """A graph of more nodes is not drawn before fusion: nobody could read it."""

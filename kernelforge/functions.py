@@ -14,8 +14,9 @@ from kernelforge.ir.build import Sym, builder
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, materialize
 from kernelforge.ir.types import Type
-from kernelforge.jit import NUMBERS, name_of
+from kernelforge.jit import name_of
 from kernelforge.jit import run as run_arrays
+from kernelforge.leaves import NUMBERS
 from kernelforge.methods import is_array
 from kernelforge.trace import Tracer, to_sym, trace
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import optree
 
-from kernelforge.array import Array, lent, ready
+from kernelforge.array import Array, lent
 from kernelforge.backends.base import Backend, Call, Direct, Entry, Result
 from kernelforge.backends.targets import target
 from kernelforge.compile import compile_graph, exact
@@ -20,14 +20,13 @@ from kernelforge.config import CURRENT, Config
 from kernelforge.config import current as current_config
 from kernelforge.devices import CHOSEN
 from kernelforge.devices import current as current_device
-from kernelforge.dtypes import as_dtype
-from kernelforge.errors import InvalidArgument, MixedDevices, NumberOutOfRange, UnhashableStatic, UnknownStatic
+from kernelforge.errors import InvalidArgument, MixedDevices, UnhashableStatic, UnknownStatic
 from kernelforge.ir.build import BUILDERS, tracing
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.text import print_graph, print_kernel
-from kernelforge.ir.types import Type
+from kernelforge.leaves import IN_PLACE, INT, Leaf, leaf_of, number
 from kernelforge.methods import Methods
-from kernelforge.runtime.memory import Buffer, allocate, size_class, upload
+from kernelforge.runtime.memory import Buffer, size_class
 from kernelforge.runtime.plan import Plan
 from kernelforge.trace import Tracer, is_array, to_sym, trace
 
@@ -42,10 +41,6 @@ KEPT_PROGRAMS = 1024
 DEEPEST = 8
 """Entries that a call tries."""
 
-BOOL, INT, FLOAT = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64)
-NUMBERS: dict[type, Type] = {bool: Type((), BOOL), int: Type((), INT, weak=True), float: Type((), FLOAT, weak=True)}
-"""The types of Python numbers, whose values are not part of what is compiled."""
-
 _of_ndarray = operator.attrgetter("shape", "strides", "dtype", "flags.aligned")
 _of_array = operator.attrgetter("shape", "dtype", "_buffer.backend")
 KEYS: dict[type, Callable[[Any], Any]] = {np.ndarray: _of_ndarray, Array: _of_array, bool: type, int: type, float: type}
@@ -53,76 +48,6 @@ KEYS: dict[type, Callable[[Any], Any]] = {np.ndarray: _of_ndarray, Array: _of_ar
 
 
 Programs = dict[Any, "Program"]
-
-
-class Leaf:
-    """How one argument reaches the device.
-
-    Attributes:
-        type: of the graph's input.
-        strides: in elements; None for row-major.
-        load: makes a buffer from the argument.
-    """
-
-    __slots__ = ("load", "strides", "type")
-
-    def __init__(self, type: Type, strides: tuple[int, ...] | None, load: Callable[[Backend, Any], Buffer]) -> None:
-        self.type = type
-        self.strides = strides
-        self.load = load
-
-
-def _share(backend: Backend, x: np.ndarray[Any, Any]) -> Buffer:
-    return upload(backend, x)
-
-
-def _copy(backend: Backend, x: np.ndarray[Any, Any]) -> Buffer:
-    array = np.array(ready(x), order="C")
-    return upload(backend, array.astype(as_dtype(array.dtype), copy=False))
-
-
-def _nothing(backend: Backend, x: Any) -> Buffer:
-    return allocate(backend, 1)
-
-
-def _buffer(backend: Backend, x: Array) -> Buffer:
-    return x._buffer
-
-
-@functools.cache
-def _number(dtype: np.dtype[Any], into: tuple[np.dtype[Any], ...] = ()) -> Callable[[Backend, Any], Buffer]:
-    """Load a Python number that the function casts to each of ``into``, which must hold it."""
-
-    def load(backend: Backend, x: Any) -> Buffer:
-        for each in (dtype, *into):
-            try:
-                array = np.array(x, each)
-            except OverflowError:
-                raise NumberOutOfRange(op="call", found=x, dtype=each) from None
-        return upload(backend, np.array(x, dtype) if into else array)
-
-    return load
-
-
-IN_PLACE = {_share, _buffer, *(_number(kind.dtype) for kind in NUMBERS.values())}
-"""The ways to reach a device that an entry goes too."""
-
-
-def _leaf(x: Any, backend: Backend) -> Leaf:
-    """Say how an argument reaches the device."""
-    if type(x) in NUMBERS:
-        found = NUMBERS[type(x)]
-        return Leaf(found, None, _number(found.dtype))
-    if isinstance(x, Array):
-        return Leaf(Type(x.shape, x.dtype), None, _buffer)
-    dtype = as_dtype(x.dtype)
-    kind = Type(x.shape, dtype)
-    if not x.size:
-        return Leaf(kind, None, _nothing)
-    if ready(x) is not x or (not x.flags.c_contiguous and not backend.limits.host):
-        return Leaf(kind, None, _copy)
-    strides = None if x.flags.c_contiguous else tuple(s // dtype.itemsize for s in x.strides)
-    return Leaf(kind, strides, _share)
 
 
 class Program:
@@ -236,12 +161,12 @@ def compile(
     ``located`` is as for ``compile_graph``.
     """
     backend = backend or _device(leaves)
-    found = [_leaf(x, backend) for x in leaves]
+    found = [leaf_of(x, backend) for x in leaves]
     graph, tree = trace(body, [leaf.type for leaf in found], name)
     for leaf, value in zip(found, graph.inputs, strict=True):
         narrower = _narrower(graph, value)
         if narrower:
-            leaf.load = _number(leaf.type.dtype, narrower)
+            leaf.load = number(leaf.type.dtype, narrower)
     plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found), located)
     return Program(plan, found, graph, tree, backend)
 

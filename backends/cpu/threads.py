@@ -66,6 +66,25 @@ define internal void @wake(ptr %word) noinline #0 {{
 {wake}
 ret void
 }}
+define internal i32 @watch(ptr %word, i32 %value, i1 %wanted) alwaysinline #0 {{
+entry:
+br label %spin
+spin:
+%n = phi i32 [ 0, %entry ], [ %n1, %again ]
+%now = load atomic i32, ptr %word seq_cst, align 4
+%same = icmp eq i32 %now, %value
+%there = icmp eq i1 %same, %wanted
+br i1 %there, label %out, label %tired
+tired:
+%enough = icmp sgt i32 %n, {spin}
+br i1 %enough, label %out, label %again
+again:
+call void @pause()
+%n1 = add i32 %n, 1
+br label %spin
+out:
+ret i32 %now
+}}
 define internal void @claim(ptr %state) noinline #0 {{
 entry:
 %next = getelementptr i8, ptr %state, i64 {next}
@@ -101,17 +120,9 @@ idle:
 %seen = phi i32 [ 0, %entry ], [ %new, %missed ], [ %new, %left ], [ %new, %signal ]
 br label %spin
 spin:
-%n = phi i32 [ 0, %idle ], [ %n1, %again ], [ 0, %slept ]
-%new = load atomic i32, ptr %state seq_cst, align 4
+%new = call i32 @watch(ptr %state, i32 %seen, i1 false)
 %changed = icmp ne i32 %new, %seen
-br i1 %changed, label %enter, label %tired
-tired:
-%enough = icmp sgt i32 %n, {spin}
-br i1 %enough, label %slept, label %again
-again:
-call void @pause()
-%n1 = add i32 %n, 1
-br label %spin
+br i1 %changed, label %enter, label %slept
 slept:
 %s1 = atomicrmw add ptr %sleepers, i32 1 seq_cst
 call void @sleep(ptr %state, i32 %seen)
@@ -194,17 +205,9 @@ call void @claim(ptr %state)
 %c = atomicrmw and ptr %gate, i32 2147483647 seq_cst
 br label %spin
 spin:
-%n = phi i32 [ 0, %own ], [ %n1, %again ], [ 0, %awake ]
-%inside = load atomic i32, ptr %gate seq_cst, align 4
+%inside = call i32 @watch(ptr %gate, i32 0, i1 true)
 %empty = icmp eq i32 %inside, 0
-br i1 %empty, label %close, label %tired
-tired:
-%long = icmp sgt i32 %n, {spin}
-br i1 %long, label %rest, label %again
-again:
-call void @pause()
-%n1 = add i32 %n, 1
-br label %spin
+br i1 %empty, label %close, label %rest
 rest:
 store atomic i32 1, ptr %waiting seq_cst, align 4
 %still = load atomic i32, ptr %gate seq_cst, align 4

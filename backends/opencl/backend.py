@@ -22,7 +22,8 @@ from kernelforge.backends.base import Argument, Backend
 from kernelforge.backends.cpu.host import host
 from kernelforge.backends.opencl.icd import TARGET, discover, options
 from kernelforge.backends.opencl.phases import Phase
-from kernelforge.backends.opencl.printer import LINE, print_opencl
+from kernelforge.backends.opencl.printer import print_opencl
+from kernelforge.backends.opencl.stores import LINE
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import (
     CompilationFailed,

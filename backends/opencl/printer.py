@@ -17,10 +17,11 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from kernelforge.backends.opencl.exprs import Buffer, Code, Scope, total
+from kernelforge.backends.opencl.exprs import Buffer, Code, total
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.phases import Phase, Source, Touched, chain_of, owned, strides_of, touched_buffers
-from kernelforge.ir.index import free_vars, poly
+from kernelforge.backends.opencl.stores import Stores
+from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -30,7 +31,6 @@ from kernelforge.ir.kernel import (
     Kernel,
     Let,
     Load,
-    Op,
     Stmt,
     Store,
     Var,
@@ -43,9 +43,6 @@ from kernelforge.ir.kernel import (
 
 ITEMS = 64
 """Work-items of a work-group where the program does not say: a multiple of every GPU's width."""
-
-LINE = 64
-"""Bytes of a cache line. Vectors stored past the cache are lines or even parts of one."""
 
 _BUILT_IN = re.compile(
     r"(bool|u?char|u?short|u?int|u?long|half|float|double|size_t|void)(2|3|4|8|16)?|s[0-9a-f]+|"
@@ -89,7 +86,7 @@ def _identifier(name: str) -> str:
     return f"{name}_" if _BUILT_IN.fullmatch(name) or name[0].isdigit() else name
 
 
-class _Printer:
+class _Printer(Stores):
     """Prints one phase."""
 
     def __init__(
@@ -101,18 +98,15 @@ class _Printer:
         local_bytes: int,
         streamed: frozenset[str] = frozenset(),
     ) -> None:
+        super().__init__(functions, streamed)
         self.kernel = kernel
-        self.streamed = streamed
         self.cpu = cpu
         self.local_bytes = local_bytes
         self.spilled: list[Alloc] = []
         self.taken = 0
         self.count: Expr = i64(1)
         self.name = ""
-        self.lines: list[str] = []
         self.shared: dict[str, str] = {}
-        self.depth = 1
-        self.scope = Scope(functions, self.emit)
         self.outer: dict[str, tuple[str, bool]] = {a.name: (a.dtype, a.mode == "in") for a in kernel.args}
         self.outer |= {s.buffer: (s.dtype, False) for s in scratch}
         sizes = {a.name: int(a.size.value) for a in kernel.args if isinstance(a.size, Const)}
@@ -129,9 +123,6 @@ class _Printer:
         self.grouped = False
         self.owned: dict[str, int] = {}
         self.pending = Touched()
-
-    def emit(self, line: str) -> None:
-        self.lines.append("    " * self.depth + line)
 
     @contextlib.contextmanager
     def block(self, head: str = "") -> Iterator[None]:
@@ -375,100 +366,6 @@ class _Printer:
             self.scope.counters.add(stmt.var.name)
             with self.block():
                 run(stmt.body)
-
-    def store(self, stmt: Store) -> None:
-        scope = self.scope
-        buffer = scope.buffers[stmt.buffer]
-        flat = buffer.flat(stmt.index)
-        value = stmt.value
-        product = stmt.op == "add" and isinstance(value, Op) and value.op == "mul" and value.dtype in ("f32", "f64")
-        factors: tuple[Expr, ...] = value.args if product and isinstance(value, Op) else (value,)
-        scope.begin([flat, *factors])
-        # combining the same value, each lane does it once
-        repeated = stmt.op in ("add", "mul") and scope.var is not None and scope.lane is None
-        spread = repeated or scope.varies(flat) or any(map(scope.varies, factors))
-        codes = [scope.value(f) for f in factors]
-        if not spread:
-            place = f"{buffer.name}[{scope.value(flat, index=True).text}]"
-            self.put(place, stmt, codes, 1)
-        elif scope.step(flat) == 1:
-            align = self.past_cache(stmt, flat)
-            if align:
-                text = self.stored(scope.splat(codes[0], codes[0].mask or 1), scope.lanes)
-                self.emit(f"kf_stream({text}, {scope.pointer(buffer, flat, align=align)});")
-            else:
-                self.put(f"*{scope.pointer(buffer, flat)}", stmt, codes, scope.lanes)
-        elif not scope.varies(flat):
-            self.fold(f"{buffer.name}[{scope.value(flat, index=True).text}]", stmt, codes)
-        else:
-            self.scatter(buffer, flat, stmt, codes)
-
-    def past_cache(self, stmt: Store, flat: Expr) -> int:
-        """Return the alignment in bytes of a vector to store past the cache; 0 where it must not be."""
-        var, width = self.scope.var, size(stmt.value.dtype)
-        if stmt.buffer not in self.streamed or stmt.op or var is None:
-            return 0
-        unit = min(self.scope.lanes, LINE // width)
-        steps = poly(self.scope.resolved(flat)).items()
-        return unit * width if all(c % unit == 0 for m, c in steps if m != (var,)) else 0
-
-    def put(self, place: str, stmt: Store, codes: Sequence[Code], lanes: int) -> None:
-        """Write one place, of one element or of one vector."""
-        dtype = stmt.value.dtype
-        if lanes > 1:
-            codes = [self.scope.splat(c, c.mask or 1) for c in codes]
-        if not stmt.op:
-            self.emit(f"{place} = {self.stored(codes[0], lanes)};")
-            return
-        old = Code(f"({place})", dtype, lanes)
-        if dtype == "bool":
-            flag = f"({place} != 0)" if lanes == 1 else f"({place} != (uchar{lanes})(0))"
-            old = Code(flag, "bool", lanes, 1 if lanes > 1 else 0)
-        if len(codes) == 2:
-            made = Code(
-                f"{self.scope.functions.call('mad', dtype, lanes)}({codes[0].text}, {codes[1].text}, {old.text})",
-                dtype,
-                lanes,
-            )
-        else:
-            made = self.scope.apply(stmt.op, dtype, [old, codes[0]])
-        self.emit(f"{place} = {self.stored(made, lanes)};")
-
-    def stored(self, code: Code, lanes: int) -> str:
-        """Print a value as it is kept in memory."""
-        if not code.mask:
-            return code.text
-        narrow = self.scope.splat(code, 1).text
-        return f"as_uchar{lanes}({narrow}) & (uchar{lanes})(1)"
-
-    def fold(self, place: str, stmt: Store, codes: Sequence[Code]) -> None:
-        """Combine all lanes into one element, by halves: lane i with lane i + n/2."""
-        scope, dtype, lanes = self.scope, stmt.value.dtype, self.scope.lanes
-        code = codes[0] if len(codes) == 1 else scope.apply("mul", dtype, codes)
-        if dtype == "bool":
-            code = Code(self.stored(scope.splat(code, code.mask or 1), lanes), "u8", lanes)
-        part = scope.temporary(scope.splat(code))
-        if not stmt.op:
-            self.emit(f"{place} = {part.text}.s{lanes - 1:x};")
-            return
-        while lanes > 1:
-            lanes //= 2
-            low, high = (Code(f"{part.text}.{half}", part.dtype, lanes) for half in ("lo", "hi"))
-            kept, scope.lanes = scope.lanes, lanes
-            part = scope.temporary(scope.apply(stmt.op, part.dtype, [low, high]))
-            scope.lanes = kept
-        if dtype == "bool":
-            part = Code(f"({part.text} != 0)", "bool")
-        self.put(place, stmt, [part], 1)
-
-    def scatter(self, buffer: Buffer, flat: Expr, stmt: Store, codes: Sequence[Code]) -> None:
-        """Write lane by lane, in order."""
-        scope = self.scope
-        at = scope.temporary(scope.splat(scope.value(flat, index=True)))
-        parts = [scope.temporary(scope.splat(c, c.mask or 1)) for c in codes]
-        for k in range(scope.lanes):
-            one = [Code(f"({p.text}.s{k:x} != 0)" if p.mask else f"{p.text}.s{k:x}", p.dtype) for p in parts]
-            self.put(f"{buffer.name}[{at.text}.s{k:x}]", stmt, one, 1)
 
     # vector loops
 

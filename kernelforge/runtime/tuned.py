@@ -3,7 +3,8 @@
 The file is JSON of a few fields: ``device``, ``fingerprint`` (versions of compiler and driver, and the processor),
 ``recipes`` (the generation of theirs) and ``kernels``. A kernel goes by a digest of the naive nest that defines it, so
 one entry serves every program that has it. The file's name carries fingerprint and generation: what was found for
-another compiler, processor or generation is not read. Copied to another machine with the same fingerprint, it serves there.
+another compiler, processor or generation is not read. Copied to another machine with the same fingerprint, it serves
+there.
 """
 
 from __future__ import annotations

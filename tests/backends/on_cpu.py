@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.backends.cpu import CpuBackend
-from kernelforge.dtypes import DTYPES, INTEGERS
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import (
     Arg,
@@ -22,6 +22,7 @@ from kernelforge.ir.kernel import (
     Var,
     i64,
 )
+from tests.backends.drawn import drawn
 
 Array = np.ndarray[Any, Any]
 CPU = CpuBackend()
@@ -61,20 +62,7 @@ def buffer(name: str, dtype: str, size: Expr | int, mode: Mode = "in") -> Arg:
 
 
 def values(dtype: str, n: int, seed: int = 0) -> Array:
-    """Return random elements, the special ones among them."""
-    rng = np.random.default_rng(seed)
-    if dtype == "bool":
-        return rng.integers(0, 2, n).astype(bool)
-    if dtype in INTEGERS:
-        info = np.iinfo(DTYPES[dtype])
-        found = rng.integers(info.min, info.max, n, dtype=DTYPES[dtype], endpoint=True)
-        small = rng.integers(max(-4, info.min), 5, n).astype(DTYPES[dtype])
-        found = np.where(rng.random(n) < 0.5, found, small)
-        found[: min(n, 2)] = (info.min, info.max)[: min(n, 2)]
-        return found
-    with np.errstate(over="ignore"):
-        found = (rng.standard_normal(n) * 10).astype(DTYPES[dtype])
-        return np.where(rng.random(n) < 0.4, rng.choice(SPECIAL, n).astype(DTYPES[dtype]), found)
+    return drawn(dtype, n, seed, SPECIAL, 0.4)
 
 
 def each(n: int, kind: LoopKind, body: Any, lanes: int = 16) -> tuple[Stmt, ...]:

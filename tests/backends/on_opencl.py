@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernelforge.dtypes import DTYPES, INTEGERS
+from kernelforge.dtypes import DTYPES
 from kernelforge.errors import (
     DeviceUnavailable,
 )
@@ -24,6 +24,7 @@ from kernelforge.ir.kernel import (
     Var,
     i64,
 )
+from tests.backends.drawn import drawn
 
 Array = np.ndarray[Any, Any]
 SPECIAL = (
@@ -100,18 +101,7 @@ def compare(
 
 
 def values(dtype: str, n: int = 64, seed: int = 0) -> Array:
-    """Return random elements, the special ones among them."""
-    rng = np.random.default_rng(seed)
-    if dtype == "bool":
-        return rng.integers(0, 2, n).astype(bool)
-    if dtype in INTEGERS:
-        info = np.iinfo(DTYPES[dtype])
-        found = rng.integers(info.min, info.max, n, dtype=DTYPES[dtype], endpoint=True)
-        small = rng.integers(max(-4, info.min), 5, n).astype(DTYPES[dtype])
-        found = np.where(rng.random(n) < 0.5, found, small)
-        found[:2] = info.min, info.max
-        return found
-    return np.where(rng.random(n) < 0.5, rng.choice(SPECIAL, n), rng.standard_normal(n) * 10).astype(DTYPES[dtype])
+    return drawn(dtype, n, seed, SPECIAL, 0.5)
 
 
 def elementwise(name: str, outputs: list[tuple[str, Any]], dtypes: tuple[str, ...], kind: LoopKind) -> Kernel:

@@ -31,6 +31,11 @@ def quick(fn: Fn) -> Fn:
     return compiled
 
 
+def inlined(fn: Fn) -> Fn:
+    compiled: Fn = njit(fastmath=True, inline="always", cache=True)(fn)
+    return compiled
+
+
 @loops
 def tanh_exp(x: Any) -> Any:
     y = np.empty_like(x)
@@ -107,15 +112,8 @@ def colsum(x: Any) -> Any:
     return out
 
 
-@loops
 def fullsum(x: Any) -> Any:
-    out = np.empty(x.shape[0], np.float32)
-    for i in prange(x.shape[0]):
-        total = np.float32(0)
-        for j in range(x.shape[1]):
-            total += x[i, j]
-        out[i] = total
-    return np.asarray(out.sum())
+    return np.asarray(rowsum(x).sum())
 
 
 @loops
@@ -167,18 +165,23 @@ def logsumexp(x: Any) -> Any:
     return out
 
 
+@inlined
+def moments(row: Any) -> Any:
+    """Return the mean of a row, and what brings its deviations to variance one."""
+    n, total, squares = np.float32(row.size), np.float32(0), np.float32(0)
+    for j in range(row.size):
+        total += row[j]
+    mean = total / n
+    for j in range(row.size):
+        squares += (row[j] - mean) * (row[j] - mean)
+    return mean, ONE / sqrt(squares / n + TINY)
+
+
 @loops
 def layernorm(x: Any, gamma: Any, beta: Any) -> Any:
     y = np.empty_like(x)
-    n = np.float32(x.shape[1])
     for i in prange(x.shape[0]):
-        total, squares = np.float32(0), np.float32(0)
-        for j in range(x.shape[1]):
-            total += x[i, j]
-        mean = total / n
-        for j in range(x.shape[1]):
-            squares += (x[i, j] - mean) * (x[i, j] - mean)
-        scale = ONE / sqrt(squares / n + TINY)
+        mean, scale = moments(x[i])
         for j in range(x.shape[1]):
             y[i, j] = (x[i, j] - mean) * scale * gamma[j] + beta[j]
     return y
@@ -192,13 +195,7 @@ def layernorm_bwd(x: Any, gamma: Any, beta: Any, g: Any) -> Any:
     chunk = (x.shape[0] + workers - 1) // workers
     for k in prange(workers):
         for i in range(k * chunk, min(x.shape[0], (k + 1) * chunk)):
-            total, squares = np.float32(0), np.float32(0)
-            for j in range(x.shape[1]):
-                total += x[i, j]
-            mean = total / n
-            for j in range(x.shape[1]):
-                squares += (x[i, j] - mean) * (x[i, j] - mean)
-            scale = ONE / sqrt(squares / n + TINY)
+            mean, scale = moments(x[i])
             inner, along = np.float32(0), np.float32(0)
             for j in range(x.shape[1]):
                 unit, d = (x[i, j] - mean) * scale, g[i, j] * gamma[j]
@@ -240,10 +237,8 @@ def batchnorm(x: Any, gamma: Any, beta: Any) -> Any:
 @loops
 def dropout_layernorm(x: Any, residual: Any, gamma: Any, beta: Any) -> Any:
     y = np.empty_like(x)
-    n = np.float32(x.shape[1])
     for i in prange(x.shape[0]):
         state = np.uint32(i * 2654435769 + 12345)  # xorshift32; Marsaglia 2003
-        total, squares = np.float32(0), np.float32(0)
         for j in range(x.shape[1]):
             state ^= np.uint32(state << np.uint32(13))
             state ^= np.uint32(state >> np.uint32(17))
@@ -252,11 +247,7 @@ def dropout_layernorm(x: Any, residual: Any, gamma: Any, beta: Any) -> Any:
             if state < np.uint32(KEEP * 2**32):
                 v += x[i, j] * SHARE
             y[i, j] = v
-            total += v
-        mean = total / n
-        for j in range(x.shape[1]):
-            squares += (y[i, j] - mean) * (y[i, j] - mean)
-        scale = ONE / sqrt(squares / n + TINY)
+        mean, scale = moments(y[i])
         for j in range(x.shape[1]):
             y[i, j] = (y[i, j] - mean) * scale * gamma[j] + beta[j]
     return y

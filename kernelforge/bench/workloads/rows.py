@@ -97,6 +97,13 @@ def _dropout_oracle(x: Any, residual: Any, gamma: Any, beta: Any) -> Any:
 FOUR, WIDE, TALL, IMAGES = (4096, 4096), (64, 65536), (4096, 1024), (32, 64, 56, 56)
 
 
+def _norm(name: str, title: str, shape: tuple[int, ...], features: int, fn: Any, bwd: Any) -> tuple[Workload, Workload]:
+    def make(d: Draw) -> tuple[Array, ...]:
+        return d.normal(*shape), *_affine(d, features)
+
+    return with_backward(Workload(name, "norms", title, make, fn, fn), shape, bwd, (0, 1, 2))
+
+
 def _sum(name: str, title: str, axis: int | None) -> Workload:
     def total(x: Any) -> Any:
         return x.sum(axis)
@@ -118,32 +125,8 @@ WORKLOADS = (
     *_softmax(*TALL),
     *_softmax(*WIDE),
     Workload("logsumexp", "rows", "log-sum-exp 4096×4096", lambda d: (d.normal(*FOUR),), logsumexp, logsumexp),
-    *with_backward(
-        Workload(
-            "layernorm",
-            "norms",
-            "layer norm 4096×1024",
-            lambda d: (d.normal(*TALL), *_affine(d, 1024)),
-            layernorm,
-            layernorm,
-        ),
-        TALL,
-        layernorm_bwd,
-        (0, 1, 2),
-    ),
-    *with_backward(
-        Workload(
-            "batchnorm",
-            "norms",
-            "batch norm training 32×64×56×56",
-            lambda d: (d.normal(*IMAGES), *_affine(d, 64)),
-            batchnorm,
-            batchnorm,
-        ),
-        IMAGES,
-        batchnorm_bwd,
-        (0, 1, 2),
-    ),
+    *_norm("layernorm", "layer norm 4096×1024", TALL, 1024, layernorm, layernorm_bwd),
+    *_norm("batchnorm", "batch norm training 32×64×56×56", IMAGES, 64, batchnorm, batchnorm_bwd),
     Workload(
         "dropout_layernorm",
         "norms",
