@@ -140,7 +140,10 @@ class _Printer(Expressions):
                 self.block(self.loop(stmt), lambda s=stmt: self.settle(s.body, pending))  # type: ignore[misc]
             elif isinstance(stmt, If):
                 self.fence(pending, touched((dataclasses.replace(stmt, body=()),)))
-                self.block(f"if {self.expr(stmt.cond)}:", lambda s=stmt: self.settle(s.body, pending))  # type: ignore[misc]
+                if self.conflicts(pending, touched(stmt.body)):
+                    # here, where every path comes by: what follows the If then finds nothing pending
+                    self.barrier(pending)
+                self.block(f"if {self.expr(stmt.cond)}:", lambda s=stmt: self.once(s.body, pending))  # type: ignore[misc]
             else:
                 self.fence(pending, touched((stmt,)))
                 if isinstance(stmt, Store) and self.buffers[stmt.buffer].shared and self.threads > 1:
@@ -148,6 +151,11 @@ class _Printer(Expressions):
                 else:
                     self.simple(stmt)
         return pending
+
+    def once(self, body: Sequence[Stmt], pending: Touched) -> None:
+        """Print a body that may run or not: what is pending either way is pending from there on."""
+        for b, w in self.uniform(body, dict(pending)).items():
+            pending[b] = w or pending.get(b, False)
 
     def settle(self, body: Sequence[Stmt], pending: Touched) -> None:
         """Print a body that runs any number of times, until what it leaves pending is what it starts with."""
@@ -162,12 +170,19 @@ class _Printer(Expressions):
 
     def fence(self, pending: Touched, now: Touched) -> None:
         """Print a barrier where ``now`` conflicts with ``pending``; add ``now`` to it."""
-        now = {b: w for b, w in now.items() if b in self.buffers and self.buffers[b].shared}
-        if self.threads > 1 and any(b in pending and (w or pending[b]) for b, w in now.items()):
-            self.emit("cuda.syncthreads()")
-            pending.clear()
+        if self.conflicts(pending, now):
+            self.barrier(pending)
         for b, w in now.items():
-            pending[b] = w or pending.get(b, False)
+            if b in self.buffers and self.buffers[b].shared:
+                pending[b] = w or pending.get(b, False)
+
+    def conflicts(self, pending: Touched, now: Touched) -> bool:
+        shared = [b for b in now if b in self.buffers and self.buffers[b].shared]
+        return self.threads > 1 and any(b in pending and (now[b] or pending[b]) for b in shared)
+
+    def barrier(self, pending: Touched) -> None:
+        self.emit("cuda.syncthreads()")
+        pending.clear()
 
     def declare(self, alloc: Alloc, skip: int | None) -> None:
         """Make a buffer: a variable, an array of the thread, or shared memory where ``skip`` is None."""

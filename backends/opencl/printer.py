@@ -227,6 +227,9 @@ class _Printer(Stores):
                 self.nest(stmt)
             elif isinstance(stmt, For | If) and held:
                 self.sync(self.touched_by(exprs(stmt)))
+                if isinstance(stmt, If) and self.pending.conflict(self.touched(stmt.body)):
+                    # here, where every path comes by: what follows the If then finds nothing pending
+                    self.barrier()
                 before = self.pending.copy()
                 if isinstance(stmt, For):
                     # what an iteration leaves meets the next one
@@ -240,12 +243,15 @@ class _Printer(Stores):
 
     def sync(self, now: Touched) -> None:
         if self.pending.conflict(now):
-            touched = self.pending.reads | self.pending.writes
-            fences = ["CLK_LOCAL_MEM_FENCE"] * bool(touched - set(self.outer))
-            fences += ["CLK_GLOBAL_MEM_FENCE"] * bool(touched & set(self.outer))
-            self.emit(f"barrier({' | '.join(fences)});")
-            self.pending = Touched()
+            self.barrier()
         self.pending.add(now)
+
+    def barrier(self) -> None:
+        touched = self.pending.reads | self.pending.writes
+        fences = ["CLK_LOCAL_MEM_FENCE"] * bool(touched - set(self.outer))
+        fences += ["CLK_GLOBAL_MEM_FENCE"] * bool(touched & set(self.outer))
+        self.emit(f"barrier({' | '.join(fences)});")
+        self.pending = Touched()
 
     def touched(self, body: Sequence[Stmt]) -> Touched:
         """Return what local and global memory statements touch."""

@@ -50,10 +50,10 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
     Columns are the last loop, along which the result lies in memory, unless it is shorter than a register of ``width``
     elements. Returns None where the nest is no product, or one too small to pack.
     """
-    factors, depth = _factors(body)
-    if not factors:
+    found, depth = factors(body)
+    if not found:
         return None
-    first, second = ({v.name for v in free_vars(f)} for f in factors)
+    first, second = ({v.name for v in free_vars(f)} for f in found)
 
     def apart(i: str, j: str) -> bool:
         return any(i in a - b and j in b - a for a, b in ((first, second), (second, first)))
@@ -75,7 +75,7 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
     return kernel
 
 
-def _factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
+def factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
     """Return the factors of the one sum of products of a nest, and the number of products; none where it has none."""
     sums = [s for s in body if isinstance(s, For) and s.kind == "serial"]
     depth = 1
@@ -260,51 +260,3 @@ def _transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> 
     for name in tile:
         kernel = reorder(kernel, f"{along}v", name)
     return bind(bind(kernel, f"{along}v", "vector"), tile[-1], "unroll")
-
-
-def group(kernel: Kernel, limits: Limits) -> Kernel:
-    """Tile for work-groups: each work-item owns a square of accumulators; tiles of both operands pass through local
-    memory.
-    """
-    parallel = _parallel(kernel)
-    i, j = parallel[-2].var.name, parallel[-1].var.name
-    walked = [s.var.name for s in stmts(parallel[-1].body) if isinstance(s, For) and s.kind == "serial"]
-    items, own, step = (8, 4, 8) if limits.group >= 64 else (2, 2, 4)
-    accumulator = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
-    for name in (i, j):
-        kernel = split(kernel, name, items * own, f"{name}o", f"{name}t", "guard")
-        kernel = split(kernel, f"{name}t", own, f"{name}x", f"{name}r", "exact")
-    kernel = sink_guard(kernel, f"{i}o")
-    last = walked[-1]
-    kernel = split(kernel, last, step, f"{last}o", f"{last}s", "guard")
-    kernel = sink_guard(kernel, f"{i}o")
-    for row in (f"{i}r", f"{i}x"):
-        kernel = reorder(kernel, row, f"{j}o")
-    kernel = reorder(kernel, f"{i}r", f"{j}x")
-    inside = [f"{i}x", f"{j}x", f"{i}r", f"{j}r"]
-    for name in reversed(inside):
-        kernel = fission(kernel, name)
-    steps = [*walked[:-1], f"{last}o", f"{last}s"]
-    for name in (f"{j}r", f"{i}r"):
-        for k in steps:
-            kernel = reorder(kernel, name, k)
-    for name in (f"{j}x", f"{i}x"):
-        for k in steps[:-1]:
-            kernel = reorder(kernel, name, k)
-    at = f"{last}o"
-    kernel = stage(kernel, _factor(kernel, j, i), at, [f"{last}s", f"{j}x", f"{j}r"], "local", "columns")
-    kernel = stage(kernel, _factor(kernel, i, j), at, [f"{i}x", f"{i}r", f"{last}s"], "local", "rows")
-    kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
-    count = items * items
-    for name, by in (("columns", [f"{last}s", f"{j}x", f"{j}r"]), ("rows", [f"{i}x", f"{i}r", f"{last}s"])):
-        first, second, third = (f"{name}_{b}" for b in by)
-        kernel = fuse(kernel, first, second, f"{name}_a")
-        kernel = fuse(kernel, f"{name}_a", third, f"{name}_b")
-        kernel = split(kernel, f"{name}_b", count, f"{name}_o", f"{name}_t", "guard")
-        kernel = reorder(kernel, f"{name}_o", f"{name}_t")
-        kernel = bind(kernel, f"{name}_t", "group")
-    for name in (*(p.var.name for p in parallel[:-2]), f"{i}o", f"{j}o"):
-        kernel = bind(kernel, name, "grid")
-    for name in (f"{i}x", f"{j}x"):
-        kernel = bind(kernel, name, "group")
-    return kernel

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from kernelforge.ir.index import flatten
 from kernelforge.ir.kernel import (
@@ -27,7 +28,7 @@ from kernelforge.ir.kernel import (
     rebuild,
     walk,
 )
-from kernelforge.ir.schedule import contraction
+from kernelforge.ir.schedule import contraction, tiles
 from kernelforge.ir.schedule.columns import vector_column
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
@@ -52,7 +53,7 @@ def schedule(kernel: Kernel, limits: Limits) -> Kernel:
     nests = [s for s in kernel.body if isinstance(s, For)]
     for stmt in kernel.body:
         if isinstance(stmt, For):
-            made = merge(recipe(dataclasses.replace(kernel, body=(stmt,)), limits))
+            made = recipe(dataclasses.replace(kernel, body=(stmt,)), limits)
             bodies += made.body
         else:
             bodies.append(stmt)
@@ -121,6 +122,10 @@ def scratch(kernel: Kernel) -> Kernel:
 
 def vector(kernel: Kernel, limits: Limits) -> Kernel:
     """Schedule one nest for SIMD lanes and threads."""
+    return merge(_vector(kernel, limits))
+
+
+def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     (nest,) = kernel.body
     assert isinstance(nest, For)
     parallel, body = perfect(nest)
@@ -153,9 +158,13 @@ def group(kernel: Kernel, limits: Limits) -> Kernel:
     (nest,) = kernel.body
     assert isinstance(nest, For)
     parallel, body = perfect(nest)
-    product = contraction.arranged(kernel, parallel, body, 1)
+    product = tiles.found(parallel, body)
     if product is not None:
-        return contraction.group(product, limits)
+        return tiles.group(kernel, product, limits)
+    return merge(_group(kernel, parallel, body, limits))
+
+
+def _group(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], limits: Limits) -> Kernel:
     simple = all(isinstance(s, Store | Let) for s in body)
     reductions = [s for s in body if isinstance(s, For) and s.kind == "serial"]
     running = any(isinstance(t, Store) and not t.op for s in reductions for t in s.body)

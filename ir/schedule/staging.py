@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.index import free_vars, normalize
+from kernelforge.ir.index import flatten, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
+    Const,
     Expr,
     For,
     If,
@@ -21,12 +23,14 @@ from kernelforge.ir.kernel import (
     exprs,
     i64,
     map_exprs,
+    rebuild,
     select,
     stmts,
     substitute,
     walk,
 )
 from kernelforge.ir.schedule.steps import each, substituted
+from kernelforge.ir.types import row_major
 
 
 def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, name: str) -> Kernel:
@@ -163,3 +167,36 @@ def _reading(expr: Expr, old: str, new: str) -> Expr:
     """Read ``new`` where ``expr`` reads ``old``."""
     found = [e for e in walk(expr) if isinstance(e, Load) and e.buffer == old]
     return substitute(expr, {e: Load(new, e.index, e.dtype) for e in found})
+
+
+def pad(kernel: Kernel, buffer: str, extra: int) -> Kernel:
+    """Lay a local buffer out as rows, one for each index of its first axis, that are ``extra`` elements longer.
+
+    Legal because each element keeps a place of its own.
+    """
+    made = next((s for s in stmts(kernel.body) if isinstance(s, Alloc) and s.buffer == buffer), None)
+    extents = [n.value for n in made.shape[1:] if isinstance(n, Const)] if made is not None else []
+    if made is None or made.space != "local" or not extents or len(extents) < len(made.shape) - 1:
+        raise IllegalSchedule(step="pad", target=buffer, reason="it is no local buffer of constant rows")
+    sizes = [int(n) for n in extents]
+    strides = row_major(tuple(sizes))
+
+    def at(index: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        return index[0], flatten(index[1:], strides)
+
+    def load(e: Expr) -> Expr:
+        return Load(e.buffer, at(e.index), e.dtype) if isinstance(e, Load) and e.buffer == buffer else e
+
+    memo: dict[Expr, Expr] = {}
+
+    def visit(s: Stmt) -> Stmt:
+        if isinstance(s, For | If):
+            return dataclasses.replace(s, body=tuple(map(visit, s.body)))
+        if isinstance(s, Alloc) and s.buffer == buffer:
+            return dataclasses.replace(s, shape=(s.shape[0], i64(math.prod(sizes) + extra)))
+        if isinstance(s, Store) and s.buffer == buffer:
+            return dataclasses.replace(s, index=at(s.index))
+        return s
+
+    body = tuple(visit(map_exprs(s, lambda e: rebuild(e, load, memo))) for s in kernel.body)
+    return dataclasses.replace(kernel, body=body)
