@@ -79,7 +79,11 @@ def ahead(kernel: Kernel, name: str, through_registers: bool) -> Kernel:
             else:
                 body += [*when(k, filled), *used]
         count = i64((n + 1) // 2)
-        return (*buffers, *at(fills, i64(0), False), dataclasses.replace(loop, var=half, extent=count, body=tuple(body)))
+        return (
+            *buffers,
+            *at(fills, i64(0), False),
+            dataclasses.replace(loop, var=half, extent=count, body=tuple(body)),
+        )
 
     return each(kernel, "ahead", name, change)
 
