@@ -1,14 +1,13 @@
 """The recipe for products on GPUs: work-groups own tiles of the result, work-items own tiles of those in registers.
 
-Blocks of both operands pass through local memory, ``STEP`` products deep, so that an element is read from memory once for
-each tile and from local memory once for each strip of a work-item's own tile. Local memory holds two blocks of each: while
-one is worked with, the next is on its way.
+Blocks of both operands pass through local memory, ``STEP`` products deep: an element is read from memory once for each
+tile, and from local memory once for each work-item that needs it. Local memory holds two blocks of each operand: while
+one is worked with, the next one is on its way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from kernelforge.dtypes import DTYPES
@@ -54,7 +53,7 @@ class Product:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tile:
-    """Sizes: ``items`` work-items along rows and columns, each with ``own`` rows and columns, ``step`` products deep."""
+    """Sizes: ``items`` work-items along both, each with ``rows`` and ``columns`` of its own, ``step`` products deep."""
 
     items: int
     rows: int
