@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.index import free_vars, poly
-from kernelforge.ir.kernel import Alloc, Expr, For, If, Let, Load, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.index import affine, free_vars, normalize, poly
+from kernelforge.ir.kernel import (
+    Alloc,
+    Const,
+    Expr,
+    For,
+    If,
+    Let,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    map_exprs,
+    op,
+    stmts,
+    substitute,
+    walk,
+)
 
 WARP = 32
 Touched = dict[str, bool]
@@ -96,6 +116,54 @@ def owned(alloc: Alloc, rest: Sequence[Stmt]) -> int | None:
         own = {loop.var for chain in chains for loop in chain}
         if len(chains) == 1 and not any(own & free_vars(i) for _, index, _ in inside for i in index):
             return 0
+    return None
+
+
+def copied(stmt: Stmt) -> tuple[Load, Expr | None] | None:
+    """The Load that a Store copies as it is, and where: everywhere, or where a condition holds and else zeros."""
+    if not isinstance(stmt, Store) or stmt.op:
+        return None
+    value, conditions = stmt.value, list[Expr]()
+    while isinstance(value, Op) and value.op == "select" and value.args[2] == Const(0, value.dtype):
+        conditions.append(value.args[0])
+        value = value.args[1]
+    if not isinstance(value, Load):
+        return None
+    return value, functools.reduce(lambda a, b: op("and", a, b), conditions) if conditions else None
+
+
+def inlined(body: Iterable[Stmt]) -> dict[Stmt, Stmt]:
+    """The statements of a body but its Lets, each with what the Lets stand for in their place."""
+    held: dict[str, Expr] = {}
+
+    def put(e: Expr) -> Expr:
+        return substitute(e, {v: held[v.name] for v in walk(e) if isinstance(v, Var) and v.name in held})
+
+    found: dict[Stmt, Stmt] = {}
+    for stmt in body:
+        if isinstance(stmt, Let):
+            held[stmt.name] = put(stmt.value)
+        else:
+            found[stmt] = map_exprs(stmt, put)
+    return found
+
+
+def for_all(cond: Expr, var: Var, lanes: int) -> Expr | None:
+    """The condition ``cond`` with ``var`` at 0, where it holds for all of the ``lanes`` values of ``var`` or for none;
+    else None.
+
+    That is so of ``a < n`` where ``a`` steps by one with ``var`` and all else, ``n`` too, is a multiple of ``lanes``.
+    """
+    if var not in free_vars(cond):
+        return cond
+    if isinstance(cond, Op) and cond.op == "and":
+        parts = [for_all(a, var, lanes) for a in cond.args]
+        return None if None in parts else op("and", *(p for p in parts if p is not None))
+    if isinstance(cond, Op) and cond.op == "lt" and cond.args[0].dtype == "i64":
+        room = normalize(cond.args[1] - cond.args[0])
+        rest = poly(normalize(substitute(room, {var: i64(0)})))
+        if affine(room, var) == -1 and all(c % lanes == 0 for c in rest.values()):
+            return normalize(substitute(cond, {var: i64(0)}))
     return None
 
 

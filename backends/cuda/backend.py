@@ -27,7 +27,7 @@ from numba.cuda.cudadrv.nvvm import NVVM
 
 from kernelforge.backends.base import Argument, Limits
 from kernelforge.backends.cuda.launch import Launches
-from kernelforge.backends.cuda.offline import assemble, phase_ptx
+from kernelforge.backends.cuda.offline import ASYNCHRONOUS, assemble, native, phase_ptx
 from kernelforge.backends.cuda.printer import Phase
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DamagedBinary, DeviceOutOfMemory, DeviceUnavailable
@@ -65,7 +65,7 @@ class CudaExecutable:
     """
 
     def __init__(self, kernel: Kernel, device: str, cc: tuple[int, int], binary: bytes | None) -> None:
-        self.launches = Launches(kernel, simulated=False)
+        self.launches = Launches(kernel, simulated=False, copies=cc >= ASYNCHRONOUS)
         self.source = self.launches.source
         self.configs: dict[tuple[int, int], LaunchConfig] = {}
         self._device, self._cc = device, cc
@@ -165,6 +165,7 @@ class Cuda:
             host=False,
             max_args=480,
             fingerprint=f"cuda-sm_{self._cc[0]}{self._cc[1]}-driver-{driver.get_version()}-{toolchain()}",
+            native=native(self._cc),
             bandwidth=2e3 * getattr(device, "MEMORY_CLOCK_RATE", 0) * getattr(device, "GLOBAL_MEMORY_BUS_WIDTH", 0) / 8,
             rate=2e3 * device.MULTIPROCESSOR_COUNT * F32_LANES * getattr(device, "CLOCK_RATE", 0),
         )

@@ -34,6 +34,8 @@ STORED = {name: getattr(types, DTYPES[name].name) for name in SCALARS} | {"bool"
 """The numba type of an element in memory: a bool is one byte."""
 
 LANES = (2, 4, 8, 16)
+WIDEST = 16
+"""Bytes of the widest load, store or copy."""
 LIBDEVICE = {
     **{name: name for name in (*MATH_UNARY, *MATH_BINARY, "sqrt", "floor", "ceil", "trunc", "rint")},
     "absolute": "fabs",
@@ -58,6 +60,42 @@ class Pointer:
 
     def __setitem__(self, index: int, value: Any) -> None:
         self.array[self._at(index)] = value
+
+
+def _emit_copy(nbytes: int) -> Callable[[Any, Any, Any, Any], Any]:
+    """Start a copy from memory to shared memory that goes by registers (PTX ISA, ``cp.async``): ``nbytes`` from one
+    element to another, or zeros in their place.
+    """
+    # past the first-level cache where it can, as nobody else on this multiprocessor reads the same soon
+    cached = "cg" if nbytes == WIDEST else "ca"
+
+    def emit(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+        shared, at, memory, start, present = values
+        target = builder.addrspacecast(builder.gep(shared, [at]), shared.type.pointee.as_pointer(3))
+        source = builder.addrspacecast(builder.gep(memory, [start]), memory.type.pointee.as_pointer(1))
+        word = ir.IntType(32)
+        taken = builder.select(present, word(nbytes), word(0))
+        text = f"cp.async.{cached}.shared.global [$0], [$1], {nbytes}, $2;"
+        operands = [builder.ptrtoint(target, word), builder.ptrtoint(source, ir.IntType(64)), taken]
+        kind = ir.FunctionType(ir.VoidType(), [o.type for o in operands])
+        builder.call(ir.InlineAsm(kind, text, "r,l,r,~{memory}", side_effect=True), operands)
+        return context.get_dummy_value()
+
+    return emit
+
+
+def _copy_lanes(nbytes: int) -> Callable[[Pointer, int, Pointer, int, bool], None]:
+    def run(shared: Pointer, at: int, memory: Pointer, start: int, present: bool) -> None:
+        for k in range(nbytes // memory.array.dtype.itemsize):
+            shared[at + k] = memory[start + k] if present else 0
+
+    return run
+
+
+def _emit_copies_done(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+    kind = ir.FunctionType(ir.VoidType(), [])
+    builder.call(ir.InlineAsm(kind, "cp.async.wait_all;", "~{memory}", side_effect=True), [])
+    return context.get_dummy_value()
 
 
 class Entry(NamedTuple):
@@ -112,7 +150,7 @@ def _move(lanes: int, into: bool) -> Callable[[Any, Any, Any, Any], Any]:
         memory, index, registers = values
         size = typed[0].dtype.bitwidth // 8
         elements = context.get_data_type(typed[0].dtype)
-        step = min(lanes, 16 // size)
+        step = min(lanes, WIDEST // size)
         word = ir.IntType(64)
         for k in range(0, lanes, step):
             wide = _vector_pointer(builder, elements, step, memory, builder.add(index, word(k)))
@@ -250,7 +288,12 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
     "pow": np.power,
 }
 
+COPIES = (4, 8, 16)
+"""Bytes that one asynchronous copy moves."""
+
 TABLE: dict[str, Entry] = {
+    **{f"copy{n}": Entry(5, _void, _emit_copy(n), _copy_lanes(n)) for n in COPIES},
+    "copies_done": Entry(0, _void, _emit_copies_done, lambda: None),
     **{f"ld{n}": Entry(3, _void, _move(n, into=True), _load_lanes(n)) for n in LANES},
     **{f"st{n}": Entry(3, _void, _move(n, into=False), _store_lanes(n)) for n in LANES},
     "pointer": Entry(1, lambda args: types.CPointer(args[0].dtype), _emit_pointer, Pointer),
@@ -283,9 +326,11 @@ def _as_intrinsic(name: str, entry: Entry) -> Any:
         return entry.result(operands)(*operands), emit
 
     by_arity: dict[int, Callable[..., Any]] = {
+        0: lambda context: typing(),
         1: lambda context, a: typing(a),
         2: lambda context, a, b: typing(a, b),
         3: lambda context, a, b, c: typing(a, b, c),
+        5: lambda context, a, b, c, d, e: typing(a, b, c, d, e),
     }
     function = by_arity[entry.arity]
     function.__name__ = function.__qualname__ = name

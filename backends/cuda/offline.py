@@ -9,6 +9,7 @@ its own dispatcher would do: a kernel rounds once an operation, as it says.
 
 from __future__ import annotations
 
+import dataclasses
 import linecache
 import re
 from typing import Any, NamedTuple
@@ -27,6 +28,14 @@ from kernelforge.backends.target import Assembled, Target, Usage
 from kernelforge.errors import CompilationFailed
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.schedule.limits import Limits
+
+ASYNCHRONOUS = (8, 0)
+"""The compute capability from which on there are asynchronous copies (PTX ISA, ``cp.async``)."""
+
+
+def native(cc: tuple[int, int]) -> frozenset[str]:
+    """Return what ``Limits.native`` says of a compute capability."""
+    return frozenset({"async"}) if cc >= ASYNCHRONOUS else frozenset()
 
 
 class Report(NamedTuple):
@@ -85,7 +94,8 @@ def compile_ptx(kernel: Kernel, cc: tuple[int, int] = (9, 0), wide: bool = True)
         CompilationFailed: with numba's or NVVM's message.
         MalformedKernel: for what has no meaning on a GPU.
     """
-    return "\n".join(phase_ptx(kernel, phase, cc)[0] for phase in print_kernel(kernel, wide))
+    phases = print_kernel(kernel, wide, copies=cc >= ASYNCHRONOUS)
+    return "\n".join(phase_ptx(kernel, phase, cc)[0] for phase in phases)
 
 
 def modules(ptx: str) -> list[str]:
@@ -137,9 +147,12 @@ def nvidia(name: str, arch: str, limits: Limits) -> Target:
     digits = arch.removeprefix("sm_")
     cc = int(digits[:-1]), int(digits[-1])
 
+    def printed(kernel: Kernel) -> tuple[Phase, ...]:
+        return print_kernel(kernel, copies=cc >= ASYNCHRONOUS)
+
     def assembled(kernel: Kernel) -> Assembled:
         parts, usage = [], []
-        for phase in print_kernel(kernel):
+        for phase in printed(kernel):
             ptx, _ = phase_ptx(kernel, phase, cc, name)
             found = ptx_report(ptx, arch)
             held = occupancy(arch, phase.threads, found.registers, found.shared)
@@ -147,7 +160,8 @@ def nvidia(name: str, arch: str, limits: Limits) -> Target:
             usage.append(Usage(phase.name, found.registers, found.spills, found.shared, held))
         return "\n".join(parts), tuple(usage)
 
-    return Target(name, limits, lambda k: "\n".join(p.source for p in print_kernel(k)), assembled)
+    limits = dataclasses.replace(limits, native=native(cc))
+    return Target(name, limits, lambda k: "\n".join(p.source for p in printed(k)), assembled)
 
 
 def _read(log: str) -> Report:

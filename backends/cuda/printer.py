@@ -18,9 +18,21 @@ import math
 import re
 from collections.abc import Sequence
 
-from kernelforge.backends.cuda.analysis import WARP, Touched, halving, nested, owned, size, touched, units
+from kernelforge.backends.cuda.analysis import (
+    WARP,
+    Touched,
+    copied,
+    for_all,
+    halving,
+    inlined,
+    nested,
+    owned,
+    size,
+    touched,
+    units,
+)
 from kernelforge.backends.cuda.exprs import Buffer, Expressions, certain_loads
-from kernelforge.backends.cuda.lib import LANES
+from kernelforge.backends.cuda.lib import COPIES, LANES, WIDEST
 from kernelforge.dtypes import DTYPES, FLOATS
 from kernelforge.ir.index import affine, normalize, poly
 from kernelforge.ir.kernel import (
@@ -68,7 +80,14 @@ class _Printer(Expressions):
     """Prints one phase; ``wide`` allows loads and stores of 16 bytes."""
 
     def __init__(
-        self, kernel: Kernel, scratch: Sequence[Alloc], body: Sequence[Stmt], name: str, wide: bool, simulated: bool
+        self,
+        kernel: Kernel,
+        scratch: Sequence[Alloc],
+        body: Sequence[Stmt],
+        name: str,
+        wide: bool,
+        simulated: bool,
+        copies: bool,
     ) -> None:
         super().__init__(kernel.name, name)
         self.name, self.wide, self.simulated = name, wide, simulated
@@ -91,6 +110,10 @@ class _Printer(Expressions):
             body = (*lets, *inner)
         self.threads = max([size(chain) for chain in units(body)], default=1) or 1
         self.body = tuple(body)
+        self.copies = copies and self.threads > 1
+        self.copying = False
+        self.tiles: set[str] = set()
+        self.read: set[str] | None = None
 
     def phase(self) -> Phase:
         """Print the function."""
@@ -181,6 +204,8 @@ class _Printer(Expressions):
         return self.threads > 1 and any(b in pending and (now[b] or pending[b]) for b in shared)
 
     def barrier(self, pending: Touched) -> None:
+        if self.copying:
+            self.emit("copies_done()")
         self.emit("cuda.syncthreads()")
         pending.clear()
 
@@ -198,6 +223,8 @@ class _Printer(Expressions):
             self.emit(f"{text} = {self.const(Const(0, alloc.dtype))}")
             return
         space = "shared" if skip is None else "local"
+        if skip is None:
+            self.tiles.add(alloc.buffer)
         text = self.array(alloc.buffer, alloc.dtype, count, space)
         self.buffers[alloc.buffer] = Buffer(text, alloc.dtype, alloc.shape, skip or 0, shared=skip is None)
 
@@ -233,7 +260,9 @@ class _Printer(Expressions):
                 digit = f"small_mod({digit}, {extent})"
             self.emit(f"{name} = {digit}")
             step *= extent
+        self.read = {e.buffer for s in stmts(body) for x in exprs(s) for e in walk(x) if isinstance(e, Load)}
         self.thread(body)
+        self.read = None
 
     def warp(self, buffer: str, combine: str, halves: list[int]) -> None:
         """Fold within a warp by shuffles: element for element what the halving loops store."""
@@ -276,10 +305,52 @@ class _Printer(Expressions):
             self.emit(f"{name} = i64({value})" if stmt.value.dtype == "i64" else f"{name} = {value}")
             return
         assert isinstance(stmt, Store)
+        if self.copy(stmt):
+            return
         buffer = self.buffers[stmt.buffer]
         target = buffer.text if buffer.scalar else f"{buffer.text}[{self.expr(buffer.flat(stmt.index))}]"
         value = self.combined(stmt, buffer)
         self.emit(f"{target} = {f'u8({value})' if buffer.dtype == 'bool' and not buffer.scalar else value}")
+
+    def copy(self, stmt: Stmt, loop: For | None = None) -> bool:
+        """Print a Store of what lies in memory as a copy that goes by itself, where it is one and may be.
+
+        It arrives at the next barrier: so nothing of the same unit may read it. In a vector ``loop`` it copies all
+        elements.
+        """
+        found = copied(stmt)
+        if not self.copies or self.read is None or found is None:
+            return False
+        assert isinstance(stmt, Store)
+        load, cond = found
+        target, source = self.buffers[stmt.buffer], self.buffers[load.buffer]
+        itemsize = DTYPES[target.dtype].itemsize
+        if stmt.buffer not in self.tiles or stmt.buffer in self.read or not source.argument or target.dtype == "bool":
+            return False
+        if loop is None:
+            if itemsize in COPIES:
+                at, start = self.expr(target.flat(stmt.index)), self.expr(source.flat(load.index))
+                present = "True" if cond is None else self.expr(cond)
+                self.emit(f"copy{itemsize}({target.text}, {at}, {source.text}, {start}, {present})")
+                self.copying = True
+            return itemsize in COPIES
+        lanes = loop.static or 0
+        step = min(lanes, WIDEST // itemsize)
+        into = self.start(stmt.buffer, stmt.index, loop.var, lanes)
+        first = self.start(load.buffer, load.index, loop.var, lanes)
+        always = None if cond is None else for_all(cond, loop.var, step)
+        if into is None or first is None or step * itemsize not in COPIES or (cond is not None and always is None):
+            if itemsize in COPIES:
+                name = self.vars[loop.var.name] = self.spell(loop.var.name, "i64")
+                self.block(f"for {name} in range({lanes}):", lambda: self.simple(stmt))
+            return itemsize in COPIES
+        for k in range(0, lanes, step):
+            at, start = self.expr(normalize(into + k)), self.expr(normalize(first + k))
+            present = "True" if always is None else self.expr(always)
+            base = self.wide_base(load.buffer)
+            self.emit(f"copy{step * itemsize}({target.text}, {at}, {base}, {start}, {present})")
+        self.copying = True
+        return True
 
     def combined(self, store: Store, buffer: Buffer) -> str:
         value = store.value
@@ -293,10 +364,22 @@ class _Printer(Expressions):
     def vector(self, loop: For) -> bool:
         """Print a vector loop with wide loads and stores around it; False where none is possible."""
         lanes, var = loop.static, loop.var
-        if not self.wide or lanes not in LANES or not all(isinstance(s, Let | Store | If) for s in loop.body):
+        if not self.wide or lanes not in LANES:
+            return False
+        if len(loop.body) == 1 and isinstance(loop.body[0], If):
+            always = for_all(loop.body[0].cond, var, lanes)
+            if always is not None:
+                inside = dataclasses.replace(loop, body=loop.body[0].body)
+                self.block(f"if {self.expr(always)}:", lambda: self.thread((inside,)))
+                return True
+        if not all(isinstance(s, Let | Store | If) for s in loop.body):
             return False
         if any(self.visible(s) for branch in loop.body if isinstance(branch, If) for s in stmts(branch.body)):
             return False
+        going = {s for s, whole in inlined(loop.body).items() if self.copy(whole, loop)}
+        loop = dataclasses.replace(loop, body=tuple(s for s in loop.body if s not in going))
+        if all(isinstance(s, Let) for s in loop.body):
+            return True
         stored: set[str] = set()
         loads: dict[Load, Expr] = {}
         stores: dict[int, Expr] = {}
@@ -369,13 +452,14 @@ def scratch(kernel: Kernel) -> tuple[Alloc, ...]:
     return tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
 
 
-def print_kernel(kernel: Kernel, wide: bool = True, simulated: bool = False) -> tuple[Phase, ...]:
+def print_kernel(kernel: Kernel, wide: bool = True, simulated: bool = False, copies: bool = False) -> tuple[Phase, ...]:
     """Print a kernel as its launches, in order.
 
     Args:
         kernel: without f16 and bf16.
         wide: load and store 16 bytes at once where arguments at multiples of 16 bytes allow it.
         simulated: leave out what numba's simulator does not take.
+        copies: let memory be copied to shared memory asynchronously; the device must have compute capability 8.0.
 
     Raises:
         MalformedKernel: for what has no meaning on a GPU.
@@ -387,6 +471,8 @@ def print_kernel(kernel: Kernel, wide: bool = True, simulated: bool = False) -> 
         nests = [(s,) for s in body]
     name = re.sub(r"\W", "_", kernel.name)
     return tuple(
-        _Printer(kernel, made, nest, f"k_{name}_{k}" if len(nests) > 1 else f"k_{name}", wide, simulated).phase()
+        _Printer(
+            kernel, made, nest, f"k_{name}_{k}" if len(nests) > 1 else f"k_{name}", wide, simulated, copies
+        ).phase()
         for k, nest in enumerate(nests)
     )

@@ -33,6 +33,7 @@ LIMITS = Limits(
     host=False,
     max_args=480,
     fingerprint=f"cuda-simulator-numba-{numba.__version__}-numpy-{np.__version__}",
+    native=frozenset({"async"}),
 )
 
 _QUIET = """
@@ -51,7 +52,7 @@ class SimulatedExecutable:
     binary = None
 
     def __init__(self, kernel: Kernel) -> None:
-        self.launches = Launches(kernel, simulated=True)
+        self.launches = Launches(kernel, simulated=True, copies=True)
         self.source = self.launches.source
         self.functions = [_function(phase) for phase in self.launches.wide]
 

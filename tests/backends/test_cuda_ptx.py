@@ -142,7 +142,7 @@ def test_compilers_refusals(offline: Any) -> None:
         print_kernel(kernel("half", "x:f16[1] y:f16[1]!", [Store("y", (i64(0),), Load("x", (i64(0),), "f16"))]))
     many = kernel("many", "y:f32[1]!", [loop("g", 1 << 40, "grid", lambda _: [Store("y", (i64(0),), Const(0, "f32"))])])
     with pytest.raises(InvalidParameter, match="blocks"):
-        Launches(many, simulated=False).blocks([])
+        Launches(many, simulated=False, copies=False).blocks([])
 
 
 def test_a_damaged_binary_is_refused(offline: Any) -> None:
