@@ -27,7 +27,7 @@ from kernelforge.transforms import (
 )
 
 if TYPE_CHECKING:
-    from kernelforge import testing
+    from kernelforge import nn, optim, testing
     from kernelforge.tuner import tune
 
 assert _ops.PRIMITIVES
@@ -49,7 +49,9 @@ __all__ = [
     "jacrev",
     "jit",
     "jvp",
+    "nn",
     "numpy",
+    "optim",
     "random",
     "scan",
     "stop_gradient",
@@ -62,9 +64,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # testing loads hypothesis, which most programs never need
-    if name == "testing":
-        return importlib.import_module("kernelforge.testing")
+    # loaded on first use: many programs need none of them, and testing loads hypothesis
+    if name in ("nn", "optim", "testing"):
+        return importlib.import_module(f"kernelforge.{name}")
     if name == "tune":
         return importlib.import_module("kernelforge.tuner").tune
     raise AttributeError(f"module 'kernelforge' has no attribute {name!r}")

@@ -214,6 +214,13 @@ class TracedArray(KernelforgeError, TypeError):
     )
 
 
+class TracedStream(KernelforgeError, RuntimeError):
+    template = (
+        "kernelforge.random.next_key() was called while a function is compiled, where one key would serve all calls of it; "
+        "make the key an argument of the function, and call it with next_key() or kf.random.key(seed)"
+    )
+
+
 class LeakedTracer(KernelforgeError, RuntimeError):
     template = (
         "a traced array ({found}) is used after the function it belongs to was compiled; return it from the function in place of "

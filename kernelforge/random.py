@@ -3,22 +3,33 @@
 A key is an array ``u32[2]``. Use each one once: ``split`` makes new ones. Bits are those of Threefry-2x32 with 20
 rounds (Salmon et al. 2011) on counters: in row-major order, elements 32*k + j and 32*k + 16 + j, for j below 16, are
 the first and the second word of block 16*k + j. Floats take the high bits.
+
+For eager convenience ``next_key`` draws keys from a default stream that each thread of each process has for itself: it
+starts from the operating system's entropy, or from ``seed``, and a forked child starts anew. A compiled function never
+touches it, as what it drew would be the same at every call: there ``next_key`` raises, and keys are arguments.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import operator
+import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kernelforge.dtypes import as_dtype, short
-from kernelforge.errors import InvalidParameter
-from kernelforge.ir.build import Operand, Sym, apply, as_sym
+from kernelforge.errors import InvalidParameter, TracedStream
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
+from kernelforge.ir.ops.control import emit_scan
+from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import operand, ufunc, where
 
 Fn = Any
@@ -42,6 +53,39 @@ def key(seed: int) -> np.ndarray[Any, Any]:
     return np.array([number >> 32, number & 0xFFFFFFFF], np.uint32)
 
 
+class _Stream(threading.local):
+    """Where the default stream of this thread is: what it started from and how many keys it gave."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self, number: int | None = None) -> None:
+        self.entropy = np.random.SeedSequence(number).entropy
+        self.count = itertools.count()
+
+
+_STREAM = _Stream()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_STREAM.start)
+
+
+def seed(number: int | None = None) -> None:
+    """Start the default stream of this thread anew, from a non-negative integer or from fresh entropy."""
+    _STREAM.start(number)
+
+
+def next_key() -> np.ndarray[Any, Any]:
+    """Draw a key from the default stream of this thread.
+
+    Raises:
+        TracedStream: while a function is compiled.
+    """
+    if tracing():
+        raise TracedStream(loc=user_line())
+    sequence = np.random.SeedSequence(_STREAM.entropy, spawn_key=(next(_STREAM.count),))
+    return sequence.generate_state(2, np.uint32)
+
+
 def _bits(k: Operand, shape: tuple[int, ...]) -> Sym:
     return apply("random_bits", as_sym(k), shape=shape)
 
@@ -60,6 +104,11 @@ def fold_in(key: Operand, data: Operand) -> Sym:
     return _bits(mixed, (2,))
 
 
+def _rows(x: Sym) -> list[Sym]:
+    """Take an array apart along axis 0."""
+    return [part(x, 0, i, i + 1).reshape(x.shape[1:]) for i in range(x.shape[0])]
+
+
 @array_function("key", table=_TABLE)
 def bits(key: Sym, shape: Shape = (), dtype: Any = np.uint32) -> Sym:
     """Make unsigned integers, all of whose bits are random."""
@@ -69,13 +118,7 @@ def bits(key: Sym, shape: Shape = (), dtype: Any = np.uint32) -> Sym:
         raise InvalidParameter(op="random.bits", name="dtype", found=str(kind), expected="an unsigned integer dtype")
     if kind.itemsize < 8:
         return _bits(key, extents).astype(kind)
-    halves = _bits(key, (2, *extents)).astype(np.uint64)
-    high, low = (
-        apply(
-            "slice", halves, starts=(i, *(0,) * len(extents)), stops=(i + 1, *extents), steps=(1,) * halves.ndim
-        ).reshape(extents)
-        for i in range(2)
-    )
+    high, low = _rows(_bits(key, (2, *extents)).astype(np.uint64))
     return ufunc("bitwise_or", ufunc("left_shift", high, 32), low)
 
 
@@ -107,10 +150,7 @@ def normal(key: Sym, shape: Shape = (), dtype: Any = np.float32) -> Sym:
     """Make floats of the standard normal distribution, by the transform of Box and Muller."""
     kind, extents = as_dtype(dtype), shape_of(shape)
     wide = np.dtype(np.float32) if kind.itemsize == 2 else kind
-    pair = split(key)
-    first, second = (
-        apply("slice", pair, starts=(i, 0), stops=(i + 1, 2), steps=(1, 1)).reshape((2,)) for i in range(2)
-    )
+    first, second = _rows(split(key))
     # 1 - u is in (0, 1], so the logarithm is finite
     radius = ufunc("sqrt", ufunc("log1p", -_unit(first, extents, wide)) * -2.0)
     return (radius * ufunc("cos", _unit(second, extents, wide) * (2 * math.pi))).astype(kind)
@@ -143,4 +183,193 @@ def randint(key: Sym, shape: Shape, minval: int, maxval: int, dtype: Any = np.in
     return ufunc("add", offset.astype(np.int64), minval).astype(as_dtype(dtype))
 
 
-__all__ = ["bernoulli", "bits", "fold_in", "key", "normal", "randint", "split", "uniform"]
+def _wide(dtype: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Return a float dtype and the one its numbers are computed in."""
+    kind = as_dtype(dtype)
+    return kind, np.dtype(np.float32) if kind.itemsize == 2 else kind
+
+
+def _inside(key: Sym, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Sym:
+    """Make floats in (0, 1), evenly spaced and neither end included."""
+    word, width, kept = BITS[short(dtype)]
+    whole = ufunc("right_shift", bits(key, shape, word), width - kept + 1).astype(dtype)
+    return (whole + 0.5) * 2.0 ** (1 - kept)
+
+
+def _full_shape(shape: Shape | None, *parameters: Operand) -> tuple[int, ...]:
+    """Return the shape asked for, or else the one the parameters broadcast to."""
+    if shape is not None:
+        return shape_of(shape)
+    return np.broadcast_shapes(*(p.shape for p in parameters if isinstance(p, Sym | np.generic)))
+
+
+@array_function("key", table=_TABLE)
+def exponential(key: Sym, shape: Shape = (), dtype: Any = np.float32) -> Sym:
+    """Make positive floats of the exponential distribution of mean 1, by inversion."""
+    kind, wide = _wide(dtype)
+    return (-ufunc("log", _inside(key, shape_of(shape), wide))).astype(kind)
+
+
+@array_function("key", table=_TABLE)
+def gumbel(key: Sym, shape: Shape = (), dtype: Any = np.float32) -> Sym:
+    """Make floats of the standard Gumbel distribution, by inversion."""
+    kind, wide = _wide(dtype)
+    return (-ufunc("log", exponential(key, shape, wide))).astype(kind)
+
+
+@array_function("key", "logits", table=_TABLE)
+def categorical(key: Sym, logits: Sym, axis: int = -1, shape: Shape | None = None) -> Sym:
+    """Choose places along ``axis`` with probabilities proportional to exp(logits), as int64.
+
+    The place of the largest sum of a logit and Gumbel noise. A place whose logit is -inf is never chosen beside others.
+
+    Args:
+        shape: of the result; its last axes are those of ``logits`` without ``axis``, which is the default.
+    """
+    moved: Sym = FUNCTIONS["moveaxis"](logits, axis, -1)
+    extents = moved.shape[:-1] if shape is None else shape_of(shape)
+    if extents[len(extents) - moved.ndim + 1 :] != moved.shape[:-1] or len(extents) < moved.ndim - 1:
+        expected = f"one that ends with {moved.shape[:-1]}, the shape of logits without axis {axis}"
+        raise InvalidParameter(op="random.categorical", name="shape", found=extents, expected=expected)
+    noise = gumbel(key, (*extents, moved.shape[-1]), moved.dtype)
+    return FUNCTIONS["argmax"](ufunc("add", moved, noise), -1)  # type: ignore[no-any-return]
+
+
+def _order(key: Sym, n: int) -> Sym:
+    """Make the numbers below ``n`` in random order: the ranks of random words, found by comparing all pairs."""
+    words = bits(key, (n,), np.uint64)
+    row, column = words.reshape((n, 1)), words.reshape((1, n))
+    place = apply("iota", shape=(n,), axis=0, dtype="i64")
+    earlier = ufunc("less", place.reshape((1, n)), place.reshape((n, 1)))
+    before = ufunc("less", column, row) | (ufunc("equal", column, row) & earlier)
+    return FUNCTIONS["sum"](before, 1)  # type: ignore[no-any-return]
+
+
+@array_function("key", table=_TABLE)
+def _numbers(key: Sym, n: int) -> Sym:
+    return _order(key, n)
+
+
+@array_function("key", "x", table=_TABLE)
+def _elements(key: Sym, x: Sym, axis: int) -> Sym:
+    return FUNCTIONS["take"](x, _order(key, x.shape[axis]), axis)  # type: ignore[no-any-return]
+
+
+def permutation(key: Any, x: Any, axis: int = 0) -> Any:
+    """Make the numbers below ``x`` in random order, or an array with its elements along ``axis`` in random order.
+
+    All orders are as likely. It compares all pairs of places: time goes with the square of their number.
+    """
+    if not isinstance(x, int | np.integer):
+        return _elements(key, x, axis)
+    if x < 0:
+        raise InvalidParameter(op="random.permutation", name="x", found=x, expected="0 or more, or an array")
+    return _numbers(key, int(x))
+
+
+_NEAR = (
+    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3),
+    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3, 2.1213794301586595867e4,
+     3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3),
+)  # fmt: skip
+_FAR = (
+    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
+     1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4),
+    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1, 1.48103976427480074590e-1,
+     1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+)  # fmt: skip
+_FARTHEST = (
+    (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0, 2.96560571828504891230e-1,
+     2.65321895265761230930e-2, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
+    (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2, 7.86869131145613259100e-4,
+     1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
+)  # fmt: skip
+"""Numerators and denominators, the constant term first; Wichura 1988, algorithm AS 241, PPND16."""
+
+
+def _ratio(x: Sym, of: tuple[tuple[float, ...], tuple[float, ...]]) -> Sym:
+    high, low = (functools.reduce(lambda y, c: y * x + c, reversed(c[:-1]), as_sym(c[-1])) for c in of)
+    return ufunc("divide", high, low)
+
+
+def _normal_quantile(p: Sym) -> Sym:
+    """Invert the cumulated density of the standard normal distribution; relative error about 1e-16 in f64."""
+    q = p - 0.5
+    near = ufunc("absolute", q) <= 0.425
+    tail = ufunc("minimum", p, 1.0 - p)
+    r = ufunc("sqrt", -ufunc("log", where(near, 0.25, tail)))
+    far = where(r <= 5, _ratio(r - 1.6, _FAR), _ratio(r - 5.0, _FARTHEST))
+    square = where(near, q * q, 0.0)
+    return where(near, q * _ratio(0.180625 - square, _NEAR), ufunc("copysign", far, q))
+
+
+@array_function("key", "lower", "upper", table=_TABLE, numbers=True)
+def truncated_normal(
+    key: Operand, lower: Operand, upper: Operand, shape: Shape | None = None, dtype: Any = np.float32
+) -> Sym:
+    """Make floats of the standard normal distribution where it is within [lower, upper], by inversion."""
+    kind, wide = _wide(dtype)
+    extents = _full_shape(shape, lower, upper)
+    low, high = (operand(v, wide, extents, "truncated_normal") for v in (lower, upper))
+    # below 0 the cumulated density has full relative precision, so the other side is drawn as its mirror image
+    mirrored = low > 0
+    first, last = where(mirrored, -high, low), where(mirrored, -low, high)
+    below, above = (apply("erfc", v * -math.sqrt(0.5)) * 0.5 for v in (first, last))
+    drawn = _normal_quantile(_inside(as_sym(key), extents, wide) * (above - below) + below)
+    inside = ufunc("minimum", ufunc("maximum", drawn, first), last)
+    return where(mirrored, -inside, inside).astype(kind)
+
+
+TRIES = 16
+"""Candidates of a gamma variate. Each is taken with probability above 0.95, so all fail once in 10**20 times."""
+
+
+@array_function("key", "a", table=_TABLE, numbers=True)
+def gamma(key: Operand, a: Operand, shape: Shape | None = None, dtype: Any = np.float32) -> Sym:
+    """Make floats of the gamma distribution of shape parameter ``a`` and scale 1; Marsaglia and Tsang 2000.
+
+    Of a fixed number of candidates one that is accepted is taken. There is no derivative by ``a``.
+    """
+    kind, wide = _wide(dtype)
+    extents = _full_shape(shape, a)
+    alpha = apply("stop_gradient", operand(a, wide, extents, "gamma"))
+    raised = alpha < 1
+    d = where(raised, alpha + 1.0, alpha) - 1 / 3
+    c = 1.0 / ufunc("sqrt", d * 9.0)
+    boost, tries = _rows(split(as_sym(key)))
+
+    def attempt(made: Sym, key: Sym) -> list[Sym]:
+        first, second = _rows(split(key))
+        x = normal(first, extents, wide)
+        root = 1.0 + c * x
+        v = root * root * root
+        limit = x * x * 0.5 + d * (1.0 - v + ufunc("log", where(v > 0, v, 1.0)))
+        taken = (v > 0) & ufunc("less", ufunc("log", _inside(second, extents, wide)), limit)
+        return [where(taken, d * v, made)]
+
+    # the last one that is taken: which of them the loop starts with is all the same
+    (made,) = emit_scan(attempt, [d], [split(tries, TRIES)], TRIES, False)
+    # a variate of a + 1 times u ** (1 / a) is one of a
+    scale = ufunc("exp", ufunc("log", _inside(boost, extents, wide)) / where(raised, alpha, 1.0))
+    return where(raised, made * scale, made).astype(kind)
+
+
+__all__ = [
+    "bernoulli",
+    "bits",
+    "categorical",
+    "exponential",
+    "fold_in",
+    "gamma",
+    "gumbel",
+    "key",
+    "next_key",
+    "normal",
+    "permutation",
+    "randint",
+    "seed",
+    "split",
+    "truncated_normal",
+    "uniform",
+]

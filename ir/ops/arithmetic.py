@@ -174,7 +174,10 @@ def _logaddexp(x: Expr, y: Expr) -> Expr:
 def _logaddexp_partial(t: Sym, x: Sym, y: Sym) -> Sym:
     """The weight 1 / (1 + exp(y - x)); two equal infinities share it."""
     apart = where(x.eq(y) & call("isinf", x), 0.0, y - x)
-    return t / (call("exp", apart) + 1)
+    behind = apart > 0
+    # exp of what is not positive: neither it nor a derivative of the weight overflows
+    small = call("exp", where(behind, -apart, apart))
+    return t * (where(behind, small, 1.0) / (small + 1))
 
 
 def _extremum_partial(t: Sym, beaten: Sym, tie: Sym) -> Sym:

@@ -1,0 +1,71 @@
+"""Similarities and distances of vectors, and the losses made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kernelforge.numpy as knp
+from kernelforge.jit import jit
+from kernelforge.nn.calls import reduced, wide
+from kernelforge.nn.losses import above_zero
+from kernelforge.nn.probability import root, vector_norm
+
+
+@jit(static_argnames="dim")
+def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: Any = 1e-8) -> Any:
+    """The cosine of the angle between vectors along ``dim``; each norm is taken as ``eps`` at least."""
+    x, y = wide(x1), wide(x2)
+    norms = [knp.maximum(vector_norm(v, 2, dim), eps) for v in (x, y)]
+    return ((x / norms[0]) * (y / norms[1])).sum(axis=dim)
+
+
+@jit(static_argnames=("p", "keepdim"))
+def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: Any = 1e-6, keepdim: bool = False) -> Any:
+    """The p-norm of ``x1 - x2 + eps`` along the last axis."""
+    return vector_norm(wide(x1) - wide(x2) + eps, p, -1, keepdim)
+
+
+@jit(static_argnames="p")
+def cdist(x1: Any, x2: Any, p: float = 2.0) -> Any:
+    """The p-norms of all differences of rows: of ``(..., m, d)`` and ``(..., n, d)`` an array ``(..., m, n)``."""
+    return vector_norm(wide(x1)[..., :, None, :] - wide(x2)[..., None, :, :], p, -1, False)
+
+
+@jit(static_argnames="reduction")
+def cosine_embedding_loss(input1: Any, input2: Any, target: Any, margin: Any = 0.0, reduction: str = "mean") -> Any:
+    """1 - cosine where the target is 1, max(0, cosine - margin) where it is -1."""
+    x, y, t = wide(input1), wide(input2), knp.asarray(target)
+    tiny = 1e-12  # PyTorch's EPSILON, added to squared norms
+    norms = ((x * x).sum(axis=-1) + tiny) * ((y * y).sum(axis=-1) + tiny)
+    cosine = (x * y).sum(axis=-1) / root(norms, 2)
+    losses = knp.where(t == 1, 1 - cosine, knp.where(t == -1, above_zero(cosine - margin), 0))
+    return reduced(losses, reduction, "cosine_embedding_loss")
+
+
+@jit(static_argnames="reduction")
+def margin_ranking_loss(input1: Any, input2: Any, target: Any, margin: Any = 0.0, reduction: str = "mean") -> Any:
+    """max(0, margin - target * (input1 - input2)), for targets of 1 where the first should be the larger, else -1."""
+    losses = above_zero(margin - wide(target) * (wide(input1) - wide(input2)))
+    return reduced(losses, reduction, "margin_ranking_loss")
+
+
+@jit(static_argnames=("p", "swap", "reduction"))
+def triplet_margin_loss(
+    anchor: Any,
+    positive: Any,
+    negative: Any,
+    margin: Any = 1.0,
+    p: float = 2.0,
+    eps: Any = 1e-6,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Any:
+    """max(0, margin + the distance to ``positive`` - the distance to ``negative``).
+
+    Args:
+        swap: also take the distance of ``positive`` to ``negative``, where it is smaller; Balntas et al. 2016.
+    """
+    near, far = (pairwise_distance(anchor, other, p, eps) for other in (positive, negative))
+    if swap:
+        far = knp.minimum(far, pairwise_distance(positive, negative, p, eps))
+    return reduced(above_zero(margin + near - far), reduction, "triplet_margin_loss")

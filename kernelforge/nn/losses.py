@@ -1,0 +1,167 @@
+"""Losses of numbers and of probabilities; those of classes are in ``classes``, those of distances in ``distances``.
+
+``reduction`` is ``"mean"`` over all elements, ``"sum"`` or ``"none"``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import kernelforge.numpy as knp
+from kernelforge.jit import jit
+from kernelforge.nn.calls import reduced, require, valid, wide
+
+
+def _both(op: str, input: Any, target: Any) -> tuple[Any, Any]:
+    x, t = wide(input), wide(target)
+    require(x.shape == t.shape, op, f"{x.shape} and {t.shape}", "one shape for input and target")
+    return x, t
+
+
+def _weighted(losses: Any, weight: Any) -> Any:
+    return losses if weight is None else losses * weight
+
+
+@jit(static_argnames="reduction")
+def mse_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
+    """The square of the difference; with ``weight`` a mean divides by the sum of weights."""
+    x, t = _both("mse_loss", input, target)
+    count = None if weight is None else knp.broadcast_to(weight, x.shape).sum()
+    return reduced(_weighted((x - t) * (x - t), weight), reduction, "mse_loss", count)
+
+
+@jit(static_argnames="reduction")
+def l1_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
+    """The absolute difference; with ``weight`` a mean divides by the sum of weights."""
+    x, t = _both("l1_loss", input, target)
+    count = None if weight is None else knp.broadcast_to(weight, x.shape).sum()
+    return reduced(_weighted(knp.abs(x - t), weight), reduction, "l1_loss", count)
+
+
+def _huber(x: Any, t: Any, delta: Any) -> Any:
+    size = knp.abs(x - t)
+    inside = knp.where(size < delta, size, delta)
+    return inside * (size - 0.5 * inside)
+
+
+@jit(static_argnames="reduction")
+def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: Any = 1.0, weight: Any = None) -> Any:
+    """Half the square of the difference, up to ``delta`` of it, then linear; Huber 1964."""
+    x, t = _both("huber_loss", input, target)
+    count = None if weight is None else knp.broadcast_to(weight, x.shape).sum()
+    return reduced(_weighted(_huber(x, t, delta), weight), reduction, "huber_loss", count)
+
+
+@jit(static_argnames=("reduction", "beta"))
+def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Any:
+    """``huber_loss`` with ``delta=beta``, divided by ``beta``; ``l1_loss`` for ``beta=0``."""
+    x, t = _both("smooth_l1_loss", input, target)
+    valid(beta >= 0, "smooth_l1_loss", "beta", beta, "0 or more")
+    return reduced(knp.abs(x - t) if beta == 0 else _huber(x, t, beta) / beta, reduction, "smooth_l1_loss")
+
+
+@jit(static_argnames="reduction")
+def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
+    """The cross entropy of probabilities in [0, 1]; logarithms are at least -100, as in PyTorch."""
+    x, t = _both("binary_cross_entropy", input, target)
+    losses = -(t * _log_from(x, -100) + (1 - t) * _log_from(1 - x, -100))
+    return reduced(_weighted(losses, weight), reduction, "binary_cross_entropy")
+
+
+def _log_from(x: Any, least: float) -> Any:
+    """The logarithm, or ``least`` where it is below, with a finite derivative."""
+    tiny = math.exp(least)
+    return knp.where(x <= tiny, least, knp.log(knp.where(x <= tiny, 1, x)))
+
+
+@jit(static_argnames="reduction")
+def binary_cross_entropy_with_logits(
+    input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
+) -> Any:
+    """``binary_cross_entropy`` of ``sigmoid(input)``, without its overflow.
+
+    Args:
+        pos_weight: of the positive part, to broadcast with the input.
+    """
+    op = "binary_cross_entropy_with_logits"
+    x, t = _both(op, input, target)
+    positive, negative = knp.logaddexp(-x, 0), knp.logaddexp(x, 0)
+    losses = t * _weighted(positive, pos_weight) + (1 - t) * negative
+    return reduced(_weighted(losses, weight), reduction, op)
+
+
+@jit(static_argnames=("reduction", "log_target"))
+def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Any:
+    """``target * (log(target) - input)`` of log-probabilities ``input``; 0 where the target is 0.
+
+    Args:
+        reduction: also ``"batchmean"``: the sum divided by the extent of axis 0, which is the divergence.
+        log_target: whether the target is of log-probabilities too.
+    """
+    x, t = _both("kl_div", input, target)
+    if log_target:
+        losses = knp.exp(t) * (t - x)
+    else:
+        some = t > 0
+        losses = knp.where(some, t * (knp.log(knp.where(some, t, 1)) - x), 0 * t)
+    if reduction == "batchmean":
+        return losses.sum() / max(x.shape[0], 1)
+    return reduced(losses, reduction, "kl_div")
+
+
+@jit(static_argnames=("log_input", "full", "reduction"))
+def poisson_nll_loss(
+    input: Any, target: Any, log_input: bool = True, full: bool = False, eps: Any = 1e-8, reduction: str = "mean"
+) -> Any:
+    """The negative logarithm of the likelihood of counts, whose mean is exp(input), or ``input`` itself.
+
+    Args:
+        full: add Stirling's approximation of what does not depend on the input.
+        eps: added to the input in its logarithm.
+    """
+    x, t = _both("poisson_nll_loss", input, target)
+    losses = knp.exp(x) - t * x if log_input else x - t * knp.log(x + eps)
+    if full:
+        some = knp.where(t > 1, t, 1)
+        stirling = some * knp.log(some) - some + 0.5 * knp.log(2 * math.pi * some)
+        losses = losses + knp.where(t > 1, stirling, 0)
+    return reduced(losses, reduction, "poisson_nll_loss")
+
+
+@jit(static_argnames=("full", "reduction"))
+def gaussian_nll_loss(
+    input: Any, target: Any, var: Any, full: bool = False, eps: Any = 1e-6, reduction: str = "mean"
+) -> Any:
+    """The negative logarithm of the likelihood of ``target`` under normal distributions of mean ``input``.
+
+    Args:
+        var: of the distributions, to broadcast with the input; ``eps`` at least, without a derivative there.
+        full: add the constant.
+    """
+    x, t = _both("gaussian_nll_loss", input, target)
+    v = wide(var)
+    if v.ndim == x.ndim - 1:
+        v = v[..., None]
+    v = knp.where(v < eps, eps, v)
+    losses = 0.5 * (knp.log(v) + (x - t) * (x - t) / v)
+    return reduced(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction, "gaussian_nll_loss")
+
+
+@jit(static_argnames="reduction")
+def soft_margin_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
+    """log(1 + exp(-target * input)) for targets of 1 and -1."""
+    x, t = _both("soft_margin_loss", input, target)
+    return reduced(knp.logaddexp(-t * x, 0), reduction, "soft_margin_loss")
+
+
+@jit(static_argnames="reduction")
+def hinge_embedding_loss(input: Any, target: Any, margin: Any = 1.0, reduction: str = "mean") -> Any:
+    """``input`` where the target is 1, max(0, margin - input) where it is -1."""
+    x, t = _both("hinge_embedding_loss", input, target)
+    return reduced(knp.where(t == 1, x, above_zero(margin - x)), reduction, "hinge_embedding_loss")
+
+
+def above_zero(x: Any) -> Any:
+    """``x`` where it is positive, else 0, with the derivative 0 at 0."""
+    return knp.where(x > 0, x, 0)

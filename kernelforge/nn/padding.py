@@ -1,0 +1,40 @@
+"""Padding, with PyTorch's order of widths and its names of modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import kernelforge.numpy as knp
+from kernelforge.jit import jit
+from kernelforge.nn.calls import require, valid
+from kernelforge.nn.windows import padded
+
+MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""NumPy's names of the modes other than constant."""
+
+
+@jit(static_argnames=("pad", "mode"))
+def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
+    """Put elements around an array.
+
+    Args:
+        pad: widths before and after the last axis, then the last but one, and so on. Negative widths take away, with
+            ``mode="constant"`` only.
+        mode: ``constant``, ``reflect`` (the edge once), ``replicate`` (the edge) or ``circular``. Unlike PyTorch's, any
+            axes can be padded, and reflections and circles may go round more than once.
+        value: of the constant; 0 where it is None.
+    """
+    x = knp.asarray(input)
+    valid(mode == "constant" or mode in MODES, "pad", "mode", mode, "constant, reflect, replicate or circular")
+    fits = len(pad) % 2 == 0 and len(pad) <= 2 * x.ndim
+    require(fits, "pad", f"{x.shape} with widths {tuple(pad)}", "two widths for each of some of the last axes")
+    pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]
+    if mode == "constant":
+        return padded(x, pairs, 0 if value is None else value)
+    valid(min(pad, default=0) >= 0, "pad", "pad", tuple(pad), "no negative width, but with mode='constant'")
+    widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs
+    for axis, (low, high) in enumerate(widths):
+        once = mode != "reflect" or x.shape[axis] > 1 or low == high == 0
+        require(once, "pad", x.shape, f"more than one element along axis {axis} to reflect")
+    return knp.pad(x, widths, mode=MODES[mode])

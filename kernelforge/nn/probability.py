@@ -1,0 +1,89 @@
+"""Softmax and its family, along any axis.
+
+f16 and bf16 are computed in f32 and rounded once. A row of nothing but -inf has no softmax: it is NaN, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kernelforge.numpy as knp
+from kernelforge.jit import jit
+from kernelforge.nn.calls import Ints, elementwise, narrow, wide
+from kernelforge.random import gumbel
+from kernelforge.transforms import stop_gradient
+
+
+@elementwise("dim")
+def softmax(input: Any, dim: int = -1) -> Any:
+    """exp(x) divided by its sum along ``dim``; PyTorch's has no default for it."""
+    e = knp.exp(input - input.max(axis=dim, keepdims=True))
+    return e / e.sum(axis=dim, keepdims=True)
+
+
+@elementwise("dim")
+def log_softmax(input: Any, dim: int = -1) -> Any:
+    """The logarithm of ``softmax``, without its underflow."""
+    shifted = input - input.max(axis=dim, keepdims=True)
+    return shifted - knp.log(knp.exp(shifted).sum(axis=dim, keepdims=True))
+
+
+@elementwise("dim")
+def softmin(input: Any, dim: int = -1) -> Any:
+    """``softmax`` of -x."""
+    return softmax(-input, dim=dim)
+
+
+@elementwise("dim", "keepdim")
+def logsumexp(input: Any, dim: Ints | None = None, keepdim: bool = False) -> Any:
+    """Log of the sum of exp(x) along ``dim``, one axis, several, or all; -inf of no elements or of -inf alone."""
+    return knp.logsumexp(input, axis=dim, keepdims=keepdim)
+
+
+@jit(static_argnames=("hard", "dim"))
+def gumbel_softmax(logits: Any, key: Any, tau: Any = 1.0, hard: bool = False, dim: int = -1) -> Any:
+    """``softmax`` of the logits with Gumbel noise from ``key``, at temperature ``tau``; Jang et al. 2017.
+
+    Args:
+        key: of ``kernelforge.random``; PyTorch draws from its global state.
+        hard: return the one-hot choice, with the derivative of the soft one.
+    """
+    x = wide(logits)
+    soft = softmax((x + gumbel(key, x.shape, x.dtype)) / tau, dim=dim)
+    if hard:
+        places = knp.arange(x.shape[dim]).reshape([-1 if a == dim % x.ndim else 1 for a in range(x.ndim)])
+        chosen = (places == knp.argmax(soft, axis=dim, keepdims=True)).astype(soft.dtype)
+        soft = stop_gradient(chosen - soft) + soft
+    return narrow(soft, knp.asarray(logits))
+
+
+@elementwise("p", "dim")
+def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: Any = 1e-12) -> Any:
+    """``x`` divided by its p-norm along ``dim``, or by ``eps`` where that is larger; the derivative at 0 is 1 / eps."""
+    return input / knp.maximum(vector_norm(input, p, dim), eps)
+
+
+def vector_norm(x: Any, p: float, dim: int | tuple[int, ...], keepdims: bool = True) -> Any:
+    """The p-norm along an axis; its derivative at 0 is 0, as in PyTorch, where that of the root is infinite."""
+    size = knp.abs(x)
+    if p == float("inf"):
+        return size.max(axis=dim, keepdims=keepdims)
+    if p == 1:
+        return size.sum(axis=dim, keepdims=keepdims)
+    if p == 0:
+        return (x != 0).astype(x.dtype).sum(axis=dim, keepdims=keepdims)
+    total = (x * x if p == 2 else _power(size, p)).sum(axis=dim, keepdims=keepdims)
+    return root(total, p)
+
+
+def _power(size: Any, p: float) -> Any:
+    """``size ** p`` with the derivative 0 at 0, for p below 1 too."""
+    zero = size == 0
+    return knp.where(zero, 0, knp.where(zero, 1, size) ** p)
+
+
+def root(total: Any, p: float) -> Any:
+    """The p-th root of what is not negative; 0 and a derivative of 0 at 0."""
+    zero = total == 0
+    positive = knp.where(zero, 1, total)
+    return knp.where(zero, 0, knp.sqrt(positive) if p == 2 else positive ** (1 / p))

@@ -1,0 +1,46 @@
+"""Optimisers as pure functions: ``init`` makes a state, ``update`` makes new parameters and a new state.
+
+```python
+optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adam(optim.cosine(1e-3, steps)))
+state = optimizer.init(params)
+
+@kf.jit
+def step(params, state, x):
+    value, grads = kf.value_and_grad(loss)(params, x)
+    params, state = optimizer.update(state, grads, params)
+    return params, state, value
+```
+
+A learning rate is a number or a schedule, a function of the number of updates before; that number is a part of the
+state, so nothing is compiled again. All parameters of one dtype are updated in one kernel, but where an optimiser needs
+norms or products of a whole tensor first.
+"""
+
+from __future__ import annotations
+
+from kernelforge.optim.optimizer import Optimizer, chain, clip_by_global_norm, clip_by_value, global_norm
+from kernelforge.optim.rules import adagrad, adam, adamw, lamb, lion, muon, rmsprop, sgd
+from kernelforge.optim.schedules import constant, cosine, exponential, one_cycle, piecewise, step, warmup
+
+__all__ = [
+    "Optimizer",
+    "adagrad",
+    "adam",
+    "adamw",
+    "chain",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "constant",
+    "cosine",
+    "exponential",
+    "global_norm",
+    "lamb",
+    "lion",
+    "muon",
+    "one_cycle",
+    "piecewise",
+    "rmsprop",
+    "sgd",
+    "step",
+    "warmup",
+]

@@ -1,0 +1,120 @@
+"""What an optimiser is, and what goes before one: clipping."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import optree
+
+import kernelforge.numpy as knp
+from kernelforge.errors import TreeMismatch
+from kernelforge.jit import jit
+
+Tree = Any
+Step = Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
+
+
+def tree_map(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    return optree.tree_map(fn, tree, *others)
+
+
+def split(fn: Callable[..., tuple[Any, ...]], count: int, tree: Tree, *others: Tree) -> tuple[Tree, ...]:
+    """Map a function that returns ``count`` results; return a tree of each.
+
+    Raises:
+        TreeMismatch: when the trees have not one structure.
+    """
+    leaves, structure = optree.tree_flatten(tree)
+    columns = [leaves]
+    for other in others:
+        found = optree.tree_structure(other)
+        if found != structure:
+            raise TreeMismatch(what="update", name="grads, params or state", found=found, expected=structure)
+        columns.append(optree.tree_leaves(other))
+    made = [fn(*row) for row in zip(*columns, strict=True)]
+    return tuple(structure.unflatten([row[i] for row in made]) for i in range(count))
+
+
+def zeros(params: Tree) -> Tree:
+    """Make zeros like every parameter."""
+    return tree_map(lambda p: np.zeros(np.shape(p), p.dtype), params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimizer:
+    """An optimiser, or a part of a chain.
+
+    Attributes:
+        init: makes the state from the parameters: pytrees of zeros and a count, which are NumPy arrays.
+        steps: from (state, grads, params) to what is to be subtracted from the parameters, and the new state.
+    """
+
+    init: Callable[[Tree], Tree]
+    steps: Step
+
+    def update(self, state: Tree, grads: Tree, params: Tree) -> tuple[Tree, Tree]:
+        """Return new parameters, of their dtypes, and the new state; compiled, also where it is called by itself.
+
+        Raises:
+            TreeMismatch: when ``grads``, ``params`` and what ``init`` got have not one structure.
+        """
+        return cast(tuple[Tree, Tree], self._compiled(state, grads, params))
+
+    @property
+    def _compiled(self) -> Any:
+        made = self.__dict__.get("compiled")
+        if made is None:
+            made = self.__dict__["compiled"] = jit(self._updated)
+        return made
+
+    def _updated(self, state: Tree, grads: Tree, params: Tree) -> tuple[Tree, Tree]:
+        steps, new = self.steps(state, grads, params)
+        (moved,) = split(lambda p, s: ((p - s).astype(p.dtype),), 1, params, steps)
+        return moved, new
+
+
+def chain(*parts: Optimizer) -> Optimizer:
+    """Make one optimiser of several: each takes for gradients the steps of the one before."""
+
+    def init(params: Tree) -> Tree:
+        return tuple(part.init(params) for part in parts)
+
+    def steps(state: Tree, grads: Tree, params: Tree) -> tuple[Tree, Tree]:
+        made = []
+        for part, own in zip(parts, state, strict=True):
+            grads, new = part.steps(own, grads, params)
+            made.append(new)
+        return grads, tuple(made)
+
+    return Optimizer(init, steps)
+
+
+def _stateless(fn: Callable[[Tree], Tree]) -> Optimizer:
+    return Optimizer(lambda params: (), lambda state, grads, params: (fn(grads), state))
+
+
+def clip_by_value(limit: Any) -> Optimizer:
+    """Clip each element of the gradients to [-limit, limit]."""
+    return _stateless(lambda grads: tree_map(lambda g: knp.clip(g, -limit, limit), grads))
+
+
+def global_norm(tree: Tree) -> Any:
+    """The root of the sum of squares of all elements, in f32 at least."""
+    wide = [x.astype(np.float32) if x.dtype.itemsize < 4 else x for x in map(knp.asarray, optree.tree_leaves(tree))]
+    return knp.sqrt(sum((x * x).sum() for x in wide))
+
+
+def clip_by_global_norm(limit: Any) -> Optimizer:
+    """Scale all gradients together so that their norm is ``limit`` at most; smaller ones stay as they are.
+
+    As in PyTorch 1e-6 is added to the norm that is divided by.
+    """
+
+    def clipped(grads: Tree) -> Tree:
+        scale = knp.minimum(limit / (global_norm(grads) + 1e-6), 1)
+        return tree_map(lambda g: (g * scale).astype(g.dtype), grads)
+
+    return _stateless(clipped)

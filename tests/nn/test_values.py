@@ -1,0 +1,33 @@
+"""Values, gradients and second derivatives of the functions of ``kernelforge.nn``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from tests.nn import elementwise, images, learning
+from tests.nn.case import Case, check_derivatives, check_value
+
+GROUPS = (
+    elementwise.ACTIVATIONS, elementwise.ROWS, learning.DENSE, learning.LOSSES, images.CONVOLUTIONS, images.POOLING,
+    images.PADDING,
+)  # fmt: skip
+CASES = [case for group in GROUPS for case in group]
+OPENCL = [d for d in kf.devices() if d.startswith("opencl")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values(case: Case) -> None:
+    check_value(case, "cpu", np.float64)
+
+
+@pytest.mark.parametrize("device", OPENCL)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float32(case: Case, device: str) -> None:
+    check_value(case, device, np.float32)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.wrt], ids=str)
+def test_derivatives(case: Case) -> None:
+    check_derivatives(case)

@@ -1,0 +1,223 @@
+"""Optimisers: against formulas in float64 and PyTorch, the number of kernels, schedules, refusals."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from typing import Any
+
+import numpy as np
+import optree
+import pytest
+
+import kernelforge as kf
+from kernelforge import errors, optim
+
+STEPS = 7
+F32 = np.float32
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def tree(seed: int, dtype: Any = np.float64) -> dict[str, Any]:
+    made = {"w": normal(6, 4, seed=seed), "b": normal(4, seed=seed), "c": [normal(3, 2, 2, seed=seed)]}
+    return optree.tree_map(lambda x: x.astype(dtype), made)
+
+
+def trained(optimizer: Any, params: Any, grads: list[Any]) -> Any:
+    state = optimizer.init(params)
+    for g in grads:
+        params, state = optimizer.update(state, g, params)
+    return params
+
+
+def adam_moments(g, m, v, t, b1=0.9, b2=0.999, eps=1e-8):
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    return m, v, m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+
+def by_hand(rule, p, grads):
+    """Run a rule ``(g, p, state, t) -> (step, state)`` on one tensor."""
+    state: Any = None
+    for t, g in enumerate(grads, 1):
+        step, state = rule(g, p, state, t)
+        p = p - step
+    return p
+
+
+def _sgd(g, p, v, t):
+    g = g + 0.01 * p
+    v = g if v is None else 0.9 * v + g
+    return 0.1 * (g + 0.9 * v), v
+
+
+def _adam(g, p, s, t):
+    m, v, d = adam_moments(g, *(s or (0, 0)), t)
+    return 0.1 * d, (m, v)
+
+
+def _adamw(g, p, s, t):
+    m, v, d = adam_moments(g, *(s or (0, 0)), t)
+    return 0.1 * (d + 0.05 * p), (m, v)
+
+
+def _lamb(g, p, s, t):
+    m, v, d = adam_moments(g, *(s or (0, 0)), t, eps=1e-6)
+    d = d + 0.05 * p
+    return 0.1 * np.linalg.norm(p) / np.linalg.norm(d) * d, (m, v)
+
+
+def _rmsprop(g, p, s, t):
+    v, mean, buf = s or (0, 0, 0)
+    v, mean = 0.9 * v + 0.1 * g * g, 0.9 * mean + 0.1 * g
+    buf = 0.8 * buf + g / (np.sqrt(v - mean**2) + 1e-8)
+    return 0.1 * buf, (v, mean, buf)
+
+
+def _adagrad(g, p, s, t):
+    s = (0.1 if s is None else s) + g * g
+    return 0.1 / (1 + (t - 1) * 0.2) * g / (np.sqrt(s) + 1e-10), s
+
+
+def _lion(g, p, m, t):
+    m = 0 * g if m is None else m
+    return 0.1 * (np.sign(0.9 * m + 0.1 * g) + 0.05 * p), 0.99 * m + 0.01 * g
+
+
+RULES = {
+    "sgd": (optim.sgd(0.1, momentum=0.9, weight_decay=0.01, nesterov=True), _sgd,
+            lambda o, p: o.SGD(p, 0.1, 0.9, weight_decay=0.01, nesterov=True)),
+    "adam": (optim.adam(0.1), _adam, lambda o, p: o.Adam(p, 0.1)),
+    "adamw": (optim.adamw(0.1, weight_decay=0.05), _adamw, lambda o, p: o.AdamW(p, 0.1, weight_decay=0.05)),
+    "lamb": (optim.lamb(0.1, weight_decay=0.05), _lamb, None),
+    "rmsprop": (optim.rmsprop(0.1, alpha=0.9, momentum=0.8, centered=True), _rmsprop,
+                lambda o, p: o.RMSprop(p, 0.1, 0.9, momentum=0.8, centered=True)),
+    "adagrad": (optim.adagrad(0.1, lr_decay=0.2, initial_accumulator_value=0.1), _adagrad,
+                lambda o, p: o.Adagrad(p, 0.1, lr_decay=0.2, initial_accumulator_value=0.1)),
+    "lion": (optim.lion(0.1, weight_decay=0.05), _lion, None),
+}  # fmt: skip
+GRADS = [tree(10 + i) for i in range(STEPS)]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_formula(name: str) -> None:
+    optimizer, rule, _ = RULES[name]
+    found = optree.tree_leaves(trained(optimizer, tree(1), GRADS))
+    rows = [optree.tree_leaves(g) for g in GRADS]
+    for i, (mine, start) in enumerate(zip(found, optree.tree_leaves(tree(1)), strict=True)):
+        np.testing.assert_allclose(mine, by_hand(rule, start, [row[i] for row in rows]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if RULES[n][2]])
+def test_pytorch(name: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    torch = importlib.import_module("torch")
+    params = [torch.tensor(x, requires_grad=True) for x in optree.tree_leaves(tree(1))]
+    theirs: Any = RULES[name][2]
+    optimizer = theirs(torch.optim, params)
+    for g in GRADS:
+        for p, leaf in zip(params, optree.tree_leaves(g), strict=True):
+            p.grad = torch.tensor(leaf)
+        optimizer.step()
+    found = optree.tree_leaves(trained(RULES[name][0], tree(1), GRADS))
+    for mine, other in zip(found, params, strict=True):
+        np.testing.assert_allclose(mine, other.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_muon_makes_steps_orthogonal() -> None:
+    params, grads = tree(1), [tree(9)]
+    optimizer = optim.muon(0.1, weight_decay=0.0, others=optim.sgd(0.2))
+    made = trained(optimizer, params, grads)
+    step = (params["w"] - np.asarray(made["w"])) / 0.1 / math.sqrt(6 / 4)
+    sizes = np.linalg.svd(step, compute_uv=False)
+    assert sizes.min() > 0.5
+    assert sizes.max() < 1.3
+    # the singular vectors are the gradient's
+    u, _, vt = np.linalg.svd(grads[0]["w"], full_matrices=False)
+    around = u.T @ step @ vt.T
+    np.testing.assert_allclose(around - np.diag(np.diag(around)), 0, atol=1e-6)
+    np.testing.assert_allclose(made["b"], params["b"] - 0.2 * grads[0]["b"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "adagrad", "lion"])
+def test_one_kernel_for_each_dtype(name: str) -> None:
+    optimizer = RULES[name][0]
+    params, grads = tree(1, F32), tree(2, F32)
+    assert len(kf.jit(optimizer.update).lower(optimizer.init(params), grads, params).kernels) == 1
+    params, grads = ({"f32": t, "f16": tree(i, np.float16)} for i, t in ((1, params), (2, grads)))
+    assert len(kf.jit(optimizer.update).lower(optimizer.init(params), grads, params).kernels) == 2
+
+
+def test_dtypes_are_kept() -> None:
+    params = {"f32": tree(1, F32), "f16": tree(1, np.float16)}
+    optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adam(optim.cosine(1e-3, 10)))
+    state = optimizer.init(params)
+    made, after = optimizer.update(state, params, params)
+    for old, new in zip(optree.tree_leaves((params, state)), optree.tree_leaves((made, after)), strict=True):
+        assert (old.dtype, old.shape) == (new.dtype, new.shape)
+
+
+def test_schedules() -> None:
+    counts = np.arange(25)
+    cases = [
+        (optim.constant(0.5), [0.5 for _ in counts]),
+        (optim.step(0.5, 7, 0.1), [0.5 * 0.1 ** (t // 7) for t in counts]),
+        (optim.piecewise(0.5, (3, 9), 0.2), [0.5 * 0.2 ** (int(t >= 3) + int(t >= 9)) for t in counts]),
+        (optim.exponential(0.5, 0.9), [0.5 * 0.9**t for t in counts]),
+        (optim.cosine(0.5, 20, 0.1), [0.1 + 0.2 * (1 + math.cos(math.pi * min(t / 20, 1))) for t in counts]),
+        (optim.warmup(optim.cosine(0.5, 10), 5),
+         [0.5 * 0.5 * (1 + math.cos(math.pi * min(max(t - 5, 0) / 10, 1))) * min(t / 5, 1) for t in counts]),
+    ]  # fmt: skip
+    for schedule, expected in cases:
+        found = [float(kf.jit(schedule)(np.int32(t))) for t in counts]
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_one_cycle_is_pytorchs() -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    torch = importlib.import_module("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=20)
+    ours = kf.jit(optim.one_cycle(0.5, 20))
+    for t in range(20):
+        np.testing.assert_allclose(float(ours(np.int32(t))), optimizer.param_groups[0]["lr"], rtol=1e-4, atol=1e-7)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_schedule_compiles_once() -> None:
+    traces = []
+
+    def rate(count):
+        traces.append(count)
+        return optim.cosine(0.1, 5)(count)
+
+    trained(optim.adam(rate), tree(1), GRADS)
+    assert len(traces) == 2  # once for NumPy's arrays, once for the results of the step before
+
+
+def test_clipping() -> None:
+    grads = tree(3)
+    norm = math.sqrt(sum((g**2).sum() for g in optree.tree_leaves(grads)))
+    np.testing.assert_allclose(float(kf.jit(optim.global_norm)(grads)), norm)
+    plain = optim.sgd(1.0)
+    for part, scaled in (
+        (optim.clip_by_global_norm(0.5), lambda g: g * 0.5 / (norm + 1e-6)),
+        (optim.clip_by_global_norm(2 * norm), lambda g: g),
+        (optim.clip_by_value(0.3), lambda g: np.clip(g, -0.3, 0.3)),
+    ):
+        made = trained(optim.chain(part, plain), tree(1), [grads])
+        for new, old, g in zip(*(optree.tree_leaves(t) for t in (made, tree(1), grads)), strict=True):
+            np.testing.assert_allclose(new, old - scaled(g), rtol=1e-12, atol=1e-12)
+
+
+def test_another_structure_is_refused() -> None:
+    optimizer = optim.adam(0.1)
+    params = tree(1)
+    with pytest.raises(errors.TreeMismatch, match="update: grads, params or state has the structure"):
+        optimizer.update(optimizer.init(params), {"w": params["w"]}, params)

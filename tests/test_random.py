@@ -1,0 +1,213 @@
+"""Random numbers by key: distributions, equal bits everywhere, the default stream, refusals."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats as st
+
+import kernelforge as kf
+from kernelforge import errors
+from kernelforge.functions import result
+from kernelforge.random import _normal_quantile
+from kernelforge.trace import to_sym
+
+R = kf.random
+N = 40_000
+KEY = R.key(2024)
+OTHERS = [d for d in kf.devices() if d != "cpu"]
+
+CONTINUOUS: list[tuple[str, Callable[..., Any], Any]] = [
+    ("uniform", lambda k, t: R.uniform(k, (N,), t, -2.0, 3.0), st.uniform(-2, 5)),
+    ("normal", lambda k, t: R.normal(k, (N,), t), st.norm()),
+    ("exponential", lambda k, t: R.exponential(k, (N,), t), st.expon()),
+    ("gumbel", lambda k, t: R.gumbel(k, (N,), t), st.gumbel_r()),
+    ("truncated", lambda k, t: R.truncated_normal(k, -0.5, 2.0, (N,), t), st.truncnorm(-0.5, 2)),
+    ("tail", lambda k, t: R.truncated_normal(k, 3.0, 5.0, (N,), t), st.truncnorm(3, 5)),
+    ("gamma 0.3", lambda k, t: R.gamma(k, 0.3, (N,), t), st.gamma(0.3)),
+    ("gamma 1", lambda k, t: R.gamma(k, 1.0, (N,), t), st.gamma(1)),
+    ("gamma 4.5", lambda k, t: R.gamma(k, 4.5, (N,), t), st.gamma(4.5)),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize(("name", "draw", "law"), CONTINUOUS, ids=[c[0] for c in CONTINUOUS])
+def test_continuous(name: str, draw: Any, law: Any, dtype: Any) -> None:
+    x = np.asarray(kf.jit(lambda k: draw(k, dtype))(KEY))
+    assert x.dtype == dtype
+    assert np.isfinite(x).all()
+    assert st.kstest(x, law.cdf).pvalue > 1e-3
+    spread = law.std() / np.sqrt(N)
+    assert abs(x.mean(dtype=np.float64) - law.mean()) < 4 * spread
+    assert abs(x.var(dtype=np.float64) / law.var() - 1) < 0.1
+
+
+@pytest.mark.parametrize("device", OTHERS)
+def test_bits_are_the_same_on_every_device(device: str) -> None:
+    def draws(k: Any) -> Any:
+        # beside other work, which makes another kernel of it
+        return (
+            R.bits(k, (33,), np.uint64),
+            R.permutation(k, 50),
+            R.randint(k, (20,), -5, 17),
+            np.sqrt(R.uniform(k, (9,))),
+        )
+
+    ours = kf.jit(draws)(KEY)
+    with kf.default_device(device):
+        theirs = kf.jit(draws)(KEY)
+    for a, b in zip(ours[:3], theirs[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(ours[0], R.bits(KEY, (33,), np.uint64))
+
+
+def _even(counts: np.ndarray, expected: Any = None) -> bool:
+    return st.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_categorical() -> None:
+    p = np.array([0.1, 0.0, 0.6, 0.3])
+    with np.errstate(divide="ignore"):
+        logits = np.log(p).astype(np.float32) + 2
+    found = np.asarray(R.categorical(KEY, logits, shape=(N,)))
+    counts = np.bincount(found, minlength=4)
+    assert counts[1] == 0
+    assert _even(counts[p > 0], N * p[p > 0])
+    rows = R.categorical(KEY, np.zeros((3, 5), np.float32), axis=0, shape=(7, 5))
+    assert rows.shape == (7, 5)
+    assert int(np.asarray(rows).max()) <= 2
+    with pytest.raises(errors.InvalidParameter, match="one that ends with"):
+        R.categorical(KEY, np.zeros((3, 5), np.float32), shape=(7, 4))
+
+
+def test_permutations_are_as_likely() -> None:
+    draw = kf.jit(lambda k: R.permutation(k, 4))
+    counts: dict[tuple[int, ...], int] = {}
+    for k in np.asarray(R.split(KEY, 2400)):
+        found = tuple(np.asarray(draw(k)).tolist())
+        counts[found] = counts.get(found, 0) + 1
+    assert len(counts) == 24
+    assert _even(np.array(list(counts.values())))
+
+
+def test_permutation_of_an_array() -> None:
+    x = np.arange(12.0).reshape(3, 4)
+    order = np.asarray(R.permutation(KEY, 4))
+    np.testing.assert_array_equal(R.permutation(KEY, x, axis=1), x[:, order])
+    np.testing.assert_array_equal(np.sort(np.asarray(R.permutation(KEY, 1000))), np.arange(1000))
+    assert R.permutation(KEY, 0).shape == (0,)
+    with pytest.raises(errors.InvalidParameter, match="0 or more"):
+        R.permutation(KEY, -1)
+
+
+def test_integers_and_bits_are_even() -> None:
+    found = np.asarray(R.randint(KEY, (N,), -3, 8))
+    assert _even(np.bincount(found + 3, minlength=11))
+    words = np.asarray(R.bits(KEY, (N,), np.uint8))
+    assert _even(np.bincount(words, minlength=256))
+    both = np.asarray(R.bernoulli(KEY, 0.3, (N,)))
+    assert _even(np.array([(~both).sum(), both.sum()]), [0.7 * N, 0.3 * N])
+
+
+def test_keys_do_not_meet() -> None:
+    one, two = (np.asarray(R.normal(k, (N,))) for k in np.asarray(R.split(KEY)))
+    assert abs(np.corrcoef(one, two)[0, 1]) < 4 / np.sqrt(N)
+    folded = [np.asarray(R.fold_in(KEY, i)).tolist() for i in range(100)]
+    assert len({tuple(k) for k in folded}) == 100
+
+
+def test_quantile_of_the_normal_distribution() -> None:
+    p = np.concatenate([np.logspace(-300, -1, 400), np.linspace(0.01, 0.99, 99), 1 - np.logspace(-15, -1, 50)])
+    found = kf.jit(lambda p: result(_normal_quantile(to_sym(p))))(p)
+    np.testing.assert_allclose(found, st.norm.ppf(p), rtol=1e-13, atol=1e-15)
+
+
+def test_default_stream() -> None:
+    R.seed(7)
+    first = [R.next_key().tolist() for _ in range(3)]
+    R.seed(7)
+    assert [R.next_key().tolist() for _ in range(3)] == first
+    assert len({tuple(k) for k in first}) == 3
+    R.seed()
+    assert R.next_key().tolist() != first[0]
+    elsewhere: list[Any] = []
+    R.seed(7)
+    thread = threading.Thread(target=lambda: elsewhere.append(R.next_key().tolist()))
+    thread.start()
+    thread.join()
+    assert elsewhere[0] != first[0]  # a thread has a stream of its own
+    assert R.next_key().tolist() == first[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_starts_anew() -> None:
+    R.seed(7)
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, R.next_key().tobytes())
+        os._exit(0)
+    os.wait()
+    assert os.read(read, 8) != R.next_key().tobytes()
+
+
+def test_the_default_stream_is_not_for_compiled_functions() -> None:
+    with pytest.raises(errors.TracedStream, match=r"one key would serve all calls of it; make the key an argument"):
+        kf.jit(lambda x: x + R.uniform(R.next_key(), x.shape))(np.ones(3))
+    with pytest.raises(errors.TracedStream):
+        kf.jit(kf.nn.dropout)(np.ones(3))
+
+
+DROPOUTS = [kf.nn.dropout, kf.nn.feature_dropout, kf.nn.alpha_dropout]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("drop", DROPOUTS)
+@pytest.mark.parametrize("traced", [False, True])
+def test_dropout_at_the_ends(drop: Any, dtype: Any, traced: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 30)).astype(dtype)
+    x[0, 0] = np.inf
+
+    def both(x: Any, p: Any) -> Any:
+        return drop(x, p, key=KEY), kf.grad(lambda x: drop(x, p, key=KEY).sum())(x)
+
+    for p in (0.0, 1.0):
+        y, g = kf.jit(both)(x, p) if traced else kf.jit(lambda x, p=p: both(x, p))(x)
+        assert y.dtype == g.dtype == dtype
+        np.testing.assert_array_equal(y, x if p == 0 else 0)
+        np.testing.assert_array_equal(g, 1 - p)
+    assert drop(x, 0.7, training=False) is x
+
+
+def test_dropout_masks() -> None:
+    x = np.ones((400, 300), np.float32)
+    y, g = kf.jit(
+        lambda x: (kf.nn.dropout(x, 0.2, key=KEY), kf.grad(lambda x: kf.nn.dropout(x, 0.2, key=KEY).sum())(x))
+    )(x)
+    np.testing.assert_array_equal(y, g)
+    assert sorted({*np.asarray(y).flat}) == [0, np.float32(1.25)]
+    assert abs((np.asarray(y) == 0).mean() - 0.2) < 0.01
+    whole = np.asarray(kf.nn.feature_dropout(np.ones((50, 40, 5), np.float32), 0.5, key=KEY))
+    assert (whole == whole[:, :, :1]).all()
+    z = np.asarray(kf.nn.alpha_dropout(np.random.default_rng(0).normal(size=(300, 300)), 0.3, key=KEY))
+    assert abs(z.mean()) < 0.02
+    assert abs(z.var() - 1) < 0.05
+    with pytest.raises(errors.InvalidParameter, match="a probability"):
+        kf.nn.dropout(x, 1.5)
+
+
+def test_gumbel_softmax() -> None:
+    logits = np.log(np.array([[0.2, 0.5, 0.3]], np.float32)).repeat(N, axis=0)
+    hard = np.asarray(kf.nn.gumbel_softmax(logits, KEY, hard=True))
+    assert _even(hard.sum(0), N * np.array([0.2, 0.5, 0.3]))
+    soft = kf.grad(lambda x: (kf.nn.gumbel_softmax(x, KEY, 0.5) ** 2).sum())(logits[:5])
+    assert np.isfinite(np.asarray(soft)).all()
+    straight = kf.grad(lambda x: (kf.nn.gumbel_softmax(x, KEY, hard=True)[:, 0]).sum())(logits[:5])
+    np.testing.assert_allclose(
+        straight, kf.grad(lambda x: kf.nn.gumbel_softmax(x, KEY)[:, 0].sum())(logits[:5]), rtol=1e-5, atol=1e-7
+    )
