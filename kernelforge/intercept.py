@@ -5,6 +5,9 @@ could not take traced elements. Nor does NumPy look into lists for traced arrays
 functions in ``FUNCTIONS`` are replaced in the ``numpy`` module by functions that ask whether *this* thread traces: if
 not, or if the caller is this package, NumPy itself or a module that is being imported, they call NumPy's own. The same
 way ``numpy.random`` is refused, whose numbers would be the same at each call.
+
+Compiled modules, such as those of ``numpy.random``, have no frames to tell them by, and take it for granted that
+``np.empty`` gives an array. While any thread traces, these have NumPy as it was under their names for it.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib.machinery
 import os
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
@@ -47,6 +52,7 @@ _NUMPY = os.path.join(os.path.dirname(np.__file__), "")
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("kernelforge_intercepting", default=False)
 _lock = threading.Lock()
 _traces = 0
+_changed: list[tuple[Any, str, Any, Any]] = []
 
 
 def _ours(name: str, args: Iterable[Any]) -> bool:
@@ -108,13 +114,25 @@ def _replaced() -> list[tuple[Any, str, Any, Any]]:
     return found
 
 
+@functools.cache
+def _compiled(count: int) -> list[tuple[Any, str, Any, Any]]:
+    """Return the names that compiled modules have for NumPy; anew when the number of modules is another one."""
+    plain = types.ModuleType(np.__name__)
+    vars(plain).update(vars(np))
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    modules = list(sys.modules.values())
+    held = [(m, name) for m in modules for name in ("np", "numpy") if getattr(m, "__dict__", {}).get(name) is np]
+    return [(m, name, np, plain) for m, name in held if str(getattr(m, "__file__", "")).endswith(suffixes)]
+
+
 @contextlib.contextmanager
 def intercepted() -> Iterator[None]:
     """Give this thread traced arrays from NumPy's functions in the body."""
-    global _traces  # noqa: PLW0603 - counts the traces of all threads
+    global _traces, _changed  # noqa: PLW0603 - counts the traces of all threads
     with _lock:
         if not _traces:
-            for module, name, _, ours in _replaced():
+            _changed = [*_compiled(len(sys.modules)), *_replaced()]
+            for module, name, _, ours in _changed:
                 setattr(module, name, ours)
         _traces += 1
     token = _inside.set(True)
@@ -125,5 +143,5 @@ def intercepted() -> Iterator[None]:
         with _lock:
             _traces -= 1
             if not _traces:
-                for module, name, original, _ in _replaced():
+                for module, name, original, _ in _changed:
                     setattr(module, name, original)

@@ -32,6 +32,7 @@ from kernelforge.errors import (
     UnsupportedFunction,
     WriteThroughView,
 )
+from kernelforge.generators import untouched
 from kernelforge.intercept import intercepted
 from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_open, tracing, user_line
 from kernelforge.ir.graph import Graph, Loc
@@ -421,7 +422,7 @@ def trace(fn: Callable[[list[Tracer]], Any], types: Sequence[Type], name: str) -
     written: list[Tracer] = []
     token = _pending.set(written)
     try:
-        with b.active(), intercepted():
+        with b.active(), intercepted(), untouched(fn):
             out = fn([Tracer(b.input(t)) for t in types])
             leaves, tree = optree.tree_flatten(out)
             for leaf, accessor in zip(leaves, tree.accessors(), strict=True):

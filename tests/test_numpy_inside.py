@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import textwrap
 from collections.abc import Callable
@@ -171,3 +172,36 @@ def test_sinc_near_zero() -> None:
     second = kf.grad(lambda x: first(x).sum())
     np.testing.assert_allclose(first(x), sinc_series(x, 1), rtol=1e-14)
     np.testing.assert_allclose(second(x), sinc_series(x, 2), rtol=1e-13)
+
+
+RNG = np.random.default_rng(0)
+
+
+class Noise:
+    def __init__(self) -> None:
+        self.rng = np.random.RandomState(0)
+
+    def add(self, x: Any) -> Any:
+        return x + self.rng.normal(size=x.shape)
+
+
+def noisy(x: Any) -> Any:
+    return x + RNG.normal(size=x.shape)
+
+
+def test_a_generator_from_outside_is_refused() -> None:
+    """Its draw would be part of what is compiled: the same noise at each call, where NumPy's changes."""
+    own, x = np.random.default_rng(1), np.zeros(3)
+
+    def inner(x: Any, scale: float = 2.0) -> Any:
+        return x * own.uniform() * scale
+
+    calls: list[Any] = [noisy, kf.jit(noisy), lambda x: noisy(x) + 1, inner, functools.partial(inner, scale=3.0)]
+    calls += [Noise().add, kf.grad(lambda x: kf.jit(noisy)(x).sum())]
+    for fn in calls:
+        with pytest.raises(kf.errors.UnsupportedFunction, match=r"the same at each call; use kf\.random") as info:
+            kf.jit(fn)(x)
+        assert "np.random." in str(info.value)
+        assert "test_numpy_inside.py" in str(info.value)
+    drawn = RNG.normal(size=3)
+    np.testing.assert_array_equal(kf.jit(lambda x: x + drawn if RNG else x)(x), drawn)

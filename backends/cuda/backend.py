@@ -30,7 +30,7 @@ from kernelforge.backends.cuda.launch import Launches
 from kernelforge.backends.cuda.offline import ASYNCHRONOUS, assemble, native, phase_ptx
 from kernelforge.backends.cuda.printer import Phase
 from kernelforge.dtypes import DTYPES
-from kernelforge.errors import DamagedBinary, DeviceOutOfMemory, DeviceUnavailable
+from kernelforge.errors import DamagedBinary, DeviceForked, DeviceOutOfMemory
 from kernelforge.ir.kernel import Kernel
 
 Array = np.ndarray[Any, Any]
@@ -174,11 +174,10 @@ class Cuda:
         """Make the device's context the calling thread's.
 
         Raises:
-            DeviceUnavailable: in a process forked from the one that opened the device.
+            DeviceForked: in a process forked from the one that opened the device.
         """
         if os.getpid() != self._process:
-            reason = f"{self.name} was opened before this process was forked; start processes by 'spawn'"
-            raise DeviceUnavailable(reason=reason)
+            raise DeviceForked(device=self.name)
         self._device.set_current()
 
     def allocate(self, nbytes: int) -> Memory:

@@ -18,6 +18,8 @@ TURN_S = 0.02
 MOST_CALLS = 10
 SHORT_S = 5e-3
 """Calls shorter than this are made twice, untimed, before a turn's first timed one; longer ones once."""
+LONG_S = 0.1
+"""Calls longer than this are not made untimed: what the turn before left behind does not show in them."""
 PAUSE_S = 0.03
 """Between turns; OpenBLAS's idle threads spin for 26 ms and would slow the next candidate."""
 FEWEST = 3
@@ -66,7 +68,9 @@ class Turn:
         count = max(1, min(MOST_CALLS, int(TURN_S / (self.call * self.batch))))
         begun = time.perf_counter()
         try:
-            answer = self.worker.ask("run", warm=2 if self.call < SHORT_S else 1, count=count, batch=self.batch)
+            answer = self.worker.ask(
+                "run", warm=(self.call < SHORT_S) + (self.call < LONG_S), count=count, batch=self.batch
+            )
             self.seconds += answer["seconds"]
         except WorkerFailed as error:
             self.failed = str(error)

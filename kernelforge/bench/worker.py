@@ -22,6 +22,8 @@ import time
 import types
 from typing import IO, Any
 
+LONG_S = 0.1
+"""A call that takes longer is tried once to learn its pace."""
 BATCH_S = 50e-6
 """Calls that are quicker than this are timed several at once, for the clock's own cost not to show."""
 
@@ -101,7 +103,10 @@ class _Served:
 
     def pace(self) -> tuple[dict[str, Any], list[Any]]:
         """Return about how many seconds a call takes, and how many calls to time at once."""
-        call = min(self.run(1, 2, 1)[0]["seconds"]) * self._peer.share
+        (first,) = self.run(0, 1, 1)[0]["seconds"]
+        if first * self._peer.share > LONG_S:
+            return {"call": first * self._peer.share, "batch": 1}, []
+        call = min(self.run(0, 2, 1)[0]["seconds"]) * self._peer.share
         if call > BATCH_S and not self._peer.queues:
             return {"call": call, "batch": 1}, []
         call = min(self.run(0, 2, 16)[0]["seconds"]) * self._peer.share
