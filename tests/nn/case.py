@@ -62,7 +62,9 @@ class Case:
         return args
 
     def cast(self, dtype: Any) -> list[Any]:
-        return [a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in self.args]
+        wide = [isinstance(a, np.ndarray) and a.dtype == np.float64 for a in optree.tree_leaves(list(self.args))]
+        leaves, tree = optree.tree_flatten(list(self.args), none_is_leaf=False)
+        return tree.unflatten([a.astype(dtype) if w else a for a, w in zip(leaves, wide, strict=True)])
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -160,7 +162,7 @@ def by_torch(case: Case, cts: list[np.ndarray], moves: list[np.ndarray]) -> tupl
 def _by_torch(torch: Any, case: Case, cts: list[np.ndarray], moves: list[np.ndarray]) -> tuple[Any, Any, Any]:
     functional = torch.nn.functional
     fn = case.torch if callable(case.torch) else getattr(functional, case.name)
-    given = [torch.tensor(a) if isinstance(a, np.ndarray) else a for a in case.args]
+    given = [optree.tree_map(lambda x: torch.tensor(x) if isinstance(x, np.ndarray) else x, a) for a in case.args]
     for i in case.wrt:
         given[i].requires_grad_()
     options = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in case.options.items()}

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
-from tests.nn import elementwise, images, learning
+from tests.nn import elementwise, images, learning, resizing, sequences
 from tests.nn.case import Case, check_derivatives, check_value
 
 GROUPS = (
     elementwise.ACTIVATIONS, elementwise.ROWS, learning.DENSE, learning.LOSSES, images.CONVOLUTIONS, images.POOLING,
-    images.PADDING,
+    images.PADDING, sequences.ATTENTION, sequences.RECURRENT, resizing.RESIZING,
 )  # fmt: skip
 CASES = [case for group in GROUPS for case in group]
 OPENCL = [d for d in kf.devices() if d.startswith("opencl")]

@@ -1,0 +1,227 @@
+"""Changing the size of images: interpolation, rearranged channels, samples at given places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import kernelforge.numpy as knp
+from kernelforge.jit import jit
+from kernelforge.nn.calls import each, narrow, require, valid, wide
+from kernelforge.nn.pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
+
+MODES = {"nearest": 0, "nearest-exact": 0, "linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2, "area": 0}
+"""How many axes each mode is for; 0 for one to three."""
+
+CUBIC = -0.75
+"""Keys 1981, the parameter a of the convolution kernel, as PyTorch has it."""
+
+Taps = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]]
+
+
+def _cubic_weights(t: Any) -> list[Any]:
+    """The weights of the elements at -1, 0, 1 and 2 for a place ``t`` in [0, 1); Keys 1981, equation 15."""
+
+    def near(x: Any) -> Any:
+        return ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
+
+    def far(x: Any) -> Any:
+        return ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
+
+    return [far(t + 1), near(t), near(1 - t), far(2 - t)]
+
+
+def _taps(n: int, places: int, scale: float, mode: str, align_corners: bool) -> Taps:
+    """Return which elements each place of an axis is made of, and their weights; None for 1."""
+    at = np.arange(places)
+    if mode in ("nearest", "nearest-exact"):
+        # PyTorch computes these places in f32, and an element more or less depends on it
+        near = np.floor((at + (0.5 if mode == "nearest-exact" else 0)).astype(np.float32) * np.float32(scale))
+        return [(np.minimum(near.astype(np.int64), n - 1), None)]
+    if align_corners:
+        source = at * ((n - 1) / (places - 1) if places > 1 else 0.0)
+    else:
+        source = (at + 0.5) * scale - 0.5
+        source = source if mode == "bicubic" else np.maximum(source, 0)
+    first = np.floor(source).astype(np.int64)
+    t = source - first
+    weights = _cubic_weights(t) if mode == "bicubic" else [1 - t, t]
+    low = -1 if mode == "bicubic" else 0
+    return [(np.clip(first + low + i, 0, n - 1), w) for i, w in enumerate(weights)]
+
+
+def _resized(x: Any, axis: int, taps: Taps) -> Any:
+    made = None
+    for index, weight in taps:
+        part = knp.take(x, index, axis=axis)
+        if weight is not None:
+            part = part * weight.astype(x.dtype).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+        made = part if made is None else made + part
+    return made
+
+
+@jit(static_argnames=("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"))
+def interpolate(
+    input: Any,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+) -> Any:
+    """Resize the axes after those of the batch and of channels.
+
+    Args:
+        size: of the result; or give ``scale_factor``, how many times larger it is, rounded down.
+        mode: ``nearest``, ``nearest-exact``, ``area`` for one to three axes; ``linear`` for one, ``bilinear`` and
+            ``bicubic`` for two, ``trilinear`` for three. There is no antialiasing.
+        align_corners: whether the centres of the elements at the corners stay where they are, and not their corners.
+        recompute_scale_factor: take the ratio of the extents where elements lie, not ``scale_factor`` itself.
+    """
+    op = "interpolate"
+    like = knp.asarray(input)
+    x = wide(like)
+    count = x.ndim - 2
+    require(1 <= count <= 3, op, x.shape, "axes for batch, channels and one to three more")
+    valid(mode in MODES and MODES[mode] in (0, count), op, "mode", mode, f"one for {count} axes")
+    valid(align_corners is None or MODES[mode] > 0, op, "align_corners", align_corners, f"None for mode={mode!r}")
+    valid((size is None) != (scale_factor is None), op, "size", size, "it or scale_factor, and not both")
+    extents = x.shape[2:]
+    factors: tuple[float, ...] | None = None
+    if scale_factor is None:
+        sizes = each(size if size is not None else 1, count, op, "size")
+    else:
+        factors = (scale_factor,) * count if isinstance(scale_factor, int | float) else tuple(scale_factor)
+        valid(len(factors) == count, op, "scale_factor", scale_factor, f"a number, or {count} of them")
+        sizes = tuple(math.floor(n * f) for n, f in zip(extents, factors, strict=True))
+    valid(min(sizes) > 0, op, "size", sizes, "1 or more")
+    if mode == "area":
+        return (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[count - 1](like, sizes)
+    for a, (n, places) in enumerate(zip(extents, sizes, strict=True)):
+        scale = n / places if factors is None or recompute_scale_factor else 1 / factors[a]
+        x = _resized(x, a + 2, _taps(n, places, scale, mode, bool(align_corners)))
+    return narrow(x, like)
+
+
+@jit(static_argnames="upscale_factor")
+def pixel_shuffle(input: Any, upscale_factor: int) -> Any:
+    """Make (..., c, h * r, w * r) of (..., c * r * r, h, w); Shi et al. 2016, equation 4."""
+    x, r = knp.asarray(input), upscale_factor
+    fits = x.ndim >= 3 and r > 0 and x.shape[-3] % (r * r) == 0
+    require(fits, "pixel_shuffle", x.shape, f"a number of channels, axis -3, that {r * r} divides")
+    *lead, c, h, w = x.shape
+    apart = x.reshape((*lead, c // (r * r), r, r, h, w))
+    moved = knp.moveaxis(apart, (-4, -3), (-3, -1))
+    return moved.reshape((*lead, c // (r * r), h * r, w * r))
+
+
+@jit(static_argnames="downscale_factor")
+def pixel_unshuffle(input: Any, downscale_factor: int) -> Any:
+    """Undo ``pixel_shuffle``."""
+    x, r = knp.asarray(input), downscale_factor
+    fits = x.ndim >= 3 and r > 0 and x.shape[-1] % r == x.shape[-2] % r == 0
+    require(fits, "pixel_unshuffle", x.shape, f"a height and a width that {r} divides")
+    *lead, c, h, w = x.shape
+    apart = x.reshape((*lead, c, h // r, r, w // r, r))
+    return knp.moveaxis(apart, (-3, -1), (-4, -3)).reshape((*lead, c * r * r, h // r, w // r))
+
+
+@jit(static_argnames="groups")
+def channel_shuffle(input: Any, groups: int) -> Any:
+    """Take channels (axis 1) from each of ``groups`` groups in turn; Zhang et al. 2018."""
+    x = knp.asarray(input)
+    fits = x.ndim >= 3 and groups > 0 and x.shape[1] % groups == 0
+    require(fits, "channel_shuffle", x.shape, f"a number of channels, axis 1, that {groups} divides")
+    apart = x.reshape((x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
+    return knp.swapaxes(apart, 1, 2).reshape(x.shape)
+
+
+def _reflected(x: Any, low: float, high: float) -> Any:
+    """Mirror places until they are in [low, high]."""
+    span = high - low
+    if span <= 0:
+        return knp.zeros_like(x)
+    away = knp.abs(x - low)
+    turns = knp.floor(away / span)
+    rest = away - turns * span
+    return knp.where(turns % 2 == 0, rest + low, high - rest)
+
+
+def _bounded(x: Any, n: int, padding_mode: str, align_corners: bool) -> Any:
+    """Bring places along an axis of ``n`` elements into it, as the mode says."""
+    if padding_mode == "zeros":
+        return x
+    if padding_mode == "reflection":
+        x = _reflected(x, 0, n - 1) if align_corners else _reflected(x, -0.5, n - 0.5)
+    # beyond the ends the derivative is 0, at them too
+    return knp.where(x <= 0, 0, knp.where(x >= n - 1, n - 1, x))
+
+
+@jit(static_argnames=("mode", "padding_mode", "align_corners"))
+def grid_sample(
+    input: Any, grid: Any, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False
+) -> Any:
+    """Read images (batch, channels, ...) at the places that ``grid`` names; Jaderberg et al. 2015.
+
+    Args:
+        grid: of shape (batch, ..., 2) for images, (batch, ..., 3) for volumes: x, y (and z), each from -1 to 1.
+        mode: ``bilinear``, also for volumes, ``nearest`` or ``bicubic``, the last for images only.
+        padding_mode: what lies outside: ``zeros``, the ``border``, or its ``reflection``.
+        align_corners: whether -1 and 1 are the centres of the outermost elements, and not their outer edges.
+    """
+    op = "grid_sample"
+    like, places = knp.asarray(input), knp.asarray(grid)
+    x = wide(like)
+    count = x.ndim - 2
+    shaped = count in (2, 3) and places.ndim == x.ndim and places.shape[-1] == count and places.shape[0] == x.shape[0]
+    require(shaped, op, f"{x.shape} and {places.shape}", "(batch, channels, ...) and (batch, ..., 2 or 3)")
+    modes = ("bilinear", "nearest", "bicubic") if count == 2 else ("bilinear", "nearest")
+    valid(mode in modes, op, "mode", mode, " or ".join(modes))
+    known = ("zeros", "border", "reflection")
+    valid(padding_mode in known, op, "padding_mode", padding_mode, ", ".join(known))
+
+    def taps(place: Any, n: int) -> tuple[Any, Any]:
+        """Return the places along an axis that one place is made of, and their weights, along a new last axis."""
+        at = (place + 1) * ((n - 1) / 2) if align_corners else ((place + 1) * n - 1) / 2
+        if mode == "bicubic":
+            first = knp.floor(at)
+            ends = [_bounded(first + i, n, padding_mode, align_corners) for i in (-1, 0, 1, 2)]
+            return knp.stack(ends, axis=-1), knp.stack(_cubic_weights(at - first), axis=-1)
+        at = _bounded(at, n, padding_mode, align_corners)
+        if mode == "nearest":
+            return knp.rint(at)[..., None], knp.ones((1,), x.dtype)
+        first = knp.floor(at)
+        t = at - first
+        return knp.stack([first, first + 1], axis=-1), knp.stack([1 - t, t], axis=-1)
+
+    index: list[Any] = [knp.arange(x.shape[0]).reshape((-1, *(1,) * (places.ndim - 2 + count)))]
+    weight: Any = 1
+    for a, n in enumerate(x.shape[2:]):
+        at, w = taps(places[..., count - 1 - a].astype(x.dtype), n)
+        spread = (..., *(slice(None) if b == a else None for b in range(count)))
+        within = (at >= 0) & (at <= n - 1)
+        index.append(knp.where(within, at, 0).astype(np.int64)[spread])
+        weight = weight * knp.where(within, w, 0)[spread]
+    seen = knp.moveaxis(x, 1, -1)[tuple(index)]
+    made = (seen * weight[..., None]).sum(axis=tuple(range(-1 - count, -1)))
+    return narrow(knp.moveaxis(made, -1, 1), like)
+
+
+@jit(static_argnames=("size", "align_corners"))
+def affine_grid(theta: Any, size: Sequence[int], align_corners: bool = False) -> Any:
+    """The places for ``grid_sample`` that matrices (batch, 2, 3) or (batch, 3, 4) map those of ``size`` to."""
+    matrix = wide(theta)
+    extents = tuple(size[2:])
+    count = len(extents)
+    require(matrix.shape[1:] == (count, count + 1), "affine_grid", matrix.shape, f"(batch, {count}, {count + 1})")
+    columns = []
+    for a in reversed(range(count)):
+        n = extents[a]
+        line = np.linspace(-1, 1, n) if align_corners and n > 1 else (np.arange(n) * 2 + 1) / n - 1
+        columns.append(np.broadcast_to(line.reshape([-1 if b == a else 1 for b in range(count)]), extents))
+    base = np.stack([*columns, np.ones(extents)], axis=-1).astype(matrix.dtype)
+    made = base.reshape(-1, count + 1) @ knp.swapaxes(matrix, 1, 2)
+    return narrow(made.reshape((matrix.shape[0], *extents, count)), knp.asarray(theta))

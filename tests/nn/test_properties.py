@@ -1,0 +1,192 @@
+"""Values at kinks and infinities, dtypes, numbers of kernels, large means, what is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge import errors, nn
+from tests.nn.case import normal
+
+F32 = np.float32
+INF = np.inf
+ENDS = np.array([-INF, 0.0, INF])
+
+LIMITS = {
+    "relu": ((0, 0, INF), (0, 0, 1)),
+    "relu6": ((0, 0, 6), (0, 0, 0)),
+    "leaky_relu": ((-INF, 0, INF), (0.01, 0.01, 1)),
+    "elu": ((-1, 0, INF), (0, 1, 1)),
+    "celu": ((-1, 0, INF), (0, 1, 1)),
+    "gelu": ((0, 0, INF), (0, 0.5, 1)),
+    "quick_gelu": ((0, 0, INF), (0, 0.5, 1)),
+    "silu": ((0, 0, INF), (0, 0.5, 1)),
+    "mish": ((0, 0, INF), (0, 0.6, 1)),
+    "sigmoid": ((0, 0.5, 1), (0, 0.25, 0)),
+    "tanh": ((-1, 0, 1), (0, 1, 0)),
+    "softplus": ((0, np.log(2), INF), (0, 0.5, 1)),
+    "logsigmoid": ((-INF, -np.log(2), 0), (1, 0.5, 0)),
+    "softsign": ((-1, 0, 1), (0, 1, 0)),
+    "hardsigmoid": ((0, 0.5, 1), (0, 1 / 6, 0)),
+    "hardswish": ((0, 0, INF), (0, 0.5, 1)),
+    "hardtanh": ((-1, 0, 1), (0, 1, 0)),
+    "hardshrink": ((-INF, 0, INF), (1, 0, 1)),
+    "softshrink": ((-INF, 0, INF), (1, 0, 1)),
+}
+"""Values and derivatives at -inf, 0 and inf."""
+
+
+def _all(x: Any) -> Any:
+    fns = [getattr(nn, name) for name in LIMITS]
+    slopes = [kf.grad(lambda x, fn=fn: fn(x).sum()) for fn in fns]
+    bends = [kf.grad(lambda x, g=g: g(x).sum()) for g in slopes]
+    return [(fn(x), g(x), h(x)) for fn, g, h in zip(fns, slopes, bends, strict=True)]
+
+
+def test_kinks_and_infinities() -> None:
+    compiled = kf.jit(_all)
+    found, wrong = compiled(ENDS), compiled(np.full(3, np.nan))
+    for (name, (values, slopes)), made, nan in zip(LIMITS.items(), found, wrong, strict=True):
+        np.testing.assert_allclose(made[0], values, rtol=1e-12, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(made[1], slopes, rtol=1e-12, atol=1e-12, err_msg=name)
+        assert np.isfinite(np.asarray(made[2])).all(), name
+        assert np.isnan(np.asarray(nan[0])).all(), name
+
+
+def test_large_arguments_have_finite_second_derivatives() -> None:
+    x = np.array([-700, -90, -30, 30, 90, 700], F32)
+    for fn in (nn.softplus, nn.logsigmoid, nn.mish, nn.logcosh, lambda x: np.logaddexp(x, 1)):
+        bend = kf.grad(lambda x, fn=fn: kf.grad(lambda x: fn(x).sum())(x).sum())(x)
+        np.testing.assert_allclose(bend, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["f16", "bf16"])
+def test_narrow_floats_are_rounded_once(dtype: Any) -> None:
+    x = (3 * normal(5, 8)).astype(dtype)
+    wide = x.astype(np.float64)
+    calls = [
+        nn.gelu,
+        nn.mish,
+        nn.softmax,
+        lambda x: nn.log_softmax(x, 0),
+        lambda x: nn.layer_norm(x, 8),
+        lambda x: nn.rms_norm(x, (8,), eps=1e-5),
+        lambda x: nn.avg_pool1d(x, 3),
+        lambda x: nn.scaled_dot_product_attention(x, x, x),
+    ]
+    for call, mine, other in zip(calls, *(kf.jit(lambda x: [c(x) for c in calls])(v) for v in (x, wide)), strict=True):
+        assert mine.dtype == dtype, call
+        eps = float(ml_dtypes.finfo(dtype).eps)
+        np.testing.assert_allclose(np.asarray(mine).astype(float), other, rtol=0.51 * eps, atol=eps * 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norms_far_from_zero(dtype: Any) -> None:
+    x = (normal(4, 6, 50) + 1e4).astype(dtype)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    bound = 1e-3 if dtype == np.float32 else 1e-9
+    np.testing.assert_allclose(nn.layer_norm(x, 50), expected, atol=bound)
+    made, _, var = nn.batch_norm(x, np.zeros(6, dtype), np.ones(6, dtype), training=True, momentum=1.0)
+    np.testing.assert_allclose(var, wide.var((0, 2), ddof=1), rtol=bound)
+    assert made.dtype == dtype
+
+
+X, G, B = (normal(*s).astype(F32) for s in ((12, 20), (20,), (20,)))
+ROWS, GAIN, SHIFT = (normal(*s).astype(F32) for s in ((70, 130), (130,), (130,)))
+IMAGE, KERNEL = normal(2, 3, 8, 8).astype(F32), normal(4, 3, 3, 3).astype(F32)
+
+
+def _block(x: Any, r: Any, g: Any, b: Any) -> Any:
+    return nn.layer_norm(nn.dropout(x, 0.1, key=kf.random.key(1)) + r, 130, g, b)
+
+
+COUNTS = [
+    ("softmax", lambda x: nn.softmax(nn.gelu(x)), (X,), 1, 1),
+    ("log_softmax", nn.log_softmax, (X,), 1, 1),
+    ("cross_entropy", lambda x: nn.cross_entropy(x, np.arange(12) % 5, reduction="none"), (X,), 1, 1),
+    ("layer_norm", lambda x, g, b: nn.silu(nn.layer_norm(x, 130, g, b)), (ROWS, GAIN, SHIFT), 1, 2),
+    ("rms_norm", lambda x, g: nn.rms_norm(x, 130, g), (ROWS, GAIN), 1, 2),
+    ("dropout, residual, norm", _block, (ROWS, ROWS, GAIN, SHIFT), 1, 2),
+    ("linear", lambda x, w, b: nn.relu(nn.linear(x, w, b)), (X, normal(8, 20).astype(F32), B[:8]), 1, 4),
+    ("conv2d", lambda x, w, b: nn.relu(nn.conv2d(x, w, b, padding=1)), (IMAGE, KERNEL, B[:4]), 1, 5),
+    ("max_pool2d", lambda x: nn.max_pool2d(x, 2), (IMAGE,), 1, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "fn", "args", "forward", "backward"), COUNTS, ids=[c[0] for c in COUNTS])
+def test_kernels(name: str, fn: Any, args: Any, forward: int, backward: int) -> None:
+    lowered = kf.jit(fn).lower(*args)
+    assert len(lowered.kernels) == forward
+    ct = normal(*lowered.graph.outputs[0].type.shape).astype(F32)
+
+    def pulled(ct: Any, *args: Any) -> Any:
+        return kf.vjp(fn, *args)[1](ct)
+
+    assert len(kf.jit(pulled).lower(ct, *args).kernels) <= backward
+
+
+def test_batch_norm_keeps_what_it_is_given() -> None:
+    mean, var = np.zeros(3, F32), np.ones(3, F32)
+    _, new_mean, new_var = nn.batch_norm(IMAGE, mean, var, training=True)
+    assert not mean.any()
+    assert np.asarray(new_mean).any()
+    same = nn.batch_norm(IMAGE, new_mean, new_var)
+    np.testing.assert_array_equal(same[1], new_mean)
+    assert nn.batch_norm(IMAGE, None, None, training=True)[1:] == (None, None)
+
+
+def test_padding_rows_of_an_embedding_get_no_gradient() -> None:
+    table, ids = normal(5, 3), np.array([1, 2, 2, 4])
+    found = np.asarray(kf.grad(lambda t: nn.embedding(ids, t, padding_idx=-1).sum())(table))
+    np.testing.assert_array_equal(found, np.array([0, 1, 2, 0, 0])[:, None] * np.ones(3))
+
+
+def test_maxima_that_tie_share_the_gradient() -> None:
+    found = kf.grad(lambda x: nn.max_pool1d(x, 2).sum())(np.ones((1, 1, 4)))
+    np.testing.assert_array_equal(found, np.full((1, 1, 4), 0.5))
+
+
+def test_empty_batches() -> None:
+    none = np.zeros((0, 3, 8, 8), F32)
+    assert nn.conv2d(none, KERNEL).shape == (0, 4, 6, 6)
+    assert nn.max_pool2d(none, 2).shape == (0, 3, 4, 4)
+    assert nn.layer_norm(none, 8).shape == none.shape
+    assert nn.softmax(none).shape == none.shape
+
+
+REFUSED = [
+    (lambda: nn.conv2d(IMAGE, KERNEL[:, :2]), "conv2d: shapes (2, 3, 8, 8) and (4, 2, 3, 3) do not fit"),
+    (lambda: nn.conv2d(IMAGE, KERNEL, stride=2, padding="same"), "conv2d: padding='same' is not valid"),
+    (lambda: nn.conv2d(IMAGE[:, :, :2], KERNEL), "an input, padded, that the kernel fits in"),
+    (lambda: nn.conv2d(IMAGE, KERNEL, groups=3), "conv2d: groups=3 is not valid; expected a divisor of the 4 outputs"),
+    (lambda: nn.conv2d(IMAGE, KERNEL, stride=(1, 2, 3)), "conv2d: stride=(1, 2, 3) is not valid"),
+    (lambda: nn.conv_transpose2d(IMAGE, KERNEL), "as many channels in both, axes 1 and 0"),
+    (lambda: nn.max_pool2d(IMAGE, 2, padding=2), "max_pool2d: padding=2"),
+    (lambda: nn.pad(IMAGE, (1, 1), mode="mirror"), "pad: mode='mirror' is not valid"),
+    (lambda: nn.layer_norm(X, 7), "layer_norm: shapes (12, 20) do not fit"),
+    (lambda: nn.group_norm(IMAGE, 2), "a number of channels, axis 1, that 2 divides"),
+    (lambda: nn.mse_loss(X, G), "mse_loss: shapes (12, 20) and (20,) do not fit"),
+    (lambda: nn.mse_loss(X, X, reduction="max"), "mse_loss: reduction='max' is not valid; expected mean, sum or none"),
+    (lambda: nn.cross_entropy(X, np.zeros(5, int)), "cross_entropy: shapes (12, 20) and (5,) do not fit"),
+    (lambda: nn.linear(X, KERNEL[0, 0]), "a weight of shape (outputs, inputs), as the last axis has"),
+    (lambda: nn.gelu(X, approximate="sigmoid"), "gelu: approximate='sigmoid' is not valid; expected none or tanh"),
+    (lambda: nn.glu(X[:, :3]), "glu: shapes (12, 3) do not fit; expected an even extent of axis -1"),
+    (lambda: nn.interpolate(IMAGE, 3, mode="linear"), "interpolate: mode='linear' is not valid"),
+    (lambda: nn.interpolate(IMAGE), "interpolate: size=None is not valid; expected it or scale_factor, and not both"),
+    (lambda: nn.pixel_shuffle(IMAGE, 2), "pixel_shuffle: shapes (2, 3, 8, 8) do not fit"),
+    (lambda: nn.scaled_dot_product_attention(X, X[:, :3], X), "scaled_dot_product_attention: shapes"),
+    (lambda: nn.rotary_embedding(X[:, :3]), "(..., length, width), the width even"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "text"), REFUSED, ids=[text[:30] for _, text in REFUSED])
+def test_refusals(call: Any, text: str) -> None:
+    with pytest.raises((errors.ShapeMismatch, errors.InvalidParameter), match=re.escape(text)) as found:
+        call()
+    assert "test_properties.py" in str(found.value)
