@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from kernelforge.backends.cuda.mma import NARROW
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars, normalize, poly
 from kernelforge.ir.kernel import (
@@ -124,10 +125,15 @@ def copied(stmt: Stmt) -> tuple[Load, Expr | None] | None:
     if not isinstance(stmt, Store) or stmt.op:
         return None
     value, conditions = stmt.value, list[Expr]()
-    while isinstance(value, Op) and value.op == "select" and value.args[2] == Const(0, value.dtype):
-        conditions.append(value.args[0])
-        value = value.args[1]
-    if not isinstance(value, Load):
+    while isinstance(value, Op):
+        if value.op == "select" and value.args[2] == Const(0, value.dtype):
+            conditions.append(value.args[0])
+            value = value.args[1]
+        elif value.op == "cast" and {value.dtype, value.args[0].dtype} in [{"f32", d} for d in NARROW]:
+            value = value.args[0]  # to f32 and back
+        else:
+            return None
+    if not isinstance(value, Load) or value.dtype != stmt.value.dtype:
         return None
     return value, functools.reduce(lambda a, b: op("and", a, b), conditions) if conditions else None
 

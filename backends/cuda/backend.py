@@ -27,7 +27,7 @@ from numba.cuda.cudadrv.nvvm import NVVM
 
 from kernelforge.backends.base import Argument, Limits
 from kernelforge.backends.cuda.launch import Launches
-from kernelforge.backends.cuda.offline import ASYNCHRONOUS, assemble, native, phase_ptx
+from kernelforge.backends.cuda.offline import AMPERE, assemble, native, phase_ptx
 from kernelforge.backends.cuda.printer import Phase
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DamagedBinary, DeviceForked, DeviceOutOfMemory
@@ -65,7 +65,7 @@ class CudaExecutable:
     """
 
     def __init__(self, kernel: Kernel, device: str, cc: tuple[int, int], binary: bytes | None) -> None:
-        self.launches = Launches(kernel, simulated=False, copies=cc >= ASYNCHRONOUS)
+        self.launches = Launches(kernel, simulated=False, ampere=cc >= AMPERE)
         self.source = self.launches.source
         self.configs: dict[tuple[int, int], LaunchConfig] = {}
         self._device, self._cc = device, cc

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from kernelforge.backends.cuda.lib import RESERVED
+from kernelforge.backends.cuda.mma import NARROW
 from kernelforge.dtypes import FLOATS, INTEGERS
 from kernelforge.errors import MalformedKernel
 from kernelforge.ir.index import bounds, normalize
@@ -23,6 +24,8 @@ CALLS = {"min": "minimum", "max": "maximum", "abs": "absolute"}
 SMALL = {"floordiv": "small_div", "mod": "small_mod"}
 LOGIC = {"min": "&", "max": "|", "mul": "&", "add": "|"}
 """What arithmetic on bool comes to."""
+MOVES = ("cast", "bitcast", "select")
+"""The operations that give narrow floats, which are held as bits."""
 CHEAP = 24
 """Operations in the arms of a select that are evaluated whatever it chooses: two branches cost a GPU as much."""
 DEEPEST = 40
@@ -150,6 +153,8 @@ class Expressions:
     def const(self, e: Const) -> str:
         if e.dtype == "bool":
             return str(bool(e.value))
+        if e.dtype in NARROW and not e.value:
+            return "u16(0)"
         if e.dtype == "i64":
             return str(e.value) if e.value >= 0 else f"({e.value})"
         if e.dtype in FLOATS and not math.isfinite(e.value):
@@ -159,8 +164,8 @@ class Expressions:
 
     def text(self, e: Expr) -> tuple[str, int]:
         """The Python expression, and how deep its parentheses go; temporaries cut what Python cannot nest."""
-        if e.dtype in ("f16", "bf16"):
-            raise self.refuse(f"{e.dtype} is not lowered to bits; run kernelforge.ir.passes.widen first")
+        if e.dtype in NARROW and not (isinstance(e, Load | Const) or (isinstance(e, Op) and e.op in MOVES)):
+            raise self.refuse(f"{e.dtype} is not lowered to f32; run kernelforge.ir.passes.widen first")
         if isinstance(e, Const):
             return self.const(e), 1
         if isinstance(e, Var):
@@ -222,6 +227,13 @@ class Expressions:
         source = e.args[0].dtype
         if e.op == "select":
             return f"choose({', '.join(args)})"
+        if source in NARROW and e.op == "bitcast":
+            return args[0]  # its bits are what is held
+        if source in NARROW:
+            return self.operation(Op("cast", (Var("wide", "f32"),), e.dtype), [f"from_{source}({args[0]})"])
+        if e.dtype in NARROW:
+            wide = args[0] if source == "f32" else f"f32({args[0]})"
+            return args[0] if e.op == "bitcast" else f"to_{e.dtype}({wide})"
         if e.op == "cast":
             if e.dtype == "bool":
                 return f"({args[0]} != 0)"

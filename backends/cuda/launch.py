@@ -33,12 +33,12 @@ def product(extents: Sequence[Expr], names: Sequence[str]) -> Callable[[Sequence
 class Launches:
     """A kernel's phases in both variants, and the sizes that its params decide."""
 
-    def __init__(self, kernel: Kernel, simulated: bool, copies: bool) -> None:
+    def __init__(self, kernel: Kernel, simulated: bool, ampere: bool) -> None:
         self.kernel = kernel
-        self.wide = print_kernel(kernel, True, simulated, copies)
+        self.wide = print_kernel(kernel, True, simulated, ampere)
         self.aligned = frozenset().union(*(p.aligned for p in self.wide))
         self.source = "\n".join(p.source for p in self.wide)
-        self._simulated, self._copies = simulated, copies
+        self._simulated, self._ampere = simulated, ampere
         self._grids = [product(p.grid, kernel.params) for p in self.wide]
         self.scratch_dtypes = [DTYPES[a.dtype] for a in scratch(kernel)]
         self._counts = [product(a.shape, kernel.params) for a in scratch(kernel)]
@@ -46,7 +46,7 @@ class Launches:
     @functools.cached_property
     def narrow(self) -> tuple[Phase, ...]:
         """The phases without wide loads and stores."""
-        return print_kernel(self.kernel, False, self._simulated, self._copies)
+        return print_kernel(self.kernel, False, self._simulated, self._ampere)
 
     def fits(self, addresses: Mapping[str, int]) -> bool:
         """Whether the arguments lie where the wide variant needs them."""

@@ -23,6 +23,7 @@ from numba.cuda import cgutils, types
 from numba.cuda.core import config
 from numba.cuda.extending import intrinsic
 
+from kernelforge.backends.cuda.mma import NARROW
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY
 
@@ -30,8 +31,9 @@ SIMULATED: bool = bool(config.ENABLE_CUDASIM)
 """Whether numba was imported with ``NUMBA_ENABLE_CUDASIM=1``."""
 
 SCALARS = tuple(name for name in DTYPES if name not in ("bool", "f16", "bf16"))
-STORED = {name: getattr(types, DTYPES[name].name) for name in SCALARS} | {"bool": types.uint8}
-"""The numba type of an element in memory: a bool is one byte."""
+STORED = {name: getattr(types, DTYPES[name].name) for name in SCALARS}
+STORED |= {"bool": types.uint8, "f16": types.uint16, "bf16": types.uint16}
+"""The numba type of an element in memory: a bool is one byte, and a narrow float the bits of it."""
 
 LANES = (2, 4, 8, 16)
 WIDEST = 16
@@ -96,6 +98,66 @@ def _emit_copies_done(context: Any, builder: Any, typed: Any, values: Any) -> An
     kind = ir.FunctionType(ir.VoidType(), [])
     builder.call(ir.InlineAsm(kind, "cp.async.wait_all;", "~{memory}", side_effect=True), [])
     return context.get_dummy_value()
+
+
+def _emit_from_narrow(dtype: str) -> Callable[[Any, Any, Any, Any], Any]:
+    """Widen the bits of a narrow float to f32."""
+
+    def emit(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+        if dtype == "f16":
+            return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())
+        word = ir.IntType(32)
+        return builder.bitcast(builder.shl(builder.zext(values[0], word), word(16)), ir.FloatType())
+
+    return emit
+
+
+def _emit_to_narrow(dtype: str) -> Callable[[Any, Any, Any, Any], Any]:
+    """Round an f32 to the bits of a narrow float, to nearest even (PTX ISA, ``cvt``)."""
+
+    def emit(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(16), [ir.FloatType()])
+        return builder.call(ir.InlineAsm(kind, f"cvt.rn.{dtype}.f32 $0, $1;", "=h,f"), values)
+
+    return emit
+
+
+def _emit_pair(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+    """Load two neighbours of 16 bits, the first of which has an even index, as one word."""
+    memory, index = values
+    return builder.load(builder.bitcast(builder.gep(memory, [index]), ir.IntType(32).as_pointer()), align=4)
+
+
+def _emit_packed(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+    """Put two numbers of 16 bits into one word, the first one in its lower half."""
+    word = ir.IntType(32)
+    low, high = (builder.zext(v, word) for v in values)
+    return builder.or_(low, builder.shl(high, word(16)))
+
+
+def _emit_mma(dtype: str) -> Callable[[Any, Any, Any, Any], Any]:
+    """Add a product of a warp, 16 x 16 by 16 x 8, to four accumulators of each lane (PTX ISA, ``mma.sync``)."""
+
+    def emit(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+        registers, at, *operands = values
+        word, number = ir.IntType(64), ir.FloatType()
+        places = [builder.gep(registers, [builder.add(at, word(k))]) for k in range(4)]
+        kind = ir.FunctionType(ir.LiteralStructType([number] * 4), [ir.IntType(32)] * 6 + [number] * 4)
+        text = (
+            f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32 "
+            "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+        )
+        assembly = ir.InlineAsm(kind, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=False)
+        made = builder.call(assembly, [*operands, *(builder.load(p) for p in places)])
+        for k, place in enumerate(places):
+            builder.store(builder.extract_value(made, k), place)
+        return context.get_dummy_value()
+
+    return emit
+
+
+def _no_warp(*operands: Any) -> None:
+    raise NotImplementedError("the simulator has no warps")
 
 
 class Entry(NamedTuple):
@@ -278,6 +340,14 @@ def _exact_fma(a: Any, b: Any, c: Any) -> Any:
     return type(a)(near)
 
 
+def _from_bits(dtype: str) -> Callable[[Any], Any]:
+    return lambda bits: bits.view(DTYPES[dtype]).astype(np.float32)
+
+
+def _to_bits(dtype: str) -> Callable[[Any], Any]:
+    return lambda x: x.astype(DTYPES[dtype]).view(np.uint16)
+
+
 _STAND_INS: dict[str, Callable[..., Any]] = {
     **{name: getattr(np, name) for name in MATH_UNARY if hasattr(np, name) and name not in ("erf", "erfc")},
     **{f"a{name}": getattr(np, f"arc{name}") for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
@@ -293,6 +363,11 @@ COPIES = (4, 8, 16)
 
 TABLE: dict[str, Entry] = {
     **{f"copy{n}": Entry(5, _void, _emit_copy(n), _copy_lanes(n)) for n in COPIES},
+    **{f"from_{name}": Entry(1, _always(types.float32), _emit_from_narrow(name), _from_bits(name)) for name in NARROW},
+    **{f"to_{name}": Entry(1, _always(types.uint16), _emit_to_narrow(name), _to_bits(name)) for name in NARROW},
+    "pair": Entry(2, _always(types.uint32), _emit_pair, _no_warp),
+    "packed": Entry(2, _always(types.uint32), _emit_packed, _no_warp),
+    **{f"mma_{name}": Entry(8, _void, _emit_mma(name), _no_warp) for name in NARROW},
     "copies_done": Entry(0, _void, _emit_copies_done, lambda: None),
     **{f"ld{n}": Entry(3, _void, _move(n, into=True), _load_lanes(n)) for n in LANES},
     **{f"st{n}": Entry(3, _void, _move(n, into=False), _store_lanes(n)) for n in LANES},
@@ -331,6 +406,7 @@ def _as_intrinsic(name: str, entry: Entry) -> Any:
         2: lambda context, a, b: typing(a, b),
         3: lambda context, a, b, c: typing(a, b, c),
         5: lambda context, a, b, c, d, e: typing(a, b, c, d, e),
+        8: lambda context, a, b, c, d, e, f, g, h: typing(a, b, c, d, e, f, g, h),
     }
     function = by_arity[entry.arity]
     function.__name__ = function.__qualname__ = name

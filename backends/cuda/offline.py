@@ -22,6 +22,7 @@ from numba.cuda.cudadrv import nvvm
 from numba.cuda.cudadrv.error import NvvmError
 
 from kernelforge.backends.cuda.lib import STORED, namespace
+from kernelforge.backends.cuda.mma import NARROW
 from kernelforge.backends.cuda.occupancy import occupancy
 from kernelforge.backends.cuda.printer import Phase, print_kernel, scratch
 from kernelforge.backends.target import Assembled, Target, Usage
@@ -29,13 +30,13 @@ from kernelforge.errors import CompilationFailed
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.schedule.limits import Limits
 
-ASYNCHRONOUS = (8, 0)
-"""The compute capability from which on there are asynchronous copies (PTX ISA, ``cp.async``)."""
+AMPERE = (8, 0)
+"""The compute capability from which on there are ``cp.async``, ``cvt.rn.bf16.f32`` and ``mma.sync`` of bf16."""
 
 
 def native(cc: tuple[int, int]) -> frozenset[str]:
     """Return what ``Limits.native`` says of a compute capability."""
-    return frozenset({"async"}) if cc >= ASYNCHRONOUS else frozenset()
+    return frozenset({"async", "mma", *NARROW}) if cc >= AMPERE else frozenset()
 
 
 class Report(NamedTuple):
@@ -94,7 +95,7 @@ def compile_ptx(kernel: Kernel, cc: tuple[int, int] = (9, 0), wide: bool = True)
         CompilationFailed: with numba's or NVVM's message.
         MalformedKernel: for what has no meaning on a GPU.
     """
-    phases = print_kernel(kernel, wide, copies=cc >= ASYNCHRONOUS)
+    phases = print_kernel(kernel, wide, ampere=cc >= AMPERE)
     return "\n".join(phase_ptx(kernel, phase, cc)[0] for phase in phases)
 
 
@@ -148,7 +149,7 @@ def nvidia(name: str, arch: str, limits: Limits) -> Target:
     cc = int(digits[:-1]), int(digits[-1])
 
     def printed(kernel: Kernel) -> tuple[Phase, ...]:
-        return print_kernel(kernel, copies=cc >= ASYNCHRONOUS)
+        return print_kernel(kernel, ampere=cc >= AMPERE)
 
     def assembled(kernel: Kernel) -> Assembled:
         parts, usage = [], []

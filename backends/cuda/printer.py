@@ -33,6 +33,7 @@ from kernelforge.backends.cuda.analysis import (
 )
 from kernelforge.backends.cuda.exprs import Buffer, Expressions, certain_loads
 from kernelforge.backends.cuda.lib import COPIES, LANES, WIDEST
+from kernelforge.backends.cuda.mma import DEPTH, Small, small
 from kernelforge.dtypes import DTYPES, FLOATS
 from kernelforge.ir.index import affine, normalize, poly
 from kernelforge.ir.kernel import (
@@ -87,7 +88,7 @@ class _Printer(Expressions):
         name: str,
         wide: bool,
         simulated: bool,
-        copies: bool,
+        ampere: bool,
     ) -> None:
         super().__init__(kernel.name, name)
         self.name, self.wide, self.simulated = name, wide, simulated
@@ -110,7 +111,8 @@ class _Printer(Expressions):
             body = (*lets, *inner)
         self.threads = max([size(chain) for chain in units(body)], default=1) or 1
         self.body = tuple(body)
-        self.copies = copies and self.threads > 1
+        self.copies = ampere and self.threads > 1
+        self.tensor_cores = ampere and not simulated
         self.copying = False
         self.tiles: set[str] = set()
         self.read: set[str] | None = None
@@ -261,8 +263,39 @@ class _Printer(Expressions):
             self.emit(f"{name} = {digit}")
             step *= extent
         self.read = {e.buffer for s in stmts(body) for x in exprs(s) for e in walk(x) if isinstance(e, Load)}
-        self.thread(body)
+        products = small(chain, body) if self.tensor_cores and not size(chain) % WARP else None
+        if products is not None:
+            self.multiply(products)
+        else:
+            self.thread(body)
         self.read = None
+
+    def multiply(self, of: Small) -> None:
+        """Add products to a unit's accumulators by tensor cores, 16 deep: each lane loads its part of both factors."""
+        step = Var(f"{of.depth.var.name}{DEPTH}", "i64", (of.depth.static or 0) // DEPTH)
+
+        def word(load: Load, *index: tuple[Expr, ...]) -> str:
+            held = self.buffers[load.buffer]
+            first, second = (held.flat(at) for at in index)
+            if poly(normalize(second - first)) == {(): 1} and all(c % 2 == 0 for c in poly(first).values()):
+                return f"pair({held.text}, {self.expr(first)})"
+            return f"packed({held.text}[{self.expr(first)}], {held.text}[{self.expr(second)}])"
+
+        def product() -> None:
+            words = [word(of.a, of.a_index(i, step), of.a_index(i + 1, step)) for i in (0, 2, 4, 6)]
+            words += [word(of.b, of.b_index(i, step), of.b_index(i + 1, step)) for i in (0, 2)]
+            held = self.buffers[of.store.buffer]
+            self.emit(f"mma_{of.a.dtype}({held.text}, {self.expr(held.flat(of.c_index()))}, {', '.join(words)})")
+
+        loops = [For(step, i64(step.bound or 0), "serial", ()), *of.outer]
+
+        def inside(k: int) -> None:
+            if k == len(loops):
+                product()
+            else:
+                self.block(self.loop(loops[k]), lambda: inside(k + 1))
+
+        inside(0)
 
     def warp(self, buffer: str, combine: str, halves: list[int]) -> None:
         """Fold within a warp by shuffles: element for element what the halving loops store."""
@@ -452,14 +485,14 @@ def scratch(kernel: Kernel) -> tuple[Alloc, ...]:
     return tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
 
 
-def print_kernel(kernel: Kernel, wide: bool = True, simulated: bool = False, copies: bool = False) -> tuple[Phase, ...]:
+def print_kernel(kernel: Kernel, wide: bool = True, simulated: bool = False, ampere: bool = False) -> tuple[Phase, ...]:
     """Print a kernel as its launches, in order.
 
     Args:
         kernel: without f16 and bf16.
         wide: load and store 16 bytes at once where arguments at multiples of 16 bytes allow it.
         simulated: leave out what numba's simulator does not take.
-        copies: let memory be copied to shared memory asynchronously; the device must have compute capability 8.0.
+        ampere: use asynchronous copies and tensor cores, which devices of compute capability 8.0 have.
 
     Raises:
         MalformedKernel: for what has no meaning on a GPU.
@@ -472,7 +505,7 @@ def print_kernel(kernel: Kernel, wide: bool = True, simulated: bool = False, cop
     name = re.sub(r"\W", "_", kernel.name)
     return tuple(
         _Printer(
-            kernel, made, nest, f"k_{name}_{k}" if len(nests) > 1 else f"k_{name}", wide, simulated, copies
+            kernel, made, nest, f"k_{name}_{k}" if len(nests) > 1 else f"k_{name}", wide, simulated, ampere
         ).phase()
         for k, nest in enumerate(nests)
     )

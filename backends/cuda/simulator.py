@@ -16,6 +16,7 @@ from numba import cuda
 from kernelforge.backends.base import Argument, Limits
 from kernelforge.backends.cuda.launch import Launches
 from kernelforge.backends.cuda.lib import Pointer, namespace
+from kernelforge.backends.cuda.mma import NARROW
 from kernelforge.backends.cuda.printer import Phase
 from kernelforge.backends.reference import Bytes, InProcess
 from kernelforge.dtypes import DTYPES
@@ -33,7 +34,7 @@ LIMITS = Limits(
     host=False,
     max_args=480,
     fingerprint=f"cuda-simulator-numba-{numba.__version__}-numpy-{np.__version__}",
-    native=frozenset({"async"}),
+    native=frozenset({"async", *NARROW}),
 )
 
 _QUIET = """
@@ -52,7 +53,7 @@ class SimulatedExecutable:
     binary = None
 
     def __init__(self, kernel: Kernel) -> None:
-        self.launches = Launches(kernel, simulated=True, copies=True)
+        self.launches = Launches(kernel, simulated=True, ampere=True)
         self.source = self.launches.source
         self.functions = [_function(phase) for phase in self.launches.wide]
 
@@ -71,8 +72,9 @@ def _function(phase: Phase) -> Callable[..., Any]:
 def _pointer(handle: Bytes, offset: int, dtype: np.dtype[Any]) -> Pointer:
     elements = handle[offset % dtype.itemsize :]
     usable = elements[: len(elements) // dtype.itemsize * dtype.itemsize]
-    # a bool is a byte to kernels
-    return Pointer(usable.view(np.uint8 if dtype == np.bool_ else dtype), offset // dtype.itemsize)
+    # to kernels, a bool is a byte and a narrow float its bits
+    bits = {DTYPES["bool"]: np.dtype(np.uint8)} | {DTYPES[name]: np.dtype(np.uint16) for name in NARROW}
+    return Pointer(usable.view(bits.get(dtype, dtype)), offset // dtype.itemsize)
 
 
 class SimulatedCuda(InProcess):

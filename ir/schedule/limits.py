@@ -42,7 +42,8 @@ class Limits:
         bandwidth: bytes a second of its memory; 0 where it does not tell. For predictions in words alone.
         rate: operations on f32 a second, likewise.
         native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
-            them as bits elsewhere), ``fma`` and ``scaleb`` where the expansions of functions may use them.
+            them as bits elsewhere), ``fma`` and ``scaleb`` where the expansions of functions may use them,
+            ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats.
         choices: parameters of recipes for one kernel, from the tuner.
     """
 

@@ -77,6 +77,13 @@ def _share_reductions(kernel: Kernel, limits: Limits) -> Kernel:
         )  # fmt: skip
         if not found or others or not simple or not any(isinstance(s, Alloc) for s in body):
             continue
+        product = tiles.found(parallel, body) if limits.form == "group" else None
+        if product is not None:
+            (loop,) = found
+            deep = tiles.share(product, limits)
+            if deep < (loop.static or 0):
+                kernel = spread(kernel, nest, {loop.var.name: deep}, "_w")
+            continue
         rows, width = size(parallel), max(s.static or 0 for s in found)
         units = rows if rowwise(body, parallel[-1]) else max(1, rows // (4 * lanes(body, limits)))
         workers = limits.threads if limits.form == "vector" else max(1, limits.threads // max(limits.group, 1))

@@ -169,20 +169,20 @@ def _reading(expr: Expr, old: str, new: str) -> Expr:
     return substitute(expr, {e: Load(new, e.index, e.dtype) for e in found})
 
 
-def pad(kernel: Kernel, buffer: str, extra: int) -> Kernel:
-    """Lay a local buffer out as rows, one for each index of its first axis, that are ``extra`` elements longer.
+def pad(kernel: Kernel, buffer: str, axes: int, extra: int) -> Kernel:
+    """Lay a local buffer out as rows, one for each index of its first ``axes``, that are ``extra`` elements longer.
 
     Legal because each element keeps a place of its own.
     """
     made = next((s for s in stmts(kernel.body) if isinstance(s, Alloc) and s.buffer == buffer), None)
-    extents = [n.value for n in made.shape[1:] if isinstance(n, Const)] if made is not None else []
-    if made is None or made.space != "local" or not extents or len(extents) < len(made.shape) - 1:
+    extents = tuple(int(n.value) for n in made.shape if isinstance(n, Const)) if made is not None else ()
+    if made is None or made.space != "local" or len(extents) < len(made.shape) or not 0 < axes < len(extents):
         raise IllegalSchedule(step="pad", target=buffer, reason="it is no local buffer of constant rows")
-    sizes = [int(n) for n in extents]
-    strides = row_major(tuple(sizes))
+    outer, inner = row_major(extents[:axes]), row_major(extents[axes:])
+    shape = i64(math.prod(extents[:axes])), i64(math.prod(extents[axes:]) + extra)
 
     def at(index: tuple[Expr, ...]) -> tuple[Expr, ...]:
-        return index[0], flatten(index[1:], strides)
+        return flatten(index[:axes], outer), flatten(index[axes:], inner)
 
     def load(e: Expr) -> Expr:
         return Load(e.buffer, at(e.index), e.dtype) if isinstance(e, Load) and e.buffer == buffer else e
@@ -193,7 +193,7 @@ def pad(kernel: Kernel, buffer: str, extra: int) -> Kernel:
         if isinstance(s, For | If):
             return dataclasses.replace(s, body=tuple(map(visit, s.body)))
         if isinstance(s, Alloc) and s.buffer == buffer:
-            return dataclasses.replace(s, shape=(s.shape[0], i64(math.prod(sizes) + extra)))
+            return dataclasses.replace(s, shape=shape)
         if isinstance(s, Store) and s.buffer == buffer:
             return dataclasses.replace(s, index=at(s.index))
         return s

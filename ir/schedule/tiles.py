@@ -8,9 +8,10 @@ one is worked with, the next one is on its way.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
-from kernelforge.dtypes import DTYPES
+from kernelforge.dtypes import DTYPES, NARROW_FLOATS
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Op, Stmt, Store, stmts
@@ -33,6 +34,15 @@ RESIDENT = 2048
 
 OWN = (8, 4, 2)
 """Rows or columns of the tile of a work-item."""
+
+LEAST = 256
+"""Products of an element that a worker sums at least, where several share a sum."""
+
+WARPS = (4, 2)
+"""Warps of a work-group along rows and columns, where tensor cores multiply."""
+
+FRAGMENTS = ((2, 8), (2, 4), (1, 4), (1, 2))
+"""Products of 16 x 8 that a warp makes, along rows and columns: two blocks of 32 deep fit 48 KiB of local memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,12 +110,27 @@ def tile(product: Product, limits: Limits) -> Tile:
     return Tile(items, rows, columns, limits.choose("step", step, (8, 16, 32)))
 
 
+def share(product: Product, limits: Limits) -> int:
+    """Return how many of the products of an element a worker sums: all, but where there are fewer tiles than units of
+    the device and the sums are long. The partial sums are added in order.
+    """
+    sizes = tile(product, limits)
+    units = max(1, limits.threads // RESIDENT)
+    m, n = size(product.rows), size(product.columns)
+    tiles = -(-m // (sizes.items * sizes.rows)) * -(-n // (sizes.items * sizes.columns)) * size(product.batch)
+    depth = size(product.sums)
+    most = min(units // tiles, depth // LEAST)
+    return next((depth // parts for parts in range(most, 1, -1) if depth % parts == 0), depth)
+
+
 def group(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
     """Tile a product for work-groups.
 
     The rows of a work-item lie side by side; its columns lie in strips of as many as one wide load takes, with those of
     its neighbours between them: so neighbours read neighbouring words of local memory, whose banks do not collide.
     """
+    if "mma" in limits.native and limits.group >= 32 * math.prod(WARPS) and narrow(product):
+        return tensor(kernel, product, limits)
     sizes = tile(product, limits)
     kernel, i, j, k = _as_matrices(kernel, product)
     accumulator = next(s for s in stmts(kernel.body) if isinstance(s, Alloc))
@@ -116,39 +141,130 @@ def group(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
     kernel = split(kernel, f"{j}t", sizes.items * wide, f"{j}r", f"{j}w", "exact")
     kernel = split(kernel, f"{j}w", wide, f"{j}x", f"{j}v", "exact")
     kernel = split(kernel, k, sizes.step, f"{k}o", f"{k}s", "guard")
-    kernel = sink_guard(kernel, f"{i}o")
-    for outer, inner in ((f"{i}r", f"{j}o"), (f"{i}x", f"{j}o"), (f"{j}r", f"{j}x"), (f"{i}r", f"{j}x")):
-        kernel = reorder(kernel, outer, inner)
-    own = [f"{i}r", f"{j}r", f"{j}v"]
-    for name in reversed([f"{i}x", f"{j}x", *own]):
+    rows, columns = [f"{i}x", f"{i}r"], [f"{j}r", f"{j}x", f"{j}v"]
+    kernel = _tiled(kernel, (f"{i}o", f"{j}o", k), rows, columns, [f"{i}x", f"{j}x"], [f"{i}r", f"{j}r", f"{j}v"])
+    for name, inside in (("columns", columns), ("rows", rows)):
+        kernel = stage(kernel, _factor(kernel, inside), f"{k}o", [f"{k}s", *inside], "local", name)
+        kernel, along = _copied(kernel, name, f"{k}s", inside, sizes.items**2)
+        if along:
+            # stored across its rows, which are made longer so that their banks differ
+            kernel = pad(kernel, name, 1, WIDE // 4)
+    return _bound(kernel, product, (f"{i}o", f"{j}o", f"{k}o"), [f"{i}x", f"{j}x"], f"{j}v" if wide > 1 else "", limits)
+
+
+def narrow(product: Product) -> bool:
+    """Whether both factors are floats of 16 bits and the sums f32, as tensor cores take them."""
+    pair, _ = factors(product.sums[:1])
+    found = {e.args[0].dtype if isinstance(e, Op) and e.op == "cast" and e.dtype == "f32" else "" for e in pair}
+    return len(found) == 1 and found <= NARROW_FLOATS
+
+
+def fragments(product: Product, limits: Limits) -> Tile:
+    """Choose how many products of 16 x 8 a warp makes along rows and columns, by time as in ``tile``.
+
+    Each takes 16 deep as long as loading two words of local memory; the words are four for each along the rows, and
+    two for each along the columns.
+    """
+    units = max(1, limits.threads // RESIDENT)
+    m, n, count = size(product.rows), size(product.columns), size(product.batch)
+
+    def taken(rows: int, columns: int) -> int:
+        tiles = -(-m // (16 * WARPS[0] * rows)) * -(-n // (8 * WARPS[1] * columns)) * count
+        return -(-tiles // units) * (2 * rows * columns + 4 * rows + 2 * columns)
+
+    rows, columns = min(FRAGMENTS, key=lambda o: (taken(*o), -o[0] * o[1]))
+    rows = limits.choose("rows", rows, (1, 2))
+    columns = limits.choose("columns", columns, (2, 4, 8))
+    return Tile(math.prod(WARPS) * 32, rows, columns, limits.choose("step", 32, (16,)))
+
+
+def tensor(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
+    """Tile a product of narrow floats for tensor cores.
+
+    A warp owns small products of 16 x 8, of which its lanes, ``g`` by ``q``, hold rows ``g`` and ``g + 8`` and columns
+    ``2 q`` and ``2 q + 1`` (PTX ISA, mma.m16n8k16): a printer that has the instruction finds the loops like this, and
+    for all others they are ordinary loops. In local memory both operands lie with the sum innermost, as lanes load it
+    in pairs; their rows are longer by a wide load, so that the words of a warp are in banks of their own.
+    """
+    sizes = fragments(product, limits)
+    kernel, i, j, k = _as_matrices(kernel, product)
+    kernel = split(kernel, i, 16 * WARPS[0] * sizes.rows, f"{i}o", f"{i}t", "guard")
+    kernel = split(kernel, f"{i}t", 16 * sizes.rows, f"{i}w", f"{i}s", "exact")
+    kernel = split(kernel, f"{i}s", 16, f"{i}m", f"{i}f", "exact")
+    kernel = split(kernel, f"{i}f", 8, f"{i}h", f"{i}g", "exact")
+    kernel = split(kernel, j, 8 * WARPS[1] * sizes.columns, f"{j}o", f"{j}t", "guard")
+    kernel = split(kernel, f"{j}t", 8 * sizes.columns, f"{j}w", f"{j}s", "exact")
+    kernel = split(kernel, f"{j}s", 8, f"{j}n", f"{j}f", "exact")
+    kernel = split(kernel, f"{j}f", 2, f"{j}q", f"{j}p", "exact")
+    kernel = split(kernel, k, sizes.step, f"{k}o", f"{k}s", "guard")
+    rows, columns = [f"{i}{c}" for c in "wmhg"], [f"{j}{c}" for c in "wnqp"]
+    warp, own = [f"{i}w", f"{j}w", f"{i}g", f"{j}q"], [f"{i}m", f"{j}n", f"{i}h", f"{j}p"]
+    kernel = _tiled(kernel, (f"{i}o", f"{j}o", k), rows, columns, warp, own)
+    for name, inside in (("columns", columns), ("rows", rows)):
+        factor = _factor(kernel, inside)
+        assert isinstance(factor, Op)
+        kernel = stage(kernel, factor.args[0], f"{k}o", [*inside, f"{k}s"], "local", name)
+        kernel, _ = _copied(kernel, name, f"{k}s", inside, sizes.items)
+        kernel = pad(kernel, name, len(inside), WIDE // 2)
+    return _bound(kernel, product, (f"{i}o", f"{j}o", f"{k}o"), warp, f"{j}p", limits)
+
+
+def _tiled(
+    kernel: Kernel, tiles: tuple[str, str, str], rows: Sequence[str], columns: Sequence[str], items: Sequence[str],
+    own: Sequence[str],
+) -> Kernel:  # fmt: skip
+    """From loops over tiles and in tiles, make work-items that accumulate tiles of their own in registers.
+
+    Args:
+        tiles: the loops over tiles of rows and of columns, and the name of the sum.
+        rows, columns: the loops in a tile, outermost first.
+        items, own: the same, as loops over work-items and over what is one's own.
+    """
+    i, j, k = tiles
+    kernel = sink_guard(kernel, i)
+    for row in reversed(rows):
+        kernel = reorder(kernel, row, j)
+    kernel = _ordered(kernel, [*rows, *columns], [*items, *own])
+    for name in reversed([*items, *own]):
         kernel = fission(kernel, name)
     for name in reversed(own):
         for level in (f"{k}o", f"{k}s"):
             kernel = reorder(kernel, name, level)
-    for name in (f"{j}x", f"{i}x"):
+    for name in reversed(items):
         kernel = reorder(kernel, name, f"{k}o")
-    strips = {"columns": [f"{j}r", f"{j}x", f"{j}v"], "rows": [f"{i}x", f"{i}r"]}
-    for name, inside in strips.items():
-        kernel = stage(kernel, _factor(kernel, inside), f"{k}o", [f"{k}s", *inside], "local", name)
-    kernel = unguard(kernel, accumulator.buffer, lambda e: e.buffer in strips)
-    for name, inside in strips.items():
-        kernel = _copied(kernel, name, [f"{k}s", *inside], sizes.items**2)
-    for name in (*(p.var.name for p in product.batch), f"{i}o", f"{j}o"):
+    return kernel
+
+
+def _ordered(kernel: Kernel, found: Sequence[str], wanted: Sequence[str]) -> Kernel:
+    """Bring loops that stand directly in each other into another order."""
+    names = list(found)
+    for place, name in enumerate(wanted):
+        for outer in reversed(names[place : names.index(name)]):
+            kernel = reorder(kernel, outer, name)
+        names.remove(name)
+        names.insert(place, name)
+    return kernel
+
+
+def _bound(
+    kernel: Kernel, product: Product, tiles: tuple[str, str, str], items: Sequence[str], lane: str, limits: Limits
+) -> Kernel:
+    """Bind the loops of a tiled product, and let it fetch ahead."""
+    accumulator = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc) and s.space == "register")
+    kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
+    for name in (*(p.var.name for p in product.batch), *tiles[:2]):
         kernel = bind(kernel, name, "grid")
-    for name in (f"{i}x", f"{j}x"):
+    for name in items:
         kernel = bind(kernel, name, "group")
-    if wide > 1:
-        kernel = bind(kernel, f"{j}v", "vector")
-    return ahead(merge(kernel), f"{k}o", through_registers="async" not in limits.native)
+    if lane:
+        kernel = bind(kernel, lane, "vector")
+    return ahead(merge(kernel), tiles[2], through_registers="async" not in limits.native)
 
 
 def _as_matrices(kernel: Kernel, product: Product) -> tuple[Kernel, str, str, str]:
     """Make one loop each of the rows, of the columns and of the sum; return their names."""
-    order = [p.var.name for p in (*product.batch, *product.rows, *product.columns)]
-    for place, name in enumerate(order):
-        names = [p.var.name for p in perfect(next(s for s in kernel.body if isinstance(s, For)))[0]]
-        for outer in reversed(names[place : names.index(name)]):
-            kernel = reorder(kernel, outer, name)
+    found = [p.var.name for p in perfect(next(s for s in kernel.body if isinstance(s, For)))[0]]
+    kernel = _ordered(kernel, found, [p.var.name for p in (*product.batch, *product.rows, *product.columns)])
     made = []
     for group_ in (product.rows, product.columns, product.sums):
         name = group_[0].var.name
@@ -170,32 +286,38 @@ def _factor(kernel: Kernel, inside: Sequence[str]) -> Expr:
     raise IllegalSchedule(step="stage", target=inside[0], reason="no product is accumulated")
 
 
-def _copied(kernel: Kernel, name: str, by: Sequence[str], count: int) -> Kernel:
+def _copied(kernel: Kernel, name: str, depth: str, inside: Sequence[str], count: int) -> tuple[Kernel, bool]:
     """Share out the filling of a block among ``count`` work-items: side by side along memory, as wide as it goes.
 
-    A block that is read along its depth is stored across its rows, which are made longer so that their banks differ.
+    Returns whether memory is read along the depth of the block.
     """
-    walked = [f"{name}_{b}" for b in by]
-    (depth,) = loops(kernel, walked[0])
-    across = any(affine(e.index[0], depth.var) == 1 for e in loads((depth,)))
-    if across:
-        for inner in walked[1:]:
-            kernel = reorder(kernel, walked[0], inner)
-        walked = [*walked[1:], walked[0]]
-        kernel = pad(kernel, name, WIDE // 4)
-    current = walked[0]
-    for following in walked[1:]:
+    walked = [f"{name}_{b}" for b in inside]
+    deep = f"{name}_{depth}"
+    (outermost,) = (
+        s
+        for s in stmts(kernel.body)
+        if isinstance(s, For)
+        and s.var.name in (walked[0], deep)
+        and {t.var.name for t in stmts((s,)) if isinstance(t, For)} >= {*walked, deep}
+    )
+    (loop,) = loops(kernel, deep)
+    along = any(affine(e.index[0], loop.var) == 1 for e in loads((outermost,)))
+    order = [*walked, deep] if along else [deep, *walked]
+    kernel = _ordered(kernel, [s.var.name for s in stmts((outermost,)) if isinstance(s, For)], order)
+    current = order[0]
+    for following in order[1:]:
         kernel = fuse(kernel, current, following, f"{name}_f{following}")
         current = f"{name}_f{following}"
     (whole,) = loops(kernel, current)
-    each = max(1, min(WIDE // 4, (whole.static or 1) // count))
+    itemsize = min((DTYPES[e.dtype].itemsize for e in loads((whole,))), default=4)
+    each = max(1, min(WIDE // itemsize, (whole.static or 1) // count))
     kernel = split(kernel, current, each, f"{name}_u", f"{name}_v", "guard")
     kernel = split(kernel, f"{name}_u", count, f"{name}_o", f"{name}_t", "guard")
     kernel = reorder(kernel, f"{name}_o", f"{name}_t")
     (lane,) = loops(kernel, f"{name}_v")
     if each > 1 and any(affine(e.index[0], lane.var) == 1 for e in loads((lane,))):
         kernel = bind(kernel, f"{name}_v", "vector")
-    return bind(kernel, f"{name}_t", "group")
+    return bind(kernel, f"{name}_t", "group"), along
 
 
-__all__ = ["Product", "Tile", "found", "group", "tile"]
+__all__ = ["Product", "Tile", "found", "fragments", "group", "narrow", "share", "tensor", "tile"]

@@ -138,11 +138,12 @@ def test_compilers_refusals(offline: Any) -> None:
     ])])  # fmt: skip
     with pytest.raises(CompilationFailed, match="big"):
         offline.ptx_report(offline.compile_ptx(big), "sm_90")
+    half = Load("x", (i64(0),), "f16")
     with pytest.raises(MalformedKernel, match="widen"):
-        print_kernel(kernel("half", "x:f16[1] y:f16[1]!", [Store("y", (i64(0),), Load("x", (i64(0),), "f16"))]))
+        print_kernel(kernel("half", "x:f16[1] y:f16[1]!", [Store("y", (i64(0),), half + half)]))
     many = kernel("many", "y:f32[1]!", [loop("g", 1 << 40, "grid", lambda _: [Store("y", (i64(0),), Const(0, "f32"))])])
     with pytest.raises(InvalidParameter, match="blocks"):
-        Launches(many, simulated=False, copies=False).blocks([])
+        Launches(many, simulated=False, ampere=False).blocks([])
 
 
 def test_a_damaged_binary_is_refused(offline: Any) -> None:

@@ -148,7 +148,7 @@ def test_ahead_refuses() -> None:
 def test_pad() -> None:
     before = schedule(LAYOUTS["nn"], dataclasses.replace(TINY, native=frozenset({"async"})))
     shapes = {s.buffer: s.shape for s in stmts(before.body) if isinstance(s, Alloc)}
-    after = pad(before, "columns", 3)
+    after = pad(before, "columns", 1, 3)
     verify_kernel(after)
     same(LAYOUTS["nn"], after)
     made = {s.buffer: s.shape for s in stmts(after.body) if isinstance(s, Alloc)}
@@ -156,4 +156,4 @@ def test_pad() -> None:
     assert len(made["columns"]) == 2
     for name in ("a", "nothing"):
         with pytest.raises(IllegalSchedule, match="no local buffer of constant rows"):
-            pad(before, name, 1)
+            pad(before, name, 1, 1)
