@@ -63,7 +63,11 @@ class Small:
     def b_index(self, i: int, step: Expr) -> tuple[Expr, ...]:
         """Return where a lane finds its element ``b_i``, of the column that its group counts."""
         k, column = right(self.group.var, self.member.var, i)
-        replace = {self.member.var: column // 2, self.column.var: column % 2, self.depth.var: step * DEPTH + k}
+        replace: dict[Expr, Expr] = {
+            self.member.var: column // 2,
+            self.column.var: column % 2,
+            self.depth.var: step * DEPTH + k,
+        }
         return self._at(self.b, replace)
 
     def c_index(self) -> tuple[Expr, ...]:

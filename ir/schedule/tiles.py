@@ -35,6 +35,9 @@ RESIDENT = 2048
 OWN = (8, 4, 2)
 """Rows or columns of the tile of a work-item."""
 
+MEMORY = 8
+"""Loads from local memory that take the time of one from the cache all units share."""
+
 LEAST = 256
 """Products of an element that a worker sums at least, where several share a sum."""
 
@@ -90,17 +93,17 @@ def found(parallel: Sequence[For], body: Sequence[Stmt]) -> Product | None:
 def tile(product: Product, limits: Limits) -> Tile:
     """Choose the sizes by how long the units of the device take, one tile after the other.
 
-    A work-item with r rows and c columns spends r * c multiply-adds and r + c loads from local memory on a product; the
-    tiles are dealt out to ``threads / RESIDENT`` units, and the last round may be a short one. Of equals the largest is
-    taken, which reads the least memory.
+    A work-item with r rows and c columns spends r * c multiply-adds, r + c loads from local memory and, as those along
+    a side share them, (r + c) / items loads from memory on a product; the tiles are dealt out to ``threads / RESIDENT``
+    units, and the last round may be a short one.
     """
     items = next(k for k in (16, 8, 4, 2, 1) if k * k <= max(limits.group, 1))
     units = max(1, limits.threads // RESIDENT)
     m, n, count = size(product.rows), size(product.columns), size(product.batch)
 
-    def taken(rows: int, columns: int) -> int:
+    def taken(rows: int, columns: int) -> float:
         tiles = -(-m // (items * rows)) * -(-n // (items * columns)) * count
-        return -(-tiles // units) * (rows * columns + rows + columns)
+        return -(-tiles // units) * (rows * columns + (rows + columns) * (1 + MEMORY / items))
 
     own = [(r, c) for r in OWN for c in OWN if 2 * r >= c >= r // 2]
     rows, columns = min(own, key=lambda o: (taken(*o), -o[0] * o[1], o[0]))

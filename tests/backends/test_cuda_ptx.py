@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,37 @@ def test_ptx(case: str, offline: Any) -> None:
         report = offline.ptx_report(ptx, "sm_{}{}".format(*cc))
         assert report.spills == 0
         assert 0 < report.registers <= 255
+
+
+@pytest.mark.parametrize(
+    ("shape", "registers", "copies", "multiplications"),
+    [
+        ((4096, 4096, 512), 120, (3, 12), 128),
+        ((4092, 4088, 511), 120, (3, 12), 128),
+        ((4001, 4001, 501), 128, (0, 24), 128),
+        ((64, 64, 8192), 72, (0, 6), 64),
+    ],
+    ids=["whole tiles", "edges that are aligned", "edges that are not", "split sums"],
+)
+def test_products(
+    shape: tuple[int, int, int], registers: int, copies: tuple[int, int], multiplications: int, offline: Any
+) -> None:
+    """Blocks are copied while the last ones are used: one barrier each; edges cost no narrow loads where they align."""
+    for cc in ((8, 0), (9, 0)):
+        limits = dataclasses.replace(GPU, native=offline.native(cc))
+        ptx = offline.compile_ptx(finish(schedule(naive.gemm(*shape), limits), limits.native), cc)
+        assert (ptx.count("cp.async.cg"), ptx.count("cp.async.ca")) == copies
+        assert ptx.count("bar.sync") == 2
+        assert ptx.count("fma.rn.f32") == multiplications
+        assert "st.shared" not in ptx
+        report = offline.ptx_report(ptx, "sm_{}{}".format(*cc))
+        assert report.spills == 0
+        assert "ld.local" not in ptx
+        assert report.registers <= registers
+    older = dataclasses.replace(GPU, native=offline.native((7, 5)))
+    ptx = offline.compile_ptx(finish(schedule(naive.gemm(*shape), older), older.native), (7, 5))
+    assert "cp.async" not in ptx
+    assert offline.ptx_report(ptx, "sm_75").spills == 0
 
 
 def test_rows_that_are_not_aligned_are_scalar(offline: Any) -> None:
