@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import inspect
+import operator
 import os
 import pathlib
 import re
@@ -21,10 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 when all is well, 1 with the reason on standard error."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args) or 0
+        status = int(args.run(args) or 0)
+        sys.stdout.flush()
     except KernelforgeError as error:
         print(f"kernelforge: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who reads has seen enough: nothing more is written, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         help='its arguments: "f32[4096,64]", 0.5, "{\'w\': f32[8]}"; without any, name_args() beside it gives them',
     )
     explain.add_argument("--device", default=environment())
-    explain.add_argument("--grad", action="store_true", help="explain its value and gradient by the first argument")
+    explain.add_argument(
+        "--grad", action="store_true", help="explain it with the gradient of its sum by the first argument"
+    )
     explain.add_argument("--measure", action="store_true", help="time each kernel by itself")
     explain.add_argument("--html", metavar="FILE", help="write a page instead")
     explain.add_argument(
@@ -69,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("function", help="module:name of a function of arrays, with or without @kf.jit")
     tune.add_argument("arguments", nargs="*", help="its arguments, as for explain")
     tune.add_argument("--device", default=environment())
-    tune.add_argument("--grad", action="store_true", help="tune its value and gradient by the first argument")
+    tune.add_argument("--grad", action="store_true", help="tune it with the gradient of its sum by the first argument")
     tune.add_argument("--seconds", type=float, default=10.0, help="the most it takes (default: %(default)s)")
     tune.set_defaults(run=_tune)
 
@@ -165,7 +174,20 @@ def _called(args: argparse.Namespace) -> tuple[Any, tuple[Any, ...]]:
             problem=f"{args.function!r} cannot be called with {len(values)} arguments: {error}",
             advice=f"its parameters are {inspect.signature(fn)}",
         ) from None
-    return kf.jit(kf.value_and_grad(fn)) if args.grad else fn, values
+    return kf.jit(kf.value_and_grad(_summed(fn))) if args.grad else fn, values
+
+
+def _summed(fn: Any) -> Any:
+    """Make a function with one number as its result: the floats that ``fn`` returns, summed where they are arrays."""
+    import optree
+
+    @functools.wraps(fn)
+    def total(*args: Any) -> Any:
+        out = fn(*args)
+        floats = [x.sum() if x.shape else x for x in optree.tree_leaves(out) if x.dtype.kind == "f"]
+        return functools.reduce(operator.add, floats) if floats else out
+
+    return total
 
 
 def _find(path: str, given: Sequence[str]) -> tuple[Any, tuple[Any, ...]]:

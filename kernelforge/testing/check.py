@@ -54,7 +54,8 @@ def check(
         devices: names. If None, the current device and, with an eighth as many inputs, every other one there is:
             compiling for each new shape is what takes the time.
         max_examples: number of inputs for each device.
-        order: 0 for values alone, 1 for gradients too, 2 for second derivatives too.
+        order: 0 for values alone, 1 for gradients too, 2 for second derivatives too; how far it goes is drawn for each
+            input, as the kernels of derivatives take most of the time.
 
     Raises:
         CheckFailed: with the smallest input found, as code.
@@ -71,18 +72,20 @@ def check(
         sizes = data.draw(extents([s for s in relation if s is not None]))
         dtype = data.draw(st.sampled_from(floats))
         special = data.draw(st.booleans())
+        depth = data.draw(st.integers(0, order))
         drawn = [
             given if shape is None else data.draw(_argument(sized(shape, sizes), dtype, given, special))
             for shape, given in itertools.zip_longest(relation, examples)
         ]
         if short(dtype) in _dtypes(device):
-            _try(compiled, python, drawn, device, order)
+            _try(compiled, python, drawn, device, depth)
 
     for name in names:
         settings = hypothesis.settings(
             max_examples=max_examples if devices is not None or name == main else max(1, max_examples // OTHERS),
             deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
             suppress_health_check=cast(list[hypothesis.HealthCheck], list(hypothesis.HealthCheck)),
+            phases=[p for p in hypothesis.Phase if p is not hypothesis.Phase.explain],
             verbosity=hypothesis.Verbosity.quiet,
         )  # fmt: skip
         settings(hypothesis.given(st.data(), st.just(name))(trial))()
