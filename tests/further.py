@@ -7,11 +7,14 @@ each kind.
 
 from __future__ import annotations
 
+DTYPES = ("bool", "u8", "i32", "i64", "f32", "f64")
+"""In which it runs the values of a primitive that has one of them."""
+
 PRIMITIVES = (
     "multiply", "tanh", "erf", "where", "cast", "broadcast", "window", "place", "sum", "max", "contract", "cumsum",
     "recur", "gather", "scatter",
 )  # fmt: skip
-"""Whose first derivatives it runs."""
+"""Whose first derivatives it runs, in f32."""
 
 PROGRAMS = (
     "wave", "black_scholes", "lorenz_scan", "bisect", "cholesky", "mandelbrot", "monte_carlo", "kmeans", "viterbi",

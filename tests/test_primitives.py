@@ -56,6 +56,8 @@ def check(graph: Graph, inputs: Arrays, device: str, rtol: float) -> None:
 def test_values(name: str, device: str) -> None:
     prim = PRIMITIVES[name]
     chosen = dtypes(prim) if not SIMULATED else dtypes(prim)[-1:]
+    if further.is_further(device):
+        chosen = [d for d in chosen if d in further.DTYPES] or chosen
     for dtype in chosen:
         for graph, inputs in samples(prim, dtype):
             try:
@@ -91,7 +93,8 @@ GRADIENTS = [
 @pytest.mark.parametrize(("name", "device", "order"), GRADIENTS)
 def test_gradients(name: str, device: str, order: int) -> None:
     prim = PRIMITIVES[name]
-    for dtype in [d for d in ("f64", "f32") if d in dtypes(prim)][: 1 if SIMULATED else 2]:
+    chosen = ("f32",) if further.is_further(device) else ("f64",) if SIMULATED else ("f64", "f32")
+    for dtype in (d for d in chosen if d in dtypes(prim)):
         for graph, inputs in samples(prim, dtype):
             if not smooth(inputs):
                 continue
