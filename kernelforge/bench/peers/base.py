@@ -63,7 +63,11 @@ class Peer:
         return outputs(result)
 
     def trim(self) -> None:
-        """Give memory that is kept for later calls back to the system."""
+        """Give memory that is kept for later calls back to the system.
+
+        Raises:
+            Unsupported: when it stays with what was compiled, so that a call raises no peak.
+        """
 
 
 def pick(table: dict[str, Callable[..., Any]], work: Workload, who: str) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinygrad import Device, Tensor, TinyJit, dtypes
 
-from kernelforge.bench.peers.base import Peer, Setting, pick
+from kernelforge.bench.peers.base import Peer, Setting, Unsupported, pick
 from kernelforge.bench.workloads.record import Array, Workload
 from kernelforge.bench.workloads.rows import EPSILON, KEEP
 
@@ -82,6 +82,9 @@ class Tinygrad(Peer):
 
     def arrays(self, result: Any) -> list[Array]:
         return [(t.cast(dtypes.float32) if t.dtype == dtypes.bfloat16 else t).numpy() for t in result]
+
+    def trim(self) -> None:
+        raise Unsupported("TinyJit keeps its buffers from call to call, results among them")
 
 
 def start(setting: Setting) -> Peer:
