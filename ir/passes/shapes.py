@@ -88,6 +88,71 @@ def _slice(r: Rewriter, node: Node) -> Sym | None:
     return apply("slice", source, starts=tuple(starts), stops=stops, steps=tuple(steps))
 
 
+def _ranges(node: Node) -> list[tuple[int, int, int]]:
+    """Return where a slice starts, how many elements it takes and in which steps, for each axis."""
+    return list(zip(node.params["starts"], _shape(node), node.params["steps"], strict=True))
+
+
+def _part(x: Sym, ranges: Sequence[tuple[int, int, int]]) -> Sym:
+    stops = tuple(start + (count - 1) * step + 1 for start, count, step in ranges)
+    return apply("slice", x, starts=tuple(a for a, _, _ in ranges), stops=stops, steps=tuple(s for _, _, s in ranges))
+
+
+def _slice_contract(r: Rewriter, node: Node) -> Sym | None:
+    """Contract only what is taken of the result."""
+    made = r.producer(node.inputs[0], "contract")
+    if made is None or not r.once(node.inputs[0]) or not node.output.type.size:
+        return None
+    taken = dict(zip(made.params["out_axes"], _ranges(node), strict=True))
+    operands = []
+    for value, key in zip(made.inputs, ("x_axes", "y_axes"), strict=True):
+        x = r.sym(value)
+        operands.append(_part(x, [taken.get(a, (0, n, 1)) for a, n in zip(made.params[key], x.shape, strict=True)]))
+    return _contract(r, made, operands)
+
+
+def _slice_window(r: Rewriter, node: Node) -> Sym | None:
+    """Slide only over what is seen of the source."""
+    made = r.producer(node.inputs[0], "window")
+    if made is None or not node.output.type.size:
+        return None
+    source = r.sym(made.inputs[0])
+    ranges = _ranges(node)
+    places, offsets = ranges[: source.ndim], ranges[source.ndim :]
+    params = {"axes": made.params["axes"], "sizes": tuple(count for _, count, _ in offsets)}
+    for name, by in (("strides", [places[a] for a in params["axes"]]), ("dilations", offsets)):
+        params[name] = tuple(n * step for n, (_, _, step) in zip(made.params[name], by, strict=True))
+    for k, a in enumerate(params["axes"]):
+        stride, dilation = made.params["strides"][k], made.params["dilations"][k]
+        first = places[a][0] * stride + offsets[k][0] * dilation
+        reach = (places[a][1] - 1) * params["strides"][k] + (offsets[k][1] - 1) * params["dilations"][k]
+        places[a] = (first, reach + 1, 1)
+    return apply("window", _part(source, places), **params)
+
+
+def _slice_pad(r: Rewriter, node: Node) -> Sym | None:
+    """Pad less, where padding is cut away."""
+    made = r.producer(node.inputs[0], "pad")
+    if made is None or not node.output.type.size:
+        return None
+    x, fill = (r.sym(v) for v in made.inputs)
+    low, high, kept = [], [], []
+    for (start, count, step), n, before, after, inside in zip(
+        _ranges(node), x.shape, *(made.params[k] for k in ("low", "high", "interior")), strict=True
+    ):
+        whole = (start, count, step) == (0, made.output.type.shape[len(kept)], 1)
+        first, last = max(start - before, 0), min(start + count - before, n)
+        if not whole and (inside or step != 1 or first >= last):
+            return None
+        low.append(before if whole else max(before - start, 0))
+        high.append(after if whole else max(start + count - before - n, 0))
+        kept.append((0, n, 1) if whole else (first, last - first, 1))
+    if kept == [(0, n, 1) for n in x.shape] and (tuple(low), tuple(high)) == (made.params["low"], made.params["high"]):
+        return None
+    params = {"low": tuple(low), "high": tuple(high), "interior": made.params["interior"]}
+    return apply("pad", _part(x, kept) if x.size else x, fill, **params)
+
+
 def _flip(r: Rewriter, node: Node) -> Sym | None:
     x, inner = _source(r, node)
     real = {a for a in node.params["axes"] if x.shape[a] > 1}
@@ -236,7 +301,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "broadcast": (_of_uniform, _broadcast),
     "reshape": (_of_uniform, _reshape),
     "transpose": (_of_uniform, _transpose),
-    "slice": (_of_uniform, _slice),
+    "slice": (_of_uniform, _slice, _slice_contract, _slice_window, _slice_pad),
     "flip": (_of_uniform, _flip),
     "window": (_of_uniform,),
     "pad": (_pad,),

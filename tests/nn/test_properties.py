@@ -114,7 +114,7 @@ COUNTS = [
     ("rms_norm", lambda x, g: nn.rms_norm(x, 130, g), (ROWS, GAIN), 1, 2),
     ("dropout, residual, norm", _block, (ROWS, ROWS, GAIN, SHIFT), 1, 2),
     ("linear", lambda x, w, b: nn.relu(nn.linear(x, w, b)), (X, normal(8, 20).astype(F32), B[:8]), 1, 4),
-    ("conv2d", lambda x, w, b: nn.relu(nn.conv2d(x, w, b, padding=1)), (IMAGE, KERNEL, B[:4]), 1, 5),
+    ("conv2d", lambda x, w, b: nn.relu(nn.conv2d(x, w, b, padding=1)), (IMAGE, KERNEL, B[:4]), 1, 4),
     ("max_pool2d", lambda x: nn.max_pool2d(x, 2), (IMAGE,), 1, 2),
 ]  # fmt: skip
 

@@ -312,3 +312,43 @@ def test_simplify_reaches_a_rest_in_one_walk_on_chains() -> None:
 
     assert show(dce(simplify(build(fn, types(F))))).count("transpose") <= 50
     assert show(optimize(build(fn, types("f32:3x3")), verify=False)).count("(") <= 100
+
+
+def test_slices_move_into_windows() -> None:
+    x = Type((4, 15), DTYPES["f32"])
+    for starts, stops, steps in [
+        ((0, 1, 0), (4, 5, 3), (1, 1, 1)),
+        ((1, 0, 1), (3, 6, 3), (2, 2, 1)),
+        ((0, 4, 2), (4, 5, 3), (1, 1, 1)),
+    ]:
+
+        def fn(x: Sym, at: Any = (starts, stops, steps)) -> list[Sym]:
+            seen = apply("window", x, axes=(1,), sizes=(3,), strides=(2,), dilations=(2,))
+            return [apply("slice", seen, starts=at[0], stops=at[1], steps=at[2])]
+
+        graph = build(fn, [x])
+        after = simplify(graph)
+        assert after.nodes[-1].prim.name == "window"
+        same_bits(graph, after, [array(np.random.default_rng(1), x.shape, "f32")])
+
+
+def test_slices_move_into_padding_and_products() -> None:
+    x, w = Type((5, 6), DTYPES["f64"]), Type((7, 8), DTYPES["f64"])
+
+    def fn(x: Sym, w: Sym) -> list[Sym]:
+        fill = full(0.0, x)
+        zero = apply("slice", fill, starts=(0, 0), stops=(1, 1), steps=(1, 1)).reshape(())
+        wide = apply("pad", x, zero, low=(2, 1), high=(3, 0), interior=(0, 0))
+        made = apply("contract", wide, w, x_axes=(0, 1), y_axes=(1, 2), out_axes=(0, 2))
+        return [apply("slice", made, starts=(1, 2), stops=(6, 8), steps=(1, 3))]
+
+    graph = build(fn, [x, w])
+    after = optimize(graph, verify=True)
+    (contract,) = (n for n in after.nodes if n.prim.name == "contract")
+    assert after.outputs == contract.outputs
+    (pad,) = (n for n in after.nodes if n.prim.name == "pad")
+    assert (pad.params["low"], pad.params["high"]) == ((1, 1), (0, 0))
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=t.shape) for t in (x, w)]
+    for mine, other in zip(run_graph(after, inputs), run_graph(graph, inputs), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-14)
