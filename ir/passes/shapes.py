@@ -136,7 +136,9 @@ def _slice_pad(r: Rewriter, node: Node) -> Sym | None:
     if made is None or not node.output.type.size:
         return None
     x, fill = (r.sym(v) for v in made.inputs)
-    low, high, kept = [], [], []
+    low: list[int] = []
+    high: list[int] = []
+    kept: list[tuple[int, int, int]] = []
     for (start, count, step), n, before, after, inside in zip(
         _ranges(node), x.shape, *(made.params[k] for k in ("low", "high", "interior")), strict=True
     ):
