@@ -76,7 +76,7 @@ def _table(rows: Sequence[Row], title: str, places: int, fractions: bool) -> Tab
         samples = {s.candidate: s for s in r.samples}
         cells = [f"{s.candidate} {_cell(r, s, fractions)}" for s in _peers(r)[:places]]
         table.add_row(
-            r.workload,
+            r.workload if r.measure != "import" else "import",  # which a process makes once, for whatever comes
             *[amount(r.limit.median, r.unit) if r.limit else ""] * len(limit),
             *(_cell(r, samples.get(name)) for name in ours),
             *cells,
