@@ -1,4 +1,4 @@
-"""What all tests share: a cache folder of their own, and examples that are the same on every run under CI."""
+"""What all tests share: a cache folder of their own, programs of one module at a time, the same examples under CI."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+from kernelforge.compile import _kernels, _plans
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("local", deadline=None)
@@ -21,3 +23,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERNELFORGE_CACHE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forget the programs of a module after it: a thousand of one OpenCL runtime take gigabytes."""
+    yield
+    _plans.clear()
+    _kernels.clear()
