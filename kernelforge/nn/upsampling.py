@@ -94,9 +94,11 @@ def interpolate(
     if scale_factor is None:
         sizes = each(size if size is not None else 1, count, op, "size")
     else:
-        factors = (scale_factor,) * count if isinstance(scale_factor, int | float) else tuple(scale_factor)
-        valid(len(factors) == count, op, "scale_factor", scale_factor, f"a number, or {count} of them")
-        sizes = tuple(math.floor(n * f) for n, f in zip(extents, factors, strict=True))
+        given: tuple[float, ...]
+        given = (scale_factor,) * count if isinstance(scale_factor, int | float) else tuple(scale_factor)
+        valid(len(given) == count, op, "scale_factor", scale_factor, f"a number, or {count} of them")
+        sizes = tuple(math.floor(n * f) for n, f in zip(extents, given, strict=True))
+        factors = given
     valid(min(sizes) > 0, op, "size", sizes, "1 or more")
     if mode == "area":
         return (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[count - 1](like, sizes)
