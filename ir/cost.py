@@ -59,8 +59,8 @@ RECOMPUTE = 3
 FREE_NODES = 48
 """A value made of so many nodes from constants, counters and scalars alone is computed again by each reader."""
 
-BRANCH = 12
-"""Simple operations that take as long as asking whether any lane wants an arm of a select, with a margin."""
+BRANCH = 6
+"""Simple operations that take as long as asking whether any lane wants an arm of a select."""
 
 _WEIGHT = (
     dict.fromkeys((*MATH_UNARY, *MATH_BINARY), TRANSCENDENTAL)

@@ -98,6 +98,10 @@ def _wide_fma(a: Array, b: Array, c: Array) -> Array:
     return np.asarray(rounded)
 
 
+def _mul_error(x: Array, y: Array) -> Array:
+    return _wide_fma(x, y, -(x * y))
+
+
 def _scaleb(x: Array, n: Array) -> Array:
     return np.asarray(np.ldexp(x, np.clip(np.nan_to_num(n), -9999, 9999).astype(np.int32)))
 
@@ -113,6 +117,7 @@ MEANING: dict[str, Callable[..., Any]] = {
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
     "erf": _elements(math.erf, 1), "erfc": _elements(math.erfc, 1), "cbrt": np.cbrt, "atan2": np.arctan2,
     "pow": np.power, "fmod": np.fmod, "fma": _wide_fma, "scaleb": _scaleb, "unlikely": np.asarray,
+    "mad": lambda x, y, z: x * y + z, "mul_error": _mul_error,
 }  # fmt: skip
 """What each operation of ``kernelforge.ir.kernel.ARITY`` computes, but for ``select``, ``cast`` and ``bitcast``."""
 

@@ -16,7 +16,9 @@ Meaning, which every printer and every schedule step keeps:
 - *Integers* wrap. ``floordiv`` and ``mod`` round down and need a divisor that is not zero; ``shl`` and ``shr`` need an
   amount in [0, bits). A primitive whose NumPy meaning covers more guards them with ``select``.
 - *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A
-  Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**n for a whole number n.
+  Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**n for a whole number n;
+  ``mad(x, y, z)`` is x * y + z, rounded once or twice;
+  ``mul_error(x, y)`` is x * y less its rounded value, exactly, where neither overflows nor underflows.
   Casting a float outside of an integer's range gives any value.
 - ``unlikely(c)`` is c, and a hint to the pass ``branch``, which leaves none to the printers.
 - *bool* is stored as one byte, 0 or 1.
@@ -52,12 +54,12 @@ MATH_UNARY = (
 MATH_BINARY = ("atan2", "pow", "fmod")
 """Transcendentals: ``kernelforge.ir.math`` expands them to the operations above before a printer sees them, where it
 has an expansion for the dtype; the printer calls the device's library for the rest."""
-OTHER = ("fma", "scaleb", "select", "cast", "bitcast", "unlikely")
+OTHER = ("fma", "mad", "scaleb", "select", "cast", "bitcast", "unlikely", "mul_error")
 
 ARITY: dict[str, int] = {
     **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast", "unlikely"), 1),
-    **dict.fromkeys(BINARY + COMPARE + MATH_BINARY + ("scaleb",), 2),
-    **dict.fromkeys(("fma", "select"), 3),
+    **dict.fromkeys(BINARY + COMPARE + MATH_BINARY + ("scaleb", "mul_error"), 2),
+    **dict.fromkeys(("fma", "mad", "select"), 3),
 }
 """Every operation and how many operands it takes."""
 

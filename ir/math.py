@@ -14,7 +14,21 @@ import math
 from collections.abc import Callable
 
 from kernelforge.ir.coefficients import PIECES
-from kernelforge.ir.kernel import ARITY, Const, Expr, Kernel, Load, Op, Stmt, Var, map_exprs, op, select, substitute
+from kernelforge.ir.kernel import (
+    ARITY,
+    Const,
+    Expr,
+    Kernel,
+    Load,
+    Op,
+    Stmt,
+    Var,
+    map_exprs,
+    op,
+    select,
+    substitute,
+    unlikely,
+)
 from kernelforge.ir.math_base import (
     FORMATS,
     INF,
@@ -22,6 +36,7 @@ from kernelforge.ir.math_base import (
     at_most,
     bits_of,
     clamp,
+    mul_error,
     nearest,
     nearest_power,
     odd,
@@ -31,6 +46,7 @@ from kernelforge.ir.math_base import (
     to_float,
     two_product,
     two_sum,
+    with_sign,
 )
 from kernelforge.ir.math_circular import acos, asin, atan, atan2, cos, sin, tan
 from kernelforge.ir.passes.contract import Contraction
@@ -95,18 +111,19 @@ def _cosh(x: Expr) -> Expr:
     return h + 0.25 / h
 
 
-def _tanh(a: Expr) -> Expr:
-    """tanh(x + b) = (tanh x + tanh b) / (1 + tanh x * tanh b) at x = n*log(2)/2, where tanh x = (2**n - 1)/(2**n + 1).
+def _tanh(x: Expr) -> Expr:
+    """tanh(a + b) = (tanh a + tanh b) / (1 + tanh a * tanh b) at a = n*log(2)/2, where tanh a = (2**n - 1)/(2**n + 1).
 
     Where n is not small, tanh is so flat that one piece of log(2) will do.
     """
-    a = at_most(a, FORMATS[a.dtype].flat[0])
-    n, power = nearest_power(a * (2 * LOG2_E))
-    b = a - n * (0.5 * math.log(2))
+    flat = FORMATS[x.dtype].flat[0]
+    x = clamp(x, -flat, flat)
+    n, power = nearest_power(x * (2 * LOG2_E))
+    b = x - n * (0.5 * math.log(2))
     z = b * b
-    t = b + b * z * poly("tanh", z)
-    less, more = power - 1, power + 1
-    return (less + t * more) / (more + t * less)
+    t = b * (z * poly("tanh", z) + 1)
+    less, more = 1 - power, power + 1
+    return (t * more - less) / (more - t * less)  # a zero keeps its sign
 
 
 def _split_log(x: Expr) -> tuple[Expr, Expr, Expr]:
@@ -142,21 +159,27 @@ def _log_limits(x: Expr, zero: Expr, result: Expr) -> Expr:
     return select(zero > 0, inside, select(zero.eq(0), -INF, Const(NAN, x.dtype)))
 
 
+def _logarithm(x: Expr, of: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Compute ``of(m, e)`` for x = m * 2**e, and what a logarithm is where x is not that."""
+    f = FORMATS[x.dtype]
+    least, end = f.bits(f.least), f.bits(INF)
+    special = (bits_of(x) - least).bitcast(f.unsigned) >= end - least
+    m, e, _ = _split_log(x)
+    return select(unlikely(special), _log_limits(x, x, of(*_normal_parts(x))), of(m, e))
+
+
 def _log(x: Expr) -> Expr:
-    m, e = _normal_parts(x)
     high, low = PIECES["log2", x.dtype]
-    return _log_limits(x, x, e * high + _log1p_small(m - 1, e * low))
+    return _logarithm(x, lambda m, e: e * high + _log1p_small(m - 1, e * low))
 
 
 def _log2(x: Expr) -> Expr:
-    m, e = _normal_parts(x)
-    return _log_limits(x, x, e + _log1p_small(m - 1) * (1 / math.log(2)))
+    return _logarithm(x, lambda m, e: e + _log1p_small(m - 1) * (1 / math.log(2)))
 
 
 def _log10(x: Expr) -> Expr:
-    m, e = _normal_parts(x)
     high, low = PIECES["log10_2", x.dtype]
-    return _log_limits(x, x, e * high + (_log1p_small(m - 1) * (1 / math.log(10)) + e * low))
+    return _logarithm(x, lambda m, e: e * high + (_log1p_small(m - 1) * (1 / math.log(10)) + e * low))
 
 
 def _log1p(x: Expr) -> Expr:
@@ -165,7 +188,9 @@ def _log1p(x: Expr) -> Expr:
     m, e, i = _split_log(u)
     high, low = PIECES["log2", x.dtype]
     result = e * high + _log1p_small((m - 1) + lost * (0.5 * power_of_two(1 - i, x.dtype)), e * low)
-    return select(op("abs", x) < _tiny(x), x, _log_limits(x, u, result))
+    result = (bits_of(result) | (bits_of(x) & FORMATS[x.dtype].sign)).bitcast(x.dtype)  # of -0
+    inside = (x > -1) & (x < INF)
+    return select(unlikely(~inside), _log_limits(x, u, result), result)
 
 
 def _asinh(a: Expr) -> Expr:
@@ -252,15 +277,25 @@ def _log2_pair(a: Expr) -> tuple[Expr, Expr]:
 
 
 def _pow(x: Expr, y: Expr) -> Expr:
+    f = FORMATS[x.dtype]
     a = op("abs", x)
     high, low = _log2_pair(a)
-    high = select(a.eq(0), -INF, select(a.eq(INF), INF, high))
     w, lost = two_product(y, high)
-    least, most = FORMATS[x.dtype].exp2
+    least, most = f.exp2
     within = (w >= least) & (w <= most)
     n, _ = nearest(clamp(w, least, most))
-    f = select(within, (w - n) + (lost + y * low), 0)
-    result = op("scaleb", 1 + f * poly("exp2", f), n)
+    rest = select(within, (w - n) + (lost + y * low), 0)
+    result = op("scaleb", 1 + rest * poly("exp2", rest), n)
+    special = ((bits_of(x) - 1).bitcast(f.unsigned) >= f.bits(INF) - 1) | (op("abs", y).eq(INF))
+    return select(unlikely(special | y.ne(y)), _pow_limits(x, y, result), result)
+
+
+def _pow_limits(x: Expr, y: Expr, result: Expr) -> Expr:
+    """What a power is of any numbers, given that of the magnitude of x where that is finite and not 0."""
+    a = op("abs", x)
+    zero, endless = Const(0, x.dtype), Const(INF, x.dtype)
+    result = select(a.eq(0), select(y < 0, endless, zero), result)
+    result = select(a.eq(INF), select(y < 0, zero, endless), result)
     whole = op("floor", y).eq(y)
     half = y * 0.5
     negative = (bits_of(x) < 0) & whole & op("floor", half).ne(half)
@@ -268,6 +303,22 @@ def _pow(x: Expr, y: Expr) -> Expr:
     result = select((x < 0) & (x > -INF) & ~whole, NAN, result)
     result = select(x.ne(x) | y.ne(y), x + y, result)
     return select(x.eq(1) | y.eq(0) | (x.eq(-1) & op("abs", y).eq(INF)), 1, result)
+
+
+def _fmod(x: Expr, y: Expr) -> Expr:
+    """X - q*y for the nearest whole number q to x/y: exact where q is short, since at most half of y is left.
+
+    Where it is not, the device's library divides bit by bit.
+    """
+    f = FORMATS[x.dtype]
+    a, b = op("abs", x), op("abs", y)
+    q = op("rint", a / b)
+    product, lost = two_product(q, b)
+    r = (a - product) - lost
+    r = select(r < 0, r + b, r)
+    scale = 2.0 ** (2 * f.fraction)
+    simple = (a < b * 2.0 ** (f.fraction - 3)) & (b > f.least * scale) & (b < 2.0**f.bias / scale)
+    return select(unlikely(~simple), op("fmod", x, y), with_sign(r, x))
 
 
 EXPANSIONS: dict[str, Callable[..., Expr]] = {
@@ -286,7 +337,7 @@ EXPANSIONS: dict[str, Callable[..., Expr]] = {
     "atan": odd(atan),
     "sinh": odd(_sinh),
     "cosh": _cosh,
-    "tanh": odd(_tanh),
+    "tanh": _tanh,
     "asinh": odd(_asinh),
     "acosh": _acosh,
     "atanh": odd(_atanh),
@@ -295,15 +346,17 @@ EXPANSIONS: dict[str, Callable[..., Expr]] = {
     "cbrt": odd(_cbrt),
     "atan2": atan2,
     "pow": _pow,
+    "fmod": _fmod,
     "scaleb": scaleb,
 }
-"""How each function is computed. ``fmod`` is missing: the printer calls the device's library. ``scaleb`` is here for
-the devices that have no instruction for it."""
+"""How each function is computed. ``scaleb`` is here for the devices that have no instruction for it; the printer calls
+the device's library where ``fmod`` is left."""
 
 BOUNDS: dict[tuple[str, str], float] = {
     **{(name, dtype): 4.0 for name in EXPANSIONS for dtype in FORMATS},
     ("exp", "f32"): 1.0,
     ("tanh", "f32"): 2.5,
+    **{("fmod", dtype): 0.0 for dtype in FORMATS},
 }
 """The largest error in units in the last place, for every operation and dtype that is expanded."""
 
@@ -312,8 +365,9 @@ BOUNDS: dict[tuple[str, str], float] = {
 def _expansion(name: str, dtype: str, native: frozenset[str]) -> tuple[tuple[Var, ...], Expr]:
     """Return a function's arguments and what computes it from them."""
     arguments = tuple(Var(f"x{k}", dtype) for k in range(ARITY[name]))
-    expr = expand(EXPANSIONS[name](*arguments), native=native)
-    return arguments, Contraction((expr,))(expr) if "fma" in native else expr
+    expr = expand(EXPANSIONS[name](*arguments), native=native | {name})
+    fused = next((name for name in ("fma", "mad") if name in native), None)
+    return arguments, Contraction((expr,), fused)(expr) if fused else expr
 
 
 def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[str] = frozenset()) -> Expr:
@@ -321,8 +375,8 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[s
 
     Args:
         memo: pass one to share work between calls.
-        native: what the device has instructions for: ``scaleb`` then stays, and with ``fma`` a product and a sum become
-            one; nothing outside of the functions does.
+        native: what the device has instructions for: ``scaleb`` then stays, and with ``fma`` or ``mad`` a product and a
+            sum become one; nothing outside of the functions does.
     """
     memo = {} if memo is None else memo
 
@@ -331,7 +385,9 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[s
         if done is None:
             if isinstance(e, Op):
                 args = tuple(visit(a) for a in e.args)
-                if (e.op, e.dtype) in BOUNDS and e.op not in native:
+                if e.op == "mul_error":
+                    done = op("fma", *args, -(args[0] * args[1])) if "fma" in native else mul_error(*args)
+                elif (e.op, e.dtype) in BOUNDS and e.op not in native:
                     names, body = _expansion(e.op, e.dtype, native)
                     done = substitute(body, dict(zip(names, args, strict=True)))
                 else:

@@ -49,6 +49,11 @@ class Format:
         """The least normal number."""
         return 2.0 ** (1 - self.bias)
 
+    def bits(self, value: float) -> int:
+        """The bits of a number that is a power of two, or infinite."""
+        exponent = 2 * self.bias + 1 if math.isinf(value) else int(math.log2(value)) + self.bias
+        return exponent << self.fraction
+
     @property
     def magic(self) -> float:
         """Adding it rounds to a whole number, which then stands in the low bits."""
@@ -138,11 +143,15 @@ def halves(x: Expr) -> tuple[Expr, Expr]:
     return high, x - high
 
 
-def two_product(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-    """A * b and what its rounding lost (Dekker 1971, with halves by masking)."""
+def mul_error(a: Expr, b: Expr) -> Expr:
+    """Return what rounding a * b loses (Dekker 1971, with halves by masking)."""
     (a1, a0), (b1, b0) = halves(a), halves(b)
-    p = a * b
-    return p, ((a1 * b1 - p) + a1 * b0 + a0 * b1) + a0 * b0
+    return ((a1 * b1 - a * b) + a1 * b0 + a0 * b1) + a0 * b0
+
+
+def two_product(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """A * b and what its rounding lost."""
+    return a * b, op("mul_error", a, b)
 
 
 def two_sum(a: Expr | float, b: Expr) -> tuple[Expr, Expr]:

@@ -54,6 +54,9 @@ class Arithmetic(Values):
         """Scale by the instruction of AVX-512, which takes the exponent as a float."""
         lanes, (x, n) = self.same(x, n)
         bits = lanes * DTYPES[x.dtype].itemsize * 8
+        if bits > 512 and not bits % 1024:
+            parts = [self.scaleb(self.half(x, k), self.half(n, k)) for k in (0, 1)]
+            return self.joined(*parts)
         if bits not in (128, 256, 512):
             scalar, whole = REGISTER[x.dtype], typed("i32", lanes)
             i = self.ins(f"fptosi {n.type} {n.ref} to {whole}", "i32", lanes, n)
@@ -65,6 +68,20 @@ class Arithmetic(Values):
         self.declare(name, x.type, f"{x.type}, {x.type}, {x.type}, {mask}" + ", i32" * rounding)
         rest = f"{x.type} zeroinitializer, {mask} -1" + ", i32 4" * rounding
         return self.ins(f"call {x.type} @{name}({x.type} {x.ref}, {n.type} {n.ref}, {rest})", x.dtype, lanes, x, n)
+
+    def half(self, v: Val, which: int) -> Val:
+        """Take the lower or upper half of a vector's lanes."""
+        lanes = v.lanes // 2
+        order = ", ".join(f"i32 {k + which * lanes}" for k in range(lanes))
+        return self.ins(
+            f"shufflevector {v.type} {v.ref}, {v.type} poison, <{lanes} x i32> <{order}>", v.dtype, lanes, v
+        )
+
+    def joined(self, low: Val, high: Val) -> Val:
+        lanes = low.lanes * 2
+        order = ", ".join(f"i32 {k}" for k in range(lanes))
+        rhs = f"shufflevector {low.type} {low.ref}, {low.type} {high.ref}, <{lanes} x i32> <{order}>"
+        return self.ins(rhs, low.dtype, lanes, low, high)
 
     def extremum(self, name: str, a: Val, b: Val) -> Val:
         """Take the smaller or greater; a NaN in either operand is the result, and either of two zeros."""

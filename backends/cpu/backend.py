@@ -92,6 +92,7 @@ def limits_of(host: Host, fingerprint: str) -> Limits:
         max_args=512,
         fingerprint=fingerprint,
         native=host.native,
+        side=host.vector_registers // 8,
         bandwidth=host.threads * CORE_BANDWIDTH,
         rate=host.threads * core_rate(host.vector_bytes),
     )

@@ -231,7 +231,7 @@ class _Function(Tiles):
         entered = self.block
         with self.scope(None) as before:
             ahead = f"ahead{n}" if not nonempty else entered
-            with self.scope(set(writes)) as inside:
+            with self.scope(set(writes), "loop") as inside:
                 depth = len(self.scopes) - 1
                 if var is not None:
                     self.env[var.name] = Val(counter, "i64", 0, depth, depth)
@@ -259,7 +259,7 @@ class _Function(Tiles):
     @contextlib.contextmanager
     def branch(self, cond: Val) -> Iterator[None]:
         n = self.fresh("")[1:]
-        with self.scope(None, branch=True) as inside:
+        with self.scope(None, "branch") as inside:
             self.block = f"then{n}"
             yield
         self.put(f"br i1 {cond.ref}, label %then{n}, label %end{n}")

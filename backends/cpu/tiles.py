@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from kernelforge.backends.cpu.stores import Stores
-from kernelforge.backends.cpu.values import MEMORY, Scope, Val
+from kernelforge.backends.cpu.values import MEMORY, Scope, ScopeKind, Val
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine
 from kernelforge.ir.kernel import Expr, For, Let, Stmt, Store, Var, i64, substitute
@@ -35,11 +35,11 @@ class Tiles(Stores):
     """Emits tiles of stores."""
 
     @contextlib.contextmanager
-    def scope(self, fixed: set[str] | None, branch: bool = False) -> Iterator[Scope]:
+    def scope(self, fixed: set[str] | None, kind: ScopeKind = "") -> Iterator[Scope]:
         """Collect instructions in a scope of their own; the caller places its lines."""
         env = dict(self.env)
         buffers = dict(self.buffers)
-        scope = Scope(fixed, branch)
+        scope = Scope(fixed, kind)
         self.scopes.append(scope)
         depth = len(self.scopes)
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -59,18 +59,22 @@ class Val(NamedTuple):
         return typed(REGISTER[self.dtype], self.lanes)
 
 
+ScopeKind = Literal["", "loop", "branch"]
+
+
 class Scope:
     """Instructions being collected: a body of statements, or an arm of a ``select``.
 
-    ``fixed`` names the buffers whose loads must stay inside; None stands for every buffer. Of a ``branch``, which runs
-    seldom, all stays inside that is not known outside of the loop around.
+    ``fixed`` names the buffers whose loads must stay inside; None stands for every buffer. ``kind`` tells what runs the
+    instructions more or less often than those around: out of a loop goes what it does not change, out of a branch
+    nothing else.
     """
 
-    __slots__ = ("branch", "fixed", "lines", "loaded", "memo", "readers", "values")
+    __slots__ = ("fixed", "kind", "lines", "loaded", "memo", "readers", "values")
 
-    def __init__(self, fixed: set[str] | None, branch: bool = False) -> None:
+    def __init__(self, fixed: set[str] | None, kind: ScopeKind = "") -> None:
         self.fixed = fixed
-        self.branch = branch
+        self.kind = kind
         self.lines: list[str] = []
         self.memo: dict[Expr, Val] = {}
         self.values: dict[str, str] = {}
@@ -160,18 +164,30 @@ class Values:
         """Return the value of a pure instruction, written where its operands are known."""
         level = max((o.level for o in operands), default=0)
         bind = max((o.bind for o in operands), default=0)
-        inner = level
-        while inner + 1 < len(self.scopes) and self.scopes[inner + 1].branch:
-            inner += 1
-        if inner > level and rhs not in self.scopes[level].values:
-            level, bind = inner, max(bind, inner)
+        level = self.inside(level, rhs)
         scope = self.scopes[level]
         ref = scope.values.get(rhs)
         if ref is None:
             ref = scope.values[rhs] = self.fresh()
             scope.lines.append(f"{ref} = {rhs}")
+        bind = max(bind, level) if scope.kind == "branch" else bind
         reads = frozenset().union(*(o.reads for o in operands if o.reads))
         return Val(ref, dtype, lanes, level, bind, reads)
+
+    def inside(self, level: int, rhs: str) -> int:
+        """Return where to put an instruction whose operands are known in the scope ``level``: there, or in the
+        innermost branch inside of it, unless a loop is between or the instruction is there already.
+        """
+        place = level
+        for k in range(level, len(self.scopes)):
+            scope = self.scopes[k]
+            if rhs in scope.values:
+                return k
+            if k > level and scope.kind == "loop":
+                break
+            if scope.kind == "branch":
+                place = k
+        return place
 
     def const(self, value: float, dtype: str, lanes: int = 0) -> Val:
         ref = literal(value, dtype)

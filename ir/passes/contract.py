@@ -18,13 +18,14 @@ def contract(kernel: Kernel) -> Kernel:
 
 
 class Contraction:
-    """Rewrites expressions that occur in ``roots``.
+    """Rewrites expressions that occur in ``roots`` to the operation ``name``, ``fma`` or ``mad``.
 
     A product that is used more than once stays: fusing it would compute it again, and algorithms that find a product's
     rounding error need it rounded.
     """
 
-    def __init__(self, roots: Iterable[Expr]) -> None:
+    def __init__(self, roots: Iterable[Expr], name: str = "fma") -> None:
+        self.name = name
         seen: set[Expr] = set()
         self.uses = collections.Counter(
             a for root in roots for e in walk(root, seen) if isinstance(e, Op) for a in e.args
@@ -52,8 +53,8 @@ class Contraction:
         x, y = expr.args
         if isinstance(x, Op) and x.op == "mul" and self.uses[x] == 1:
             rest = self(y)
-            return op("fma", *map(self, x.args), rest if expr.op == "add" else -rest)
+            return op(self.name, *map(self, x.args), rest if expr.op == "add" else -rest)
         if isinstance(y, Op) and y.op == "mul" and self.uses[y] == 1:
             a, b = map(self, y.args)
-            return op("fma", a if expr.op == "add" else -a, b, self(x))
+            return op(self.name, a if expr.op == "add" else -a, b, self(x))
         return None

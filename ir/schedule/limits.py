@@ -41,8 +41,10 @@ class Limits:
         fingerprint: versions of compiler and driver and the target; part of the key of the disk cache.
         bandwidth: bytes a second of its memory; 0 where it does not tell. For predictions in words alone.
         rate: operations on f32 a second, likewise.
+        side: vectors that a loop of lanes may hold side by side (``vector`` form), 1 where one is the most: while a
+            function's steps wait for each other in one, the processor works on the others.
         native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
-            them as bits elsewhere), ``fma`` and ``scaleb`` where the expansions of functions may use them,
+            them as bits elsewhere), ``fma``, ``mad`` and ``scaleb`` where the expansions of functions may use them,
             ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats.
         choices: parameters of recipes for one kernel, from the tuner.
     """
@@ -59,6 +61,7 @@ class Limits:
     max_args: int
     fingerprint: str
     native: frozenset[str] = frozenset()
+    side: int = 1
     bandwidth: float = 0.0
     rate: float = 0.0
     choices: Choices | None = dataclasses.field(default=None, compare=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine, bounds, free_vars
 from kernelforge.ir.kernel import Const, For, Kernel, Load, Op, Store, Var, exprs, i64, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
@@ -28,10 +29,10 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
         chunk = max(min(most, n // pieces), 1024) // 64 * 64
         if n > chunk:
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
-            kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width)
+            kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width, limits.side)
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
     across = _across(kernel, parallel, width)
-    kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width)
+    kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else _solo(kernel)
 
 
@@ -90,22 +91,34 @@ def _solo(kernel: Kernel) -> Kernel:
     return dataclasses.replace(kernel, body=(For(Var("g", "i64", 1), i64(1), "grid", kernel.body),))
 
 
-def in_lanes(kernel: Kernel, loop: For, width: int) -> Kernel:
-    """Run a parallel loop in lanes, the rest one by one; two vectors at a time where they share work."""
-    name = loop.var.name
-    if width == 1 or (loop.static or 0) < width or not unit(loop):
+def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
+    """Run a parallel loop in lanes, the rest one by one; two vectors at a time where they share work, ``side`` where
+    functions keep them waiting.
+    """
+    name, extent = loop.var.name, loop.static or 0
+    if width == 1 or extent < width or not unit(loop):
         return kernel
-    if (loop.static or 0) >= 2 * width and _alike(loop, width):
+    if extent >= 2 * width and _alike(loop, width):
         kernel = split(kernel, name, 2 * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
-        for rest in loops(kernel, f"{name}i_t"):
-            if rest.static is None or rest.static >= width:
-                kernel = split(kernel, rest.var.name, width, f"{name}r", f"{name}w", "cut")
-                kernel = bind(kernel, f"{name}w", "vector")
-        return kernel
+        return _rest_in_lanes(kernel, name, f"{name}i_t", width)
+    found = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
+    wide = side * width
+    if wide > width and extent >= wide and effort(found) >= TRANSCENDENTAL:
+        kernel = bind(split(kernel, name, wide, name, f"{name}v", "cut"), f"{name}v", "vector")
+        return _rest_in_lanes(kernel, name, f"{name}v_t", width)
     kernel = split(kernel, name, width, name, f"{name}v", "cut")
     return bind(kernel, f"{name}v", "vector")
+
+
+def _rest_in_lanes(kernel: Kernel, name: str, rest: str, width: int) -> Kernel:
+    """Run what a loop's split into more than one vector left over."""
+    for loop in loops(kernel, rest):
+        if loop.static is None or loop.static >= width:
+            kernel = split(kernel, loop.var.name, width, f"{name}r", f"{name}w", "cut")
+            kernel = bind(kernel, f"{name}w", "vector")
+    return kernel
 
 
 def _alike(loop: For, width: int) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kernelforge.backends.cpu.host import host
+from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
 from kernelforge.ir.kernel import (
     Const,
@@ -16,7 +17,8 @@ from kernelforge.ir.kernel import (
     op,
     select,
 )
-from tests.backends.on_cpu import SPECIAL, Array, check_map, execute, mapped, values
+from kernelforge.ir.passes.finish import finish
+from tests.backends.on_cpu import CPU, SPECIAL, Array, check_map, execute, mapped, values
 
 FLOAT_UNARY = ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
 FLOAT_BINARY = ("add", "sub", "mul", "div", "min", "max")
@@ -162,3 +164,13 @@ def test_constants() -> None:
             )
     check_map("ints", ("u64",), "u64", lambda x: x ^ Const(2**64 - 1, "u64"), n=16)
     check_map("ints", ("i64",), "i64", lambda x: x ^ Const(-(2**63), "i64"), n=16)
+
+
+def test_what_is_rare_stays_in_its_branch() -> None:
+    """Division bit by bit costs fifty times as much as where the quotient is short."""
+    made = finish(mapped("fmod", ("f32", "f32"), "f32", lambda x, y: op("fmod", x, y), "vector"), CPU.host.native)
+    lines = print_kernel(made, CPU.host).splitlines()
+    calls = [k for k, line in enumerate(lines) if "call float @fmodf" in line]
+    inside = next(k for k, line in enumerate(lines) if line.startswith("then"))
+    assert calls
+    assert calls[0] > inside

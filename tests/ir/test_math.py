@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, Kernel, Load, Op, Store, Var, i64, op, walk
+from kernelforge.ir.kernel import ARITY, Arg, Expr, For, Kernel, Load, Op, Store, Var, i64, op, walk
 from kernelforge.ir.math import BOUNDS, EXPANSIONS, expand, expand_math
 from tests.ir.evaluate import evaluate
 
@@ -25,10 +25,12 @@ MPMATH: dict[str, Any] = {
     "exp2": lambda x: mpmath.power(2, x), "log2": lambda x: mpmath.log(x, 2), "pow": mpmath.power,
     "cbrt": lambda x: mpmath.sign(x) * mpmath.cbrt(abs(x)),
     "scaleb": lambda x, n: mpmath.ldexp(x, int(n)),
+    "fmod": lambda x, y: mpmath.mpf(math.fmod(x, y)),
 }  # fmt: skip
 PLAIN: frozenset[str] = frozenset()
 RICH = frozenset({"fma", "scaleb"})
 """What the expansions may use: only plain arithmetic, or also instructions that some devices have."""
+X, Y = Var("x", "f32"), Var("y", "f32")
 SPECIAL = [0.0, 1.0, np.inf, np.nan, 0.5, 2.0, 3.0, 10.0, 100.0, 1e-30]
 
 
@@ -67,7 +69,7 @@ def whole(name: str, xs: list[Array]) -> list[Array]:
 def run(name: str, dtype: str, xs: list[Array], native: frozenset[str] = PLAIN) -> Array:
     names = [Var(f"x{i}", dtype) for i in range(len(xs))]
     expr = expand(op(name, *names), native=native - {name})
-    assert not any(isinstance(e, Op) and e.op in EXPANSIONS and e.op not in native for e in walk(expr))
+    assert not any(isinstance(e, Op) and e.op in EXPANSIONS and e.op not in native | {"fmod"} for e in walk(expr))
     return evaluate(expr, dict(zip(names, xs, strict=True)))
 
 
@@ -141,7 +143,7 @@ def test_angles_nearest_to_a_multiple_of_half_pi(name: str, dtype: str) -> None:
 def test_a_kernel_is_expanded_with_shared_parts() -> None:
     i = Var("i", "i64", 8)
     x = Load("x", (i,), "f32")
-    value = op("exp", x) + op("exp", x) * op("fmod", x, Const(2, "f32"))
+    value = op("exp", x) + op("exp", x) * op("floor", x)
     args = (Arg("x", "f32", i64(8), "in"), Arg("y", "f32", i64(8), "out"))
     kernel = Kernel("k", args, (), (For(i, i64(8), "parallel", (Store("y", (i,), value),)),))
     loop = expand_math(kernel).body[0]
@@ -152,7 +154,7 @@ def test_a_kernel_is_expanded_with_shared_parts() -> None:
     product = store.value.args[1]
     assert isinstance(product, Op)
     assert product.args[0] is store.value.args[0]
-    assert product.args[1] is op("fmod", x, Const(2, "f32"))
+    assert product.args[1] is op("floor", x)
 
 
 def test_expansion_is_only_of_f32_and_f64_and_is_short() -> None:
@@ -165,5 +167,25 @@ def test_expansion_is_only_of_f32_and_f64_and_is_short() -> None:
     assert counts["erf"] <= 68
 
 
+@pytest.mark.parametrize("name", ["fma", "mad"])
+def test_products_and_sums_become_what_the_device_has(name: str) -> None:
+    found = {e.op for e in walk(expand(op("pow", X, Y), native=frozenset({name}))) if isinstance(e, Op)}
+    assert found & {"fma", "mad"} == {name}
+
+
+@pytest.mark.parametrize("native", [PLAIN, RICH], ids=["plain", "fma"])
+def test_what_a_product_loses(native: frozenset[str]) -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.standard_normal((2, 1000)).astype(np.float32)
+    got = evaluate(expand(op("mul_error", X, Y), native=native), {X: x, Y: y})
+    np.testing.assert_array_equal(got, x.astype(float) * y - x * y)
+
+
 def _operations(expr: Expr) -> int:
+    """Count what the usual arguments need."""
+    if isinstance(expr, Op) and expr.op == "select":
+        cond, _, other = expr.args
+        if isinstance(cond, Op) and cond.op == "unlikely":
+            seen: set[Expr] = set()
+            return sum(isinstance(e, Op) for part in (cond, other) for e in walk(part, seen)) + 1
     return sum(isinstance(e, Op) for e in walk(expr))
