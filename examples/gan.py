@@ -10,7 +10,7 @@ from rich.progress import track
 import kernelforge as kf
 from kernelforge import nn, optim
 
-SPOTS, SPREAD, NOISE, PENALTY = 8, 0.05, 8, 1.0
+SPOTS, SPREAD, NOISE, PENALTY = 8, 0.05, 8, 0.1
 
 
 def real(rng, count):

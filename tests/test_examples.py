@@ -60,3 +60,16 @@ def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(np.asarray(names["dw"]), x.T @ (1 - plain**2), rtol=1e-4, atol=1e-5)
     assert len(names["layer"].lower(x, w, b).kernels) == 1
     assert "1 kernel on" in capsys.readouterr().out
+
+
+def test_neural_networks_in_the_docs() -> None:
+    """The code of docs/nn.md trains, and its table names what there is."""
+    text = (ROOT / "docs" / "nn.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "nn.md", "exec"), names)
+    assert float(names["value"]) < 2
+    said = set(re.findall(r"\w+", text))
+    known = {*kf.nn.__all__, *kf.optim.__all__, *kf.random.__all__}
+    exempt = {"swish", "Optimizer", "global_norm", *(n for n in known if re.search(r"_pool[123]d$|dropout[123]d$", n))}
+    assert known - exempt - said == set()
