@@ -10,13 +10,13 @@ from rich.progress import track
 import kernelforge as kf
 from kernelforge import nn, optim
 
-SPOTS, SPREAD, NOISE, PENALTY = 8, 0.05, 8, 0.1
+SPOTS, SPREAD, NOISE, PENALTY = 8, 0.1, 8, 0.1
 
 
 def real(rng, count):
     """Draw points from the ring."""
     angle = rng.integers(0, SPOTS, count) * (2 * np.pi / SPOTS)
-    centre = np.stack([np.cos(angle), np.sin(angle)], -1)
+    centre = 2 * np.stack([np.cos(angle), np.sin(angle)], -1)
     return (centre + SPREAD * rng.standard_normal((count, 2))).astype(np.float32)
 
 
@@ -29,7 +29,7 @@ def init(rng, sizes):
 
 def network(params, x):
     for w, b in params[:-1]:
-        x = nn.silu(nn.linear(x, w, b))
+        x = nn.leaky_relu(nn.linear(x, w, b), 0.2)
     return nn.linear(x, *params[-1])
 
 
@@ -42,7 +42,7 @@ def critic_loss(critic, drawn, points, mix):
 
 
 def main(small: bool = False) -> None:
-    width, batch, steps, rounds = (8, 16, 2, 1) if small else (128, 256, 4000, 3)
+    width, batch, steps, rounds = (8, 16, 2, 1) if small else (128, 256, 5000, 5)
     rng = np.random.default_rng(0)
     optimizer = optim.adam(optim.cosine(1e-3, steps, 1e-4), betas=(0.5, 0.9))
     slow = optim.adam(optim.cosine(1e-3, steps * rounds, 1e-4), betas=(0.5, 0.9))
@@ -73,7 +73,7 @@ def main(small: bool = False) -> None:
 
     points = np.asarray(kf.jit(network)(drawer, rng.standard_normal((4000, NOISE), np.float32)))
     angle = np.arange(SPOTS) * (2 * np.pi / SPOTS)
-    apart = np.linalg.norm(points[:, None] - np.stack([np.cos(angle), np.sin(angle)], -1), axis=-1)
+    apart = np.linalg.norm(points[:, None] - 2 * np.stack([np.cos(angle), np.sin(angle)], -1), axis=-1)
     near = apart.min(1) < 4 * SPREAD
     shares = np.bincount(apart.argmin(1)[near], minlength=SPOTS) / len(points)
     print(f"distance {-float(value):.3f}; {near.mean():.0%} of the points are in spots, ", end="")

@@ -90,21 +90,20 @@ def interpolate(
     valid(align_corners is None or MODES[mode] > 0, op, "align_corners", align_corners, f"None for mode={mode!r}")
     valid((size is None) != (scale_factor is None), op, "size", size, "it or scale_factor, and not both")
     extents = x.shape[2:]
-    factors: tuple[float, ...] | None = None
+    ratios: list[float] = []
     if scale_factor is None:
         sizes = each(size if size is not None else 1, count, op, "size")
     else:
-        given: tuple[float, ...]
-        given = (scale_factor,) * count if isinstance(scale_factor, int | float) else tuple(scale_factor)
-        valid(len(given) == count, op, "scale_factor", scale_factor, f"a number, or {count} of them")
-        sizes = tuple(math.floor(n * f) for n, f in zip(extents, given, strict=True))
-        factors = given
+        factors = list(scale_factor) if isinstance(scale_factor, Sequence) else [scale_factor] * count
+        valid(len(factors) == count, op, "scale_factor", scale_factor, f"a number, or {count} of them")
+        sizes = tuple(math.floor(n * f) for n, f in zip(extents, factors, strict=True))
+        ratios = [1 / f for f in factors if not recompute_scale_factor]
     valid(min(sizes) > 0, op, "size", sizes, "1 or more")
     if mode == "area":
         return (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[count - 1](like, sizes)
     for a, (n, places) in enumerate(zip(extents, sizes, strict=True)):
-        scale = n / places if factors is None or recompute_scale_factor else 1 / factors[a]
-        x = _resized(x, a + 2, _taps(n, places, scale, mode, bool(align_corners)))
+        ratio = ratios[a] if ratios else n / places
+        x = _resized(x, a + 2, _taps(n, places, ratio, mode, bool(align_corners)))
     return narrow(x, like)
 
 
