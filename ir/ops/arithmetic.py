@@ -119,6 +119,12 @@ def _float_power(x: Expr, y: Expr) -> Expr:
             return 1 / x
         case 0.5:
             return select(x.eq(-INF), INF, op("sqrt", x + 0.0))
+        case 1.5:
+            return select(x.eq(-INF), INF, (x + 0.0) * op("sqrt", x + 0.0))
+        case -0.5:
+            return select(x.eq(-INF), 0.0, 1 / op("sqrt", x + 0.0))
+        case -1.5:
+            return select(x.eq(-INF), 0.0, 1 / (x + 0.0) * (1 / op("sqrt", x + 0.0)))
         case _:
             return op("pow", x, y)
 

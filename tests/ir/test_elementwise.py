@@ -112,7 +112,7 @@ def test_float_power(dtype: str) -> None:
     power = PRIMITIVES["power"]
     arrays = operands(dtype, 2)
     np.testing.assert_array_equal(lowered(power, arrays).astype(float), power.numpy(arrays, {})[0].astype(float))
-    for exponent in (0.0, 1.0, 2.0, 3.0, -1.0, 0.5):
+    for exponent in (0.0, 1.0, 2.0, 3.0, -1.0, 0.5, 1.5, -0.5, -1.5):
         x = specials(dtype)
         (want,) = power.numpy([x, np.full_like(x, exponent)], {})
         got = constant_power(x, exponent)
