@@ -48,7 +48,7 @@ def logits(params, ids, heads):
 
 
 def main(small: bool = False) -> None:
-    width, layers, heads, length, batch, steps = (16, 1, 2, 16, 4, 3) if small else (128, 4, 4, 128, 32, 1500)
+    width, layers, heads, length, batch, steps = (16, 1, 2, 16, 4, 3) if small else (64, 2, 4, 64, 32, 1500)
     text = "\n".join(topics[k] for k in sorted(topics))
     alphabet = sorted(set(text))
     data = np.array([alphabet.index(c) for c in text], np.int32)

@@ -143,6 +143,20 @@ def test_muon_makes_steps_orthogonal() -> None:
     np.testing.assert_allclose(made["b"], params["b"] - 0.2 * grads[0]["b"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (8, 32)])
+def test_muon_is_pytorchs_but_for_bf16(shape: tuple[int, int]) -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    torch = importlib.import_module("torch")
+    start, grads = normal(*shape), [{"w": normal(*shape, seed=i)} for i in range(1, 5)]
+    p = torch.tensor(start, requires_grad=True)
+    theirs = torch.optim.Muon([p], lr=0.1)
+    for g in grads:
+        p.grad = torch.tensor(g["w"])
+        theirs.step()
+    np.testing.assert_allclose(trained(optim.muon(0.1), {"w": start}, grads)["w"], p.detach().numpy(), atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "adagrad", "lion"])
 def test_one_kernel_for_each_dtype(name: str) -> None:
     optimizer = RULES[name][0]
