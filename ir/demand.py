@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from kernelforge.dtypes import FLOATS
+from kernelforge.dtypes import FLOATS, UNSIGNED
 from kernelforge.ir.cost import COSTLY, RECOMPUTE
 from kernelforge.ir.graph import Kind, Node, Reduction, Value
 from kernelforge.ir.index import flatten, normalize
-from kernelforge.ir.kernel import Expr, Load
+from kernelforge.ir.kernel import Const, Expr, Load
 from kernelforge.ir.types import row_major
 
 REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
@@ -28,11 +28,13 @@ class Part:
         nodes: in graph order, views included; those not reached from ``outputs`` are ignored.
         outputs: the values to be stored.
         columns: whether reductions over leading axes may be made by blocks of rows, beside what else walks the rows.
+        chains: whether reductions and contractions may read each other's results row by row; see ``ir.chains``.
     """
 
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
     columns: bool = False
+    chains: bool = False
 
 
 def computes(node: Node) -> bool:
@@ -52,6 +54,7 @@ class Lowering:
         self.inputs: dict[Value, str] = {}
         self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
         self.reads: dict[Node, list[Expr]] = {}
+        self.held: dict[Value, tuple[str, tuple[Expr | None, ...], str]] = {}
         self.evaluations = 0
         self.costly = 0
         self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
@@ -65,8 +68,23 @@ class Lowering:
             found = self.memo[key] = self._at(value, index)
         return found
 
+    def within(self, value: Value, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """Return where the element at ``index`` of a held value is in the buffer of the row.
+
+        Raises:
+            Refused: where it is not of the current row.
+        """
+        _, rows, _ = self.held[value]
+        if any(r is not None and i is not r for i, r in zip(index, rows, strict=True)):
+            raise Refused("a reduction needs results of another one from several rows")
+        own = [(i, n) for i, n, r in zip(index, value.type.shape, rows, strict=True) if r is None]
+        return (flatten(tuple(i for i, _ in own), row_major(tuple(n for _, n in own))),) if own else ()
+
     def _at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
         node = self.producer.get(value)
+        if value in self.held:
+            name, _, dtype = self.held[value]
+            return Load(name, self.within(value, index), dtype).cast(value.type.name)
         if node is None:
             name = self.inputs.setdefault(value, f"{self.prefix}x{len(self.inputs)}")
             strides = self.strides.get(value) or row_major(value.type.shape)
@@ -114,3 +132,18 @@ def reduction(node: Node) -> Reduction:
     assert node.prim.lower is not None
     made: Reduction = node.prim.lower([v.type for v in node.inputs], node.output.type, node.params)
     return made
+
+
+def identity(name: str, dtype: str) -> Const:
+    """Return the value that ``name`` (``add``, ``mul``, ``min``, ``max``) leaves others unchanged by."""
+    if name in ("add", "mul"):
+        return Const(0 if name == "add" else 1, dtype)
+    low = name == "max"
+    if dtype in FLOATS:
+        return Const(-math.inf if low else math.inf, dtype)
+    if dtype == "bool":
+        return Const(not low, dtype)
+    bits = int(dtype[1:])
+    if dtype in UNSIGNED:
+        return Const(0 if low else 2**bits - 1, dtype)
+    return Const(-(2 ** (bits - 1)) if low else 2 ** (bits - 1) - 1, dtype)

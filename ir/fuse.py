@@ -82,12 +82,13 @@ class Fusion:
     residuals: tuple[Residual, ...] = ()
 
 
-def fuse(graph: Graph, enabled: bool = True, max_args: int = 64, columns: bool = False) -> Fusion:
+def fuse(graph: Graph, enabled: bool = True, max_args: int = 64, columns: bool = False, chains: bool = False) -> Fusion:
     """Group the nodes of ``graph``; with ``enabled`` off, each node that computes is a region.
 
-    ``max_args`` is the most buffers a kernel may take on the device; ``columns`` is that of the parts.
+    ``max_args`` is the most buffers a kernel may take on the device; ``columns`` and ``chains`` are those of
+    the parts.
     """
-    fusion = _Fuser(graph, max_args, columns)
+    fusion = _Fuser(graph, max_args, columns, chains)
     if enabled:
         fusion.vertical()
         fusion.siblings()
@@ -104,10 +105,11 @@ class _Bundle:
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, max_args: int, columns: bool) -> None:
+    def __init__(self, graph: Graph, max_args: int, columns: bool, chains: bool) -> None:
         self.graph = graph
         self.max_args = max_args
         self.columns = columns
+        self.chains = chains
         self.decisions: list[Decision] = []
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
         self.order = {n: k for k, n in enumerate(graph.nodes)}
@@ -195,7 +197,7 @@ class _Fuser:
             if node is not None and node not in nodes and (node in own or node in self.free):
                 nodes[node] = None
                 stack.extend(node.inputs)
-        return Part(tuple(sorted(nodes, key=self.order.__getitem__)), tuple(outputs), self.columns)
+        return Part(tuple(sorted(nodes, key=self.order.__getitem__)), tuple(outputs), self.columns, self.chains)
 
     def join(self, a: Group, b: Group) -> str:
         """Make one group of two if one nest computes both; return why not, or nothing."""
@@ -203,7 +205,8 @@ class _Fuser:
         if Kind.OPAQUE in kinds:
             return "it is run by the plan, step by step"
         reductions = a.reductions + b.reductions
-        if Kind.CONTRACT in kinds and len(reductions) > 1:
+        chained = Kind.CONTRACT in kinds and len(reductions) > 1
+        if chained and not self.chains:
             return "a contraction shares its kernel with no other reduction"
         if a.shape is not None and a.shape == b.shape and not any(r.group is a for r in b.through):
             buffers = a.buffers + b.buffers
@@ -218,8 +221,10 @@ class _Fuser:
         full = any(v.type.size > rows for v in part.outputs)
         if reductions and rows < FEW_ROWS and work >= rows * WIDE_ROW and (full or len(reductions) > 1):
             return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
-        if Kind.CONTRACT in b.kinds and any(
-            i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items
+        if (
+            not chained
+            and Kind.CONTRACT in b.kinds
+            and any(i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items)
         ):
             return "the contraction would compute it again for each use of an element"
         try:

@@ -14,8 +14,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from kernelforge.dtypes import FLOATS, UNSIGNED
-from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, reduction
+from kernelforge.dtypes import FLOATS
+from kernelforge.ir.chains import Chain
+from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity, reduction
 from kernelforge.ir.graph import At, Kind, Node, Reduction, Value
 from kernelforge.ir.index import flatten, normalize, unflatten
 from kernelforge.ir.kernel import (
@@ -61,21 +62,6 @@ class Nest:
     body: tuple[Stmt, ...]
     inputs: dict[Value, str]
     outputs: dict[Value, str]
-
-
-def identity(name: str, dtype: str) -> Const:
-    """Return the value that ``name`` (``add``, ``mul``, ``min``, ``max``) leaves others unchanged by."""
-    if name in ("add", "mul"):
-        return Const(0 if name == "add" else 1, dtype)
-    low = name == "max"
-    if dtype in FLOATS:
-        return Const(-math.inf if low else math.inf, dtype)
-    if dtype == "bool":
-        return Const(not low, dtype)
-    bits = int(dtype[1:])
-    if dtype in UNSIGNED:
-        return Const(0 if low else 2**bits - 1, dtype)
-    return Const(-(2 ** (bits - 1)) if low else 2 ** (bits - 1) - 1, dtype)
 
 
 def combine(name: str, a: Expr, b: Expr) -> Expr:
@@ -156,6 +142,9 @@ class _Builder:
             body = self.scatter()
         elif any(n.prim.kind is Kind.CUMULATE for n in self.reductions):
             body = self.cumulate()
+        elif self.chained():
+            index, inner = Chain(self.low, self.reductions, self.names).lower()
+            body = self.top(variables(index), inner)
         elif columns := self.columns():
             body = self.blocks(columns)
         elif self.reductions:
@@ -290,6 +279,10 @@ class _Builder:
             index = tuple(rows.get(i, i) if isinstance(i, Var) else i for i in index)
             body += nest(inner, "parallel", [self.store(value, index)])
         return flat, variables(parallel), body
+
+    def chained(self) -> bool:
+        contracts = any(n.prim.kind is Kind.CONTRACT for n in self.reductions)
+        return self.low.part.chains and contracts and len(self.reductions) > 1
 
     def columns(self) -> list[Node]:
         """Return the reductions over leading axes, where they are to be made by blocks of rows; see ``blocks``."""

@@ -116,7 +116,9 @@ def _compile(
             raise UnsupportedOnDevice(
                 device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
             )
-    fusion = fuse(optimized, config.fusion, limits.max_args, limits.form == "vector")
+    fusion = fuse(
+        optimized, config.fusion, limits.max_args, limits.form == "vector", limits.host or limits.form == "serial"
+    )
     if config.fusion:
         fusion = plan_residuals(optimized, fusion, limits.max_args)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}

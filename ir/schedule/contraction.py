@@ -229,11 +229,11 @@ def vector(kernel: Kernel, limits: Limits, width: int) -> Kernel:
     kernel = bind(kernel, f"{i}r", "unroll")
 
     along, tile = f"rows_{walked[-1]}", [f"rows_{i}r"]
-    if _contiguous(kernel, along, width):
-        kernel = _transposed(kernel, along, tile, width)
+    if contiguous(kernel, along, width):
+        kernel = transposed(kernel, along, tile, width)
     along, tile = f"columns_{walked[-1]}", [f"columns_{j}u", f"columns_{j}v"]
-    if _contiguous(kernel, along, width):
-        kernel = _transposed(kernel, along, tile, width)
+    if contiguous(kernel, along, width):
+        kernel = transposed(kernel, along, tile, width)
     else:
         kernel = bind(bind(kernel, tile[1], "vector"), tile[0], "unroll")
         first = f"columns_{j}o"
@@ -247,14 +247,14 @@ def vector(kernel: Kernel, limits: Limits, width: int) -> Kernel:
     return kernel
 
 
-def _contiguous(kernel: Kernel, name: str, width: int) -> bool:
+def contiguous(kernel: Kernel, name: str, width: int) -> bool:
     """Whether a loop reads whole vectors along memory."""
     (loop,) = loops(kernel, name)
     steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
     return 1 < width <= (loop.static or loop.var.bound or 0) and bool(steps) and all(c == 1 for c in steps)
 
 
-def _transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> Kernel:
+def transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> Kernel:
     """Read vectors in the loop ``along``, and store them across it, in the order of the loops ``tile`` inside it."""
     kernel = split(kernel, along, width, along, f"{along}v", "cut")
     for name in tile:

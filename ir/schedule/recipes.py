@@ -28,7 +28,7 @@ from kernelforge.ir.kernel import (
     rebuild,
     walk,
 )
-from kernelforge.ir.schedule import contraction, tiles
+from kernelforge.ir.schedule import chains, contraction, tiles
 from kernelforge.ir.schedule.columns import vector_column
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
@@ -138,6 +138,8 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     parallel, body = perfect(nest)
     width = lanes(body, limits)
     enough = 8 * limits.threads
+    if chains.chained(body):
+        return chains.vector(kernel, parallel, limits)
     product = contraction.arranged(kernel, parallel, body, width)
     if product is not None:
         return contraction.vector(product, limits, width)

@@ -40,6 +40,11 @@ def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits
 
     ``row`` is the loop over rows: the last of ``parallel``, or one that stands in it and walks a block of rows.
     """
+    return grid(passes(kernel, row, limits, width), [p.var.name for p in parallel], 8 * limits.threads)
+
+
+def passes(kernel: Kernel, row: For, limits: Limits, width: int) -> Kernel:
+    """Make the passes over each row of the loop ``row`` few and run them in lanes."""
     at = row.var.name
     if all(_in_order(s) for s in row.body if isinstance(s, For)):
         kernel = merge(kernel)
@@ -52,7 +57,7 @@ def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
             change = _lane_reduction if inner.kind == "serial" else in_lanes
             kernel = change(kernel, inner, width)
-    return grid(kernel, [p.var.name for p in parallel], 8 * limits.threads)
+    return kernel
 
 
 def _in_order(loop: For) -> bool:

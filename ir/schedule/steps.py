@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.demand import identity
 from kernelforge.ir.index import affine, bounds, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
@@ -35,7 +36,6 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )
-from kernelforge.ir.lower import identity
 
 Tail = Literal["exact", "guard", "clip", "cut", "part"]
 

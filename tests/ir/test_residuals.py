@@ -82,13 +82,12 @@ def test_ties_of_a_maximum_are_not_stored() -> None:
     assert "bool" not in between(plan).values()
 
 
-def test_attention_keeps_scores_and_sums_of_rows() -> None:
+def test_attention_stores_neither_ties_nor_exponentials() -> None:
     args = [normal(4, 64, 32, seed=k) for k in range(3)]
     plan = planned(backward(attention), normal(4, 64, 32, seed=5), *args)
     found = between(plan)
     assert "bool" not in found.values()
     assert "exp" not in found
-    assert {"max", "sum"} <= set(found)
     ours = kf.jit(backward(attention))(np.ones((4, 64, 32), F32), *args)
     with kf.config(fusion=False):
         plain = kf.jit(backward(attention))(np.ones((4, 64, 32), F32), *args)

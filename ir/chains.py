@@ -1,0 +1,209 @@
+"""Chains: contractions and reductions that read each other row by row, as attention and small networks do.
+
+A chain has row axes, which all that it makes shares. A row's results stand in buffers of the row, so that nothing of
+the size of rows times columns is in memory; what a contraction reads is computed once into one, too. Which axes are
+the rows is decided by the first node that reduces what another one made: it keeps the rows and drops the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from kernelforge.dtypes import accumulator
+from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity, reduction
+from kernelforge.ir.graph import Kind, Node, Value
+from kernelforge.ir.index import flatten, normalize
+from kernelforge.ir.kernel import Alloc, Expr, Load, Stmt, Store, i64, op
+from kernelforge.ir.nest import axes, nest, variables
+from kernelforge.ir.types import row_major
+
+WEIGHTS = 1 << 20
+"""Bytes of a contraction's other operand that each block of rows walks through again: as much as a cache holds."""
+
+ROW_BYTES = 1 << 20
+"""Bytes that the buffers of a row take at most."""
+
+FEW_ROWS = 4
+"""Fewer rows that share the other operand of a contraction are not worth a tile."""
+
+
+class Axes:
+    """Which axes of the values that depend on reductions of a part are one and the same."""
+
+    def __init__(self, part: Part) -> None:
+        self.above: dict[tuple[Value, int], tuple[Value, int]] = {}
+        self.dependent: set[Value] = set()
+        for node in part.nodes:
+            if node.prim.kind in REDUCTIONS or any(v in self.dependent for v in node.inputs):
+                self.dependent.update(node.outputs)
+                for v in node.inputs:
+                    if v in self.dependent:
+                        for a, b in _pairs(node, v):
+                            self.above[self.name(v, a)] = self.name(node.output, b)
+
+    def name(self, value: Value, axis: int) -> tuple[Value, int]:
+        """Return what stands for all axes that are one with this one."""
+        at = value, axis
+        while at in self.above and self.above[at] != at:
+            at = self.above[at]
+        return at
+
+    def names(self, value: Value) -> tuple[tuple[Value, int], ...]:
+        return tuple(self.name(value, a) for a in range(value.type.ndim))
+
+
+def _pairs(node: Node, value: Value) -> Iterator[tuple[int, int]]:
+    """Yield the axes of an input that the node's output has, and which of it they are."""
+    shape, out, params = value.type.shape, node.output.type.shape, node.params
+    match node.prim.name:
+        case "contract":
+            for v, names in zip(node.inputs, (params["x_axes"], params["y_axes"]), strict=True):
+                if v is value:
+                    kept = params["out_axes"]
+                    yield from ((a, kept.index(n)) for a, n in enumerate(names) if n in kept)
+        case "transpose":
+            yield from ((a, k) for k, a in enumerate(params["axes"]))
+        case "broadcast":
+            lead = len(out) - len(shape)
+            yield from ((a, a + lead) for a, n in enumerate(shape) if n == out[a + lead] and n > 1)
+        case "reshape":
+            first, second = ([a for a, n in enumerate(s) if n > 1] for s in (shape, out))
+            if [shape[a] for a in first] == [out[a] for a in second]:
+                yield from zip(first, second, strict=True)
+        case _ if node.prim.kind is Kind.REDUCE:
+            kept = [a for a in range(len(shape)) if a not in params["axes"]]
+            yield from ((a, k) for k, a in enumerate(kept))
+        case _ if node.prim.kind is Kind.MAP and shape == out:
+            yield from ((a, a) for a in range(len(out)))
+
+
+def dropped(node: Node, value: Value) -> set[int]:
+    """Return the axes of an input that a reduction reduces."""
+    return set(range(value.type.ndim)) - {a for a, _ in _pairs(node, value)}
+
+
+class Chain:
+    """Lowers a part whose reductions read each other row by row."""
+
+    def __init__(self, low: Lowering, reductions: Sequence[Node], names: Mapping[Value, str]) -> None:
+        self.low = low
+        self.names = names
+        self.reductions = reductions
+        self.axes = Axes(low.part)
+        self.rows = self._rows()
+        self.body: list[Stmt] = []
+        self.bytes = 0
+
+    def _rows(self) -> dict[tuple[Value, int], Expr]:
+        """Return the loop over each row axis."""
+        for node in self.reductions:
+            for v in node.inputs:
+                if v in self.axes.dependent:
+                    drop = dropped(node, v)
+                    kept = [a for a in range(v.type.ndim) if a not in drop]
+                    if node.prim.kind is Kind.REDUCE and kept and max(kept) > min(drop, default=v.type.ndim):
+                        raise Refused("the reduction does not walk along the rows")
+                    if math.prod(v.type.shape[a] for a in kept) < FEW_ROWS:
+                        raise Refused("it has too few rows")
+                    index = axes([v.type.shape[a] for a in kept], f"{self.low.prefix}i")
+                    return {self.axes.name(v, a): i for a, i in zip(kept, index, strict=True)}
+        raise Refused("a contraction shares its kernel with no other reduction that it does not read")
+
+    def lower(self) -> tuple[tuple[Expr, ...], list[Stmt]]:
+        """Return the index of a row and what is done for it."""
+        for node in self.reductions:
+            if node.prim.kind is Kind.CONTRACT:
+                for value in node.inputs:
+                    self._operand(value)
+                self._worth(node)
+            self._reduce(node)
+        for value in self.low.part.outputs:
+            self._output(value)
+        if self.bytes > ROW_BYTES:
+            raise Refused(f"a row of its intermediate results takes {self.bytes:,} bytes")
+        return tuple(self.rows.values()), self.body
+
+    def place(self, value: Value, name: str) -> tuple[Expr, ...]:
+        """Return the index of an element of the current row, with loops ``name`` over the other axes."""
+        names = self.axes.names(value)
+        found = [self.rows.get(a) for a in names]
+        if value not in self.axes.dependent or sorted(map(names.count, self.rows)) != [1] * len(self.rows):
+            raise Refused("it reads or makes results of several rows")
+        own = axes(value.type.shape, name)
+        return tuple(o if i is None else i for i, o in zip(found, own, strict=True))
+
+    def _hold(self, value: Value, index: tuple[Expr, ...], dtype: str) -> tuple[str, tuple[Expr, ...]]:
+        """Give a value a buffer of the row; return it and the place of the element at ``index``."""
+        low = self.low
+        rows = tuple(self.rows.get(a) for a in self.axes.names(value))
+        name = f"{low.prefix}a{value.id}"
+        shape = tuple(n for n, r in zip(value.type.shape, rows, strict=True) if r is None)
+        size = math.prod(shape)
+        low.held[value] = name, rows, dtype
+        self.bytes += size * 8
+        at = low.within(value, index)
+        self.body.append(Alloc(name, dtype, (i64(size),) if at else (), "local" if at else "register"))
+        return name, at
+
+    def _reduce(self, node: Node) -> None:
+        low, value = self.low, node.output
+        made = reduction(node)
+        index = self.place(value, f"{low.prefix}c{value.id}_")
+        r = axes(made.extents, f"{low.prefix}r{value.id}_")
+        element = normalize(made.element(low.reader(node), index, tuple(r)))
+        name, at = self._hold(value, index, made.dtype)
+        if not at:
+            self.body += [Store(name, (), identity(made.op, made.dtype))]
+            self.body += nest(variables(r), "serial", [Store(name, (), element, made.op)])
+            return
+        own = f"{name}_s"
+        inner: list[Stmt] = [Store(name, at, op(made.op, identity(made.op, made.dtype), element))]
+        if variables(r):
+            inner = [
+                Alloc(own, made.dtype, (), "register"),
+                Store(own, (), identity(made.op, made.dtype)),
+                *nest(variables(r), "serial", [Store(own, (), element, made.op)]),
+                Store(name, at, Load(own, (), made.dtype)),
+            ]
+        self.body += nest([v for v in variables(index) if v not in self.rows.values()], "parallel", inner)
+
+    def _operand(self, value: Value) -> None:
+        """Compute what a contraction reads into a buffer of the row, where the chain makes it."""
+        low = self.low
+        while value in self.axes.dependent and value not in low.held:
+            node = low.producer[value]
+            if node.prim.kind is Kind.VIEW and len(node.inputs) == 1:
+                (value,) = node.inputs
+                continue
+            index = self.place(value, f"{low.prefix}h{value.id}_")
+            held = accumulator(value.type.name)
+            element = low.at(value, index).cast(held)
+            name, at = self._hold(value, index, held)
+            low.memo.clear()
+            self.body += nest(
+                [v for v in variables(index) if v not in self.rows.values()], "parallel", [Store(name, at, element)]
+            )
+
+    def _worth(self, node: Node) -> None:
+        """Refuse a contraction whose other operand a block of rows should not walk through again."""
+        made, names = node.output.type, self.axes.names(node.output)
+        out = node.params["out_axes"]
+        extents = {n: made.shape[k] for k, n in enumerate(out) if names[k] in self.rows}
+        own = [math.prod(extents.get(n, 1) for n in node.params[key]) for key in ("x_axes", "y_axes")]
+        if math.prod(extents.values()) < FEW_ROWS * min(own):
+            raise Refused("too few rows share an operand of the contraction")
+        given = [(v, n) for v, n in zip(node.inputs, own, strict=True) if v not in self.axes.dependent]
+        walked, rows = min(((v.type.nbytes // n, n) for v, n in given), default=(0, 1))
+        held = max(v.type.nbytes for v in (node.output, *node.inputs) if v in self.axes.dependent) // rows
+        if walked > max(WEIGHTS, held):
+            raise Refused(f"each block of rows would walk through {walked:,} bytes of the contraction's other operand")
+
+    def _output(self, value: Value) -> None:
+        low, source = self.low, value
+        while (made := low.producer.get(source)) is not None and made.prim.name == "reshape":
+            (source,) = made.inputs
+        index = self.place(source, f"{low.prefix}o{value.id}_")
+        flat = flatten(index, row_major(source.type.shape))
+        store = Store(self.names[value], (flat,), low.at(source, index))
+        self.body += nest([v for v in variables(index) if v not in self.rows.values()], "parallel", [store])

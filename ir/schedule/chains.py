@@ -1,0 +1,219 @@
+"""The recipe for chains: blocks of rows whose intermediate results stay in the cache, each contraction a product."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from kernelforge.ir.index import affine, free_vars
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, stmts
+from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
+from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.maps import in_lanes
+from kernelforge.ir.schedule.nests import lanes
+from kernelforge.ir.schedule.rows import passes
+from kernelforge.ir.schedule.staging import nested, stage
+from kernelforge.ir.schedule.steps import (
+    bind,
+    fission,
+    loops,
+    partial,
+    place,
+    reorder,
+    sink_guard,
+    split,
+    unguard,
+)
+
+TILE = 6
+"""Rows of a register tile; a block of rows is a multiple of it."""
+
+MOST = 48
+"""Rows of a block at most: so many walk through a packed operand while it is in the first-level cache."""
+
+
+def chained(body: Sequence[Stmt]) -> bool:
+    """Whether what a nest does for a row stands in buffers of the row."""
+    return any(isinstance(s, Alloc) and s.space == "local" for s in body)
+
+
+def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
+    """Walk through blocks of rows, one statement after the other; threads share the blocks."""
+    last, outer = parallel[-1], [p.var.name for p in parallel[:-1]]
+    i, body = last.var.name, last.body
+    rows = _rows(body, last.static or 1, math.prod(p.static or 1 for p in parallel[:-1]), limits)
+    kernel = split(kernel, i, rows, f"{i}b", i, "clip")
+    kernel = fission(kernel, i)
+    (block,) = loops(kernel, f"{i}b")
+    made: list[Stmt] = []
+    packs: list[Stmt] = []
+    around = [*outer, f"{i}b"]
+    buffers = {s.buffer for s in block.body if isinstance(s, Alloc)}
+    for part in _parts(block.body):
+        if isinstance(part[0], Alloc):
+            made += [dataclasses.replace(s, space="local") for s in part if isinstance(s, Alloc)]
+            continue
+        first = part[0]
+        assert isinstance(first, For)
+        joined = dataclasses.replace(first, body=tuple(t for s in part if isinstance(s, For) for t in s.body))
+        mini = _within(kernel, around, joined)
+        if _sum(joined.body) is not None:
+            mini = _product(mini, i, around, limits, lanes(joined.body, limits), buffers)
+        else:
+            mini = passes(mini, joined, limits, lanes(joined.body, limits))
+        *before, nest = mini.body
+        packs += before
+        assert isinstance(nest, For)
+        made += _inside(nest, f"{i}b").body
+    whole = _within(kernel, around, *made)
+    kernel = dataclasses.replace(kernel, body=(*packs, *whole.body))
+    for name in around:
+        kernel = bind(kernel, name, "grid")
+    return kernel
+
+
+def _rows(body: Sequence[Stmt], n: int, outer: int, limits: Limits) -> int:
+    """Return how many rows make a block: their buffers take half of a thread's cache, and there is work for all."""
+    shapes = [s.shape[0] for s in body if isinstance(s, Alloc) and s.shape]
+    row = sum(4 * int(n.value) for n in shapes if isinstance(n, Const))
+    fit = limits.cache_bytes // 2 // max(row, 1)
+    share = -(-n * outer // (8 * limits.threads))
+    return max(TILE, min(MOST, fit, share) // TILE * TILE)
+
+
+def _parts(body: Sequence[Stmt]) -> list[list[Stmt]]:
+    """Cut a list: a contraction each, and runs of other loops and of Allocs, these first."""
+    allocs: list[Stmt] = [s for s in body if isinstance(s, Alloc)]
+    out: list[list[Stmt]] = [allocs] if allocs else []
+    open_ = False
+    for s in body:
+        if isinstance(s, Alloc):
+            continue
+        product = isinstance(s, For) and _sum(s.body) is not None
+        if open_ and not product:
+            out[-1].append(s)
+        else:
+            out.append([s])
+        open_ = not product
+    return out
+
+
+def _sum(body: Sequence[Stmt]) -> Store | None:
+    """Return the store that sums products, where a nest makes elements by sums of products and nothing else."""
+    while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
+        body = body[0].body
+    if not body or not isinstance(body[0], Alloc):
+        return None
+    store = next((s for s in stmts(body) if isinstance(s, Store) and s.op), None)
+    product = store is not None and store.op == "add" and isinstance(store.value, Op) and store.value.op == "mul"
+    return store if product else None
+
+
+def _within(kernel: Kernel, around: Sequence[str], *body: Stmt) -> Kernel:
+    """Put statements into the loops ``around`` of the nest of a kernel."""
+    made: tuple[Stmt, ...] = body
+    for name in reversed(around):
+        (loop,) = loops(kernel, name)
+        made = (dataclasses.replace(loop, body=made),)
+    return dataclasses.replace(kernel, body=made)
+
+
+def _inside(nest: For, name: str) -> For:
+    return next(s for s in stmts((nest,)) if isinstance(s, For) and s.var.name == name)
+
+
+def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, width: int, buffers: set[str]) -> Kernel:
+    """Make a register tile of a block's contraction: rows times columns, along the sum.
+
+    The operand that all rows share is packed once for all blocks, as far as it does not lie as the tile reads it.
+    """
+    (nest,) = loops(kernel, i)
+    columns = []
+    body = nest.body
+    while len(body) == 1 and isinstance(body[0], For):
+        columns.append(body[0])
+        body = body[0].body
+    store = _sum(nest.body)
+    assert store is not None
+    assert isinstance(store.value, Op)
+    left, right = store.value.args
+    j = columns[-1].var
+    if nest.var not in free_vars(left) or j in free_vars(left):
+        left, right = right, left
+    if nest.var in free_vars(right) or j in free_vars(left) or j not in free_vars(right):
+        return kernel
+    for other in reversed(columns[:-1]):
+        kernel = reorder(kernel, i, other.var.name)
+    name, n = store.buffer, columns[-1].static or 1
+    walked = [s.var.name for s in nested(next(s for s in body if isinstance(s, For)))]
+    depth = math.prod(s.static or 1 for s in nested(next(s for s in body if isinstance(s, For))))
+    accumulators = [name]
+    block: list[str] = []
+    if depth > 3 * DEPTH // 2:
+        first = loops(kernel, walked[0])[0].static or 1
+        share = -(-first // -(-depth // DEPTH))
+        block = [f"{walked[0]}b"]
+        kernel = split(kernel, walked[0], share, block[0], walked[0], "clip")
+        kernel = partial(kernel, walked[0], f"{name}b")
+        accumulators.append(f"{name}b")
+    vectors = -(-n // width)
+    registers = -(-vectors // -(-vectors // (4 if limits.vector_registers >= 32 else 2)))
+    jn = j.name
+    kernel = split(kernel, i, TILE, f"{i}o", f"{i}r", "guard")
+    kernel = split(kernel, jn, registers * width, f"{jn}o", f"{jn}r", "guard")
+    kernel = sink_guard(kernel, f"{i}o")
+    kernel = reorder(kernel, f"{i}r", f"{jn}o")
+    kernel = reorder(kernel, f"{i}o", f"{jn}o")
+    for level in [block, walked] if block else [walked]:
+        for inner in (f"{jn}r", f"{i}r"):
+            kernel = fission(kernel, inner)
+        for inner in (f"{jn}r", f"{i}r"):
+            for k in level:
+                kernel = reorder(kernel, inner, k)
+    if block:
+        kernel = fission(kernel, f"{i}o")
+        kernel = reorder(kernel, f"{i}o", block[0])
+    left, right = _factor(kernel, f"{i}r"), _factor(kernel, f"{jn}r")
+    own = {f"{name}_rows", f"{name}_columns", *accumulators, *buffers}
+    if not (isinstance(left, Load) and left.buffer in buffers):
+        by = [f"{i}o", f"{i}r", *block, *walked]
+        kernel = stage(kernel, left, around[-1], by, "local", f"{name}_rows")
+        (copy,) = loops(kernel, f"{name}_rows_{walked[-1]}")
+        kernel = in_lanes(kernel, copy, width)
+    inside = loops(kernel, f"{jn}r")[0].var
+    if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], inside) == 1:
+        own.add(right.buffer)  # no guard of columns stands here, and that of rows does not matter to it
+    else:
+        above = [o for o in around[:-1] if any(v.name == o for v in free_vars(right))]
+        by = [*above, *(c.var.name for c in columns[:-1]), f"{jn}o", *block, *walked, f"{jn}r"]
+        kernel = stage(kernel, right, "", by, "global", f"{name}_columns")
+        kernel = _packed(kernel, f"{name}_columns", by, width)
+    for buffer in accumulators:
+        kernel = unguard(kernel, buffer, lambda e: e.buffer in own)
+    if block:
+        kernel = place(kernel, accumulators[0], "local")
+    kernel = split(kernel, f"{jn}r", width, f"{jn}u", f"{jn}v", "exact")
+    kernel = bind(bind(kernel, f"{jn}v", "vector"), f"{jn}u", "unroll")
+    return bind(kernel, f"{i}r", "unroll")
+
+
+def _factor(kernel: Kernel, by: str) -> Expr:
+    """Find the factor of the accumulated product that depends on the loop ``by``."""
+    for s in stmts(kernel.body):
+        if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
+            return next(e for e in s.value.args if any(v.name == by for v in free_vars(e)))
+    raise AssertionError
+
+
+def _packed(kernel: Kernel, buffer: str, by: Sequence[str], width: int) -> Kernel:
+    """Fill the panels of columns in vectors, and share them among threads."""
+    along, last = f"{buffer}_{by[-2]}", f"{buffer}_{by[-1]}"
+    kernel = split(kernel, last, width, f"{last}u", f"{last}v", "exact")
+    if contiguous(kernel, along, width):
+        kernel = transposed(kernel, along, [f"{last}u", f"{last}v"], width)
+    else:
+        kernel = bind(bind(kernel, f"{last}v", "vector"), f"{last}u", "unroll")
+    for name in by[:-2]:
+        kernel = bind(kernel, f"{buffer}_{name}", "grid")
+    return kernel

@@ -1,0 +1,190 @@
+"""Attention and small networks: one kernel, nothing of the size of rows times columns in memory, and NumPy's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+
+
+def normal(*shape: int, seed: int = 0, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(dtype)
+
+
+def softmax(s: Any) -> Any:
+    e = np.exp(s - s.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def attention(q: Any, k: Any, v: Any) -> Any:
+    return softmax(q @ np.swapaxes(k, -1, -2) * 0.25) @ v
+
+
+def causal(q: Any, k: Any, v: Any) -> Any:
+    s = q @ np.swapaxes(k, -1, -2) * 0.25
+    rows, columns = np.arange(s.shape[-2]), np.arange(s.shape[-1])
+    return softmax(np.where(rows[:, None] >= columns, s, -np.inf)) @ v
+
+
+def masked(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    return softmax(np.where(mask, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf)) @ v
+
+
+def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    return softmax(q @ np.swapaxes(k, -1, -2) * 0.25 + bias) @ v
+
+
+def grouped(q: Any, k: Any, v: Any) -> Any:
+    b, h, n, d = q.shape
+    g = k.shape[1]
+    s = np.einsum("bgrid,bgjd->bgrij", q.reshape(b, g, h // g, n, d), k) * 0.25
+    return np.einsum("bgrij,bgjd->bgrid", softmax(s), v).reshape(b, h, n, -1)
+
+
+def split_heads(x: Any, wq: Any, wk: Any, wv: Any, heads: int = 2) -> Any:
+    b, n, c = x.shape
+
+    def apart(y: Any) -> Any:
+        return y.reshape(b, n, heads, c // heads).transpose(0, 2, 1, 3)
+
+    return attention(apart(x @ wq), apart(x @ wk), apart(x @ wv)).transpose(0, 2, 1, 3).reshape(b, n, c)
+
+
+def mlp(x: Any, w1: Any, b1: Any, w2: Any, b2: Any, w3: Any) -> Any:
+    return np.tanh(np.maximum(x @ w1 + b1, 0) @ w2 + b2) @ w3
+
+
+def counted(fn: Callable[..., Any], *args: Any) -> int:
+    return len(kf.jit(fn).lower(*args).kernels)
+
+
+def exact(fn: Callable[..., Any], *args: Any) -> Any:
+    with np.errstate(all="ignore"):
+        return fn(*(a.astype(np.float64) if a.dtype.kind == "f" else a for a in args))
+
+
+def heads(queries: int, keys: int, d: int = 16, *lead: int, dtype: str = "float32") -> tuple[np.ndarray, ...]:
+    return tuple(normal(*(lead or (2, 3)), n, d, seed=k, dtype=dtype) for k, n in enumerate((queries, keys, keys)))
+
+
+SHAPES = [(40, 40, 16), (7, 7, 5), (64, 64, 64), (65, 129, 33), (13, 1, 8), (6, 70, 1), (100, 3, 80), (50, 1700, 4)]
+
+
+@pytest.mark.parametrize(("queries", "keys", "d"), SHAPES)
+@pytest.mark.parametrize("fn", [attention, causal])
+def test_attention(fn: Any, queries: int, keys: int, d: int) -> None:
+    args = heads(queries, keys, d)
+    assert counted(fn, *args) == 1
+    np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
+
+
+def test_a_few_queries() -> None:
+    for queries in (1, 2, 3):
+        args = heads(queries, 90)
+        np.testing.assert_allclose(kf.jit(attention)(*args), exact(attention, *args), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float16", 4e-3)])
+def test_dtypes(dtype: str, tolerance: float) -> None:
+    args = heads(33, 47, 24, dtype=dtype)
+    assert counted(attention, *args) == 1
+    np.testing.assert_allclose(kf.jit(attention)(*args), exact(attention, *args), rtol=tolerance, atol=tolerance)
+
+
+def test_rows_without_keys_are_nan_as_in_numpy() -> None:
+    q, k, v = heads(20, 30)
+    mask = normal(20, 30, seed=9) > 0
+    mask[3] = mask[17] = False
+    assert counted(masked, q, k, v, mask) == 1
+    ours, want = kf.jit(masked)(q, k, v, mask), exact(masked, q, k, v, mask)
+    np.testing.assert_allclose(ours, want, rtol=2e-4, atol=2e-5)
+    assert np.isnan(np.asarray(ours)[:, :, 3]).all()
+
+
+def test_rows_without_keys_of_a_triangle() -> None:
+    def shifted(q: Any, k: Any, v: Any) -> Any:
+        rows, columns = np.arange(q.shape[-2]), np.arange(k.shape[-2])
+        s = np.where(rows[:, None] - 9 > columns, q @ np.swapaxes(k, -1, -2), -np.inf)
+        return softmax(s) @ v
+
+    args = heads(150, 140)
+    np.testing.assert_allclose(kf.jit(shifted)(*args), exact(shifted, *args), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("fill", [-1e9, -30.0, float(np.finfo(np.float32).min)])
+def test_finite_fills(fill: float) -> None:
+    def filled(q: Any, k: Any, v: Any) -> Any:
+        rows, columns = np.arange(q.shape[-2]), np.arange(k.shape[-2])
+        s = np.where(rows[:, None] - 2 >= columns, q @ np.swapaxes(k, -1, -2), np.float32(fill))
+        return softmax(s) @ v
+
+    args = heads(150, 150)
+    np.testing.assert_allclose(kf.jit(filled)(*args), exact(filled, *args), rtol=2e-4, atol=2e-5)
+
+
+def test_a_bias() -> None:
+    q, k, v = heads(20, 30)
+    bias = np.where(normal(3, 20, 30, seed=8) > 1, -np.inf, normal(3, 20, 30, seed=8)).astype(np.float32)
+    assert counted(biased, q, k, v, bias) == 1
+    np.testing.assert_allclose(kf.jit(biased)(q, k, v, bias), exact(biased, q, k, v, bias), rtol=2e-4, atol=2e-5)
+
+
+def test_grouped_heads() -> None:
+    q, k, v = normal(2, 6, 33, 16), normal(2, 2, 70, 16, seed=1), normal(2, 2, 70, 16, seed=2)
+    assert counted(grouped, q, k, v) == 1
+    np.testing.assert_allclose(kf.jit(grouped)(q, k, v), exact(grouped, q, k, v), rtol=2e-4, atol=2e-5)
+
+
+def test_heads_that_are_split_and_merged() -> None:
+    args = (normal(2, 30, 32), *(normal(32, 32, seed=k) * np.float32(0.2) for k in (1, 2, 3)))
+    assert counted(split_heads, *args) <= 4
+    np.testing.assert_allclose(kf.jit(split_heads)(*args), exact(split_heads, *args), rtol=1e-3, atol=1e-4)
+
+
+def test_strided_operands() -> None:
+    q, k, v = (a.transpose(2, 0, 1, 3) for a in (normal(4, 40, 2, 16, seed=s) for s in range(3)))
+    flipped = q[:, :, ::-1], k, v[..., ::-1]
+    assert counted(attention, *flipped) == 1
+    np.testing.assert_allclose(kf.jit(attention)(*flipped), exact(attention, *flipped), rtol=2e-4, atol=2e-5)
+
+
+def test_dropout_of_probabilities() -> None:
+    def dropped(key: Any, q: Any, k: Any, v: Any) -> Any:
+        p = softmax(q @ np.swapaxes(k, -1, -2) * 0.25)
+        return np.where(kf.random.bernoulli(key, 0.8, p.shape), p / 0.8, 0) @ v
+
+    q, k, v = heads(20, 30)
+    key = kf.random.key(3)
+    keep = np.asarray(kf.random.bernoulli(key, 0.8, (2, 3, 20, 30)))
+    p = softmax(exact(lambda q, k: q @ np.swapaxes(k, -1, -2) * 0.25, q, k))
+    assert counted(dropped, key, q, k, v) == 1
+    np.testing.assert_allclose(kf.jit(dropped)(key, q, k, v), np.where(keep, p / 0.8, 0) @ v, rtol=2e-4, atol=2e-5)
+
+
+def test_memory_is_linear_in_the_length() -> None:
+    q, k, v = heads(8192, 8192, 4, 1, 1)
+    plan = kf.jit(attention).lower(q, k, v)
+    scratch = [int(a.size.value) for x in plan.kernels for a in x.ir.args if a.mode == "scratch"]
+    assert sum(scratch) <= 16 * k.size
+    ours = np.asarray(kf.jit(attention)(q, k, v))
+    want = exact(attention, q[:, :, 8000:8010], k, v)
+    np.testing.assert_allclose(ours[:, :, 8000:8010], want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 301])
+def test_a_small_network_is_one_kernel(rows: int) -> None:
+    args = (
+        normal(rows, 20), normal(20, 70, seed=1), normal(70), normal(70, 33, seed=2) * np.float32(0.1), normal(33),
+        normal(33, 10, seed=3),
+    )  # fmt: skip
+    assert counted(mlp, *args) == (1 if rows > 3 else 3)
+    np.testing.assert_allclose(kf.jit(mlp)(*args), exact(mlp, *args), rtol=1e-3, atol=1e-4)
+
+
+def test_large_weights_keep_their_kernels() -> None:
+    types = [(64, 1024), (1024, 1024), (1024,), (1024, 1024), (1024,), (1024, 10)]
+    assert counted(mlp, *(np.zeros(t, np.float32) for t in types)) > 1
