@@ -115,6 +115,18 @@ def test_rows_without_keys_of_a_triangle() -> None:
     np.testing.assert_allclose(kf.jit(shifted)(*args), exact(shifted, *args), rtol=2e-4, atol=2e-5)
 
 
+def test_masked_blocks_are_skipped() -> None:
+    def triangle(q: Any, k: Any, v: Any) -> Any:
+        mask = np.tri(q.shape[-2], k.shape[-2], dtype=bool)
+        return softmax(np.where(mask, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf)) @ v
+
+    args = heads(150, 150)
+    for fn in (causal, triangle):
+        (kernel,) = kf.jit(fn).lower(*args).kernels
+        assert ("live" in str(kernel.ir)) == (kf.default_device() == "cpu")
+        np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("fill", [-1e9, -30.0, float(np.finfo(np.float32).min)])
 def test_finite_fills(fill: float) -> None:
     def filled(q: Any, k: Any, v: Any) -> Any:
@@ -188,3 +200,17 @@ def test_a_small_network_is_one_kernel(rows: int) -> None:
 def test_large_weights_keep_their_kernels() -> None:
     types = [(64, 1024), (1024, 1024), (1024,), (1024, 1024), (1024,), (1024, 10)]
     assert counted(mlp, *(np.zeros(t, np.float32) for t in types)) > 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize("fn", [attention, causal, grouped])
+def test_every_device(fn: Any, device: str) -> None:
+    if device not in kf.devices():
+        pytest.skip(f"no {device}")
+    args = (
+        normal(1, 2, 9, 5),
+        normal(1, 1 if fn is grouped else 2, 11, 5, seed=1),
+        normal(1, 1 if fn is grouped else 2, 11, 5, seed=2),
+    )
+    with kf.default_device(device):
+        np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)

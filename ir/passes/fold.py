@@ -77,10 +77,43 @@ def _small(r: Rewriter, node: Node) -> Sym | None:
     return r.bind(bound)
 
 
+def _counter(r: Rewriter, node: Node) -> Sym | None:
+    """A constant that counts, or says where one counter has reached another, need not be read from memory."""
+    if node.prim.kind not in (Kind.MAP, Kind.VIEW):
+        return None
+    found = {v: made for v in node.inputs if v in r.arrays and (made := _counted(r.arrays[v])) is not None}
+    return apply(node.prim.name, *(found.get(v, r.sym(v)) for v in node.inputs), **node.params) if found else None
+
+
+def _counted(array: Array) -> Sym | None:
+    shape = array.shape
+    if array.dtype == np.int64:
+        walked = [a for a, n in enumerate(shape) if n > 1]
+        if len(walked) != 1:
+            return None
+        flat = array.reshape(-1)
+        start, step = int(flat[0]), int(flat[1]) - int(flat[0])
+        if not np.array_equal(flat, start + step * np.arange(array.size)):
+            return None
+        return apply("iota", shape=shape, axis=walked[0], dtype="i64") * step + start
+    if array.dtype == np.bool_ and array.ndim >= 2 and min(shape[-2:]) > 1 and max(shape[:-2], default=1) == 1:
+        square = array.reshape(shape[-2:])
+        reached = int(square[0].sum()) - 1 if square[0].any() else -int(square.any(axis=1).argmax())
+        if not square.any() or square.all() or not np.array_equal(square, np.tri(*square.shape, reached, dtype=bool)):
+            return None
+        axes = [apply("iota", shape=shape, axis=array.ndim - 2 + k, dtype="i64") for k in (0, 1)]
+        return apply("greater_equal", axes[0] + reached, axes[1])
+    return None
+
+
 def _fold(r: Rewriter, node: Node) -> Sym | None:
     if node.prim.kind is Kind.OPAQUE or not node.inputs or node.prim.name == "barrier":
         return None
-    return _uniform_map(r, node) or _small(r, node)
+    for rule in (_uniform_map, _small, _counter):
+        made = rule(r, node)
+        if made is not None:
+            return made
+    return None
 
 
 def fold(graph: Graph) -> Graph:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, stmts
+from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
@@ -46,26 +47,28 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     kernel = split(kernel, i, rows, f"{i}b", i, "clip")
     kernel = fission(kernel, i)
     (block,) = loops(kernel, f"{i}b")
-    made: list[Stmt] = []
+    allocs = [dataclasses.replace(s, space="local") for s in block.body if isinstance(s, Alloc)]
+    steps = [s for s in block.body if isinstance(s, For)]
+    products = {k: store.buffer for k, s in enumerate(steps) if (store := _filled(s.body)) is not None}
+    skip = skips.find(steps, products, rows) or skips.Skip({}, {}, frozenset())
+    made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
     around = [*outer, f"{i}b"]
-    buffers = {s.buffer for s in block.body if isinstance(s, Alloc)}
-    for part in _parts(block.body):
-        if isinstance(part[0], Alloc):
-            made += [dataclasses.replace(s, space="local") for s in part if isinstance(s, Alloc)]
-            continue
-        first = part[0]
-        assert isinstance(first, For)
-        joined = dataclasses.replace(first, body=tuple(t for s in part if isinstance(s, For) for t in s.body))
+    for part in _parts(steps, products, skip):
+        joined = dataclasses.replace(steps[part[0]], body=tuple(t for k in part for t in steps[k].body))
         mini = _within(kernel, around, joined)
-        if _sum(joined.body) is not None:
-            mini = _product(mini, i, around, limits, lanes(joined.body, limits), buffers)
+        width = lanes(joined.body, limits)
+        if part[0] in products:
+            mini = _product(mini, i, around, limits, width, {s.buffer for s in allocs})
         else:
-            mini = passes(mini, joined, limits, lanes(joined.body, limits))
+            mini = passes(mini, joined, limits, width)
         *before, nest = mini.body
         packs += before
         assert isinstance(nest, For)
-        made += _inside(nest, f"{i}b").body
+        inner = _inside(nest, f"{i}b").body
+        live = next((skip.extents[k] for k in part if k in skip.extents), None)
+        made += inner if live is None else skips.shorten(inner, live, skip.buffers, skip.columns)
+        made += skip.after.get(part[-1], ())
     whole = _within(kernel, around, *made)
     kernel = dataclasses.replace(kernel, body=(*packs, *whole.body))
     for name in around:
@@ -82,21 +85,20 @@ def _rows(body: Sequence[Stmt], n: int, outer: int, limits: Limits) -> int:
     return max(TILE, min(MOST, fit, share) // TILE * TILE)
 
 
-def _parts(body: Sequence[Stmt]) -> list[list[Stmt]]:
-    """Cut a list: a contraction each, and runs of other loops and of Allocs, these first."""
-    allocs: list[Stmt] = [s for s in body if isinstance(s, Alloc)]
-    out: list[list[Stmt]] = [allocs] if allocs else []
-    open_ = False
-    for s in body:
-        if isinstance(s, Alloc):
-            continue
-        product = isinstance(s, For) and _sum(s.body) is not None
-        if open_ and not product:
-            out[-1].append(s)
+def _parts(steps: Sequence[For], products: Container[int], skip: skips.Skip) -> list[list[int]]:
+    """Cut the statements of a block into products and runs of passes over its rows."""
+    out: list[list[int]] = []
+    for k in range(len(steps)):
+        if out and k not in products and k - 1 not in products and k - 1 not in skip.after:
+            out[-1].append(k)
         else:
-            out.append([s])
-        open_ = not product
+            out.append([k])
     return out
+
+
+def _filled(body: Sequence[Stmt]) -> Store | None:
+    """Return the store of what a nest makes by sums of products, if it does nothing else."""
+    return None if _sum(body) is None else next(s for s in stmts(body) if isinstance(s, Store) and s.index[1:])
 
 
 def _sum(body: Sequence[Stmt]) -> Store | None:
