@@ -14,7 +14,7 @@ from kernelforge.dtypes import accumulator
 from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity, reduction
 from kernelforge.ir.graph import Kind, Node, Value
 from kernelforge.ir.index import flatten, normalize
-from kernelforge.ir.kernel import Alloc, Expr, Load, Stmt, Store, i64, op
+from kernelforge.ir.kernel import Alloc, Expr, For, Load, Stmt, Store, Var, i64, map_exprs, op, substitute
 from kernelforge.ir.nest import axes, nest, variables
 from kernelforge.ir.types import row_major
 
@@ -23,6 +23,10 @@ WEIGHTS = 1 << 20
 
 ROW_BYTES = 1 << 20
 """Bytes that the buffers of a row take at most."""
+
+WORKERS = 16
+SHORT_BLOCK = 64
+"""Sums over rows are made by so many blocks of rows, each with partial results, but of no fewer rows than these."""
 
 FEW_ROWS = 4
 """Fewer rows that share the other operand of a contraction are not worth a tile."""
@@ -94,6 +98,9 @@ class Chain:
         self.rows = self._rows()
         self.body: list[Stmt] = []
         self.bytes = 0
+        self.sums: dict[Value, str] = {}
+        self.summed: tuple[Expr, ...] = ()
+        self.worker = Var(f"{low.prefix}w", "i64", 1)
 
     def _rows(self) -> dict[tuple[Value, int], Expr]:
         """Return the loop over each row axis."""
@@ -110,19 +117,24 @@ class Chain:
                     return {self.axes.name(v, a): i for a, i in zip(kept, index, strict=True)}
         raise Refused("a contraction shares its kernel with no other reduction that it does not read")
 
-    def lower(self) -> tuple[tuple[Expr, ...], list[Stmt]]:
-        """Return the index of a row and what is done for it."""
+    def lower(self) -> tuple[Stmt, ...]:
+        """Return the nest that walks the rows; the one that adds up what it sums over them follows."""
         for node in self.reductions:
             if node.prim.kind is Kind.CONTRACT:
                 for value in node.inputs:
                     self._operand(value)
+                if self._across(node):
+                    self._sum_rows(node)
+                    continue
                 self._worth(node)
             self._reduce(node)
         for value in self.low.part.outputs:
-            self._output(value)
+            if value not in self.sums:
+                self._output(value)
         if self.bytes > ROW_BYTES:
             raise Refused(f"a row of its intermediate results takes {self.bytes:,} bytes")
-        return tuple(self.rows.values()), self.body
+        loops = variables(tuple(self.rows.values()))
+        return self._blocks() if self.sums else nest(loops, "parallel", self.body)
 
     def place(self, value: Value, name: str) -> tuple[Expr, ...]:
         """Return the index of an element of the current row, with loops ``name`` over the other axes."""
@@ -167,6 +179,85 @@ class Chain:
                 Store(name, at, Load(own, (), made.dtype)),
             ]
         self.body += nest([v for v in variables(index) if v not in self.rows.values()], "parallel", inner)
+
+    def _across(self, node: Node) -> bool:
+        """Whether a contraction sums over rows, rather than along each."""
+        names = self.axes.names(node.output)
+        return any(a not in names for a in self.rows) and any(v in self.axes.dependent for v in node.inputs)
+
+    def _sum_rows(self, node: Node) -> None:
+        """Add what a row contributes to a contraction over rows to the partial result of its block of rows."""
+        low, value, names = self.low, node.output, self.axes.names(node.output)
+        summed = tuple(i for a, i in self.rows.items() if a not in names)
+        if self.sums and summed != self.summed:
+            raise Refused("its contractions over rows sum over different ones")
+        if summed != tuple(self.rows.values())[-len(summed) :] or not variables(summed):
+            raise Refused("its contractions over rows do not sum over the innermost ones")
+        if value not in self.names or any(v in node.inputs for v in self.sums):
+            raise Refused("a contraction over rows ends its kernel")
+        made = reduction(node)
+        keys = [node.params[k] for k in ("x_axes", "y_axes")]
+        r: list[Expr] = []
+        for n in (n for n in keys[0] if n not in node.params["out_axes"]):
+            found = {
+                self.rows.get(self.axes.name(v, key.index(n)))
+                for v, key in zip(node.inputs, keys, strict=True) if v in self.axes.dependent
+            }  # fmt: skip
+            walked = found.pop()
+            if found or walked is None:
+                raise Refused("a contraction over rows sums over columns, too")
+            r.append(walked)
+        own = axes(value.type.shape, f"{low.prefix}c{value.id}_")
+        found_rows = [self.rows.get(a) for a in names]
+        index = tuple(o if i is None else i for i, o in zip(found_rows, own, strict=True))
+        self.summed, self.sums[value] = summed, f"{low.prefix}p{value.id}"
+        at = self.worker, flatten(index, row_major(value.type.shape))
+        element = normalize(made.element(low.reader(node), index, tuple(r)))
+        kept = [v for v in variables(index) if v not in self.rows.values()]
+        self.body += nest(kept, "parallel", [Store(self.sums[value], at, element, made.op)])
+
+    def _blocks(self) -> tuple[Stmt, ...]:
+        """Walk blocks of rows, each with partial results of its own, then add these up, in order."""
+        inner = variables(self.summed)
+        outer = [v for v in variables(tuple(self.rows.values())) if v not in inner]
+        n, others = inner[0].bound or 0, math.prod(v.bound or 0 for v in outer)
+        count = max(1, min(-(-WORKERS // others), n // SHORT_BLOCK))
+        size = -(-n // count)
+        count = -(-n // size)
+        worker, walked = Var(self.worker.name, "i64", count), Var(inner[0].name, "i64", size)
+        body: tuple[Stmt, ...] = tuple(self.body)
+        for v in reversed(inner[1:]):
+            body = (For(v, i64(v.bound or 0), "serial", body),)
+        replace: dict[Expr, Expr] = {inner[0]: worker * size + walked, self.worker: worker}
+        body = tuple(map_exprs(s, lambda e: normalize(substitute(e, replace))) for s in body)
+        starts: list[Stmt] = []
+        scratch: list[Stmt] = []
+        ends: list[Stmt] = []
+        names = self.axes
+        for value, name in self.sums.items():
+            dtype = accumulator(value.type.name)
+            strides = row_major(value.type.shape)
+            found = [self.rows.get(a) for a in names.names(value)]
+            own = axes(value.type.shape, f"{self.low.prefix}z{value.id}_")
+            index = tuple(o if i is None else i for i, o in zip(found, own, strict=True))
+            kept = [v for v in variables(index) if v not in outer]
+            starts += nest(kept, "parallel", [Store(name, (worker, flatten(index, strides)), identity("add", dtype))])
+            scratch.append(Alloc(name, dtype, (i64(count), i64(value.type.size)), "global"))
+            every = axes(value.type.shape, f"{self.low.prefix}s{value.id}_")
+            flat, total, step = flatten(every, strides), f"{name}_t", Var(f"{name}_w", "i64", count)
+            element = Load(name, (step if count > 1 else i64(0), flat), dtype)
+            end: list[Stmt] = [Store(self.names[value], (flat,), element.cast(value.type.name))]
+            if count > 1:
+                end = [
+                    Alloc(total, dtype, (), "register"),
+                    Store(total, (), identity("add", dtype)),
+                    For(step, i64(count), "serial", (Store(total, (), element, "add"),)),
+                    Store(self.names[value], (flat,), Load(total, (), dtype).cast(value.type.name)),
+                ]
+            ends += nest(variables(every) or (Var(f"{name}_i", "i64", 1),), "parallel", end)
+        extent = normalize(op("min", i64(size), i64(n) - worker * size))
+        rows = For(walked, extent, "serial", body)
+        return (*scratch, *nest([*outer, worker], "parallel", [*starts, rows]), *ends)
 
     def _operand(self, value: Value) -> None:
         """Compute what a contraction reads into a buffer of the row, where the chain makes it."""

@@ -143,8 +143,7 @@ class _Builder:
         elif any(n.prim.kind is Kind.CUMULATE for n in self.reductions):
             body = self.cumulate()
         elif self.chained():
-            index, inner = Chain(self.low, self.reductions, self.names).lower()
-            body = self.top(variables(index), inner)
+            body = Chain(self.low, self.reductions, self.names).lower()
         elif columns := self.columns():
             body = self.blocks(columns)
         elif self.reductions:

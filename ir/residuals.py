@@ -65,6 +65,7 @@ class _Planner:
 
     def run(self) -> None:
         for k in list(self.parts):
+            self.shrink(k)
             kept: dict[Value, str] = {}
             while k in self.parts:
                 between = [v for v in self.parts[k].outputs if v not in self.wanted]
@@ -80,6 +81,24 @@ class _Planner:
             for value, reason in kept.items():
                 traffic = value.type.nbytes * (1 + len(self.readers(value)))
                 self.found.append(Residual((value,), True, traffic, 0, reason))
+
+    def shrink(self, k: int) -> None:
+        """Let those who read values larger than all that the part reads make them again, row by row."""
+        part = self.parts[k]
+        given = sum(v.type.nbytes for v in inputs(part))
+        large = [v for v in part.outputs if v not in self.wanted and v.type.nbytes > given]
+        if not large or not part.chains or not any(n.prim.kind is Kind.CONTRACT for n in part.nodes):
+            return
+        parts, stored = self.change(k, large, frozenset(Kind))
+        old, new = [self.parts[q] for q in parts], [p for p in parts.values() if p is not None]
+        try:
+            if max(map(self.buffers, self.launches(parts)), default=0) > self.max_args:
+                return
+            work = sum(map(self.work, new)) - sum(map(self.work, old))
+        except Refused:
+            return
+        fewer = sum(map(_traffic, old)) - sum(map(_traffic, new))
+        self.accept(k, _Way(tuple(large), parts, stored, fewer, work, 0, ""))
 
     def readers(self, value: Value) -> list[int]:
         return [k for k, part in self.parts.items() if value in inputs(part)]
@@ -116,8 +135,12 @@ class _Planner:
         reason = f"recomputing it takes {work:,} operations to save {fewer:,} bytes"
         return _Way(tuple(values), parts, stored, fewer, work, fewer + launches - work / OPERATIONS_PER_BYTE, reason)
 
-    def change(self, k: int, values: Sequence[Value]) -> tuple[dict[int, Part | None], tuple[Value, ...]]:
-        """Let every reader of ``values`` of part ``k`` compute them, storing instead what that needs."""
+    def change(
+        self, k: int, values: Sequence[Value], kinds: frozenset[Kind] = AGAIN
+    ) -> tuple[dict[int, Part | None], tuple[Value, ...]]:
+        """Let every reader of ``values`` of part ``k`` compute them, storing instead what nodes of other ``kinds`` make
+        for that.
+        """
         part = self.parts[k]
         maker = {v: n for n in part.nodes for v in n.outputs}
         stored = [v for v in part.outputs if v not in values]
@@ -132,7 +155,7 @@ class _Planner:
                 node = maker.get(value)
                 if node is None or value in stored or node in again:
                     continue
-                if node.prim.kind in AGAIN:
+                if node.prim.kind in kinds:
                     again.add(node)
                     stack.extend(node.inputs)
                 else:

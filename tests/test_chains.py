@@ -214,3 +214,51 @@ def test_every_device(fn: Any, device: str) -> None:
     )
     with kf.default_device(device):
         np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
+
+
+def pulled(fn: Any, ct: Any, *args: Any) -> Any:
+    y, pull = kf.vjp(fn, *args)
+    return y, *pull(ct)
+
+
+def exact_gradients(ct: Any, q: Any, k: Any, v: Any, mask: Any) -> Any:
+    q, k, v, ct = (a.astype(np.float64) for a in (q, k, v, ct))
+    p = softmax(np.where(mask, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf))
+    dp = ct @ np.swapaxes(v, -1, -2)
+    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) * 0.25
+    return p @ v, ds @ k, np.swapaxes(ds, -1, -2) @ q, np.swapaxes(p, -1, -2) @ ct
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 40, 40, 16), (1, 1, 131, 131, 33), (1, 2, 300, 300, 64), (1, 2, 70, 30, 5)])
+@pytest.mark.parametrize("fn", [attention, causal])
+def test_gradients_in_one_kernel_with_the_values(fn: Any, shape: tuple[int, ...]) -> None:
+    b, h, queries, keys, d = shape
+    q, k, v = heads(queries, keys, d, b, h)
+    ct = normal(b, h, queries, d, seed=7)
+    both = kf.jit(lambda *args: pulled(fn, *args))
+    plan = both.lower(ct, q, k, v)
+    assert len(plan.kernels) == 1
+    assert all(int(a.size.value) <= 32 * max(q.size, k.size) for x in plan.kernels for a in x.ir.args)
+    mask = np.tri(queries, keys, dtype=bool) if fn is causal else np.ones((queries, keys), bool)
+    for ours, want in zip(both(ct, q, k, v), exact_gradients(ct, q, k, v, mask), strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("fn", [attention, causal])
+def test_a_loss_behind_attention_stores_no_square(fn: Any) -> None:
+    def loss(q: Any, k: Any, v: Any, w: Any) -> Any:
+        return (np.tanh(fn(q, k, v) @ w) ** 2).sum()
+
+    q, k, v = heads(300, 300, 8, 1, 1)
+    w = normal(8, 8)
+    gradient = kf.grad(loss, argnums=(0, 1, 2, 3))
+    plan = kf.jit(gradient).lower(q, k, v, w)
+    assert len(plan.kernels) <= 4
+    assert all(int(a.size.value) <= 32 * q.size for x in plan.kernels for a in x.ir.args)
+    ours = kf.jit(gradient)(q, k, v, w)
+    with kf.default_device("reference"), kf.config(fusion=False):
+        small = [a[:, :, :20] for a in (q, k, v)]
+        want = [np.asarray(g) for g in kf.jit(gradient)(*small, w)]
+    for got, expected in zip(kf.jit(gradient)(*small, w), want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=2e-5)
+    assert all(np.isfinite(np.asarray(g)).all() for g in ours)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Container, Sequence
 
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, stmts
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, i64, stmts
 from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
 from kernelforge.ir.schedule.limits import Limits
@@ -17,6 +17,7 @@ from kernelforge.ir.schedule.rows import passes
 from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import (
     bind,
+    each,
     fission,
     loops,
     partial,
@@ -30,36 +31,65 @@ from kernelforge.ir.schedule.steps import (
 TILE = 6
 """Rows of a register tile; a block of rows is a multiple of it."""
 
+ACROSS = 4
+"""Columns of a register tile of a sum over rows: a divisor of what columns are skipped by."""
+
 MOST = 48
 """Rows of a block at most: so many walk through a packed operand while it is in the first-level cache."""
 
 
+def walked(body: Sequence[Stmt]) -> For | None:
+    """Return the loop over rows in a block of them, where what is summed over rows has partial results for blocks."""
+    last = body[-1] if body else None
+    return last if isinstance(last, For) and last.kind == "serial" and chained(last.body) else None
+
+
 def chained(body: Sequence[Stmt]) -> bool:
     """Whether what a nest does for a row stands in buffers of the row."""
-    return any(isinstance(s, Alloc) and s.space == "local" for s in body)
+    return any(isinstance(s, Alloc) and s.space == "local" for s in body) or walked(body) is not None
 
 
 def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
-    """Walk through blocks of rows, one statement after the other; threads share the blocks."""
-    last, outer = parallel[-1], [p.var.name for p in parallel[:-1]]
-    i, body = last.var.name, last.body
-    rows = _rows(body, last.static or 1, math.prod(p.static or 1 for p in parallel[:-1]), limits)
+    """Walk through blocks of rows, one statement after the other; threads share the blocks, or blocks of blocks."""
+    inside = walked(parallel[-1].body)
+    row = inside or parallel[-1]
+    outer = [p.var.name for p in (parallel if inside else parallel[:-1])]
+    i = row.var.name
+    rows = _rows(row.body, math.prod(p.static or 1 for p in parallel) * (row.var.bound or 1 if inside else 1), limits)
+    starts = parallel[-1].body[:-1] if inside else ()
+    for start in starts:
+        kernel = in_lanes(kernel, nested(start)[-1], lanes((start,), limits))
+    starts = loops(kernel, outer[-1])[0].body[:-1] if inside else ()
+    # rows do not depend on each other, but for what is added up over them, which stays in order
+    kernel = each(kernel, "fission", i, lambda loop: (dataclasses.replace(loop, kind="parallel"),))
     kernel = split(kernel, i, rows, f"{i}b", i, "clip")
     kernel = fission(kernel, i)
     (block,) = loops(kernel, f"{i}b")
     allocs = [dataclasses.replace(s, space="local") for s in block.body if isinstance(s, Alloc)]
+    own = {s.buffer for s in allocs}
     steps = [s for s in block.body if isinstance(s, For)]
+    sums = {
+        k
+        for k, s in enumerate(steps)
+        if any(isinstance(t, Store) and t.op and t.index and t.buffer not in own for t in stmts(s.body))
+    }
+    if sums:
+        allocs = [
+            dataclasses.replace(s, shape=(*s.shape[:-1], _whole(s.shape[-1]))) if s.shape[1:] else s for s in allocs
+        ]
     products = {k: store.buffer for k, s in enumerate(steps) if (store := _filled(s.body)) is not None}
     skip = skips.find(steps, products, rows) or skips.Skip({}, {}, frozenset())
     made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
     around = [*outer, f"{i}b"]
-    for part in _parts(steps, products, skip):
+    for part in _parts(steps, {*products, *sums}, skip):
         joined = dataclasses.replace(steps[part[0]], body=tuple(t for k in part for t in steps[k].body))
         mini = _within(kernel, around, joined)
         width = lanes(joined.body, limits)
         if part[0] in products:
-            mini = _product(mini, i, around, limits, width, {s.buffer for s in allocs})
+            mini = _product(mini, i, around, limits, width, own)
+        elif part[0] in sums:
+            mini = _across(mini, i, around[-1], limits, width, own)
         else:
             mini = passes(mini, joined, limits, width)
         *before, nest = mini.body
@@ -69,19 +99,73 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         live = next((skip.extents[k] for k in part if k in skip.extents), None)
         made += inner if live is None else skips.shorten(inner, live, skip.buffers, skip.columns)
         made += skip.after.get(part[-1], ())
-    whole = _within(kernel, around, *made)
-    kernel = dataclasses.replace(kernel, body=(*packs, *whole.body))
-    for name in around:
+    (whole,) = _within(kernel, around, *made).body
+    if inside:
+        whole, = each(
+            dataclasses.replace(kernel, body=(whole,)), "split", outer[-1],
+            lambda loop: (dataclasses.replace(loop, body=(*starts, *loop.body)),),
+        ).body  # fmt: skip
+    kernel = dataclasses.replace(kernel, body=(*packs, whole))
+    for name in outer if inside else around:
         kernel = bind(kernel, name, "grid")
     return kernel
 
 
-def _rows(body: Sequence[Stmt], n: int, outer: int, limits: Limits) -> int:
+def _whole(n: Expr) -> Expr:
+    """Round the length of a row up so that tiles of columns need not end within it."""
+    return i64(-(-int(n.value) // 16) * 16) if isinstance(n, Const) and int(n.value) % ACROSS else n
+
+
+def _across(kernel: Kernel, i: str, at: str, limits: Limits, width: int, buffers: set[str]) -> Kernel:
+    """Make a register tile of what a block's rows add to a sum over rows: columns of them times the other operand's."""
+    kernel = each(kernel, "bind", i, lambda loop: (dataclasses.replace(loop, kind="serial"),))
+    (nest,) = loops(kernel, i)
+    inner = nested(nest)[1:]
+    store = next(s for s in stmts(nest.body) if isinstance(s, Store))
+    if len(inner) != 2 or not isinstance(store.value, Op) or store.value.op != "mul":
+        return kernel
+    factors = [f for f in store.value.args if isinstance(f, Load) and f.buffer in buffers]
+    rows = [s for s in inner if factors and s.var in free_vars(factors[0])]
+    if not factors or len(rows) != 1:
+        return kernel
+    j, d = rows[0].var.name, next(s for s in inner if s is not rows[0]).var.name
+    n = next(s for s in inner if s is not rows[0]).static or 1
+    for s in inner:
+        kernel = reorder(kernel, i, s.var.name)
+    name = f"{store.buffer}_s"
+    kernel = partial(kernel, i, name)
+    if inner[0].var.name != j:
+        kernel = reorder(kernel, d, j)
+    vectors = -(-n // width)
+    registers = -(-vectors // -(-vectors // 4))
+    kernel = split(kernel, j, ACROSS, f"{j}o", f"{j}r", "guard")
+    kernel = split(kernel, d, registers * width, f"{d}o", f"{d}r", "guard")
+    kernel = sink_guard(kernel, f"{j}o")
+    kernel = reorder(kernel, f"{j}r", f"{d}o")
+    for loop in (f"{d}r", f"{j}r"):
+        kernel = fission(kernel, loop)
+    for loop in (f"{d}r", f"{j}r"):
+        kernel = reorder(kernel, loop, i)
+    right = _factor(kernel, f"{d}r")
+    known = {name, f"{name}_columns", *buffers}
+    lane = loops(kernel, f"{d}r")[0].var
+    if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], lane) == 1:
+        known.add(right.buffer)
+    else:
+        kernel = stage(kernel, right, at, [f"{d}o", i, f"{d}r"], "local", f"{name}_columns")
+        kernel = in_lanes(kernel, loops(kernel, f"{name}_columns_{d}r")[0], width)
+    kernel = unguard(kernel, name, lambda e: e.buffer in known)
+    kernel = split(kernel, f"{d}r", width, f"{d}u", f"{d}v", "exact")
+    kernel = bind(bind(kernel, f"{d}v", "vector"), f"{d}u", "unroll")
+    return bind(kernel, f"{j}r", "unroll")
+
+
+def _rows(body: Sequence[Stmt], rows: int, limits: Limits) -> int:
     """Return how many rows make a block: their buffers take half of a thread's cache, and there is work for all."""
     shapes = [s.shape[0] for s in body if isinstance(s, Alloc) and s.shape]
     row = sum(4 * int(n.value) for n in shapes if isinstance(n, Const))
     fit = limits.cache_bytes // 2 // max(row, 1)
-    share = -(-n * outer // (8 * limits.threads))
+    share = -(-rows // (8 * limits.threads))
     return max(TILE, min(MOST, fit, share) // TILE * TILE)
 
 
