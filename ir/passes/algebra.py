@@ -9,7 +9,7 @@ import math
 
 from kernelforge.dtypes import FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
 from kernelforge.ir.build import Sym, apply, full
-from kernelforge.ir.graph import Node
+from kernelforge.ir.graph import Node, Value
 from kernelforge.ir.passes.rewrite import Rewriter, Rule
 
 MANTISSA = {"f16": 11, "bf16": 8, "f32": 24, "f64": 53}
@@ -202,6 +202,68 @@ def _bitcast(r: Rewriter, node: Node) -> Sym | None:
     return None if before.value is node.inputs[0] else apply("bitcast", before, dtype=_dtype(node))
 
 
+def _unrepeated(r: Rewriter, value: Value) -> Value:
+    """Return what was repeated along new axes."""
+    node = r.producer(value)
+    while node is not None and node.prim.name in ("broadcast", "reshape"):
+        value = node.inputs[0]
+        node = r.producer(value)
+    return value
+
+
+def _summed(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:
+    """Return what was summed over ``axes`` where ``value`` repeats the sums along them."""
+    shape, value = value.type.shape, _unrepeated(r, value)
+    node = r.producer(value)
+    kept = tuple(n for a, n in enumerate(shape) if a not in axes)
+    found = node is not None and node.prim.name == "sum" and node.params["axes"] == axes and value.type.shape == kept
+    return node.inputs[0] if found and node is not None and node.inputs[0].type.shape == shape else None
+
+
+def _deviations(r: Rewriter, node: Node) -> Sym | None:
+    """Deviations from a weighted mean, weighted, sum to zero: sum(e * (a - sum(a * e / sum(e)))) = 0.
+
+    Not exact to the bit: what is computed is the rounding error of a zero. It is what the gradient of a softmax by the
+    maximum subtracted in it comes to. Where an element of ``e * (a - ...)`` is NaN, all of them are.
+    """
+    axes = node.params["axes"]
+
+    def positive(value: Value) -> tuple[Value, int]:
+        made = r.producer(value, "negative")
+        return (made.inputs[0], -1) if made is not None else (value, 1)
+
+    product = r.producer(positive(node.inputs[0])[0], "multiply")
+    if product is None or node.output.type.name not in FLOATS:
+        return None
+    for difference, e in (product.inputs, product.inputs[::-1]):
+        made = r.producer(difference)
+        if made is None or made.prim.name not in ("add", "subtract"):
+            continue
+        a, mean = made.inputs
+        weighted = _summed(r, mean, axes)
+        if weighted is None:
+            continue
+        inner, sign = positive(weighted)
+        factors = r.producer(inner, "multiply")
+        if factors is None or (sign < 0) != (made.prim.name == "add") or a not in factors.inputs:
+            continue
+        p = r.producer(factors.inputs[1 - factors.inputs.index(a)], "divide")
+        if p is not None and p.inputs[0] is e and _summed(r, p.inputs[1], axes) is e:
+            return _like(r, node, 0.0)
+    return None
+
+
+def _shared_zero(r: Rewriter, node: Node) -> Sym | None:
+    """Zero shared by those that are chosen is zero: there is one of them wherever one is chosen."""
+    cond, x, y = node.inputs
+    share = r.producer(_unrepeated(r, x), "divide")
+    if share is None or not _is(r.uniform(share.inputs[0]), 0.0) or not _is(r.uniform(y), 0.0):
+        return None
+    count = r.producer(share.inputs[1], "sum")
+    chosen = r.producer(count.inputs[0], "cast") if count is not None else None
+    return r.sym(y) if chosen is not None and chosen.inputs[0] is cond else None
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "add": (_add,),
     "subtract": (_subtract,),
@@ -215,8 +277,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "minimum": (_idempotent,),
     "bitwise_and": (_idempotent, _and_or(neutral=True)),
     "bitwise_or": (_idempotent, _and_or(neutral=False)),
-    "where": (_where,),
+    "where": (_where, _shared_zero),
     "cast": (_cast,),
+    "sum": (_deviations,),
     "bitcast": (_bitcast,),
     "stop_gradient": (lambda r, node: r.sym(node.inputs[0]),),
 }

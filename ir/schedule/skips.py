@@ -10,7 +10,7 @@ and their block walks through all columns. A weight of exactly zero thus hides a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from kernelforge.ir.index import affine, free_vars, is_lazy, normalize, poly, reads
 from kernelforge.ir.kernel import (
@@ -57,7 +57,7 @@ class Skip:
     columns: int = 0
 
 
-def find(body: Sequence[Stmt], products: dict[int, str], rows: int) -> Skip | None:
+def find(body: Sequence[Stmt], products: Mapping[int, str], rows: int) -> Skip | None:
     """Find what to skip among the statements of a block, each a loop over its rows.
 
     ``products`` are the buffers that the statements at these positions fill by sums of products; a block has ``rows``.
@@ -69,7 +69,7 @@ def find(body: Sequence[Stmt], products: dict[int, str], rows: int) -> Skip | No
         if isinstance(column, For) and column.static is not None and column.static > LIVE:
             for cond in _conditions(body[k + 1 :], buffer):
                 first = _first(cond, loop.var, rows, column.static)
-                made = _Search(body, cond, first, column.static, rows).run(k, buffer) if first is not None else None
+                made = _Search(body, products, cond, first, column.static).run(k, buffer) if first is not None else None
                 if made is not None:
                     return made
     return None
@@ -128,12 +128,12 @@ def _first(cond: Expr, row: Var, rows: int, n: int) -> Expr | None:
 
 
 class _Search:
-    def __init__(self, body: Sequence[Stmt], cond: Expr, first: Expr, n: int, rows: int) -> None:
+    def __init__(self, body: Sequence[Stmt], products: Mapping[int, str], cond: Expr, first: Expr, n: int) -> None:
         self.body = body
+        self.products = products
         self.cond = cond
         self.first = first
         self.n = n
-        self.rows = rows
         self.live: Expr = Load("live", (), "i64")
         self.zero: set[str] = set()
         self.weight: Expr | None = None
@@ -205,7 +205,26 @@ class _Search:
             extents[k] = self.live
         if self.weight is None:
             return None
-        return Skip(extents, after, frozenset({buffer, *self.zero}), self.n)
+        known = next(k for k, added in after.items() if any(isinstance(s, Alloc) for s in added))
+        found = {buffer, *self.zero}
+        for k, other in self.products.items():
+            if k > known and k not in extents and self._unread(k, other, extents):
+                extents[k] = self.live
+                found.add(other)
+        return Skip(extents, after, frozenset(found), self.n)
+
+    def _unread(self, k: int, buffer: str, extents: Container[int]) -> bool:
+        """Whether what a product makes in columns left out is read by none but statements that leave them out, too."""
+        loop = self.body[k]
+        assert isinstance(loop, For)
+        column = loop.body[0]
+        readers = [
+            j for j, s in enumerate(self.body)
+            if j != k and any(buffer in reads(r) for t in stmts((s,)) for r in exprs(t))
+        ]  # fmt: skip
+        inside = [f for j in readers for f in stmts((self.body[j],)) if isinstance(f, For) and f.static == self.n]
+        whole = isinstance(column, For) and column.static == self.n
+        return whole and all(j in extents for j in readers) and all(self._walks(f, {buffer}) for f in inside)
 
     def _walks(self, loop: For, buffers: set[str]) -> bool:
         loads = [e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Load)]
