@@ -99,7 +99,11 @@ def _counted(array: Array) -> Sym | None:
     if array.dtype == np.bool_ and array.ndim >= 2 and min(shape[-2:]) > 1 and max(shape[:-2], default=1) == 1:
         square = array.reshape(shape[-2:])
         reached = int(square[0].sum()) - 1 if square[0].any() else -int(square.any(axis=1).argmax())
-        if not square.any() or square.all() or not np.array_equal(square, np.tri(*square.shape, reached, dtype=bool)):
+        if (
+            not square.any()
+            or square.all()
+            or not np.array_equal(square, np.tri(array.shape[-2], array.shape[-1], reached, dtype=bool))
+        ):
             return None
         axes = [apply("iota", shape=shape, axis=array.ndim - 2 + k, dtype="i64") for k in (0, 1)]
         return apply("greater_equal", axes[0] + reached, axes[1])

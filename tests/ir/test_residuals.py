@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
-from kernelforge.compile import distinct
+from kernelforge.compile import distinct, forget
 from kernelforge.ir.cost import cost
 from kernelforge.ir.fuse import Fusion, Region, Residual, fuse, inputs
 from kernelforge.ir.graph import Graph, Value
@@ -126,11 +126,14 @@ def test_a_kernel_that_nobody_needs_is_dropped() -> None:
     np.testing.assert_allclose(kf.jit(fn)(x, i), fn(x, i), rtol=1e-3)
 
 
-def test_reasons_to_keep() -> None:
+def test_reasons_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelforge.ir.chains.FEW_ROWS", 1 << 40)  # so that contractions keep kernels of their own
+    forget()
     plan = planned(backward(attention), *[normal(4, 64, 32, seed=k) for k in range(4)])
     reasons = {(name, r.reason) for r in plan.fusion.residuals if r.kept for name in names(plan, r)}
     assert ("divide", "a contraction would compute it again for each use of an element") in reasons
     assert all(reason for _, reason in reasons)
+    forget()
 
 
 def test_checkpoint_keeps_inputs_alone() -> None:
