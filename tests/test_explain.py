@@ -101,7 +101,7 @@ def test_gradients_are_explained() -> None:
     assert {k.number for k in found.kernels} == set(range(1, len(found.kernels) + 1))
     text = found.text(sources=False)
     assert "What the backward pass keeps and recomputes:" in text
-    assert re.search(r"- recomputes exp .*: [\d.]+ operations an element against [\d.]+ bytes an element", text)
+    assert re.search(r"- recomputes exp .*: (no more|[\d.]+) operations.* against [\d.]+ bytes an element", text)
     assert re.search(r"; keeps max at test_explain.py:\d+ \(512 B\) for it", text)
     assert re.search(
         r"- keeps sum at test_explain.py:\d+ \(512 B\): it is made by sum, which reads many elements", text
