@@ -199,7 +199,10 @@ def test_a_small_network_is_one_kernel(rows: int) -> None:
 
 def test_large_weights_keep_their_kernels() -> None:
     types = [(64, 1024), (1024, 1024), (1024,), (1024, 1024), (1024,), (1024, 10)]
-    assert counted(mlp, *(np.zeros(t, np.float32) for t in types)) > 1
+    args = [np.zeros(t, np.float32) for t in types]
+    assert counted(mlp, *args) > 1
+    text = kf.jit(mlp).explain(*args).text(sources=False)
+    assert "each block of rows would walk through 4,194,304 bytes" in text
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])

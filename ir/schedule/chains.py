@@ -34,6 +34,9 @@ TILE = 6
 ACROSS = 4
 """Columns of a register tile of a sum over rows: a divisor of what columns are skipped by."""
 
+LINE = 16
+"""Elements of a cache line, for f32."""
+
 MOST = 48
 """Rows of a block at most: so many walk through a packed operand while it is in the first-level cache."""
 
@@ -73,10 +76,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         for k, s in enumerate(steps)
         if any(isinstance(t, Store) and t.op and t.index and t.buffer not in own for t in stmts(s.body))
     }
-    if sums:
-        allocs = [
-            dataclasses.replace(s, shape=(*s.shape[:-1], _whole(s.shape[-1]))) if s.shape[1:] else s for s in allocs
-        ]
+    allocs = [dataclasses.replace(s, shape=(*s.shape[:-1], _apart(s.shape[-1]))) if s.shape[1:] else s for s in allocs]
     products = {k: store.buffer for k, s in enumerate(steps) if (store := _filled(s.body)) is not None}
     skip = skips.find(steps, products, rows) or skips.Skip({}, {}, frozenset())
     made: list[Stmt] = [*allocs]
@@ -111,9 +111,11 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     return kernel
 
 
-def _whole(n: Expr) -> Expr:
-    """Round the length of a row up so that tiles of columns need not end within it."""
-    return i64(-(-int(n.value) // 16) * 16) if isinstance(n, Const) and int(n.value) % ACROSS else n
+def _apart(n: Expr) -> Expr:
+    """Lengthen a row to an odd number of whole cache lines: rows then lie in different sets of the cache, and tiles of
+    columns need not end within the row.
+    """
+    return i64((-(-int(n.value) // LINE) | 1) * LINE) if isinstance(n, Const) else n
 
 
 def _across(kernel: Kernel, i: str, at: str, limits: Limits, width: int, buffers: set[str]) -> Kernel:
