@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from kernelforge.backends.cpu.abreast import abreast
 from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.threads import FORK
@@ -310,6 +311,10 @@ class _Function(Tiles):
             if static is None:
                 raise self.refuse(f"the extent of unroll loop {loop.var.name!r} is not a constant")
             if self.tile(loop):
+                return
+            together = abreast(loop) if self.lane is None else ()
+            if together:
+                self.body(together)
                 return
             for k in range(static):
                 self.once(loop, Val(str(k), "i64"))

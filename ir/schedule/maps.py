@@ -98,7 +98,7 @@ def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
     name, extent = loop.var.name, loop.static or 0
     if width == 1 or extent < width or not unit(loop):
         return kernel
-    if extent >= 2 * width and _alike(loop, width):
+    if extent >= 2 * width and alike(loop, width):
         kernel = split(kernel, name, 2 * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
@@ -121,7 +121,7 @@ def _rest_in_lanes(kernel: Kernel, name: str, rest: str, width: int) -> Kernel:
     return kernel
 
 
-def _alike(loop: For, width: int) -> bool:
+def alike(loop: For, width: int) -> bool:
     """Whether the two vectors of an aligned pair have most of their operations in common, as random bits do."""
     pair, lane = Var("pair", "i64", (loop.static or 0) // (2 * width)), Var("lane", "i64", width)
     found = []

@@ -24,7 +24,7 @@ from kernelforge.ir.kernel import (
     substitute,
 )
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.maps import in_lanes
+from kernelforge.ir.schedule.maps import alike, in_lanes
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
@@ -139,7 +139,10 @@ def _evaluated(expr: Expr, seen: dict[Expr, None]) -> None:
 
 
 def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
-    """Reduce along memory: four accumulators of one register each, then fewer, then lane by lane in a fixed tree."""
+    """Reduce along memory: four accumulators of one register each, then fewer, then lane by lane in a fixed tree.
+
+    Eight where vectors share work in pairs, so that four chains of it run at once.
+    """
     name, n = loop.var.name, loop.static
     most = n if n is not None else (loop.var.bound or 0)
     if width == 1 or most < width or any(affine(e.index[0], loop.var) not in (0, 1) for e in loads(loop.body)):
@@ -153,7 +156,7 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
     if n is None:
         kernel = split(kernel, name, width, name, f"{name}v", "cut")
         return bind(rfactor(kernel, name, f"{name}v", f"{name}_lanes"), f"{name}v", "vector")
-    unroll = 4 if n >= 8 * width else 1
+    unroll = 1 if n < 8 * width else 8 if n >= 16 * width and alike(loop, width) else 4
     if unroll > 1:
         kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kernelforge.backends.cpu.abreast import abreast
 from kernelforge.dtypes import DTYPES, FLOATS
 from kernelforge.ir.kernel import (
     Alloc,
@@ -28,6 +29,7 @@ from tests.backends.random_kernels import RandomKernel
 
 N = Var("n")
 V = Var("v", bound=8)
+U = Var("u", bound=4)
 
 
 def f32(name: str, *index: Expr | int) -> Expr:
@@ -221,6 +223,52 @@ def test_registers_of_a_tile() -> None:
         loops(If((a * 16 + b * 8 + V) < 45, (Store("y", (a * 16 + b * 8 + V,), tile + 1.0),))),
     )
     check("tile", (For(Var("r", bound=1), i64(1), "grid", body),), rtol=1e-4)
+
+
+def chains(units: int, *body: Stmt) -> tuple[Stmt, ...]:
+    return (For(U, i64(units), "unroll", (For(V, i64(8), "vector", body),)),)
+
+
+def test_chains_run_side_by_side() -> None:
+    at = U * 8 + V
+    a, b = Let("a", f32("x", at) * 3.0), Let("b", Var("a", "f32") + f32("x", at))
+    body = (a, b, Store("s", (at,), Var("b", "f32")), Store("y", (at,), Var("b", "f32") - Var("a", "f32"), "add"))
+    loop = chains(4, *body)[0]
+    assert isinstance(loop, For)
+    (made,) = abreast(loop)
+    assert isinstance(made, For)
+    assert [s.name if isinstance(s, Let) else s.buffer for s in made.body] == [
+        *(f"{name}_{k}" for name in "ab" for k in range(4)), *"ssssyyyy",
+    ]  # fmt: skip
+    check("chains", over(Alloc("s", "f32", (i64(32),), "register"), loop, rows=1))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param((Store("y", (U * 8 + V,), f32("x", V)),), id="no chain"),
+        pytest.param((Let("a", f32("s", V)), Store("s", (V,), Var("a", "f32") + 1.0)), id="reads what it stores"),
+        pytest.param(
+            (Let("a", f32("x", V)), Store("s", (V,), Var("a", "f32")), Store("s", (V,), Var("a", "f32") * 2.0, "add")),
+            id="stores twice",
+        ),
+        pytest.param((Let("a", f32("x", V)), If(V < 3, (Store("y", (V,), Var("a", "f32")),))), id="under a condition"),
+    ],
+)
+def test_iterations_whose_order_may_matter_stay_in_order(body: tuple[Stmt, ...]) -> None:
+    loop = chains(3, *body)[0]
+    assert isinstance(loop, For)
+    assert not abreast(loop)
+    check(
+        "ordered",
+        over(
+            Alloc("s", "f32", (i64(8),), "register"),
+            *nest("vector", Store("s", (V,), Const(0.0, "f32"))),
+            loop,
+            *nest("vector", Store("y", (V + 32,), f32("s", V))),
+            rows=1,
+        ),
+    )
 
 
 def test_masked_registers() -> None:
