@@ -1,8 +1,9 @@
 """Check and time kernelforge on a machine with an NVIDIA GPU: ``python tests/gpu_check.py [report.json]``.
 
 Stands alone and ends within ten minutes. Each part runs in a child process, so one that is missing, breaks or hangs is
-reported and the others still run: the tests of the CUDA backend, the conformance checks on every CUDA and OpenCL
-device, and timings of a few kernels beside PyTorch's where it is installed.
+reported and the others still run: the tests of the CUDA backend, products in every layout and dtype against float64,
+timings of a few kernels beside PyTorch's (and so cuBLAS's) where it is installed, what the tuner finds, and the
+conformance checks on every CUDA and OpenCL device.
 """
 
 from __future__ import annotations
@@ -100,6 +101,58 @@ def seconds(run: Callable[[], object], wait: Callable[[], object]) -> float:
     return min(several(count) for _ in range(3))
 
 
+def products() -> dict[str, Any]:
+    """Products against float64 NumPy: every layout, edges, split sums, f32 and what tensor cores multiply."""
+    import numpy as np
+
+    import kernelforge as kf
+    from kernelforge.dtypes import DTYPES
+
+    rng = np.random.default_rng(0)
+    out: dict[str, Any] = {}
+    shapes = [(256, 256, 256), (257, 131, 333), (64, 64, 8192), (4096, 96, 512), (1000, 1000, 1000), (17, 40, 72)]
+    for name in devices():
+        for dtype in ("f32", "bf16", "f16"):
+            worst, failed = 0.0, []
+            for m, n, k in shapes:
+                for a_across, b_across in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                    a = rng.standard_normal((k, m) if a_across else (m, k)).astype(DTYPES[dtype])
+                    b = rng.standard_normal((n, k) if b_across else (k, n)).astype(DTYPES[dtype])
+                    x, y = (a.T if a_across else a), (b.T if b_across else b)
+                    exact = x.astype(np.float64) @ y.astype(np.float64)
+                    try:
+                        with kf.default_device(name):
+                            made = kf.jit(lambda a, b, s=a_across, t=b_across: (a.T if s else a) @ (b.T if t else b))
+                            found = np.asarray(made(a, b)).astype(np.float64)
+                    except Exception as error:  # noqa: BLE001 - the others still run
+                        failed.append(f"{m} {n} {k} {a_across} {b_across}: {error}"[:400])
+                        continue
+                    # of sums in f32, rounded once: relative to what cancels in them
+                    size = np.abs(x.astype(np.float64)) @ np.abs(y.astype(np.float64))
+                    step = {"f32": 2.0**-24, "bf16": 2.0**-8, "f16": 2.0**-11}[dtype]
+                    error = np.abs(found - exact) / (step * np.abs(exact) + 2.0**-24 * k**0.5 * size)
+                    worst = max(worst, float(error.max()))
+            out[f"{name} {dtype}"] = {"worst": round(worst, 3), "failed": failed, "right": worst <= 4 and not failed}
+    return out
+
+
+def tuning() -> dict[str, Any]:
+    """What the tuner finds for products that the formulae size otherwise."""
+    import numpy as np
+
+    import kernelforge as kf
+    from kernelforge.dtypes import DTYPES
+
+    out: dict[str, Any] = {}
+    for name in devices():
+        for n, dtype in ((1024, "f32"), (4096, "f32"), (4096, "bf16")):
+            a = np.ones((n, n), DTYPES[dtype])
+            with kf.default_device(name):
+                (found,) = kf.tune(kf.jit(lambda a, b: a @ b), a, a, seconds=8).kernels
+            out[f"{name} {n} {dtype}"] = str(found)
+    return out
+
+
 def launch() -> dict[str, Any]:
     """What a launch of a tiny kernel costs."""
     from kernelforge.ir.kernel import Arg, For, Kernel, Load, Store, Var, i64
@@ -132,7 +185,7 @@ def bench() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "conformance": conformance, "launch": launch, "bench": bench,
+    "conformance": conformance, "launch": launch, "products": products, "bench": bench, "tuning": tuning,
 }  # fmt: skip
 
 
@@ -141,13 +194,15 @@ def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1].startswith("--"):
         print(json.dumps(PARTS[sys.argv[1][2:]](*sys.argv[2:])), flush=True)
         return
-    files = [f"tests/backends/test_cuda{part}.py" for part in ("", "_ptx")]
+    files = [f"tests/backends/test_cuda{part}.py" for part in ("", "_ptx", "_mma")]
     pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *files]
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "environment": environment,
-        "tests": lambda: command(pytest, 200),
+        "tests": lambda: command(pytest, 170),
         "launch": lambda: own("launch", most_s=40),
-        "bench": lambda: own("bench", most_s=240),
+        "products": lambda: own("products", most_s=90),
+        "bench": lambda: own("bench", most_s=200),
+        "tuning": lambda: own("tuning", most_s=60),
         "conformance": lambda: own("conformance", most_s=150),
     }
     target = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "gpu_check.json").resolve()
