@@ -199,6 +199,11 @@ def test_dropout_masks() -> None:
     assert abs(z.var() - 1) < 0.05
     with pytest.raises(errors.InvalidParameter, match="a probability"):
         kf.nn.dropout(x, 1.5)
+    R.seed(1)
+    first, second = (np.asarray(kf.nn.dropout(x)) for _ in range(2))  # keys of the default stream
+    assert (first != second).any()
+    R.seed(1)
+    np.testing.assert_array_equal(kf.nn.dropout(x), first)
 
 
 def test_gumbel_softmax() -> None:
