@@ -120,8 +120,12 @@ def test_masked_blocks_are_skipped() -> None:
         mask = np.tri(q.shape[-2], k.shape[-2], dtype=bool)
         return softmax(np.where(mask, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf)) @ v
 
+    def lower(q: Any, k: Any, v: Any) -> Any:
+        mask = np.tril(np.ones((q.shape[-2], k.shape[-2]), dtype=bool))
+        return softmax(np.where(mask, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf)) @ v
+
     args = heads(150, 150)
-    for fn in (causal, triangle):
+    for fn in (causal, triangle, lower):
         (kernel,) = kf.jit(fn).lower(*args).kernels
         assert ("live" in str(kernel.ir)) == (kf.default_device() == "cpu")
         np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
