@@ -13,6 +13,7 @@ from kernelforge.ir import autodiff
 from kernelforge.ir.build import Sym, builder
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, materialize
+from kernelforge.ir.passes.windows import windows
 from kernelforge.ir.types import Type
 from kernelforge.jit import name_of
 from kernelforge.jit import run as run_arrays
@@ -77,7 +78,7 @@ class Trace(NamedTuple):
     def vjp(self) -> tuple[list[Sym], Callable[[Sequence[Sym | None]], list[Sym]]]:
         """Run the graph; return its outputs and what pulls their cotangents back to ``inputs``."""
         given = [*self.captured, *self.inputs]
-        outputs, pullback = autodiff.vjp(self.graph, given, range(len(self.captured), len(given)))
+        outputs, pullback = autodiff.vjp(windows(self.graph), given, range(len(self.captured), len(given)))
         return list(outputs), pullback
 
     def jvp(self, tangents: Sequence[Sym | None]) -> tuple[list[Sym], list[Sym]]:

@@ -42,9 +42,12 @@ class Host:
 
     @property
     def native(self) -> frozenset[str]:
-        """What ``Limits.native`` says; AVX-512 scales by powers of two."""
+        """What ``Limits.native`` says; AVX-512 scales by powers of two, and
+        may have products of bf16 in pairs.
+        """
         avx512 = self.arch == "x86_64" and self.vector_bytes == 64
-        found = {"f16": self.half, "fma": self.fma, "scaleb": avx512}
+        pairs = avx512 and not {"avx512_bf16", "avx512bf16"}.isdisjoint(self.features)
+        found = {"f16": self.half, "fma": self.fma, "scaleb": avx512, "bf16dot": pairs}
         return frozenset(name for name, has in found.items() if has)
 
     @property

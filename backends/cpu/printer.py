@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kernelforge.backends.cpu.abreast import abreast
+from kernelforge.backends.cpu.dots import Dots
 from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.threads import FORK
-from kernelforge.backends.cpu.tiles import Tiles
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES
@@ -99,7 +99,7 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, "!0 = !{i32 1}", ""])
 
 
-class _Function(Tiles):
+class _Function(Dots):
     """Emits the statements of one function."""
 
     def __init__(
@@ -310,7 +310,7 @@ class _Function(Tiles):
         if loop.kind == "unroll" or static == 1:
             if static is None:
                 raise self.refuse(f"the extent of unroll loop {loop.var.name!r} is not a constant")
-            if self.tile(loop):
+            if self.tile(loop) or self.dot(loop):
                 return
             together = abreast(loop) if self.lane is None else ()
             if together:

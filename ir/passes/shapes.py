@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from kernelforge.dtypes import FLOATS, NARROW_FLOATS
 from kernelforge.ir.build import Sym, apply, full
 from kernelforge.ir.graph import Kind, Node
+from kernelforge.ir.passes import windows
 from kernelforge.ir.passes.rewrite import Rewriter, Rule
 
 REDUCE = ("sum", "prod", "max", "min")
@@ -111,25 +112,6 @@ def _slice_contract(r: Rewriter, node: Node) -> Sym | None:
     return _contract(r, made, operands)
 
 
-def _slice_window(r: Rewriter, node: Node) -> Sym | None:
-    """Slide only over what is seen of the source."""
-    made = r.producer(node.inputs[0], "window")
-    if made is None or not node.output.type.size:
-        return None
-    source = r.sym(made.inputs[0])
-    ranges = _ranges(node)
-    places, offsets = ranges[: source.ndim], ranges[source.ndim :]
-    params = {"axes": made.params["axes"], "sizes": tuple(count for _, count, _ in offsets)}
-    for name, by in (("strides", [places[a] for a in params["axes"]]), ("dilations", offsets)):
-        params[name] = tuple(n * step for n, (_, _, step) in zip(made.params[name], by, strict=True))
-    for k, a in enumerate(params["axes"]):
-        stride, dilation = made.params["strides"][k], made.params["dilations"][k]
-        first = places[a][0] * stride + offsets[k][0] * dilation
-        reach = (places[a][1] - 1) * params["strides"][k] + (offsets[k][1] - 1) * params["dilations"][k]
-        places[a] = (first, reach + 1, 1)
-    return apply("window", _part(source, places), **params)
-
-
 def _slice_pad(r: Rewriter, node: Node) -> Sym | None:
     """Pad less, where padding is cut away."""
     made = r.producer(node.inputs[0], "pad")
@@ -153,6 +135,25 @@ def _slice_pad(r: Rewriter, node: Node) -> Sym | None:
         return None
     params = {"low": tuple(low), "high": tuple(high), "interior": made.params["interior"]}
     return apply("pad", _part(x, kept) if x.size else x, fill, **params)
+
+
+def _slice_of_reshape(r: Rewriter, node: Node) -> Sym | None:
+    """Slice a contraction before its axes are split or joined, where those that are cut keep to themselves."""
+    made = r.producer(node.inputs[0], "reshape")
+    if made is None or r.producer(made.inputs[0], "contract") is None or not node.output.type.size:
+        return None
+    before, after, counts = made.inputs[0].type.shape, made.output.type.shape, _shape(node)
+    starts, stops, steps = [0] * len(before), list(before), [1] * len(before)
+    for a, n in enumerate(after):
+        if counts[a] == n:
+            continue
+        place = math.prod(after[:a])
+        found = [b for b, m in enumerate(before) if m == n and math.prod(before[:b]) == place]
+        if not found:
+            return None
+        starts[found[0]], stops[found[0]], steps[found[0]] = (node.params[k][a] for k in ("starts", "stops", "steps"))
+    part = apply("slice", r.sym(made.inputs[0]), starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
+    return part.reshape(counts)
 
 
 def _flip(r: Rewriter, node: Node) -> Sym | None:
@@ -301,9 +302,9 @@ def _lift_broadcast(r: Rewriter, node: Node) -> Sym | None:
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "broadcast": (_of_uniform, _broadcast),
-    "reshape": (_of_uniform, _reshape),
+    "reshape": (_of_uniform, _reshape, *windows.RULES["reshape"]),
     "transpose": (_of_uniform, _transpose),
-    "slice": (_of_uniform, _slice, _slice_contract, _slice_window, _slice_pad),
+    "slice": (_of_uniform, _slice, _slice_contract, *windows.RULES["slice"], _slice_pad, _slice_of_reshape),
     "flip": (_of_uniform, _flip),
     "window": (_of_uniform,),
     "pad": (_pad,),

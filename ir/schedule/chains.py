@@ -238,7 +238,7 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     depth = math.prod(s.static or 1 for s in nested(next(s for s in body if isinstance(s, For))))
     accumulators = [name]
     block: list[str] = []
-    if depth > 3 * DEPTH // 2:
+    if depth > 3 * DEPTH:
         first = loops(kernel, walked[0])[0].static or 1
         share = -(-first // -(-depth // DEPTH))
         block = [f"{walked[0]}b"]

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kernelforge.ir.kernel import For, Kernel
+from kernelforge.ir.index import affine
+from kernelforge.ir.kernel import Alloc, For, Kernel, Store, stmts
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.nests import grid, size
-from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, split
+from kernelforge.ir.schedule.nests import grid, loads, perfect, size
+from kernelforge.ir.schedule.steps import bind, fission, loops, place, reorder, split
+
+FAR = 1024
+"""Elements from one row to the next beyond which a few columns of each are too little to read: every row is a page."""
+
+WIDE, ROWS = 1024, 4
+"""Columns that are reduced together then, and rows at a time: the results are loaded and stored once for each time."""
 
 
 def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
@@ -18,6 +25,15 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     enough = 8 * limits.threads
     names = [p.var.name for p in parallel]
     if width == 1 or n < width:
+        return grid(kernel, names, enough)
+    walk = _walk(kernel)
+    wide = min(WIDE, n, n * outer // (2 * limits.threads))
+    wide = n // -(-n // max(wide, 1)) // width * width
+    if walk is not None and wide >= 8 * width:
+        kernel = _rows(kernel, name, walk, wide, width)
+        if n % wide >= width:
+            kernel = split(kernel, f"{name}i_t", width, f"{name}r", f"{name}w", "cut")
+            kernel = _tile(kernel, [f"{name}w"])
         return grid(kernel, names, enough)
     unroll = max(u for u in (4, 2, 1) if u == 1 or (n >= u * width and outer * (n // (u * width)) >= limits.threads))
     unroll = min(limits.choose("columns", unroll, (1, 2, 4, 8)), n // width)
@@ -32,6 +48,39 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
         kernel = split(kernel, f"{name}i_t", width, f"{name}r", f"{name}w", "cut")
         kernel = _tile(kernel, [f"{name}w"])
     return grid(kernel, names, enough)
+
+
+def _walk(kernel: Kernel) -> For | None:
+    """Return the loop of a nest's one reduction, if its steps are far apart in memory."""
+    _, body = perfect(next(s for s in kernel.body if isinstance(s, For)))
+    sums = [s for s in body if isinstance(s, For)]
+    if len(sums) != 1 or sum(isinstance(s, Alloc) for s in body) != 1:
+        return None
+    (walk,) = sums
+    simple = len(walk.body) == 1 and isinstance(walk.body[0], Store) and bool(walk.body[0].op)
+    far = any((affine(e.index[0], walk.var) or 0) >= FAR for e in loads(walk.body))
+    return walk if simple and far and (walk.static or 0) >= FAR // 16 else None
+
+
+def _rows(kernel: Kernel, name: str, walk: For, wide: int, width: int) -> Kernel:
+    """Reduce many columns together, a few rows at a time: rows are read along memory, and the results stay in the
+    first-level cache.
+    """
+    result = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
+    kernel = split(kernel, name, wide, name, f"{name}i", "cut")
+    kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
+    tile = [f"{name}v", f"{name}u"]
+    for loop in tile:
+        kernel = fission(kernel, loop)
+    for loop in tile:
+        kernel = reorder(kernel, loop, walk.var.name)
+    kernel = place(kernel, result, "local")
+    few = f"{walk.var.name}r"
+    kernel = split(kernel, walk.var.name, ROWS, walk.var.name, few, "cut")
+    for loop in reversed(tile):
+        kernel = reorder(kernel, few, loop)
+    kernel = bind(kernel, few, "unroll")
+    return bind(kernel, f"{name}v", "vector")
 
 
 def _tile(kernel: Kernel, names: Sequence[str]) -> Kernel:

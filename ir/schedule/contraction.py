@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
@@ -23,13 +23,14 @@ from kernelforge.ir.schedule.steps import (
     split,
     unguard,
 )
+from kernelforge.ir.schedule.windows import Slide
 
 PANEL = 22
 """Panels of rows that a thread keeps packed beside the one panel of columns it works with."""
 
-DEPTH = 1024
-"""Products that one accumulator of a tile sums up: panels of that depth stay in the second-level cache, and the error
-of a sum grows with the number of blocks rather than that of products."""
+DEPTH = 512
+"""Products that one accumulator of a tile sums up, of sums three times as long: panels of that depth stay in the
+second-level cache, and the error of a sum grows with the number of blocks rather than that of products."""
 
 STEPS = 16
 """Steps of the sum for which columns are packed at a time: what is read and written meanwhile stays in the cache."""
@@ -38,6 +39,9 @@ LONG = 8
 """Operations on an element of the result beyond which the code for a whole tile of them is too much to unroll."""
 
 MATHEMATICS = frozenset(MATH_UNARY + MATH_BINARY)
+
+FLIGHT = 8
+"""Multiply-adds on their way at once: two start in a cycle, and each takes four."""
 
 SMALL = 4096
 """Multiplications below which packing does not pay."""
@@ -69,7 +73,7 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
         return None
     *_, i, j = max(pairs)
     for name in (i, j):
-        names = [p.var.name for p in _parallel(kernel)]
+        names = [p.var.name for p in parallel_loops(kernel)]
         for inner in names[names.index(name) + 1 :]:
             kernel = reorder(kernel, name, inner)
     return kernel
@@ -89,7 +93,7 @@ def factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
     return (), 0
 
 
-def _factor(kernel: Kernel, by: str, without: str) -> Expr:
+def factor(kernel: Kernel, by: str, without: str) -> Expr:
     """Find the factor of the accumulated product that depends on the loop ``by`` and not on ``without``."""
     for s in stmts(kernel.body):
         if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
@@ -109,7 +113,7 @@ def _operations(kernel: Kernel, accumulator: str) -> int:
     return sum(16 if e.op in MATHEMATICS else 1 for e in seen if isinstance(e, Op) and e.dtype != "i64")
 
 
-def _tiled(
+def tiled(
     kernel: Kernel, i: str, j: str, walked: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
 ) -> Kernel:
     """From loops over tiles and in tiles, make the register tile: accumulators by row and column inside the loops
@@ -129,122 +133,249 @@ def _tiled(
     return kernel
 
 
-def _parallel(kernel: Kernel) -> list[For]:
+def parallel_loops(kernel: Kernel) -> list[For]:
     """Return the parallel loops of the one nest of a kernel."""
     return perfect(next(s for s in kernel.body if isinstance(s, For)))[0]
 
 
-def _sums(kernel: Kernel) -> list[For]:
+def sum_loops(kernel: Kernel) -> list[For]:
     """Return the loops of the sum of products, outermost first."""
-    return [s for s in stmts(_parallel(kernel)[-1].body) if isinstance(s, For) and s.kind == "serial"]
+    return [s for s in stmts(parallel_loops(kernel)[-1].body) if isinstance(s, For) and s.kind == "serial"]
 
 
-def _walk(kernel: Kernel, width: int) -> Kernel:
-    """Make the longest loop of the sum the innermost, and one loop of those too short for lanes, as over a window."""
-    sums = _sums(kernel)
+def _walk(kernel: Kernel, width: int, kept: Collection[str]) -> Kernel:
+    """Make the longest loop of the sum the innermost, and one loop of those too short for lanes, as over a window,
+    but for those to be ``kept``.
+    """
+    sums = sum_loops(kernel)
     longest = max(range(len(sums)), key=lambda k: (sums[k].static or 0, k))
     for loop in sums[longest + 1 :]:
         kernel = reorder(kernel, sums[longest].var.name, loop.var.name)
-    sums = _sums(kernel)
-    while len(sums) > 1 and (sums[-1].static or 0) < width:
+    sums = sum_loops(kernel)
+    while len(sums) > 1 and (sums[-1].static or 0) < width and not {s.var.name for s in sums[-2:]} & set(kept):
         outer, inner = (s.var.name for s in sums[-2:])
         kernel = fuse(kernel, outer, inner, f"{outer}f")
-        sums = _sums(kernel)
+        sums = sum_loops(kernel)
     return kernel
 
 
-def vector(kernel: Kernel, limits: Limits, width: int) -> Kernel:
+def accumulator(kernel: Kernel) -> str:
+    """Return the buffer that the sum of products is made in."""
+    return next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
+
+
+def tile(m: int, n: int, limits: Limits, width: int, aligned: bool = True) -> tuple[int, int]:
+    """Return how many rows and how many registers of columns a tile has for a result of ``m`` by ``n``.
+
+    A step of the sum multiplies each row with each register, and loads both: the fewest cycles for the whole result are
+    best, where two of either start in a cycle. A register that is not ``aligned`` in memory takes two loads.
+    """
+    best = (math.inf, 0, 0, 0)
+    for registers in range(1, 5):
+        rows = (limits.vector_registers - registers - 1) // registers
+        for r in range(min(rows, m, 16), 0, -1):
+            tiles = -(-m // r) * -(-n // (registers * width))
+            step = max(r * registers, r + registers * (1 if aligned else 2), FLIGHT)
+            best = min(best, (tiles * step, -r * registers, r, registers))
+    _, _, rows, registers = best
+    return min(limits.choose("rows", rows, (4, 5, 6, 8, 12)), m), limits.choose("columns", registers, (1, 2, 3, 4))
+
+
+def blocked(kernel: Kernel, limits: Limits) -> tuple[Kernel, list[str]]:
+    """Make a sum longer than ``DEPTH`` block by block; return the loops over blocks, which come first."""
+    most = limits.choose("depth", DEPTH, (256, 384, 512, 2048))
+    blocks: list[str] = []
+    sums = sum_loops(kernel)
+    depth = math.prod(s.static or 1 for s in sums)
+    for loop in sums:
+        name, extent = loop.var.name, loop.static or 1
+        if depth <= 3 * most:
+            break
+        depth //= extent
+        if depth >= most:
+            blocks.append(name)
+            continue
+        share = -(-extent // -(-depth * extent // most))
+        blocks.append(f"{name}b")
+        kernel = split(kernel, name, share, f"{name}b", name, "clip")
+        depth *= share
+        break
+    if blocks:
+        kernel = partial(kernel, sum_loops(kernel)[len(blocks)].var.name, "block")
+    return kernel, blocks
+
+
+def _outside(kernel: Kernel, name: str, block: Sequence[str]) -> Kernel:
+    """Let a loop around blocks of the sum go through all of its iterations for each block."""
+    kernel = fission(kernel, name)
+    for b in block:
+        kernel = reorder(kernel, name, b)
+    return kernel
+
+
+def lanes(kernel: Kernel, i: str, j: str, accumulators: Sequence[str], width: int) -> Kernel:
+    """Run the columns of a tile in lanes, and write out its rows."""
+    wide = [j]
+    if len(accumulators) > 1:
+        kernel = place(kernel, accumulators[0], "local")
+    elif _operations(kernel, accumulators[0]) > LONG:
+        kernel = copy_out(kernel, accumulators[0], "tile")
+        wide.append(f"tile_{j}")
+    for name in wide:
+        kernel = split(kernel, f"{name}r", width, f"{name}u", f"{name}v", "exact")
+        kernel = bind(bind(kernel, f"{name}v", "vector"), f"{name}u", "unroll")
+    return bind(kernel, f"{i}r", "unroll")
+
+
+def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = ()) -> Kernel:
     """Tile for SIMD registers, in the five loops of BLIS (Van Zee and van de Geijn, 2015).
 
-    A tile is six rows by half of what the registers then leave for columns. It walks through a panel of rows and one of
-    columns, both packed. Blocks of ``panels`` panels of rows are the grid; a thread keeps one in its second-level cache
-    beside the panel of columns it works with. A sum longer than ``DEPTH`` is made block by block, each added to the
-    results so far.
+    A tile of rows and columns that fits the registers walks through a panel of rows and one of columns, both packed.
+    Blocks of ``panels`` panels of rows are the grid; a thread keeps one in its second-level cache beside the panel of
+    columns it works with. A long sum is made in blocks of ``DEPTH``, each added to the results so far.
+
+    ``pairs`` are outer loops that slide over loops of the sum: windows of a filter's gradient, each with its product.
     """
-    kernel = _walk(kernel, width)
-    parallel, sums = _parallel(kernel), _sums(kernel)
+    kernel = _walk(kernel, width, [s.inner.var.name for s in pairs])
+    parallel = parallel_loops(kernel)
     i, j = parallel[-2].var.name, parallel[-1].var.name
-    walked, depth = [s.var.name for s in sums], math.prod(s.static or 1 for s in sums)
     m, n = parallel[-2].static or 1, parallel[-1].static or 1
-    registers = min(limits.choose("columns", 4 if limits.vector_registers >= 32 else 2, (1, 2, 3, 4)), -(-n // width))
-    rows = min(limits.choose("rows", 6, (4, 5, 8, 12)), m)
-    accumulators = [next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))]
-    block: list[str] = []
-    most = limits.choose("depth", DEPTH, (256, 384, 512, 2048))
-    if depth > 3 * most // 2:
-        first, extent = walked[0], sums[0].static or 1
-        share = -(-extent // -(-depth // most))
-        block, depth = [f"{first}b"], share * depth // extent
-        kernel = split(kernel, first, share, f"{first}b", first, "clip")
-        kernel = partial(kernel, first, "block")
+    rows, registers = tile(m, n, limits, width)
+    accumulators = [accumulator(kernel)]
+    kernel, block = blocked(kernel, limits)
+    walked = [s.var.name for s in sum_loops(kernel)][len(block) :]
+    whole = sum_loops(kernel)
+    depth = math.prod(s.var.bound or 1 for s in whole[len(block) :])
+    if block:
         accumulators.append("block")
+    narrow = [] if pairs or not _in_pairs(kernel, i, j, limits) else [f"{walked[-1]}p"]
+    for name in narrow:
+        kernel, depth = split(kernel, walked[-1], 2, walked[-1], name, "guard"), -(-depth // 2)
     kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
     kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
     kernel = sink_guard(kernel, f"{i}o")
     levels = [block, walked] if block else [walked]
-    kernel = _tiled(kernel, f"{i}o", f"{j}o", levels, [f"{i}r"], [f"{j}r"])
+    kernel = tiled(kernel, f"{i}o", f"{j}o", levels, [f"{i}r"], [f"{j}r"])
 
     outer = [p.var.name for p in parallel[:-2]]
-    left, right = _factor(kernel, i, j), _factor(kernel, j, i)
+    left, right = _packed(factor(kernel, i, j), narrow), _packed(factor(kernel, j, i), narrow)
+    along = {name: f"{name}_{walked[-1]}" for name in ("rows", "columns")}
+    itemsize = limits.vector_bytes // width
     above = [{v.name for v in free_vars(f)} & set(outer) for f in (left, right)]
-    if above[1] and not above[0]:
-        # the rows are those of every outer iteration: packed once, while a tile of columns is packed where it is used
+    held = m * math.prod(s.var.bound or 1 for s in whole) * itemsize
+    few = 4 * held <= limits.cache_bytes and n >= 16 * limits.threads * registers * width
+    if not pairs and not above[0] and (above[1] or few):
+        # all outer iterations or tiles of columns take these rows: packed once, and columns where they are used
         kernel = reorder(kernel, f"{i}o", f"{j}o")
         if block:
-            kernel = reorder(fission(kernel, f"{i}o"), f"{i}o", block[0])
-        by = [f"{i}o", *block, *walked, f"{i}r"]
-        kernel = stage(kernel, left, "", by, "global", "rows")
-        kernel = stage(
-            kernel, _factor(kernel, j, i), block[0] if block else f"{j}o", [*walked, f"{j}r"], "local", "columns"
-        )
-        grid = [*outer, f"{j}o", *(f"rows_{b}" for b in by[:-2])]
+            kernel = _outside(kernel, f"{i}o", block)
+        once = [f"{i}o", *block, *walked, f"{i}r", *narrow]
+        kernel = stage(kernel, left, "", once, "global", "rows")
+        at = block[-1] if block else f"{j}o"
+        right = _packed(factor(kernel, j, i), narrow)
+        kernel = stage(kernel, right, at, [*walked, f"{j}r", *narrow], "local", "columns")
+        grid = [*outer, f"{j}o", *_filling("rows", [f"{i}o", *block, *walked[:-1]])]
     else:
-        count = -(-m // rows)
-        itemsize = limits.vector_bytes // width
+        count, items = -(-m // rows), math.prod(p.static or 1 for p in parallel[:-2])
         room = limits.cache_bytes * 3 // 4 - depth * registers * width * itemsize
-        panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), -(-count // (2 * limits.threads))))
-        panels = limits.choose("panels", panels, (4, 8, 16, 32, 64))
-        by = [*(p for p in outer if p in above[1]), f"{j}o", *block, *walked, f"{j}r"]
-        kernel = stage(kernel, right, "", by, "global", "columns")
+        slid = {s.inner.var.name: s.outer.var.name for s in pairs}
+        # windows have most of their elements in common: a thread packs its rows for all of them
+        together = bool(pairs) and set(outer) == set(slid.values()) and count >= limits.threads
+        enough = -(-count // limits.threads) if together else -(-count * items // (8 * limits.threads))
+        enough = enough if pairs else -(-count // (2 * limits.threads))
+        panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), enough))
+        panels = limits.choose("panels", -(-count // -(-count // panels)), (4, 8, 16, 32, 64))
+
+        def axes(tile: str, factor: Expr, around: Sequence[str] = ()) -> list[str | tuple[str, str]]:
+            """Return what a factor is packed by inside ``around``: outer loops, the tile, the sum, what is in it."""
+            names = {v.name for v in free_vars(factor)}
+            over = {w: p for w, p in slid.items() if p in names and w not in around}
+            alone = [p for p in outer if p in names and p not in over.values()]
+            summed = [(over[w], w) if w in over else w for w in (*block, *walked) if w not in around]
+            return [*alone, tile, *summed, f"{tile[:-1]}r"]
+
+        grid = [*outer, f"{i}b"]
+        for name, t, f in (("columns", f"{j}o", right), *([("rows", f"{i}o", left)] if pairs else [])):
+            by = axes(t, f)
+            along[name] = _filling(name, by)[-2]
+            if not together:
+                kernel = stage(kernel, f, "", [*by, *narrow], "global", name)
+                grid += _filling(name, by[:-2])
         kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
         kernel = reorder(kernel, f"{i}p", f"{j}o")
-        for name in (f"{i}p", f"{j}o") if block else ():
-            kernel = reorder(fission(kernel, name), name, block[0])
-        at = block[0] if block else f"{i}b"
-        kernel = stage(kernel, _factor(kernel, i, j), at, [f"{i}p", *walked, f"{i}r"], "local", "rows")
-        grid = [*outer, f"{i}b", *(f"columns_{b}" for b in by[:-2])]
+        inside = [f"{i}p", f"{j}o"]
+        if together:
+            for name in reversed(outer):
+                kernel = reorder(kernel, name, f"{i}b")
+            inside, grid = [*inside, *reversed(outer)], [f"{i}b"]
+        for name in inside if block else ():
+            kernel = _outside(kernel, name, block)
+        at = block[-1] if block else f"{i}b"
+        if together:
+            kernel = stage(kernel, right, at, axes(f"{j}o", right, block), "local", "columns")
+            left = factor(kernel, i, j)
+            kernel = stage(kernel, left, at, axes(f"{i}p", left, block), "local", "rows")
+        elif not pairs:
+            left = _packed(factor(kernel, i, j), narrow)
+            kernel = stage(kernel, left, at, [f"{i}p", *walked, f"{i}r", *narrow], "local", "rows")
     for buffer in accumulators:
         kernel = unguard(kernel, buffer, lambda e: e.buffer in ("rows", "columns", *accumulators))
-    if block:
-        kernel = place(kernel, accumulators[0], "local")
+    kernel = lanes(kernel, i, j, accumulators, width)
+    kernel = split(kernel, f"columns_{j}r", width, f"columns_{j}u", f"columns_{j}v", "exact")
 
-    wide = [j]
-    if not block and _operations(kernel, accumulators[0]) > LONG:
-        kernel = copy_out(kernel, accumulators[0], "tile")
-        wide.append(f"tile_{j}")
-    for name in (*wide, f"columns_{j}"):
-        kernel = split(kernel, f"{name}r", width, f"{name}u", f"{name}v", "exact")
-    for name in wide:
-        kernel = bind(bind(kernel, f"{name}v", "vector"), f"{name}u", "unroll")
-    kernel = bind(kernel, f"{i}r", "unroll")
-
-    along, tile = f"rows_{walked[-1]}", [f"rows_{i}r"]
-    if contiguous(kernel, along, width):
-        kernel = transposed(kernel, along, tile, width)
-    along, tile = f"columns_{walked[-1]}", [f"columns_{j}u", f"columns_{j}v"]
-    if contiguous(kernel, along, width):
-        kernel = transposed(kernel, along, tile, width)
+    if narrow:
+        kernel = bind(kernel, narrow[0], "unroll")
+        kernel = _filled_in_pairs(kernel, f"rows_{narrow[0]}", f"rows_{i}r")
+        kernel = _filled_in_pairs(kernel, f"columns_{narrow[0]}", f"columns_{j}v")
     else:
-        kernel = bind(bind(kernel, tile[1], "vector"), tile[0], "unroll")
-        first = f"columns_{j}o"
-        if first in grid:
-            kernel = split(kernel, along, STEPS, f"{along}s", along, "clip")
-            for name in (*grid[grid.index(first) + 1 :], f"{along}s"):
-                kernel = reorder(kernel, first, name)
-            grid.append(f"{along}s")
+        if contiguous(kernel, along["rows"], width):
+            kernel = transposed(kernel, along["rows"], [f"rows_{i}r"], width)
+        kernel, grid = _filled_columns(kernel, j, along["columns"], grid, width)
     for name in grid:
         kernel = bind(kernel, name, "grid")
     return kernel
+
+
+def _in_pairs(kernel: Kernel, i: str, j: str, limits: Limits) -> bool:
+    """Whether both factors are bf16 and the device adds two of their products to an f32 at once."""
+    found = (factor(kernel, i, j), factor(kernel, j, i))
+    return "bf16dot" in limits.native and all(isinstance(e, Op) and _packed(e, "p").dtype == "bf16" for e in found)
+
+
+def _packed(factor: Expr, narrow: Collection[str]) -> Expr:
+    """Return what is packed of a factor: in pairs, what it is before it is cast."""
+    return factor.args[0] if narrow and isinstance(factor, Op) and factor.op == "cast" else factor
+
+
+def _filled_columns(kernel: Kernel, j: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
+    """Pack columns in vectors, across memory where it runs along the sum; return the loops of the grid with those that
+    packing has of its own.
+    """
+    if contiguous(kernel, step, width):
+        kernel = transposed(kernel, step, [f"columns_{j}u", f"columns_{j}v"], width)
+        return reorder(kernel, step, f"columns_{j}u"), grid  # few lines of memory are read at a time, each to its end
+    kernel = bind(bind(kernel, f"columns_{j}v", "vector"), f"columns_{j}u", "unroll")
+    first = f"columns_{j}o"
+    if first not in grid:
+        return kernel, grid
+    kernel = split(kernel, step, STEPS, f"{step}s", step, "clip")
+    for name in (*(g for g in grid[grid.index(first) + 1 :] if g.startswith("columns_")), f"{step}s"):
+        kernel = reorder(kernel, first, name)
+    return kernel, [*grid, f"{step}s"]
+
+
+def _filled_in_pairs(kernel: Kernel, pair: str, tile: str) -> Kernel:
+    """Pack pairs of elements: whole ones where they lie side by side in memory, else two rows in turn."""
+    if contiguous(kernel, pair, 2):
+        return bind(kernel, pair, "vector")
+    if loops(kernel, tile)[0].static in (4, 8, 16):
+        kernel = bind(reorder(kernel, tile, pair), tile, "vector")
+    return bind(kernel, pair, "unroll")
+
+
+def _filling(buffer: str, by: Sequence[str | tuple[str, str]]) -> list[str]:
+    """Return the loops that fill a buffer, of a pair the one over both of its loops."""
+    return [f"{buffer}_{b if isinstance(b, str) else b[0]}" for b in by]
 
 
 def contiguous(kernel: Kernel, name: str, width: int) -> bool:

@@ -45,7 +45,8 @@ class Limits:
             function's steps wait for each other in one, the processor works on the others.
         native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
             them as bits elsewhere), ``fma``, ``mad`` and ``scaleb`` where the expansions of functions may use them,
-            ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats.
+            ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats,
+            ``bf16dot`` where pairs of products of bf16 are added to an f32 by one instruction.
         choices: parameters of recipes for one kernel, from the tuner.
     """
 

@@ -28,7 +28,7 @@ from kernelforge.ir.kernel import (
     rebuild,
     walk,
 )
-from kernelforge.ir.schedule import chains, contraction, tiles
+from kernelforge.ir.schedule import chains, contraction, convolution, tiles
 from kernelforge.ir.schedule.columns import vector_column
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
@@ -142,7 +142,12 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
         return chains.vector(kernel, parallel, limits)
     product = contraction.arranged(kernel, parallel, body, width)
     if product is not None:
-        return contraction.vector(product, limits, width)
+        factor, pairs = convolution.found(product)
+        tile = [p.var.name for p in contraction.parallel_loops(product)[-2:]]
+        if pairs and pairs[-1].outer.var.name in tile:
+            return convolution.vector(product, factor, pairs, limits, width)
+        pairs = [s for s in pairs if s.outer.var.name not in tile]
+        return contraction.vector(product, limits, width, pairs)
     if all(isinstance(s, Store | Let) for s in body):
         return vector_map(kernel, parallel, limits, width)
     row = row_of_block(body)
@@ -150,6 +155,9 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
         for start in body[:-1]:
             kernel = in_lanes(kernel, nested(start)[-1], width)
         return vector_row(kernel, parallel, row, limits, width)
+    sliding = convolution.reduced(kernel)
+    if sliding and width > 1:
+        return convolution.windowed(kernel, sliding, limits, width)
     outer = [p.var.name for p in parallel]
     if not any(isinstance(s, Alloc) for s in body):
         return grid(kernel, outer, enough)

@@ -30,11 +30,15 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.schedule.steps import each, substituted
+from kernelforge.ir.schedule.windows import Axis, slides
 from kernelforge.ir.types import row_major
 
 
-def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, name: str) -> Kernel:
+def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str | tuple[str, str]], space: Space, name: str) -> Kernel:
     """Compute ``expr`` once for each iteration of the loops ``by`` into the buffer ``name``, and read it from there.
+
+    A pair in ``by`` are loops that slide over each other, as positions and elements of a window: the buffer has one
+    axis for their sum, so that what windows share is computed once.
 
     The buffer is filled in the body of the loop ``at`` (of the kernel, for ``at=""``), right before the first statement
     with ``expr``. Loop nests beside it that have the extents of ``by`` and compute the same read the buffer, too.
@@ -49,6 +53,7 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
         return IllegalSchedule(step="stage", target=name, reason=reason)
 
     sources = {e.buffer for e in walk(expr) if isinstance(e, Load)}
+    named = {n for b in by for n in ((b,) if isinstance(b, str) else b)}
 
     done = False
 
@@ -62,34 +67,48 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str], space: Space, 
         if any(isinstance(s, Store) and s.buffer in sources for s in stmts(body)):
             raise fail("a buffer that it loads is written there")
         inside = {s.var.name: s for s in stmts(body) if isinstance(s, For)}
-        if any(v.name in inside and v.name not in by for v in free_vars(expr)):
+        if any(v.name in inside and v.name not in named for v in free_vars(expr)):
             raise fail("it depends on a loop that is not listed")
-        nest_ = [inside[v] for v in by]
+        plain = [b for b in by if isinstance(b, str)]
+        paired = named.difference(plain)
+        nest_ = [inside[v] for v in plain]
 
-        def bounding(guards: Sequence[Expr], listed: Sequence[str] = by) -> dict[Expr, None]:
+        def bounding(guards: Sequence[Expr], listed: Sequence[str] = plain) -> dict[Expr, None]:
             """Return those of the guards that the loops listed decide, in order, each once."""
             return {g: None for g in guards if all(v.name not in inside or v.name in listed for v in free_vars(g))}
 
-        mine, *others = (bounding(guards) for guards in _guards(body, expr))
+        found = list(_guards(body, expr))
+        if any(v.name in paired for guards in found for g in guards for v in free_vars(g)):
+            raise fail("a guard hangs on one of a pair of loops")
+        mine, *others = map(bounding, found)
         if any(other.keys() != mine.keys() for other in others):
             raise fail("it is wanted under different guards")
         fresh: dict[Expr, Expr] = {s.var: Var(f"{name}_{s.var.name}", "i64", s.var.bound) for s in nest_}
         value: Expr = expr
+        axes: list[Axis] = []
+        for b in by:
+            if isinstance(b, str):
+                loop, var = inside[b], fresh[inside[b].var]
+                assert isinstance(var, Var)
+                axes.append(Axis(var, loop.extent, loop.var))
+                continue
+            slide = slides(expr, inside[b[0]], inside[b[1]])
+            if slide is None:
+                raise fail(f"{' and '.join(b)} do not slide over each other")
+            value, made = slide.axes(value, name)
+            axes = [*made[:-1], *axes, made[-1]]
         for g in mine:
             value = select(g, value, 0)
-        index = tuple(fresh[s.var] for s in nest_)
-        shape = tuple(i64(s.var.bound) if s.var.bound is not None else s.extent for s in nest_)
-        filled: Stmt = Store(name, index, normalize(substitute(value, fresh)))
-        for s in reversed(nest_):
-            var = fresh[s.var]
-            assert isinstance(var, Var)
-            filled = For(var, normalize(substitute(s.extent, fresh)), "parallel", (filled,))
+        shape = tuple(i64(a.var.bound) if a.var.bound is not None else a.extent for a in axes)
+        filled: Stmt = Store(name, tuple(a.var for a in axes), normalize(substitute(value, fresh)))
+        for a in reversed(axes):
+            filled = For(a.var, normalize(substitute(a.extent, fresh)), "parallel", (filled,))
         rest = []
         for stmt in body:
             memo: dict[Expr, Expr] = {}
-            held: dict[Expr, Expr] = {expr: Load(name, tuple(s.var for s in nest_), expr.dtype)}
+            held: dict[Expr, Expr] = {expr: Load(name, tuple(a.read for a in axes), expr.dtype)}
             path = nested(stmt)[: len(nest_)]
-            if [s.extent for s in path] == [s.extent for s in nest_]:
+            if not paired and [s.extent for s in path] == [s.extent for s in nest_]:
                 same: dict[Expr, Expr] = {s.var: p.var for s, p in zip(nest_, path, strict=True)}
                 twin, theirs = normalize(substitute(expr, same)), {substitute(g, same) for g in mine}
                 along = [p.var.name for p in path]

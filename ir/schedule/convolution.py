@@ -1,0 +1,247 @@
+"""The recipe for products with windows: a register tile that slides over a packed image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import cast
+
+from kernelforge.ir.index import free_vars
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Store, substitute, walk
+from kernelforge.ir.schedule import contraction as product
+from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.nests import perfect
+from kernelforge.ir.schedule.staging import stage
+from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, reorder, sink_guard, split, unguard
+from kernelforge.ir.schedule.windows import Slide, cross, flat, lengthen, slides
+
+UNROLL = 8
+"""Elements of a window's last axis that are written out."""
+
+WHOLE = 32
+"""Elements of a window that are written out where nothing but it is summed."""
+
+VECTORS = 4
+"""Vectors of positions that share each element of such a window."""
+
+
+def found(kernel: Kernel) -> tuple[Expr, list[Slide]]:
+    """Return the factor of a product that is read through windows, with the loops that slide over each other; no loops
+    where there is none.
+    """
+    parallel, sums = product.parallel_loops(kernel), product.sum_loops(kernel)
+    i, j = parallel[-2].var.name, parallel[-1].var.name
+    for factor, other in ((product.factor(kernel, j, i), i), (product.factor(kernel, i, j), j)):
+        rest = free_vars(product.factor(kernel, other, i if other == j else j))
+        pairs = []
+        for p in parallel:
+            over = [s for r in sums if p.var not in rest and (s := slides(factor, p, r)) is not None]
+            if len(over) == 1:
+                pairs.append(over[0])
+        if pairs:
+            return factor, pairs
+    return factor, []
+
+
+def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits, width: int) -> Kernel:
+    """Tile for SIMD registers: positions are one long loop, whatever the shape of the image.
+
+    A thread packs a block of rows of the image once, padded. Its rows then lie behind each other, so that the next
+    element of a window is at one distance from the last one for a whole tile of positions, also where a row ends in it.
+    The elements between the rows are computed, too, and not stored.
+    """
+    parallel, sums = product.parallel_loops(kernel), product.sum_loops(kernel)
+    i, j = parallel[-2].var.name, parallel[-1].var.name
+    in_columns = parallel[-1].var in free_vars(factor)
+    tile, other = (j, i) if in_columns else (i, j)
+    first, *positions = [s.outer.var.name for s in pairs]
+    inner = [s.inner.var.name for s in pairs]
+    channels = [s.var.name for s in sums if s.var.name not in inner]
+    walked = [*channels, *inner] if in_columns else [*inner, *channels]
+    outer = [p.var.name for p in parallel if p.var.name not in (first, *positions, other)]
+
+    held = math.prod(s.static or 1 for s in sums if s.var.name in channels) * limits.vector_bytes // width
+    count = math.prod(p.static or 1 for p in parallel if p.var.name in outer)
+    block = _block(pairs, held, limits.cache_bytes // 2, count / (4 * limits.threads))
+    accumulators = [product.accumulator(kernel)]
+    kernel = split(kernel, first, block, f"{first}b", first, "clip")
+    outer.append(f"{first}b")
+    places = [first, *positions]
+    kernel = ordered(kernel, [*outer, *([other, *places] if in_columns else [*places, other])])
+    kernel = _sums_ordered(kernel, walked)
+    by = [(s.outer.var.name, s.inner.var.name) for s in pairs]
+    image = "columns" if in_columns else "rows"
+    axes: list[str | tuple[str, str]] = [*channels, *by] if in_columns else [*by, *channels]
+    kernel = stage(kernel, product.factor(kernel, tile, other), f"{first}b", axes, "local", image)
+    last = f"{image}_{tile if in_columns else axes[-1]}" if in_columns or channels else f"{image}_{tile}"
+
+    kernel, whole = _joined(kernel, places, image)
+    m = loops(kernel, whole)[0].var.bound or 1
+    o = loops(kernel, other)[0].static or 1
+    if in_columns:
+        i, j = other, whole
+        rows, registers = product.tile(o, m, limits, width, aligned=False)
+    else:
+        i, j = whole, other
+        rows, registers = product.tile(m, o, limits, width, aligned=True)
+    kernel, blocks = product.blocked(kernel, limits)
+    walked = [s.var.name for s in product.sum_loops(kernel)][len(blocks) :]
+    if blocks:
+        accumulators.append("block")
+    kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
+    kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
+    kernel = sink_guard(kernel, f"{first}b")
+    kernel = product.tiled(kernel, f"{i}o", f"{j}o", [blocks, walked] if blocks else [walked], [f"{i}r"], [f"{j}r"])
+    if in_columns:
+        kernel = reorder(kernel, f"{i}o", f"{j}o")
+    weights = product.factor(kernel, i, j) if in_columns else product.factor(kernel, j, i)
+    named = {v.name for v in free_vars(weights)}
+    packed = "rows" if in_columns else "columns"
+    by_ = [*(p for p in outer if p in named), f"{other}o", *blocks, *walked, f"{other}r"]
+    kernel = stage(kernel, weights, "", by_, "global", packed)
+    kernel = flat(kernel, image, len(by) if in_columns else len(axes))
+    for buffer in accumulators:
+        kernel = unguard(kernel, buffer, lambda e: e.buffer in ("rows", "columns", *accumulators))
+    kernel = product.lanes(kernel, i, j, accumulators, width)
+    for name in [f"{j}v", f"tile_{j}v"] if in_columns else []:
+        if loops(kernel, name):
+            kernel = cross(kernel, name)
+    if (loops(kernel, walked[-1])[0].static or 0) <= UNROLL:
+        kernel = bind(kernel, walked[-1], "unroll")
+    kernel = _in_lanes(kernel, last, width)
+    for name in (*outer, *(f"{packed}_{b}" for b in by_[:-2])):
+        kernel = bind(kernel, name, "grid")
+    return kernel
+
+
+def _block(pairs: Sequence[Slide], held: int, room: int, share: float) -> int:
+    """Return how many rows of an image are worked on together.
+
+    They fit into ``room`` bytes, of which each element takes ``held``, and are no more than ``share`` of all: there has
+    to be work for every thread.
+    """
+    n = pairs[0].outer.static or 1
+    beyond = [(s.inner.static or 1) * s.stride // s.step for s in pairs]
+    across = zip(pairs[1:], beyond[1:], strict=True)
+    line = held * math.prod(((s.outer.static or 1) + more) * s.step for s, more in across) * pairs[0].step
+    block = min(n, max(2 * beyond[0], room // line - beyond[0]), max(math.ceil(n * share), 8))
+    return -(-n // -(-n // block))
+
+
+def _joined(kernel: Kernel, places: Sequence[str], image: str) -> tuple[Kernel, str]:
+    """Make one loop of those over positions, with rows as long as in the packed image; return its name."""
+    whole, long = places[-1], 1
+    for name, inner in reversed(list(itertools.pairwise(places))):
+        (filled,) = loops(kernel, f"{image}_{inner}")
+        long *= filled.static or 1
+        kernel = fuse(lengthen(kernel, whole, long), name, whole, f"{name}f")
+        whole = f"{name}f"
+    return kernel, whole
+
+
+def _in_lanes(kernel: Kernel, name: str, width: int) -> Kernel:
+    """Run a loop that packs in lanes."""
+    if (loops(kernel, name)[0].static or 0) == 1:
+        return kernel
+    kernel = bind(split(kernel, name, width, f"{name}o", f"{name}v", "guard"), f"{name}v", "vector")
+    if (loops(kernel, f"{name}o")[0].static or UNROLL) < UNROLL:
+        kernel = bind(kernel, f"{name}o", "unroll")  # which lanes are in the padding is known then
+    return kernel
+
+
+def reduced(kernel: Kernel) -> list[Slide]:
+    """Return the loops that slide over each other where a nest reduces windows of one image, for positions that are
+    many beside the elements of a window: convolutions of each channel by itself, pooling. No loops where it does not.
+    """
+    parallel, body = perfect(next(s for s in kernel.body if isinstance(s, For)))
+    if sum(isinstance(s, For) for s in body) != 1 or sum(isinstance(s, Alloc) for s in body) != 1:
+        return []
+    value, sums = _summed(kernel), product.sum_loops(kernel)
+    if value is None:
+        return []
+    for image in sorted(walk(value), key=_parts, reverse=True):
+        pairs = [s for p in parallel for r in sums if (s := slides(image, p, r)) is not None]
+        if len({s.outer.var for s in pairs}) == len({s.inner.var for s in pairs}) == len(pairs) == len(sums):
+            break
+    else:
+        return []
+    rest = free_vars(substitute(value, {image: Const(0, image.dtype)}))
+    few = math.prod(s.inner.static or 0 for s in pairs) <= math.prod(s.outer.static or 0 for s in pairs)
+    last = pairs[-1].outer.var is parallel[-1].var
+    return pairs if few and last and not rest & {s.outer.var for s in pairs} else []
+
+
+def _parts(expr: Expr) -> int:
+    return len(set(walk(expr)))
+
+
+def _summed(kernel: Kernel) -> Expr | None:
+    """Return what the one reduction of a nest combines."""
+    sums = product.sum_loops(kernel)
+    store = sums[-1].body[0] if sums else None
+    return store.value if isinstance(store, Store) and store.op and len(sums[-1].body) == 1 else None
+
+
+def _image(value: Expr, pairs: Sequence[Slide]) -> Expr | None:
+    """Return the largest part of an expression that is read through the windows alone."""
+    parts = [e for e in walk(value) if all(slides(e, s.outer, s.inner) for s in pairs)]
+    return max(parts, key=_parts, default=None)
+
+
+def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int) -> Kernel:
+    """Reduce windows: the padded image is in the first-level cache, the results of a tile of positions in registers."""
+    parallel = product.parallel_loops(kernel)
+    places = [s.outer.var.name for s in pairs]
+    first = places[0]
+    outer = [p.var.name for p in parallel if p.var.name not in places]
+    count = math.prod(p.static or 1 for p in parallel if p.var.name in outer)
+    block = _block(pairs, limits.vector_bytes // width, limits.local_bytes // 2, count / (4 * limits.threads))
+    accumulator = product.accumulator(kernel)
+    kernel = split(kernel, first, block, f"{first}b", first, "clip")
+    outer.append(f"{first}b")
+    kernel = ordered(kernel, [*outer, *places])
+    by = [(s.outer.var.name, s.inner.var.name) for s in pairs]
+    now = [
+        s._replace(outer=loops(kernel, a)[0], inner=loops(kernel, b)[0]) for s, (a, b) in zip(pairs, by, strict=True)
+    ]
+    image = _image(cast("Expr", _summed(kernel)), now)
+    kernel = stage(kernel, cast("Expr", image), f"{first}b", by, "local", "image")
+    kernel, whole = _joined(kernel, places, "image")
+    kernel = split(kernel, whole, VECTORS * width, f"{whole}o", f"{whole}r", "guard")
+    kernel = sink_guard(kernel, f"{first}b")
+    walked = [s.var.name for s in product.sum_loops(kernel)]
+    kernel = fission(kernel, f"{whole}r")
+    for name in walked:
+        kernel = reorder(kernel, f"{whole}r", name)
+    kernel = flat(kernel, "image", len(places))
+    kernel = unguard(
+        kernel, accumulator, lambda e: e.buffer == "image" or not any(whole in v.name for v in free_vars(e))
+    )
+    kernel = split(kernel, f"{whole}r", width, f"{whole}u", f"{whole}v", "exact")
+    kernel = cross(bind(bind(kernel, f"{whole}v", "vector"), f"{whole}u", "unroll"), f"{whole}v")
+    size = 1
+    for name in reversed(walked):
+        size *= loops(kernel, name)[0].static or 1
+        kernel = bind(kernel, name, "unroll") if size <= WHOLE else kernel
+    kernel = _in_lanes(kernel, f"image_{places[-1]}", width)
+    for name in outer:
+        kernel = bind(kernel, name, "grid")
+    return kernel
+
+
+def ordered(kernel: Kernel, names: Sequence[str]) -> Kernel:
+    """Bring the parallel loops of a nest into an order."""
+    for k, name in enumerate(names):
+        now = [p.var.name for p in product.parallel_loops(kernel)]
+        for before in reversed(now[k : now.index(name)]):
+            kernel = reorder(kernel, before, name)
+    return kernel
+
+
+def _sums_ordered(kernel: Kernel, names: Sequence[str]) -> Kernel:
+    for k, name in enumerate(names):
+        now = [s.var.name for s in product.sum_loops(kernel)]
+        for before in reversed(now[k : now.index(name)]):
+            kernel = reorder(kernel, before, name)
+    return kernel

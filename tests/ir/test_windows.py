@@ -1,0 +1,129 @@
+"""Steps for loops that slide over each other: the interpreter gives the same before and after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.index import affine
+from kernelforge.ir.interpret import run_kernel
+from kernelforge.ir.kernel import (
+    Alloc,
+    Const,
+    For,
+    If,
+    Kernel,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    select,
+    stmts,
+    walk,
+)
+from kernelforge.ir.schedule import convolution
+from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.schedule.staging import stage
+from kernelforge.ir.schedule.steps import bind, fuse, loops, split
+from kernelforge.ir.schedule.windows import cross, flat, lengthen, slides
+from kernelforge.ir.verify import verify_kernel
+from tests.ir.naive import DEVICES, kernel
+
+ROWS, COLUMNS = 5, 21
+
+
+def pooling(step: int = 1, stride: int = 1, pad: int = 1, op: str = "add") -> Kernel:
+    """Sum windows of 3 by 3 elements of a padded image of 5 by 21."""
+    y, x = (Var(n, "i64", (m + 2 * pad - (k - 1) * stride - 1) // step + 1) for n, m, k in (("i", 5, 3), ("j", 21, 3)))
+    p, q = Var("p", "i64", 3), Var("q", "i64", 3)
+    u, v = (a * step + b * stride - pad for a, b in ((y, p), (x, q)))
+    inside = (u >= 0) & (u < ROWS) & (v >= 0) & (v < COLUMNS)
+    value = select(inside, Load("x", (u * COLUMNS + v,), "f32"), 0)
+    body: tuple[Stmt, ...] = (Store("a", (), value, op),)
+    for r in (q, p):
+        body = (For(r, i64(r.bound or 0), "serial", body),)
+    out = Store("o", (y * (x.bound or 0) + x,), Load("a", (), "f32"))
+    body = (Alloc("a", "f32", (), "register"), Store("a", (), Const(0, "f32")), *body, out)
+    for r in (x, y):
+        body = (For(r, i64(r.bound or 0), "parallel", body),)
+    return kernel("pooling", (("x", ROWS * COLUMNS),), (y.bound or 0) * (x.bound or 0), body[0])
+
+
+def results(k: Kernel) -> np.ndarray:
+    x = np.random.default_rng(0).uniform(0.5, 1.5, ROWS * COLUMNS).astype(np.float32)
+    sizes = {a.name: int(a.size.value) for a in k.args}  # type: ignore[attr-defined]
+    buffers = {name: np.full(n, np.nan, np.float32) for name, n in sizes.items()} | {"x": x}
+    run_kernel(k, buffers, {})
+    return buffers["o"]
+
+
+def image(k: Kernel) -> Op:
+    return next(e for s in stmts(k.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op) and e.op == "select")
+
+
+def staged(k: Kernel) -> Kernel:
+    return stage(k, image(k), "", [("i", "p"), ("j", "q")], "global", "t")
+
+
+@pytest.mark.parametrize(("step", "stride"), [(1, 1), (2, 1), (1, 2), (3, 1)])
+def test_what_windows_share_is_computed_once(step: int, stride: int) -> None:
+    naive = pooling(step, stride)
+    if step == 3:
+        with pytest.raises(IllegalSchedule, match="i and p do not slide over each other"):
+            staged(naive)
+        return
+    made = staged(naive)
+    verify_kernel(made)
+    np.testing.assert_allclose(results(made), results(naive), rtol=1e-6)
+    (j,) = loops(made, "j")
+    read = [e for s in stmts((j,)) for r in exprs(s) for e in walk(r) if isinstance(e, Load) and e.buffer == "t"]
+    assert [affine(e.index[-1], j.var) for e in read] == [1]  # side by side, whatever the step
+
+
+def test_what_slides() -> None:
+    k = pooling()
+    (y,), (x,), (p,), (q,) = (loops(k, n) for n in "ijpq")
+    found = slides(image(k), y, p)
+    assert found is not None
+    assert (found.step, found.stride) == (1, 1)
+    assert slides(image(k), x, p) is None
+    assert slides(image(k), y, q) is None
+    assert slides(Load("x", (y.var * 3 + p.var,), "f32"), y, p) is None  # no element is in two windows
+    assert slides(Load("x", (y.var + p.var,), "f32") * Load("w", (p.var,), "f32"), y, p) is None
+    assert slides(Load("x", (y.var * 2 + p.var * 3,), "f32"), y, p) is None
+
+
+def test_positions_become_one_loop() -> None:
+    naive = pooling()
+    made = flat(fuse(lengthen(staged(naive), "j", 23), "i", "j", "n"), "t", 2)
+    np.testing.assert_allclose(results(made), results(naive), rtol=1e-6)
+    (n,) = loops(made, "n")
+    (index,) = {
+        e.index for s in stmts((n,)) for r in exprs(s) for e in walk(r) if isinstance(e, Load) and e.buffer == "t"
+    }
+    p, q = (loops(made, name)[0].var for name in "pq")
+    assert index == (n.var + p * 23 + q,)
+    made = bind(cross(split(made, "n", 16, "no", "nv", "guard"), "nv"), "nv", "vector")
+    np.testing.assert_allclose(results(made), results(naive), rtol=1e-6)
+    (lane,) = loops(made, "nv")
+    assert len(lane.body) == 2
+    assert all(isinstance(s, If) for s in lane.body)
+
+
+def test_lengthen_refuses_less() -> None:
+    with pytest.raises(IllegalSchedule, match="its extent is not known to be under 20"):
+        lengthen(pooling(), "j", 20)
+
+
+@pytest.mark.parametrize("device", ["avx512", "gpu"])
+@pytest.mark.parametrize(("step", "stride", "pad"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 1, 0), (3, 2, 1)])
+def test_windows_are_reduced(device: str, step: int, stride: int, pad: int) -> None:
+    naive = pooling(step, stride, pad)
+    made = schedule(naive, DEVICES[device])
+    verify_kernel(made)
+    np.testing.assert_allclose(results(made), results(naive), rtol=1e-6)
+    assert bool(convolution.reduced(naive)) == (step < 3)
