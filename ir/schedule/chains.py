@@ -231,7 +231,7 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
         left, right = right, left
     if nest.var in free_vars(right) or j in free_vars(left) or j not in free_vars(right):
         return kernel
-    for other in reversed(columns[:-1]):
+    for other in columns[:-1]:
         kernel = reorder(kernel, i, other.var.name)
     name, n = store.buffer, columns[-1].static or 1
     walked = [s.var.name for s in nested(next(s for s in body if isinstance(s, For)))]
