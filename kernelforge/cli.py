@@ -181,10 +181,14 @@ def _summed(fn: Any) -> Any:
     """Make a function with one number as its result: the floats that ``fn`` returns, summed where they are arrays."""
     import optree
 
+    from kernelforge.dtypes import is_float
+
     @functools.wraps(fn)
     def total(*args: Any) -> Any:
         out = fn(*args)
-        floats = [x.sum() if x.shape else x for x in optree.tree_leaves(out) if x.dtype.kind == "f"]
+        floats = [
+            x.sum() if x.shape else x for x in optree.tree_leaves(out) if hasattr(x, "dtype") and is_float(x.dtype)
+        ]
         return functools.reduce(operator.add, floats) if floats else out
 
     return total

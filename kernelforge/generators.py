@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import pickle
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def _state(generator: Generator) -> bytes:
 
 
 def _reached(root: Any) -> Iterator[tuple[Generator, Loc | None]]:
-    """Yield the generators in a function's variables and those of functions and objects there, and who has them."""
+    """Yield the generators in a function's variables and in what these hold and call, and who has them."""
     todo: list[tuple[Any, Loc | None]] = [(root, None)]
     seen: set[int] = set()
     for x, where in todo:
@@ -61,8 +62,18 @@ def _reached(root: Any) -> Iterator[tuple[Generator, Loc | None]]:
             todo += [(x.__func__, where), (x.__self__, _place(x.__func__) or where)]
         elif isinstance(x, functools.partial):
             todo += [(v, where) for v in (x.func, *x.args, *x.keywords.values())]
+        elif isinstance(x, dict | list | tuple):
+            todo += [(v, where) for v in _holders(x.values() if isinstance(x, dict) else x)]
         elif hasattr(x, "__dict__") and not isinstance(x, type | types.ModuleType):
-            todo += [(v, where) for v in list(vars(x).values()) if isinstance(v, Generator | Callable)]
+            called = getattr(x, "__wrapped__", x)
+            own = where or _place(called) or _place(vars(type(called)).get("__call__"))
+            todo += [(v, own) for v in _holders(vars(x).values())]
+
+
+def _holders(values: Iterable[Any]) -> list[Any]:
+    """Keep of the first values those that are generators or may hold some: numbers and arrays are not worth a look."""
+    first = list(itertools.islice(values, MOST))
+    return [v for v in first if isinstance(v, Generator | dict | list | tuple) or hasattr(v, "__dict__")]
 
 
 def _place(fn: Any) -> Loc | None:

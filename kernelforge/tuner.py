@@ -19,7 +19,7 @@ from kernelforge.backends.base import Argument, Backend, Executable
 from kernelforge.compile import scheduled
 from kernelforge.config import Config, current
 from kernelforge.dtypes import DTYPES, epsilon, is_float
-from kernelforge.errors import CompilationFailed, IllegalSchedule, InvalidParameter, MalformedKernel
+from kernelforge.errors import CompilationFailed, DeviceOutOfMemory, IllegalSchedule, InvalidParameter, MalformedKernel
 from kernelforge.ir.cost import nbytes
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Arg, Kernel
@@ -157,8 +157,9 @@ class _Trial:
 
     def _made(self, choices: Choices) -> _Made:
         ir = scheduled(self.kernel.naive, self.backend.limits, self.config, choices)
+        executable = self.backend.compile(ir)
         scratch = {a.name: self.backend.allocate(max(nbytes(a), 1)) for a in ir.args if a.mode == "scratch"}
-        return _Made(self.backend, ir, self.backend.compile(ir), scratch)
+        return _Made(self.backend, ir, executable, scratch)
 
     def _results(self, made: _Made) -> list[Array]:
         """Run once on what every candidate starts from."""
@@ -205,23 +206,28 @@ class _Trial:
 
     def _accepted(self, candidate: Mapping[str, int]) -> _Made | None:
         """Compile a candidate and check what it computes."""
+        made = None
         try:
             made = self._made(Choices(candidate))
-            if made.ir == self.untuned.ir:
-                made.close()
-                return None
-            found = self._results(made)
-        except (IllegalSchedule, MalformedKernel, CompilationFailed) as error:
-            self.refused.append((candidate, str(error)))
-            return None
-        for one, other in zip(self.expected, found, strict=True):
+            reason = None if made.ir == self.untuned.ir else self._wrong(made)
+        except (IllegalSchedule, MalformedKernel, CompilationFailed, DeviceOutOfMemory) as error:
+            reason = str(error)
+        if reason == "":
+            self.tried += 1
+            return made
+        if reason:
+            self.refused.append((candidate, reason))
+        if made is not None:
+            made.close()
+        return None
+
+    def _wrong(self, made: _Made) -> str:
+        """Say what is wrong with a candidate's results; nothing where they are right."""
+        for one, other in zip(self.expected, self._results(made), strict=True):
             wrong = _different(one, other, max(a.size for a in self.arrays.values()))
             if wrong:
-                self.refused.append((candidate, f"{wrong} of {one.size} elements differ from the untuned result"))
-                made.close()
-                return None
-        self.tried += 1
-        return made
+                return f"{wrong} of {one.size} elements differ from the untuned result"
+        return ""
 
     def _faster(self, made: _Made, best: _Made) -> bool:
         before, after = self._compared(best, made, TURNS)

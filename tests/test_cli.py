@@ -40,6 +40,9 @@ def tree(params, x):
 
 def total(x):
     return np.tanh(x).sum()
+
+def several(x):
+    return 2.0, np.tanh(x)
 """
 
 
@@ -74,6 +77,8 @@ def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
     assert main(["explain", "explained:tree", "{'w': f32[3], 'b': 0.5}", "f64[2, 3]", "--device", "reference"]) == 0
     assert "tree(params['b']: ~f64[], params['w']: f32[3], x: f64[2,3]) on reference" in capsys.readouterr().out
     assert main(["explain", "explained:tree", "{'w': f32[3], 'b': 0.5}", "f32[2,3]", "--grad"]) == 0
+    assert "adjoint: " in capsys.readouterr().out
+    assert main(["explain", "explained:several", "bf16[3]", "--grad"]) == 0
     assert "adjoint: " in capsys.readouterr().out
     assert main(["explain", "explained:total", "f32[64]", "--grad", "--measure"]) == 0
     out = capsys.readouterr().out

@@ -185,6 +185,14 @@ class Noise:
         return x + self.rng.normal(size=x.shape)
 
 
+class Layer:
+    def __init__(self) -> None:
+        self.noise = Noise()
+
+    def __call__(self, x: Any) -> Any:
+        return self.noise.add(x)
+
+
 def noisy(x: Any) -> Any:
     return x + RNG.normal(size=x.shape)
 
@@ -197,7 +205,9 @@ def test_a_generator_from_outside_is_refused() -> None:
         return x * own.uniform() * scale
 
     calls: list[Any] = [noisy, kf.jit(noisy), lambda x: noisy(x) + 1, inner, functools.partial(inner, scale=3.0)]
-    calls += [Noise().add, kf.grad(lambda x: kf.jit(noisy)(x).sum())]
+    calls += [Noise().add, kf.grad(lambda x: kf.jit(noisy)(x).sum()), Layer()]
+    for held, key in (([own], 0), ((own,), 0), ({"a": [own]}, "a")):
+        calls.append(lambda x, held=held, key=key: x + np.ravel(held[key])[0].normal(size=x.shape))
     for fn in calls:
         with pytest.raises(kf.errors.UnsupportedFunction, match=r"the same at each call; use kf\.random") as info:
             kf.jit(fn)(x)

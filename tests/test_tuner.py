@@ -15,7 +15,8 @@ from kernelforge import compile as compiling
 from kernelforge import tuner
 from kernelforge.backends.base import Limits
 from kernelforge.cli import main
-from kernelforge.errors import DamagedTuning, IllegalSchedule, InvalidParameter
+from kernelforge.config import Config
+from kernelforge.errors import DamagedTuning, DeviceOutOfMemory, IllegalSchedule, InvalidParameter
 from kernelforge.ir.kernel import For, If, Kernel, Stmt, Store
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.runtime import tuned
@@ -89,6 +90,32 @@ def test_a_wrong_candidate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = {tuple(parameters.items()): why for parameters, why in found.refused}
     assert "elements differ from the untuned result" in refused[("chunk", 4096),]
     assert found.parameters.get("chunk") != 4096
+
+
+def test_a_candidate_that_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search goes on without it, and closes it."""
+    closed, made, run, close = list[str](), tuner.scheduled, tuner._Made.run, tuner._Made.close
+
+    def planted(naive: Kernel, limits: Limits, config: Config, choices: Choices) -> Kernel:
+        kernel = made(naive, limits, config, choices)
+        return dataclasses.replace(kernel, name="planted") if choices.given.get("chunk") == 4096 else kernel
+
+    def failing(candidate: Any, memory: Any) -> None:
+        if candidate.ir.name == "planted":
+            raise DeviceOutOfMemory(device="cpu", nbytes=1 << 40)
+        run(candidate, memory)
+
+    def noted(candidate: Any) -> None:
+        closed.append(candidate.ir.name)
+        close(candidate)
+
+    monkeypatch.setattr(tuner, "scheduled", planted)
+    monkeypatch.setattr(tuner._Made, "run", failing)
+    monkeypatch.setattr(tuner._Made, "close", noted)
+    (found,) = kf.tune(np.sin, np.ones(1 << 16, np.float32), seconds=2).kernels
+    refused = {tuple(parameters.items()): why for parameters, why in found.refused}
+    assert "no room" in refused[("chunk", 4096),]
+    assert closed.count("planted") == 1
 
 
 def test_a_damaged_file_is_refused() -> None:

@@ -91,7 +91,8 @@ def found(parallel: Sequence[For], body: Sequence[Stmt]) -> Product | None:
 
 
 def tile(product: Product, limits: Limits) -> Tile:
-    """Choose the sizes by how long the units of the device take, one tile after the other.
+    """Choose the sizes by how long the units of the device take, one tile after the other, among those
+    whose blocks fit local memory.
 
     A work-item with r rows and c columns spends r * c multiply-adds, r + c loads from local memory and, as those along
     a side share them, (r + c) / items loads from memory on a product; the tiles are dealt out to ``threads / RESIDENT``
@@ -105,22 +106,33 @@ def tile(product: Product, limits: Limits) -> Tile:
         tiles = -(-m // (items * rows)) * -(-n // (items * columns)) * count
         return -(-tiles // units) * (rows * columns + (rows + columns) * (1 + MEMORY / items))
 
-    own = [(r, c) for r in OWN for c in OWN if 2 * r >= c >= r // 2]
-    rows, columns = min(own, key=lambda o: (taken(*o), -o[0] * o[1], o[0]))
-    rows = limits.choose("rows", rows, OWN)
-    columns = limits.choose("columns", columns, OWN)
+    pair, _ = factors(product.sums[:1])
+    itemsize = max(DTYPES[e.dtype].itemsize for e in pair)
+
+    def fits(rows: int, columns: int, step: int) -> bool:
+        held = items * (rows + columns) + 2 * (WIDE // 4)  # as padded as they may be
+        return 2 * step * held * itemsize <= limits.local_bytes
+
     step = STEP if items >= 8 else 4
-    return Tile(items, rows, columns, limits.choose("step", step, (8, 16, 32)))
+    own = [(r, c) for r in OWN for c in OWN if 2 * r >= c >= r // 2 and fits(r, c, step)] or [(OWN[-1], OWN[-1])]
+    rows, columns = min(own, key=lambda o: (taken(*o), -o[0] * o[1], o[0]))
+    rows = limits.choose("rows", rows, [r for r in OWN if fits(r, columns, step)])
+    columns = limits.choose("columns", columns, [c for c in OWN if fits(rows, c, step)])
+    return Tile(items, rows, columns, limits.choose("step", step, [s for s in (8, 16, 32) if fits(rows, columns, s)]))
 
 
 def share(product: Product, limits: Limits) -> int:
     """Return how many of the products of an element a worker sums: all, but where there are fewer tiles than units of
     the device and the sums are long. The partial sums are added in order.
     """
-    sizes = tile(product, limits)
+    if tensor_cores(product, limits):
+        sizes = fragments(product, limits)
+        rows, columns = 16 * WARPS[0] * sizes.rows, 8 * WARPS[1] * sizes.columns
+    else:
+        sizes = tile(product, limits)
+        rows, columns = sizes.items * sizes.rows, sizes.items * sizes.columns
     units = max(1, limits.threads // RESIDENT)
-    m, n = size(product.rows), size(product.columns)
-    tiles = -(-m // (sizes.items * sizes.rows)) * -(-n // (sizes.items * sizes.columns)) * size(product.batch)
+    tiles = -(-size(product.rows) // rows) * -(-size(product.columns) // columns) * size(product.batch)
     depth = size(product.sums)
     most = min(units // tiles, depth // LEAST)
     return next((depth // parts for parts in range(most, 1, -1) if depth % parts == 0), depth)
@@ -132,7 +144,7 @@ def group(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
     The rows of a work-item lie side by side; its columns lie in strips of as many as one wide load takes, with those of
     its neighbours between them: so neighbours read neighbouring words of local memory, whose banks do not collide.
     """
-    if "mma" in limits.native and limits.group >= 32 * math.prod(WARPS) and narrow(product):
+    if tensor_cores(product, limits):
         return tensor(kernel, product, limits)
     sizes = tile(product, limits)
     kernel, i, j, k = _as_matrices(kernel, product)
@@ -153,6 +165,11 @@ def group(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
             # stored across its rows, which are made longer so that their banks differ
             kernel = pad(kernel, name, 1, WIDE // 4)
     return _bound(kernel, product, (f"{i}o", f"{j}o", f"{k}o"), [f"{i}x", f"{j}x"], f"{j}v" if wide > 1 else "", limits)
+
+
+def tensor_cores(product: Product, limits: Limits) -> bool:
+    """Whether a product goes to tensor cores."""
+    return "mma" in limits.native and limits.group >= 32 * math.prod(WARPS) and narrow(product)
 
 
 def narrow(product: Product) -> bool:
@@ -323,4 +340,4 @@ def _copied(kernel: Kernel, name: str, depth: str, inside: Sequence[str], count:
     return bind(kernel, f"{name}_t", "group"), along
 
 
-__all__ = ["Product", "Tile", "found", "fragments", "group", "narrow", "share", "tensor", "tile"]
+__all__ = ["Product", "Tile", "found", "fragments", "group", "narrow", "share", "tensor", "tensor_cores", "tile"]

@@ -29,7 +29,7 @@ State = tuple[int, int]
 
 SUFFIX = ".tuned.json"
 
-RECIPES = 1
+RECIPES = 2
 """The generation of the recipes: raised when a parameter of theirs comes to mean something else."""
 
 

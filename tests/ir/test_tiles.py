@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
+from kernelforge.dtypes import DTYPES
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Stmt, Store, Var, i64, stmts
+from kernelforge.ir import interpret
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, Var, i64, op, stmts
 from kernelforge.ir.schedule import tiles
 from kernelforge.ir.schedule.ahead import ahead
 from kernelforge.ir.schedule.choices import Choices
@@ -97,6 +100,58 @@ def test_sizes_by_formula(m: int, n: int, expected: tuple[int, int]) -> None:
     assert found is not None
     made = tiles.tile(found, H200)
     assert (made.items, made.rows, made.columns, made.step) == (16, *expected, 8)
+
+
+def local_bytes(made: Kernel) -> int:
+    held = [s for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"]
+    return sum(math.prod(interpret.evaluate(n, {}) for n in s.shape) * DTYPES[s.dtype].itemsize for s in held)
+
+
+@pytest.mark.parametrize("layout", [(("i", "k"), ("k", "j")), (("k", "i"), ("k", "j")), (("i", "k"), ("j", "k"))])
+@pytest.mark.parametrize("room", [16 << 10, 32 << 10, 48 << 10])
+def test_blocks_fit_local_memory(layout: tuple[tuple[str, ...], ...], room: int) -> None:
+    naive = product(("i", "j"), *layout, {"i": 4096, "j": 4096, "k": 64})  # type: ignore[arg-type]
+    naive = in_dtype(naive, "f64")
+    choices = Choices({})
+    limits = dataclasses.replace(GPU, threads=1 << 16, group=256, local_bytes=room, choices=choices)
+    assert local_bytes(schedule(naive, limits)) <= room
+    for name, values in choices.offered.items():
+        for value in values:
+            made = schedule(naive, dataclasses.replace(limits, choices=Choices({name: value})))
+            assert local_bytes(made) <= room, (name, value)
+
+
+def test_tensor_cores_have_sizes_of_their_own() -> None:
+    naive = product(("i", "j"), ("i", "k"), ("k", "j"), {"i": 64, "j": 64, "k": 4096})
+    naive = in_dtype(naive, "f32", "f16")
+    choices = Choices({})
+    schedule(naive, dataclasses.replace(H200, native=frozenset({"async", "mma", "f16"}), choices=choices))
+    assert {name: choices.offered[name] for name in ("rows", "columns", "step")} == {
+        "rows": (1, 2), "columns": (2, 4, 8), "step": (32, 16),
+    }  # fmt: skip
+
+
+def in_dtype(naive: Kernel, dtype: str, factors: str = "") -> Kernel:
+    """The same product of numbers of another dtype, with factors that are narrower where given."""
+    held = {"x": factors or dtype, "y": factors or dtype, "o": dtype, "a": dtype}
+
+    def expr(e: Expr) -> Expr:
+        if isinstance(e, Load):
+            made = Load(e.buffer, e.index, held[e.buffer])
+            return op("cast", made, dtype=dtype) if made.dtype != dtype else made
+        if isinstance(e, Const) and e.dtype == "f32":
+            return Const(e.value, dtype)
+        return Op(e.op, tuple(map(expr, e.args)), dtype) if isinstance(e, Op) and e.dtype == "f32" else e
+
+    def stmt(s: Stmt) -> Stmt:
+        if isinstance(s, For):
+            return dataclasses.replace(s, body=tuple(map(stmt, s.body)))
+        if isinstance(s, Store):
+            return dataclasses.replace(s, value=expr(s.value))
+        return dataclasses.replace(s, dtype=dtype) if isinstance(s, Alloc) else s
+
+    args = tuple(dataclasses.replace(a, dtype=held[a.name]) for a in naive.args)
+    return dataclasses.replace(naive, args=args, body=tuple(map(stmt, naive.body)))
 
 
 def test_what_is_no_product() -> None:
