@@ -115,6 +115,20 @@ def test_rows_without_keys_of_a_triangle() -> None:
     np.testing.assert_allclose(kf.jit(shifted)(*args), exact(shifted, *args), rtol=2e-4, atol=2e-5)
 
 
+def test_rows_without_keys_have_no_weights_without_a_maximum() -> None:
+    """Weights of zero divided by their sum are NaN, also in blocks of rows that need no column."""
+
+    def shifted(q: Any, k: Any, v: Any) -> Any:
+        rows, columns = np.arange(q.shape[-2]), np.arange(k.shape[-2])
+        e = np.exp(np.where(rows[:, None] - 64 >= columns, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf))
+        return e / e.sum(axis=-1, keepdims=True) @ v
+
+    args = heads(150, 140)
+    ours = kf.jit(shifted)(*args)
+    np.testing.assert_allclose(ours, exact(shifted, *args), rtol=2e-4, atol=2e-5)
+    assert np.isnan(np.asarray(ours)[:, :, :64]).all()
+
+
 def test_masked_blocks_are_skipped() -> None:
     def triangle(q: Any, k: Any, v: Any) -> Any:
         mask = np.tri(q.shape[-2], k.shape[-2], dtype=bool)

@@ -1,6 +1,7 @@
 """Rules of arithmetic, exact to the bit: for floats also with -0.0, NaN and infinities, so x + 0.0 and x * 0 stay.
 
-x + 0.0 is not x where x is -0.0; automatic differentiation makes no zeros to be added, so nothing is lost.
+x + 0.0 is not x where x is -0.0; automatic differentiation makes no zeros to be added, so nothing is lost. One rule is
+not exact, and says so.
 """
 
 from __future__ import annotations
@@ -205,40 +206,45 @@ def _bitcast(r: Rewriter, node: Node) -> Sym | None:
     return None if before.value is node.inputs[0] else apply("bitcast", before, dtype=_dtype(node))
 
 
-def _unrepeated(r: Rewriter, value: Value) -> Value:
-    """Return what was repeated along new axes."""
-    node = r.producer(value)
-    while node is not None and node.prim.name in ("broadcast", "reshape"):
+def _repeated(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:
+    """Return what has the other axes of ``value``, in order, and is repeated along ``axes``."""
+    shape = value.type.shape
+    along: list[int | None] = list(range(len(shape)))
+    while (node := r.producer(value)) is not None and node.prim.name in ("broadcast", "reshape"):
+        given = node.inputs[0].type.shape
+        if node.prim.name == "broadcast":
+            wide = value.type.shape[len(along) - len(given) :]
+            last = along[len(along) - len(given) :]
+            along = [a if n == m else None for a, n, m in zip(last, given, wide, strict=True)]
+        else:
+            long = [(n, a) for n, a in zip(value.type.shape, along, strict=True) if n != 1]
+            if [n for n, _ in long] != [n for n in given if n != 1]:
+                break
+            left = iter(long)
+            along = [None if n == 1 else next(left)[1] for n in given]
         value = node.inputs[0]
-        node = r.producer(value)
-    return value
+    kept = [a for a in range(len(shape)) if a not in axes]
+    same = value.type.shape == tuple(shape[a] for a in kept)
+    return value if same and all(a in (k, None) for a, k in zip(along, kept, strict=True)) else None
 
 
 def _summed(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:
     """Return what was summed over ``axes`` where ``value`` repeats the sums along them."""
-    shape, value = value.type.shape, _unrepeated(r, value)
-    node = r.producer(value)
-    kept = tuple(n for a, n in enumerate(shape) if a not in axes)
-    found = node is not None and node.prim.name == "sum" and node.params["axes"] == axes and value.type.shape == kept
-    return node.inputs[0] if found and node is not None and node.inputs[0].type.shape == shape else None
+    made = _repeated(r, value, axes)
+    node = r.producer(made, "sum") if made is not None else None
+    found = node is not None and node.params["axes"] == axes and node.inputs[0].type.shape == value.type.shape
+    return node.inputs[0] if found and node is not None else None
 
 
-def _deviations(r: Rewriter, node: Node) -> Sym | None:
-    """Deviations from a weighted mean, weighted, sum to zero: sum(e * (a - sum(a * e / sum(e)))) = 0.
+def _positive(r: Rewriter, value: Value) -> tuple[Value, int]:
+    made = r.producer(value, "negative")
+    return (made.inputs[0], -1) if made is not None else (value, 1)
 
-    Not exact to the bit: what is computed is the rounding error of a zero. It is what the gradient of a softmax by the
-    maximum subtracted in it comes to. Where an element of ``e * (a - ...)`` is NaN, all of them are.
-    """
-    axes = node.params["axes"]
 
-    def positive(value: Value) -> tuple[Value, int]:
-        made = r.producer(value, "negative")
-        return (made.inputs[0], -1) if made is not None else (value, 1)
-
-    product = r.producer(positive(node.inputs[0])[0], "multiply")
-    if product is None or node.output.type.name not in FLOATS:
-        return None
-    for difference, e in (product.inputs, product.inputs[::-1]):
+def _balanced(r: Rewriter, value: Value, axes: tuple[int, ...]) -> bool:
+    """Whether ``value`` is deviations from a weighted mean, weighted: e * (a - sum(a * e / sum(e)))."""
+    product = r.producer(value, "multiply")
+    for difference, e in (product.inputs, product.inputs[::-1]) if product is not None else ():
         made = r.producer(difference)
         if made is None or made.prim.name not in ("add", "subtract"):
             continue
@@ -246,29 +252,43 @@ def _deviations(r: Rewriter, node: Node) -> Sym | None:
         weighted = _summed(r, mean, axes)
         if weighted is None:
             continue
-        inner, sign = positive(weighted)
+        inner, sign = _positive(r, weighted)
         factors = r.producer(inner, "multiply")
         if factors is None or (sign < 0) != (made.prim.name == "add") or a not in factors.inputs:
             continue
         p = r.producer(factors.inputs[1 - factors.inputs.index(a)], "divide")
         if p is not None and p.inputs[0] is e and _summed(r, p.inputs[1], axes) is e:
-            return _like(r, node, 0.0)
-    return None
+            return True
+    return False
 
 
 def _shared_zero(r: Rewriter, node: Node) -> Sym | None:
-    """Zero shared by those that are chosen is zero: there is one of them wherever one is chosen."""
-    cond, x, y = node.inputs
-    share = r.producer(_unrepeated(r, x), "divide")
-    if share is None or not _is(r.uniform(share.inputs[0]), 0.0) or not _is(r.uniform(y), 0.0):
-        return None
-    count = r.producer(share.inputs[1], "sum")
-    chosen = r.producer(count.inputs[0], "cast") if count is not None else None
-    return r.sym(y) if chosen is not None and chosen.inputs[0] is cond else None
+    """Weighted deviations from their mean sum to zero, so a share of that sum, added to some of them, is zero, too.
+
+    Not exact to the bit: what is left out is the rounding error of a zero. It is what the gradient of a softmax by the
+    maximum subtracted in it comes to. A NaN in a share is in the deviations already, in all that have the mean.
+    """
+    for x, other in (node.inputs, node.inputs[::-1]):
+        chosen = r.producer(other, "where")
+        if chosen is None or _dtype(node) not in FLOATS or not _is(r.uniform(chosen.inputs[2]), 0.0):
+            continue
+        share = chosen.inputs[1]
+        while (made := r.producer(share)) is not None and made.prim.name in ("broadcast", "reshape"):
+            share = made.inputs[0]
+        if made is None or made.prim.name != "divide":
+            continue
+        total, count = (r.producer(v, "sum") for v in made.inputs)
+        if total is None or count is None or total.params["axes"] != count.params["axes"]:
+            continue
+        axes, among = total.params["axes"], r.producer(count.inputs[0], "cast")
+        aligned = _repeated(r, chosen.inputs[1], axes) is share and _positive(r, total.inputs[0])[0] is x
+        if among is not None and among.inputs[0] is chosen.inputs[0] and aligned and _balanced(r, x, axes):
+            return apply("add", r.sym(x), _like(r, node, 0.0))
+    return None
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "add": (_add,),
+    "add": (_add, _shared_zero),
     "subtract": (_subtract,),
     "multiply": (_multiply,),
     "divide": (_divide,),
@@ -280,9 +300,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "minimum": (_idempotent,),
     "bitwise_and": (_idempotent, _and_or(neutral=True)),
     "bitwise_or": (_idempotent, _and_or(neutral=False)),
-    "where": (_where, _shared_zero),
+    "where": (_where,),
     "cast": (_cast,),
-    "sum": (_deviations,),
     "bitcast": (_bitcast,),
     "stop_gradient": (lambda r, node: r.sym(node.inputs[0]),),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -89,14 +90,15 @@ def _counted(array: Array) -> Sym | None:
     shape = array.shape
     if array.dtype == np.int64:
         walked = [a for a, n in enumerate(shape) if n > 1]
-        if len(walked) != 1:
+        if len(walked) != 1 or not array.size:
             return None
         flat = array.reshape(-1)
-        start, step = int(flat[0]), int(flat[1]) - int(flat[0])
-        if not np.array_equal(flat, start + step * np.arange(array.size)):
+        steps = np.diff(flat)  # modulo 2**64, as the counter counts
+        if (steps != steps[0]).any():
             return None
+        start, step = int(flat[0]), int(steps[0])
         return apply("iota", shape=shape, axis=walked[0], dtype="i64") * step + start
-    if array.dtype == np.bool_ and array.ndim >= 2 and min(shape[-2:]) > 1 and max(shape[:-2], default=1) == 1:
+    if array.dtype == np.bool_ and array.ndim >= 2 and min(shape[-2:]) > 1 and math.prod(shape[:-2]) == 1:
         square = array.reshape(shape[-2:])
         reached = int(square[0].sum()) - 1 if square[0].any() else -int(square.any(axis=1).argmax())
         if (

@@ -4,7 +4,8 @@ A product is skipped where every reader chooses something else in its place, by 
 above. What readers make there depends on the row alone. Its maximum is taken once; and where it comes out as zero for
 all rows of the block, as the exponential of a masked score does, so is what is made of it by products, and sums over it
 need not walk there. Rows for which it does not, as those with every column masked, are seen while they are computed,
-and their block walks through all columns. A weight of exactly zero thus hides an infinity in what it weighs.
+and their block walks through all columns. A weight of exactly zero thus hides an infinity in what it weighs. Some
+columns are always walked through, so that zero weights divided by their sum are NaN where all of them are hidden, too.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _first(cond: Expr, row: Var, rows: int, n: int) -> Expr | None:
         return None
     last = normalize(substitute(a - b, {row: i64(rows - 1 if grows > 0 else 0), COLUMN: i64(0)}))
     count = last + (1 if cond.op in ("ge", "le") else 0)
-    whole = normalize(op("max", i64(0), normalize(count + (LIVE - 1)))) // LIVE * LIVE
+    whole = normalize(op("max", i64(LIVE), normalize(count + (LIVE - 1)))) // LIVE * LIVE
     return normalize(op("min", i64(n), whole))
 
 

@@ -352,3 +352,41 @@ def test_slices_move_into_padding_and_products() -> None:
     inputs = [rng.normal(size=t.shape) for t in (x, w)]
     for mine, other in zip(run_graph(after, inputs), run_graph(graph, inputs), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-14)
+
+
+def test_weighted_deviations_vanish_along_their_own_axis_alone() -> None:
+    """The gradient of a softmax by the maximum is zero; sums that only look like it, on square arrays, are kept."""
+
+    def fn(x: Sym, g: Sym, turned: Any) -> list[Sym]:
+        def repeated(y: Sym, turn: bool = False) -> Sym:
+            return apply("broadcast", y.reshape((1, 3) if turn else (3, 1)), shape=(3, 3))
+
+        def summed(y: Sym) -> Sym:
+            return apply("sum", y, axes=(1,))
+
+        top = repeated(apply("max", x, axes=(1,)))
+        e = apply("exp", x - top)
+        z = repeated(summed(e), turned == "weights")
+        a = g / z
+        d = e * (a - repeated(summed(a * (e / z)), turned == "mean"))
+        cond = apply("equal", x, top)
+        share = summed(-d) / summed(cond.astype("f64"))
+        return [d + apply("where", cond, repeated(share, turned == "share"), full(0.0, x))]
+
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(3, 3)) for _ in range(2)]
+    for turned, sums in (("", 2), ("weights", 4), ("mean", 4), ("share", 4)):
+        graph = build(lambda x, g, turned=turned: fn(x, g, turned), types("f64:3x3", "f64:3x3"))
+        after = optimize(graph, verify=True)
+        assert sum(n.prim.name == "sum" for n in after.nodes) == sums, turned
+        np.testing.assert_allclose(run_graph(after, inputs)[0], run_graph(graph, inputs)[0], atol=1e-14)
+
+
+def test_fold_counts_modulo_the_width_of_integers() -> None:
+    far = np.array([-(2**63), 2**63 - 1])
+
+    def fn(x: Sym) -> list[Sym]:
+        return [x + x.builder.constant(far)]
+
+    graph = build(fn, types("i64:2"))
+    same_bits(graph, optimize(graph, verify=True), [np.array([5, -7])])
