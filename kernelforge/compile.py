@@ -14,7 +14,7 @@ import numpy as np
 
 from kernelforge.backends.base import Backend, Executable
 from kernelforge.config import Config
-from kernelforge.errors import DamagedBinary, UnsupportedOnDevice
+from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, UnsupportedOnDevice
 from kernelforge.ir.build import Builder, primitive
 from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.fuse import Region, fuse
@@ -186,7 +186,12 @@ def row_major_inside(graph: Graph, layout: Sequence[tuple[int, ...] | None]) -> 
 def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Region) -> Compiled:
     """Schedule, print and compile one kernel, or take it from memory or disk."""
     parameters = tuned.parameters(naive, backend)
-    kernel = scheduled(naive, backend.limits, config, Choices(parameters) if parameters else None)
+    try:
+        kernel = scheduled(naive, backend.limits, config, Choices(parameters) if parameters else None)
+    except IllegalSchedule as error:
+        if not parameters:
+            raise
+        raise DamagedTuning(file=tuned.path(backend), problem=f"for {naive.name}, {error}") from error
     text = print_kernel(kernel)
     known = (text, backend)
     executable = _kernels.get(known)

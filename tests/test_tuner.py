@@ -139,6 +139,16 @@ def test_values_that_no_recipe_offers_are_refused() -> None:
     assert choices.offered == {"rows": (6, 4, 8), "columns": (2, 1)}
 
 
+def test_a_kept_value_that_no_recipe_offers_is_refused_with_its_file() -> None:
+    x = np.ones(1 << 16, np.float32)
+    plan = kf.jit(np.sin).lower(x).plan
+    (kernel,) = plan.kernels
+    file = tuned.store(plan.backend, {tuned.name_of(kernel.naive): {"parameters": {"chunk": 999}}})
+    with pytest.raises(DamagedTuning, match=r"for sin, .* 999 is none of .*; remove it, and tune again") as info:
+        kf.jit(np.sin)(x)
+    assert str(file) in str(info.value)
+
+
 def test_programs_compiled_before_and_after_do_not_share_plans() -> None:
     a, b = pair(64)
     fn = kf.jit(lambda a, b: a @ b)
