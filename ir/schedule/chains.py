@@ -61,7 +61,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     rows = _rows(row.body, math.prod(p.static or 1 for p in parallel) * (row.var.bound or 1 if inside else 1), limits)
     starts = parallel[-1].body[:-1] if inside else ()
     for start in starts:
-        kernel = in_lanes(kernel, nested(start)[-1], lanes((start,), limits))
+        if isinstance(start, For):
+            kernel = in_lanes(kernel, nested(start)[-1], lanes((start,), limits))
     starts = loops(kernel, outer[-1])[0].body[:-1] if inside else ()
     # rows do not depend on each other, but for what is added up over them, which stays in order
     kernel = each(kernel, "fission", i, lambda loop: (dataclasses.replace(loop, kind="parallel"),))
