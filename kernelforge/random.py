@@ -135,11 +135,15 @@ def uniform(
     return where(value < high, value, low)
 
 
+def _word(dtype: np.dtype[Any]) -> tuple[Any, int, int]:
+    if short(dtype) not in BITS:
+        raise InvalidParameter(op="random", name="dtype", found=str(dtype), expected="a float dtype")
+    return BITS[short(dtype)]
+
+
 def _unit(key: Sym, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Sym:
     """Make multiples of the least spacing below 1: all that are in [0, 1) are as likely."""
-    if short(dtype) not in BITS:
-        raise InvalidParameter(op="random.uniform", name="dtype", found=str(dtype), expected="a float dtype")
-    word, width, kept = BITS[short(dtype)]
+    word, width, kept = _word(dtype)
     whole = ufunc("right_shift", bits(key, shape, word), width - kept)
     wide = np.dtype(np.float32) if dtype.itemsize == 2 else dtype
     return (whole.astype(wide) * 2.0**-kept).astype(dtype)
@@ -178,9 +182,14 @@ def randint(key: Sym, shape: Shape, minval: int, maxval: int, dtype: Any = np.in
         raise InvalidParameter(
             op="random.randint", name="maxval", found=maxval, expected="one above minval, by at most 2**32"
         )
+    kind = as_dtype(dtype)
+    held = np.iinfo(kind) if kind.kind in "iu" else None
+    if held is None or minval < held.min or maxval - 1 > held.max:
+        expected = f"an integer dtype that holds {minval} to {maxval - 1}"
+        raise InvalidParameter(op="random.randint", name="dtype", found=str(kind), expected=expected)
     wide = _bits(key, shape_of(shape)).astype(np.uint64)
     offset = ufunc("right_shift", ufunc("multiply", wide, maxval - minval), 32)
-    return ufunc("add", offset.astype(np.int64), minval).astype(as_dtype(dtype))
+    return ufunc("add", offset.astype(np.int64), minval).astype(kind)
 
 
 def _wide(dtype: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
@@ -191,7 +200,7 @@ def _wide(dtype: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
 
 def _inside(key: Sym, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Sym:
     """Make floats in (0, 1), evenly spaced and neither end included."""
-    word, width, kept = BITS[short(dtype)]
+    word, width, kept = _word(dtype)
     whole = ufunc("right_shift", bits(key, shape, word), width - kept + 1).astype(dtype)
     return (whole + 0.5) * 2.0 ** (1 - kept)
 
@@ -231,7 +240,8 @@ def categorical(key: Sym, logits: Sym, axis: int = -1, shape: Shape | None = Non
     if extents[len(extents) - moved.ndim + 1 :] != moved.shape[:-1] or len(extents) < moved.ndim - 1:
         expected = f"one that ends with {moved.shape[:-1]}, the shape of logits without axis {axis}"
         raise InvalidParameter(op="random.categorical", name="shape", found=extents, expected=expected)
-    noise = gumbel(key, (*extents, moved.shape[-1]), moved.dtype)
+    # a narrow float has few values near the largest noise: ties would favour the places that come first
+    noise = gumbel(key, (*extents, moved.shape[-1]), _wide(moved.dtype)[1])
     return FUNCTIONS["argmax"](ufunc("add", moved, noise), -1)  # type: ignore[no-any-return]
 
 

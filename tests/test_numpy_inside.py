@@ -215,3 +215,12 @@ def test_a_generator_from_outside_is_refused() -> None:
         assert "test_numpy_inside.py" in str(info.value)
     drawn = RNG.normal(size=3)
     np.testing.assert_array_equal(kf.jit(lambda x: x + drawn if RNG else x)(x), drawn)
+
+
+@pytest.mark.parametrize(
+    "constant", [np.array([-(2**63), 2**63 - 1]), np.zeros((0, 3), np.int64), np.zeros((1, 0, 3, 3), bool)],
+    ids=["far apart", "empty", "empty masks"],
+)  # fmt: skip
+def test_constants_that_hardly_count(constant: Any) -> None:
+    x = np.ones(constant.shape, np.int64)
+    np.testing.assert_array_equal(kf.jit(lambda x: x + constant)(x), x + constant)

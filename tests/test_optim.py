@@ -175,6 +175,15 @@ def test_dtypes_are_kept() -> None:
         assert (old.dtype, old.shape) == (new.dtype, new.shape)
 
 
+@pytest.mark.parametrize("make", [optim.lamb, optim.muon])
+def test_norms_of_narrow_floats_do_not_overflow(make: Any) -> None:
+    p = np.full((64, 64), 8.0, np.float16)
+    optimizer = make(0.5, eps=1e-3, weight_decay=0.0)
+    moved, _ = optimizer.update(optimizer.init(p), np.full_like(p, 100), p)
+    assert np.isfinite(np.asarray(moved)).all()
+    assert np.asarray(moved).astype(float).mean() < 7.999
+
+
 def test_schedules() -> None:
     counts = np.arange(25)
     cases = [

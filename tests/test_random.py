@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.stats as st
@@ -83,6 +84,29 @@ def test_categorical() -> None:
     assert int(np.asarray(rows).max()) <= 2
     with pytest.raises(errors.InvalidParameter, match="one that ends with"):
         R.categorical(KEY, np.zeros((3, 5), np.float32), shape=(7, 4))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["f16", "bf16"])
+def test_narrow_logits_choose_as_wide_ones(dtype: Any) -> None:
+    logits = np.linspace(-1, 1, 500).astype(dtype)
+    narrow, wide = (R.categorical(KEY, x, shape=(200,)) for x in (logits, logits.astype(np.float32)))
+    np.testing.assert_array_equal(narrow, wide)
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: R.randint(KEY, (3,), 0, 257, np.uint8), "an integer dtype that holds 0 to 256"),
+    (lambda: R.randint(KEY, (3,), -1, 2, np.uint32), "an integer dtype that holds -1 to 1"),
+    (lambda: R.randint(KEY, (3,), 0, 2, np.float32), "an integer dtype that holds 0 to 1"),
+    (lambda: R.normal(KEY, (3,), np.int32), "expected a float dtype"),
+    (lambda: R.gumbel(KEY, (3,), np.int32), "expected a float dtype"),
+    (lambda: R.categorical(KEY, np.zeros(3, np.int32)), "expected a float dtype"),
+]
+
+
+@pytest.mark.parametrize(("call", "text"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_dtypes_that_do_not_fit_are_refused(call: Any, text: str) -> None:
+    with pytest.raises(errors.InvalidParameter, match=text):
+        call()
 
 
 def test_permutations_are_as_likely() -> None:

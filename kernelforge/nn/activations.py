@@ -66,9 +66,11 @@ def leaky_relu(input: Any, negative_slope: Any = 0.01) -> Any:
 def prelu(input: Any, weight: Any) -> Any:
     """``leaky_relu`` with a slope for each channel (axis 1), or one for all."""
     x, slope = knp.asarray(input), knp.asarray(weight)
-    if slope.size > 1:
-        require(x.ndim > 1 and slope.shape == x.shape[1:2], "prelu", slope.shape, f"({x.shape[1:2]}, ) as axis 1 has")
-        slope = slope.reshape((slope.size, *(1,) * (x.ndim - 2)))
+    each = x.ndim > 1 and slope.size > 1
+    require(
+        slope.size == 1 or slope.shape == x.shape[1:2], "prelu", slope.shape, f"{x.shape[1:2]}, as axis 1 has, or 1"
+    )
+    slope = slope.reshape((slope.size, *(1,) * (x.ndim - 2)) if each else ())
     return knp.where(x > 0, x, x * slope)
 
 
@@ -214,34 +216,33 @@ def hardswish(input: Any) -> Any:
 
 
 def _halves(x: Any, dim: int, op: str) -> tuple[Any, Any]:
-    x = knp.asarray(x)
     require(x.ndim > 0 and x.shape[dim] % 2 == 0, op, x.shape, f"an even extent of axis {dim}")
     first, second = knp.split(x, 2, axis=dim)
     return first, second
 
 
-@jit(static_argnames="dim")
+@elementwise("dim")
 def glu(input: Any, dim: int = -1) -> Any:
     """The first half of an axis, times the sigmoid of the second; Dauphin et al. 2017."""
     value, gate = _halves(input, dim, "glu")
     return value * sigmoid(gate)
 
 
-@jit(static_argnames="dim")
+@elementwise("dim")
 def reglu(input: Any, dim: int = -1) -> Any:
     """The first half of an axis, times ``relu`` of the second; Shazeer 2020, as are ``geglu`` and ``swiglu``."""
     value, gate = _halves(input, dim, "reglu")
     return value * relu(gate)
 
 
-@jit(static_argnames=("dim", "approximate"))
+@elementwise("dim", "approximate")
 def geglu(input: Any, dim: int = -1, approximate: str = "none") -> Any:
     """The first half of an axis, times ``gelu`` of the second."""
     value, gate = _halves(input, dim, "geglu")
     return value * gelu(gate, approximate=approximate)
 
 
-@jit(static_argnames="dim")
+@elementwise("dim")
 def swiglu(input: Any, dim: int = -1) -> Any:
     """The first half of an axis, times ``silu`` of the second."""
     value, gate = _halves(input, dim, "swiglu")

@@ -47,7 +47,9 @@ def ctc_loss(
     before = knp.concatenate([knp.full((batch, 2), -1, text.dtype), letters[:, :-2]], axis=1) if states > 1 else letters
     skips = (letters != blank) & (letters != before) & (place >= 2)
     never = knp.full((batch, 2), -math.inf, x.dtype)
-    start = knp.where(place < 2, seen[0], -math.inf)
+    # before any input only the empty text is likely
+    nothing = knp.where(place == 0, 0, -math.inf)
+    start = knp.where((lengths > 0)[:, None], knp.where(place < 2, seen[0], -math.inf), nothing)
 
     def step(alpha: Any, at: Any) -> Any:
         emitted, t = at

@@ -32,14 +32,18 @@ def scaled_dot_product_attention(
         is_causal: let query i look at keys up to i only; not together with ``attn_mask``.
         scale: by default one over the root of the width.
         enable_gqa: let a head (axis -3) of key and value serve several heads of the query; Ainslie et al. 2023.
-        dropout_key: of ``kernelforge.random``, for the dropout of weights; PyTorch draws from its global state.
+        dropout_key: of ``kernelforge.random``, needed for the dropout of weights; PyTorch draws from its global state.
 
     A query that may look nowhere gives zeros, as in PyTorch.
     """
     op = "scaled_dot_product_attention"
     like = knp.asarray(query)
     q, k, v = wide(query), wide(key), wide(value)
-    fits = min(q.ndim, k.ndim, v.ndim) >= 2 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+    fits = (
+        min(q.ndim, k.ndim, v.ndim) >= (3 if enable_gqa else 2)
+        and q.shape[-1] == k.shape[-1]
+        and k.shape[-2] == v.shape[-2]
+    )
     require(
         fits, op, f"{q.shape}, {k.shape} and {v.shape}", "(..., queries, width), (..., keys, width), (..., keys, any)"
     )

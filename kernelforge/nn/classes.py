@@ -6,7 +6,7 @@ from typing import Any
 
 import kernelforge.numpy as knp
 from kernelforge.jit import jit
-from kernelforge.nn.calls import reduced, require, wide
+from kernelforge.nn.calls import reduced, require, valid, wide
 from kernelforge.nn.losses import above_zero
 from kernelforge.nn.probability import log_softmax
 
@@ -30,10 +30,11 @@ def _picked(x: Any, ids: Any) -> Any:
 
 def _negative(log_p: Any, ids: Any, weight: Any, ignore_index: int) -> tuple[Any, Any]:
     """Return the losses of given classes and the weights of their elements."""
-    counted = (ids != ignore_index).astype(log_p.dtype)
+    known = ids != ignore_index
+    counted = known.astype(log_p.dtype)
     if weight is not None:
         counted = counted * _picked(knp.broadcast_to(wide(weight), log_p.shape), ids)
-    return -_picked(log_p, ids) * counted, counted
+    return knp.where(known, -_picked(log_p, ids) * counted, 0), counted
 
 
 @jit(static_argnames=("ignore_index", "reduction"))
@@ -42,9 +43,11 @@ def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -1
 
     Args:
         weight: of each class; a mean divides by the sum of the elements' weights.
-        ignore_index: targets of this value count nothing; a mean of nothing else is NaN.
+        ignore_index: targets of this value count nothing; a mean of nothing else is NaN. PyTorch refuses other values
+            that name no class, which a compiled function cannot; here their loss is 0.
     """
-    log_p, ids, _ = _last("nll_loss", input, target)
+    log_p, ids, classes = _last("nll_loss", input, target)
+    valid(classes, "nll_loss", "target", str(ids.dtype), "integers that name classes")
     losses, counted = _negative(log_p, ids, weight, ignore_index)
     return reduced(losses, reduction, "nll_loss", counted.sum())
 
@@ -76,7 +79,7 @@ def cross_entropy(
         return reduced(losses, reduction, "cross_entropy", max(losses.size, 1))
     losses, counted = _negative(log_p, t, weight, ignore_index)
     if not (isinstance(label_smoothing, int | float) and label_smoothing == 0):
-        even = -scaled.sum(axis=-1) * (t != ignore_index)
+        even = knp.where(t != ignore_index, -scaled.sum(axis=-1), 0)
         losses = losses * (1 - label_smoothing) + even * (label_smoothing / n)
     return reduced(losses, reduction, "cross_entropy", counted.sum())
 
@@ -86,7 +89,8 @@ def multi_margin_loss(
     input: Any, target: Any, p: int = 1, margin: Any = 1.0, weight: Any = None, reduction: str = "mean"
 ) -> Any:
     """How far other classes come within ``margin`` of the target's, to the power ``p``, averaged over classes."""
-    x, ids, _ = _last("multi_margin_loss", input, target)
+    x, ids, classes = _last("multi_margin_loss", input, target)
+    valid(classes, "multi_margin_loss", "target", str(ids.dtype), "integers that name classes")
     right = ids[..., None] == knp.arange(x.shape[-1])
     own = knp.where(right, x, 0).sum(axis=-1, keepdims=True)
     over = knp.where(right, 0, above_zero(margin - own + x)) ** p

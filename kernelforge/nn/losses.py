@@ -63,7 +63,10 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float
 
 @jit(static_argnames="reduction")
 def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
-    """The cross entropy of probabilities in [0, 1]; logarithms are at least -100, as in PyTorch."""
+    """The cross entropy of probabilities in [0, 1]; logarithms are at least -100, as in PyTorch.
+
+    Where one is cut off its derivative is 0; PyTorch's is 1e12.
+    """
     x, t = _both("binary_cross_entropy", input, target)
     losses = -(t * _log_from(x, -100) + (1 - t) * _log_from(1 - x, -100))
     return reduced(_weighted(losses, weight), reduction, "binary_cross_entropy")

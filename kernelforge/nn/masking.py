@@ -77,7 +77,10 @@ def dropout(input: Any, p: Any = 0.5, training: bool = True, *, key: Any = None)
 
 
 def feature_dropout(input: Any, p: Any = 0.5, training: bool = True, *, key: Any = None) -> Any:
-    """``dropout`` of whole channels (axis 1): what PyTorch calls dropout1d, dropout2d and dropout3d."""
+    """``dropout`` of whole channels (axis 1): what PyTorch calls dropout1d, dropout2d and dropout3d.
+
+    Those also take an input without the axis for the batch; here axis 1 always is that of channels.
+    """
     return _drawing("feature_dropout", _channels, input, p, training, key)
 
 

@@ -137,8 +137,8 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     x = wide(like)
     fits = x.ndim >= 2 and num_groups > 0 and x.shape[1] % num_groups == 0
     require(fits, "group_norm", x.shape, f"a number of channels, axis 1, that {num_groups} divides")
-    grouped = x.reshape((x.shape[0], num_groups, -1))
-    made = _standardized(grouped, (2,), eps).reshape(x.shape)
+    grouped = x.reshape((x.shape[0], num_groups, x.shape[1] // num_groups, *x.shape[2:]))
+    made = _standardized(grouped, tuple(range(2, grouped.ndim)), eps).reshape(x.shape)
     return narrow(_scaled(made, _channels(weight, x), _channels(bias, x)), like)
 
 

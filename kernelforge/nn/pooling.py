@@ -141,28 +141,31 @@ lp_pool1d, lp_pool2d, lp_pool3d = (_lp_pool(count) for count in (1, 2, 3))
 
 
 def _bins(n: int, places: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return where each of ``places`` bins over ``n`` elements begins and ends; bins may overlap by one element."""
-    at = np.arange(places)
-    return at * n // places, -(-(at + 1) * n // places)
+    """Return the elements of each of ``places`` bins over ``n`` elements, and which of them count.
+
+    Bins may overlap by one element and are of two lengths: the last element of a shorter one is there twice.
+    """
+    place = np.arange(places)
+    first, last = place * n // places, -(-(place + 1) * n // places)
+    at = first[:, None] + np.arange((last - first).max())
+    return np.minimum(at, last[:, None] - 1), at < last[:, None]
 
 
 def _averaged(x: Any, axis: int, places: int) -> Any:
     n = x.shape[axis]
     if n % places == 0:
         return x.reshape((*x.shape[:axis], places, n // places, *x.shape[axis + 1 :])).mean(axis=axis + 1)
-    first, last = _bins(n, places)
-    at = np.arange(n)
-    weight = ((at >= first[:, None]) & (at < last[:, None])) / (last - first)[:, None]
-    return knp.moveaxis(knp.moveaxis(x, axis, -1) @ weight.T.astype(x.dtype), -1, axis)
+    at, counted = _bins(n, places)
+    shape = [1] * axis + [*at.shape] + [1] * (x.ndim - axis - 1)
+    lengths = counted.sum(1).astype(x.dtype).reshape([*shape[: axis + 1], *shape[axis + 2 :]])
+    return knp.where(counted.reshape(shape), knp.take(x, at, axis=axis), 0).sum(axis=axis + 1) / lengths
 
 
 def _largest(x: Any, axis: int, places: int) -> Any:
     n = x.shape[axis]
     if n % places == 0:
         return x.reshape((*x.shape[:axis], places, n // places, *x.shape[axis + 1 :])).max(axis=axis + 1)
-    first, last = _bins(n, places)
-    # bins are of two lengths: the last element of a shorter one is seen twice
-    at = np.minimum(first[:, None] + np.arange((last - first).max()), last[:, None] - 1)
+    at, _ = _bins(n, places)
     return knp.take(x, at, axis=axis).max(axis=axis + 1)
 
 

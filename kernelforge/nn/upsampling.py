@@ -200,14 +200,17 @@ def grid_sample(
 
     index: list[Any] = [knp.arange(x.shape[0]).reshape((-1, *(1,) * (places.ndim - 2 + count)))]
     weight: Any = 1
+    inside: Any = True
     for a, n in enumerate(x.shape[2:]):
         at, w = taps(places[..., count - 1 - a].astype(x.dtype), n)
         spread = (..., *(slice(None) if b == a else None for b in range(count)))
         within = (at >= 0) & (at <= n - 1)
         index.append(knp.where(within, at, 0).astype(np.int64)[spread])
         weight = weight * knp.where(within, w, 0)[spread]
+        inside = inside & within[spread]
     seen = knp.moveaxis(x, 1, -1)[tuple(index)]
-    made = (seen * weight[..., None]).sum(axis=tuple(range(-1 - count, -1)))
+    # what stands in for an element outside may be infinite or NaN
+    made = knp.where(inside[..., None], seen * weight[..., None], 0).sum(axis=tuple(range(-1 - count, -1)))
     return narrow(knp.moveaxis(made, -1, 1), like)
 
 

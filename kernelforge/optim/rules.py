@@ -10,7 +10,7 @@ import numpy as np
 import optree
 
 import kernelforge.numpy as knp
-from kernelforge.optim.optimizer import Optimizer, Tree, split, tree_map, zeros
+from kernelforge.optim.optimizer import Optimizer, Tree, global_norm, split, tree_map, zeros
 from kernelforge.optim.schedules import Schedule, rate_at
 
 Rate = float | Schedule
@@ -128,7 +128,7 @@ def lamb(
         def leaf(g: Any, p: Any, m: Any, v: Any) -> tuple[Any, ...]:
             d, m, v = direction(g, m, v)
             d = d + weight_decay * p
-            own, other = (knp.sqrt((x * x).sum()) for x in (p, d))
+            own, other = global_norm(p), global_norm(d)
             fit = (own > 0) & (other > 0)
             return _like(rate, p) * knp.where(fit, own / knp.where(fit, other, 1), 1) * d, m, v
 
@@ -214,7 +214,7 @@ def orthogonalized(x: Any, steps: int = 5, eps: float = 1e-7) -> Any:
     a, b, c = NEWTON_SCHULZ
     tall = x.shape[0] > x.shape[1]
     y = x.T if tall else x
-    y = y / knp.maximum(knp.sqrt((y * y).sum()), eps)
+    y = y / knp.maximum(global_norm(y), eps)
     for _ in range(steps):
         square = y @ y.T
         y = a * y + (b * square + c * (square @ square)) @ y

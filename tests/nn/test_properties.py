@@ -77,6 +77,9 @@ def test_narrow_floats_are_rounded_once(dtype: Any) -> None:
         lambda x: nn.layer_norm(x, 8),
         lambda x: nn.rms_norm(x, (8,), eps=1e-5),
         lambda x: nn.avg_pool1d(x, 3),
+        nn.glu,
+        nn.geglu,
+        nn.swiglu,
         lambda x: nn.scaled_dot_product_attention(x, x, x),
     ]
     for call, mine, other in zip(calls, *(kf.jit(lambda x: [c(x) for c in calls])(v) for v in (x, wide)), strict=True):
@@ -158,6 +161,41 @@ def test_empty_batches() -> None:
     assert nn.max_pool2d(none, 2).shape == (0, 3, 4, 4)
     assert nn.layer_norm(none, 8).shape == none.shape
     assert nn.softmax(none).shape == none.shape
+    assert nn.group_norm(none, 3).shape == none.shape
+    assert nn.scaled_dot_product_attention(X[:0], X, X, is_causal=True).shape == (0, 20)
+
+
+def test_infinite_elements_stay_in_their_bins() -> None:
+    found = nn.adaptive_avg_pool1d(np.array([[[1, 2, INF, 4, 5]]]), 3)
+    np.testing.assert_array_equal(found, [[[1.5, INF, 4.5]]])
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+def test_places_outside_of_an_image_do_not_see_it(mode: str) -> None:
+    image = normal(1, 1, 6, 7)
+    image[0, 0, 0, 0] = np.nan
+    places = np.array([[[[-3.0, -3.0], [INF, 0.0], [0.9, 0.9]]]])
+    found = np.asarray(nn.grid_sample(image, places, mode=mode)).ravel()
+    assert found[:2].tolist() == [0, 0]
+    assert np.isfinite(found[2])
+
+
+def test_ignored_targets_count_nothing() -> None:
+    x, ids = np.array([[1, 2, -INF], [0, 1, 2]]), np.array([2, 1])
+    for smoothing in (0.0, 0.1):
+        rest = nn.cross_entropy(x[1:], ids[1:], label_smoothing=smoothing)
+        found = nn.cross_entropy(x, ids, ignore_index=2, label_smoothing=smoothing)
+        np.testing.assert_allclose(found, rest)
+
+
+def test_texts_without_input() -> None:
+    log_p = np.log(np.full((3, 2, 3), 1 / 3))
+    found = nn.ctc_loss(log_p, np.ones((2, 1), int), np.zeros(2, int), np.array([0, 1]), reduction="none")
+    np.testing.assert_array_equal(found, [0, INF])
+
+
+def test_one_slope_for_a_number() -> None:
+    assert nn.prelu(np.float64(-2), np.array([0.5])).shape == ()
 
 
 REFUSED = [
@@ -174,6 +212,9 @@ REFUSED = [
     (lambda: nn.mse_loss(X, G), "mse_loss: shapes (12, 20) and (20,) do not fit"),
     (lambda: nn.mse_loss(X, X, reduction="max"), "mse_loss: reduction='max' is not valid; expected mean, sum or none"),
     (lambda: nn.cross_entropy(X, np.zeros(5, int)), "cross_entropy: shapes (12, 20) and (5,) do not fit"),
+    (lambda: nn.nll_loss(X[:5, :5], X[:5, :5]), "nll_loss: target='float32' is not valid; expected integers that name"),
+    (lambda: nn.multi_margin_loss(X, X), "multi_margin_loss: target='float32' is not valid"),
+    (lambda: nn.prelu(X, B[:3]), "prelu: shapes (3,) do not fit; expected (20,), as axis 1 has, or 1"),
     (lambda: nn.linear(X, KERNEL[0, 0]), "a weight of shape (outputs, inputs), as the last axis has"),
     (lambda: nn.gelu(X, approximate="sigmoid"), "gelu: approximate='sigmoid' is not valid; expected none or tanh"),
     (lambda: nn.glu(X[:, :3]), "glu: shapes (12, 3) do not fit; expected an even extent of axis -1"),
