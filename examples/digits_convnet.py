@@ -29,15 +29,16 @@ def logits(params, images):
     return nn.linear(x.reshape(x.shape[0], -1), *params["dense"])
 
 
+def loss(params, images, labels):
+    return nn.cross_entropy(logits(params, images), labels, label_smoothing=0.05)
+
+
 def main(small: bool = False) -> None:
     width, epochs = (8, 3) if small else (32, 15)
     training, held_out = load()
     rng = np.random.default_rng(0)
     steps = epochs * (len(training.labels) // BATCH)
     optimizer = optim.adamw(optim.one_cycle(1e-2, steps), weight_decay=1e-2)
-
-    def loss(params, images, labels):
-        return nn.cross_entropy(logits(params, images), labels, label_smoothing=0.05)
 
     @kf.jit
     def step(params, state, images, labels):

@@ -32,13 +32,14 @@ def test_explanation_in_the_docs() -> None:
     """What docs/explain.md shows of why and what is kept is what the example gives."""
     text = (ROOT / "docs" / "explain.md").read_text()
     (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    spec = importlib.util.spec_from_file_location("attention", ROOT / "examples" / "attention.py")
+    spec = importlib.util.spec_from_file_location("digits_convnet", ROOT / "examples" / "digits_convnet.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    x = np.ones((8, 512, 64), np.float32)
-    found = kf.jit(kf.grad(module.loss, argnums=(0, 1, 2))).explain(x, x, x)
+    params = module.init(np.random.default_rng(0), 16)
+    images, labels = np.ones((128, 1, 8, 8), np.float32), np.zeros(128, np.int64)
+    found = kf.jit(kf.grad(module.loss)).explain(params, images, labels)
     lines = str(found).splitlines()
     said = [line for line in shown.splitlines() if line.startswith("  - ")]
     assert len(said) > 5
