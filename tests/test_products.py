@@ -121,3 +121,8 @@ def test_special_values() -> None:
     np.testing.assert_array_equal(kf.jit(lambda x, y: x @ y)(x, y), x @ y)
     big = x.astype(BF16), y.astype(BF16)
     np.testing.assert_array_equal(np.asarray(kf.jit(lambda x, y: x @ y)(*big)).astype("f"), x @ y)
+
+
+def test_products_of_booleans_do_not_count_modulo_256() -> None:
+    x, y = np.ones((5, 512), bool), np.ones((512, 7), bool)
+    assert np.asarray(kf.jit(lambda x, y: x @ y)(x, y)).all()

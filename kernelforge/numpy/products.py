@@ -29,7 +29,7 @@ def together(xs: Sequence[Operand], dtype: Any = None) -> list[Sym]:
 def contract(x: Sym, x_axes: str, y: Sym, y_axes: str, out: str) -> Sym:
     """Multiply and add up over the names that ``out`` lacks; bools are or-ed, as in NumPy."""
     if x.dtype == np.bool_:
-        return contract(x.astype(np.uint8), x_axes, y.astype(np.uint8), y_axes, out).astype(np.bool_)
+        return contract(x.astype(np.uint32), x_axes, y.astype(np.uint32), y_axes, out).astype(np.bool_)
     number = {name: i for i, name in enumerate(dict.fromkeys(x_axes + y_axes))}
     listed = [tuple(number[n] for n in names) for names in (x_axes, y_axes, out)]
     return apply("contract", x, y, x_axes=listed[0], y_axes=listed[1], out_axes=listed[2])
