@@ -20,7 +20,7 @@ __all__ = ["Argument", "Backend", "Call", "Direct", "Entry", "Executable", "Form
 
 
 class Executable(Protocol):
-    """A compiled kernel."""
+    """A compiled kernel; one that weak references can be made to."""
 
     @property
     def source(self) -> str:

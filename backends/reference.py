@@ -35,7 +35,7 @@ LIMITS = Limits(
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
 class Interpreted:
     """A kernel and its text."""
 

@@ -149,7 +149,7 @@ class Chain:
         """Give a value a buffer of the row; return it and the place of the element at ``index``."""
         low = self.low
         rows = tuple(self.rows.get(a) for a in self.axes.names(value))
-        name = f"{low.prefix}a{value.id}"
+        name = low.name("a", value)
         shape = tuple(n for n, r in zip(value.type.shape, rows, strict=True) if r is None)
         size = math.prod(shape)
         low.held[value] = name, rows, dtype
@@ -161,8 +161,8 @@ class Chain:
     def _reduce(self, node: Node) -> None:
         low, value = self.low, node.output
         made = reduction(node)
-        index = self.place(value, f"{low.prefix}c{value.id}_")
-        r = axes(made.extents, f"{low.prefix}r{value.id}_")
+        index = self.place(value, low.name("c", value) + "_")
+        r = axes(made.extents, low.name("r", value) + "_")
         element = normalize(made.element(low.reader(node), index, tuple(r)))
         name, at = self._hold(value, index, made.dtype)
         if not at:
@@ -207,10 +207,10 @@ class Chain:
             if found or walked is None:
                 raise Refused("a contraction over rows sums over columns, too")
             r.append(walked)
-        own = axes(value.type.shape, f"{low.prefix}c{value.id}_")
+        own = axes(value.type.shape, low.name("c", value) + "_")
         found_rows = [self.rows.get(a) for a in names]
         index = tuple(o if i is None else i for i, o in zip(found_rows, own, strict=True))
-        self.summed, self.sums[value] = summed, f"{low.prefix}p{value.id}"
+        self.summed, self.sums[value] = summed, low.name("p", value)
         at = self.worker, flatten(index, row_major(value.type.shape))
         element = normalize(made.element(low.reader(node), index, tuple(r)))
         kept = [v for v in variables(index) if v not in self.rows.values()]
@@ -238,12 +238,12 @@ class Chain:
             dtype = accumulator(value.type.name)
             strides = row_major(value.type.shape)
             found = [self.rows.get(a) for a in names.names(value)]
-            own = axes(value.type.shape, f"{self.low.prefix}z{value.id}_")
+            own = axes(value.type.shape, self.low.name("z", value) + "_")
             index = tuple(o if i is None else i for i, o in zip(found, own, strict=True))
             kept = [v for v in variables(index) if v not in outer]
             starts += nest(kept, "parallel", [Store(name, (worker, flatten(index, strides)), identity("add", dtype))])
             scratch.append(Alloc(name, dtype, (i64(count), i64(value.type.size)), "global"))
-            every = axes(value.type.shape, f"{self.low.prefix}s{value.id}_")
+            every = axes(value.type.shape, self.low.name("s", value) + "_")
             flat, total, step = flatten(every, strides), f"{name}_t", Var(f"{name}_w", "i64", count)
             element = Load(name, (step if count > 1 else i64(0), flat), dtype)
             end: list[Stmt] = [Store(self.names[value], (flat,), element.cast(value.type.name))]
@@ -267,7 +267,7 @@ class Chain:
             if node.prim.kind is Kind.VIEW and len(node.inputs) == 1:
                 (value,) = node.inputs
                 continue
-            index = self.place(value, f"{low.prefix}h{value.id}_")
+            index = self.place(value, low.name("h", value) + "_")
             held = accumulator(value.type.name)
             element = low.at(value, index).cast(held)
             name, at = self._hold(value, index, held)
@@ -294,7 +294,7 @@ class Chain:
         low, source = self.low, value
         while (made := low.producer.get(source)) is not None and made.prim.name == "reshape":
             (source,) = made.inputs
-        index = self.place(source, f"{low.prefix}o{value.id}_")
+        index = self.place(source, low.name("o", value) + "_")
         flat = flatten(index, row_major(source.type.shape))
         store = Store(self.names[value], (flat,), low.at(source, index))
         self.body += nest([v for v in variables(index) if v not in self.rows.values()], "parallel", [store])

@@ -43,7 +43,11 @@ def computes(node: Node) -> bool:
 
 
 class Lowering:
-    """The state of lowering one part."""
+    """The state of lowering one part.
+
+    Which elements are read is all that a ``trial`` asks, and no index depends on floats, so it makes no expressions of
+    them.
+    """
 
     def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, trial: bool) -> None:
         self.part = part
@@ -55,6 +59,7 @@ class Lowering:
         self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
         self.reads: dict[Node, list[Expr]] = {}
         self.held: dict[Value, tuple[str, tuple[Expr | None, ...], str]] = {}
+        self.numbers: dict[Value, int] = {}
         self.evaluations = 0
         self.costly = 0
         self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
@@ -87,6 +92,8 @@ class Lowering:
             return Load(name, self.within(value, index), dtype).cast(value.type.name)
         if node is None:
             name = self.inputs.setdefault(value, f"{self.prefix}x{len(self.inputs)}")
+            if self.trial and value.type.name in FLOATS:
+                return Load(name, index, value.type.name)
             strides = self.strides.get(value) or row_major(value.type.shape)
             return Load(name, (flatten(index, strides),), value.type.name)
         if node.prim.kind in REDUCTIONS:
@@ -100,7 +107,6 @@ class Lowering:
         if self.evaluations > self.budget or self.costly > self.costly_budget:
             raise Refused(f"values would be computed again more than {RECOMPUTE} times")
         if self.trial and node.prim.kind is Kind.MAP and node.inputs and value.type.name in FLOATS:
-            # which elements are read is all a trial asks, and no index depends on what is made of floats
             for v in node.inputs:
                 self.at(v, index)
             return Load(f"v{value.id}", index, value.type.name)
@@ -114,8 +120,12 @@ class Lowering:
 
         return at
 
+    def name(self, letter: str, value: Value) -> str:
+        """Name what belongs to a value; equal parts of different graphs get equal names."""
+        return f"{self.prefix}{letter}{self.numbers.setdefault(value, len(self.numbers))}"
+
     def accumulator(self, node: Node) -> str:
-        return f"{self.prefix}a{node.output.id}"
+        return self.name("a", node.output)
 
     def probe(self, value: Value, index: tuple[Expr, ...]) -> set[Expr]:
         """Return the flat positions at which ``value`` reads results of reductions; nothing is kept of the attempt."""

@@ -215,8 +215,12 @@ class _Fuser:
             if buffers <= self.max_args:
                 a.join(b, a.shape, buffers)
                 return ""
-        part = self.part([*a.items, *b.items])
         rows = min((i.outputs[0].type.size for i in reductions), default=0)
+        needed = a.buffers + b.buffers - 2  # the value between them is neither stored nor read
+        if rows >= FEW_ROWS and needed <= self.max_args and self._follows(a, b):
+            a.join(b, None, needed)
+            return ""
+        part = self.part([*a.items, *b.items])
         work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
         full = any(v.type.size > rows for v in part.outputs)
         if reductions and rows < FEW_ROWS and work >= rows * WIDE_ROW and (full or len(reductions) > 1):
@@ -235,6 +239,19 @@ class _Fuser:
             return f"a kernel of the device takes {self.max_args} buffers at most"
         a.join(b, None, needed)
         return ""
+
+    def _follows(self, a: Group, b: Group) -> bool:
+        """Whether ``b`` is one map of one value that ``a`` makes from a reduction and nothing else needs.
+
+        One nest computes both if one computes ``a``: the map is stored where that value was.
+        """
+        if len(b.items) > 1 or b.shape is None or not a.kinds <= {Kind.MAP, Kind.REDUCE, Kind.CONTRACT}:
+            return False
+        (item,) = b.items
+        read = [i for i in item.reads if i.group is a]
+        if len(read) != 1 or read[0] in item.through or not self.escaping.isdisjoint(read[0].outputs):
+            return False
+        return all(r is item or r.group is a for r in read[0].readers) and read[0].reduced()
 
     def buffers(self, items: Sequence[Item]) -> int:
         part = self.part(items)

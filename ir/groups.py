@@ -28,6 +28,19 @@ class Item:
         # a view of several values chooses among them, so it counts as a map
         self.kind = node.prim.kind if node and node.prim.kind is not Kind.VIEW else Kind.MAP
 
+    def reduced(self) -> bool:
+        """Whether it is made from a reduction of its group, or is one."""
+        seen = {self}
+        stack = [self]
+        while stack:
+            item = stack.pop()
+            if item.kind in REDUCTIONS:
+                return True
+            new = [i for i in item.reads if i.group is self.group and i not in seen]
+            seen.update(new)
+            stack += new
+        return False
+
 
 class Group:
     """Items of one kernel.

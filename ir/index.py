@@ -377,7 +377,6 @@ def free_vars(expr: Expr) -> frozenset[Var]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-@functools.lru_cache(maxsize=1 << 16)
 def reads(expr: Expr) -> frozenset[str]:
     """Return the buffers that ``expr`` loads from."""
     if isinstance(expr, Load):

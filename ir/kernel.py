@@ -67,10 +67,12 @@ ARITY: dict[str, int] = {
 class Expr:
     """Base of the four expressions; the operators build ``Op`` nodes and lift Python numbers to constants."""
 
-    __slots__ = ("__weakref__", "_fields", "dtype")
+    __slots__ = ("__weakref__", "_fields", "dtype", "parts")
     _table: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Expr]] = weakref.WeakValueDictionary()
     _fields: tuple[Any, ...]
     dtype: str
+    parts: tuple[Expr, ...]
+    """Its operands, or the index of a Load."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), self._fields)
@@ -184,6 +186,7 @@ def _intern(cls: type[Any], key: tuple[Any, ...], fields: tuple[Any, ...], dtype
         found = object.__new__(cls)
         found._fields = fields
         found.dtype = dtype
+        found.parts = ()
         found._set(*fields)
         found = Expr._table.setdefault(key, found)
     return found
@@ -235,7 +238,7 @@ class Load(Expr):
 
     def _set(self, buffer: str, index: tuple[Expr, ...], dtype: str) -> None:
         self.buffer = buffer
-        self.index = index
+        self.index = self.parts = index
 
 
 class Op(Expr):
@@ -250,7 +253,7 @@ class Op(Expr):
 
     def _set(self, op: str, args: tuple[Expr, ...], dtype: str) -> None:
         self.op = op
-        self.args = args
+        self.args = self.parts = args
 
 
 def _lift(value: Expr | float, like: Expr) -> Expr:
@@ -469,17 +472,14 @@ def walk(expr: Expr, seen: set[Expr] | None = None) -> list[Expr]:
     found: list[Expr] = []
 
     def visit(e: Expr) -> None:
-        if e not in seen:
-            seen.add(e)
-            if isinstance(e, Op):
-                for child in e.args:
-                    visit(child)
-            elif isinstance(e, Load):
-                for child in e.index:
-                    visit(child)
-            found.append(e)
+        seen.add(e)
+        for part in e.parts:
+            if part not in seen:
+                visit(part)
+        found.append(e)
 
-    visit(expr)
+    if expr not in seen:
+        visit(expr)
     return found
 
 

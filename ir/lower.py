@@ -190,7 +190,7 @@ class _Builder:
                 level = 1 + max((depth.get(v, 0) for v in node.inputs), default=0)
                 value = low.at(node.output, index)
                 if level >= DEEP and not isinstance(value, Const):
-                    let = Let(f"{low.prefix}v{node.output.id}", value)
+                    let = Let(low.name("v", node.output), value)
                     lets.append(let)
                     low.memo[node.output, index] = Var(let.name, value.dtype)
                     level = 0
@@ -225,7 +225,7 @@ class _Builder:
         placed: list[tuple[Value, tuple[Expr, ...], Expr]] = []
         upstream: list[Value] = []
         for value in outputs:
-            index = axes(value.type.shape, f"{prefix}o{value.id}_")
+            index = axes(value.type.shape, low.name("o", value) + "_")
             found = low.probe(value, index)
             if not found:
                 upstream.append(value)
@@ -246,7 +246,7 @@ class _Builder:
         elements: dict[Value, tuple[tuple[Var, ...], tuple[Expr, ...]]] = {}
         for node in reductions:
             made = given[node] if given else reduction(node)
-            r = axes(made.extents, f"{prefix}r{node.output.id}_")
+            r = axes(made.extents, low.name("r", node.output) + "_")
             at = unflatten(flat, node.output.type.shape)
             low.reads = {}
             known = len(low.memo)
@@ -266,7 +266,7 @@ class _Builder:
                 raise Refused(f"an output of shape {value.type.shape} is not read by the reduction once an element")
             inner, index = elements[value]
             # schedule steps find loops by their names, and this one does not combine
-            fresh = tuple(Var(f"{prefix}e{value.id}_{k}", "i64", v.bound) for k, v in enumerate(inner))
+            fresh = tuple(Var(f"{low.name('e', value)}_{k}", "i64", v.bound) for k, v in enumerate(inner))
             renamed: dict[Expr, Expr] = dict(zip(inner, fresh, strict=True))
             store = map_exprs(self.store(value, index), lambda e: normalize(substitute(e, renamed)))  # noqa: B023
             body += nest(fresh, "parallel", [store])
@@ -320,7 +320,7 @@ class _Builder:
             flat, loops, body = self.reduce(rows, beside)
             at = unflatten(flat, row_shape)
             for node in columns:
-                index = axes(shape, f"{prefix}c{node.output.id}_")
+                index = axes(shape, self.low.name("c", node.output) + "_")
                 body += nest(variables(index), "parallel", [self.accumulate(node, block, at, index, flat)])
         else:
             index = axes(source.type.shape, f"{prefix}i")
@@ -345,7 +345,7 @@ class _Builder:
         scratch: list[Stmt] = []
         for node in columns:
             made, name = reduction(node), self.partial(node)
-            index = axes(shape, f"{prefix}z{node.output.id}_")
+            index = axes(shape, self.low.name("z", node.output) + "_")
             start = Store(name, (worker, flatten(index, row_major(shape))), identity(made.op, made.dtype))
             starts += nest(variables(index), "parallel", [start])
             scratch.append(Alloc(name, made.dtype, (i64(count), i64(math.prod(shape))), "global"))
@@ -355,7 +355,7 @@ class _Builder:
         return (*scratch, first, *self.top(loops, body))
 
     def partial(self, node: Node) -> str:
-        return f"{self.low.prefix}p{node.output.id}"
+        return self.low.name("p", node.output)
 
     def accumulate(
         self, node: Node, block: Var, row: Sequence[Expr], index: tuple[Expr, ...], flat: Expr | None

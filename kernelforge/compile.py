@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,16 +40,21 @@ from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
 
 Strides = Sequence[tuple[int, ...] | None]
 
-KEPT_PLANS = 1024
-_plans: collections.OrderedDict[tuple[Any, ...], Plan] = collections.OrderedDict()
-_kernels: collections.OrderedDict[tuple[str, Backend], Executable] = collections.OrderedDict()
+RECENT = 128
+"""Plans that are kept though nobody has them: those of functions run once, or made anew for each call."""
+
+# whoever runs a plan keeps it, and with it its kernels
+_plans: weakref.WeakValueDictionary[tuple[Any, ...], Plan] = weakref.WeakValueDictionary()
+_recent: collections.OrderedDict[Plan, None] = collections.OrderedDict()
+_kernels: weakref.WeakValueDictionary[tuple[str, Backend], Executable] = weakref.WeakValueDictionary()
 _lock = Lock()
 
 
 def compile_graph(
     graph: Graph, backend: Backend, config: Config, strides: Strides | None = None, located: bool = False
 ) -> Plan:
-    """Compile for a device; graphs of the same structure share one plan.
+    """Compile for a device; graphs of the same structure share one plan, as long as anyone has it or it is among
+    the recent ones.
 
     Args:
         strides: for each input of the graph its strides in elements, or None where it is row-major; only host devices
@@ -62,14 +70,13 @@ def compile_graph(
     key = (structure(graph), places, layout, backend, config, tuned.state(backend))
     with _lock:
         found = _plans.get(key)
-        if found is not None:
-            _plans.move_to_end(key)
-            return found
-        made = _compile(graph, backend, config, layout, located)
-        _plans[key] = made
-        while len(_plans) > KEPT_PLANS:
-            _plans.popitem(last=False)
-        return made
+        if found is None:
+            found = _plans[key] = _compile(graph, backend, config, layout, located)
+        _recent[found] = None
+        _recent.move_to_end(found)
+        while len(_recent) > RECENT:
+            _recent.popitem(last=False)
+        return found
 
 
 def structure(graph: Graph) -> tuple[Any, ...]:
@@ -125,22 +132,18 @@ def _compile(
     planner = Planner(optimized, fusion.regions, backend)
     steps: list[Step] = []
     kernels: list[Compiled] = []
-    for region in fusion.regions:
-        if not any(v.type.size for v in region.outputs):
-            continue
+    regions = [r for r in fusion.regions if any(v.type.size for v in r.outputs)]
+    for region, order in zip(regions, _ordered(regions, strides, backend, config), strict=True):
         if region.opaque is not None:
             step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config, located=located))
             steps.append(step)
             kernels += inner
-            continue
-        naive, values = to_kernel(
-            _name(region), [p for p in region.parts if any(v.type.size for v in p.outputs)], strides
-        )
-        compiled = compile_kernel(naive, backend, config, region)
-        slots = [planner.slots[v] for v in values]
-        slots += [planner.scratch(nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
-        steps.append(Launch(compiled, tuple(slots), ()))
-        kernels.append(compiled)
+        elif order is not None:
+            compiled = order.compiled(region)
+            slots = [planner.slots[v] for v in order.values]
+            slots += [planner.scratch(nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
+            steps.append(Launch(compiled, tuple(slots), ()))
+            kernels.append(compiled)
     return Plan(
         optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
         tuple(planner.offsets), planner.arena, pool(backend),
@@ -183,27 +186,72 @@ def row_major_inside(graph: Graph, layout: Sequence[tuple[int, ...] | None]) -> 
     return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
-def compile_kernel(naive: Kernel, backend: Backend, config: Config, region: Region) -> Compiled:
-    """Schedule, print and compile one kernel, or take it from memory or disk."""
-    parameters = tuned.parameters(naive, backend)
+class _Order(NamedTuple):
+    """A kernel that is being compiled.
+
+    Attributes:
+        naive, kernel: before and after its schedule.
+        parameters: that tuning found.
+        wait: returns the executable.
+        values: behind each of its arguments.
+    """
+
+    naive: Kernel
+    kernel: Kernel
+    parameters: tuple[tuple[str, int], ...]
+    wait: Callable[[], Executable]
+    values: list[Value]
+
+    def compiled(self, region: Region) -> Compiled:
+        found = cost(self.naive)
+        name = self.kernel.name
+        return Compiled(
+            name, self.kernel, self.naive, self.wait(), found.bytes, found.flops, region, self.parameters
+        )  # fmt: skip
+
+
+def _ordered(
+    regions: Sequence[Region], strides: dict[Value, tuple[int, ...]], backend: Backend, config: Config
+) -> list[_Order | None]:
+    """Lower and schedule the kernels of regions; the device's compiler is at one while the next is prepared."""
+    orders: list[_Order | None] = []
+    known: dict[Kernel, tuple[Kernel, tuple[tuple[str, int], ...], Callable[[], Executable]]] = {}
+    with _compilers(min(backend.limits.compilers, len(regions))) as start:
+        for region in regions:
+            if region.opaque is not None:
+                orders.append(None)
+                continue
+            parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
+            naive, values = to_kernel(_name(region), parts, strides)
+            if naive not in known:
+                parameters = tuned.parameters(naive, backend)
+                kernel = _tuned(naive, parameters, backend, config)
+                wait = start(functools.partial(_executable, kernel, backend))
+                known[naive] = kernel, tuple(parameters.items()), wait
+            orders.append(_Order(naive, *known[naive], values))
+    return orders
+
+
+def _tuned(naive: Kernel, parameters: dict[str, int], backend: Backend, config: Config) -> Kernel:
+    """Schedule a kernel with what tuning found for it."""
     try:
-        kernel = scheduled(naive, backend.limits, config, Choices(parameters) if parameters else None)
+        return scheduled(naive, backend.limits, config, Choices(parameters) if parameters else None)
     except IllegalSchedule as error:
         if not parameters:
             raise
         raise DamagedTuning(file=tuned.path(backend), problem=f"for {naive.name}, {error}") from error
-    text = print_kernel(kernel)
-    known = (text, backend)
-    executable = _kernels.get(known)
-    if executable is None:
-        executable = _kernels[known] = _load(kernel, text, backend)
-        while len(_kernels) > 4 * KEPT_PLANS:
-            _kernels.popitem(last=False)
-        dump = os.environ.get("KERNELFORGE_DUMP_DIR")
-        if dump:
-            _dump(pathlib.Path(dump), kernel.name, backend.name, text, executable.source)
-    found = cost(naive)
-    return Compiled(kernel.name, kernel, naive, executable, found.bytes, found.flops, region, tuple(parameters.items()))
+
+
+@contextlib.contextmanager
+def _compilers(threads: int) -> Iterator[Callable[[Callable[[], Executable]], Callable[[], Executable]]]:
+    """Yield what starts a function and returns one that waits for its result; at the end all are done."""
+    if threads > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(threads, "kernelforge") as pool:
+            yield lambda fn: pool.submit(fn).result
+    else:
+        yield functools.cache
 
 
 def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | None = None) -> Kernel:
@@ -215,8 +263,20 @@ def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | 
     return kernel
 
 
-def _load(kernel: Kernel, text: str, backend: Backend) -> Executable:
+def _executable(kernel: Kernel, backend: Backend) -> Executable:
+    """Take a kernel's executable from memory or disk, or have it compiled."""
+    text = print_kernel(kernel)
     name = cache.key(text, backend.limits.fingerprint)
+    executable = _kernels.get((name, backend))
+    if executable is None:
+        executable = _kernels[name, backend] = _load(kernel, name, backend)
+        dump = os.environ.get("KERNELFORGE_DUMP_DIR")
+        if dump:
+            _dump(pathlib.Path(dump), kernel.name, backend.name, text, executable.source)
+    return executable
+
+
+def _load(kernel: Kernel, name: str, backend: Backend) -> Executable:
     kept = cache.load(name)
     if kept is not None:
         try:
@@ -242,10 +302,11 @@ def _name(region: Region) -> str:
 
 
 def forget() -> None:
-    """Drop every plan and kernel held in memory (tests; after a fork)."""
+    """Know no plan or kernel any more (tests)."""
     with _lock:
         _plans.clear()
         _kernels.clear()
+        _recent.clear()
 
 
-__all__ = ["Compiled", "Plan", "compile_graph", "compile_kernel", "distinct", "exact", "forget", "structure"]
+__all__ = ["Compiled", "Plan", "compile_graph", "distinct", "exact", "forget", "structure"]

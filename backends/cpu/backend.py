@@ -45,7 +45,7 @@ class CpuExecutable:
         pack: makes the frame that ``run`` takes.
     """
 
-    __slots__ = ("_code", "_host", "address", "binary", "kernel", "pack", "run")
+    __slots__ = ("__weakref__", "_code", "_host", "address", "binary", "kernel", "pack", "run")
 
     def __init__(self, kernel: Kernel, host: Host, binary: bytes, fingerprint: str) -> None:
         pool, own = loader.unpack(binary, kernel.name, fingerprint)
@@ -91,6 +91,7 @@ def limits_of(host: Host, fingerprint: str) -> Limits:
         host=True,
         max_args=512,
         fingerprint=fingerprint,
+        compilers=host.threads,
         native=host.native,
         side=host.vector_registers // 8,
         bandwidth=host.threads * CORE_BANDWIDTH,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
 from typing import Any
 
 import llvmlite.binding as llvm
+from llvmlite.binding import ffi
 
 from kernelforge.backends.cpu.entry_code import entry_ir
 from kernelforge.backends.cpu.host import Host
@@ -16,23 +18,65 @@ from kernelforge.backends.cpu.threads import pool_ir
 from kernelforge.errors import CompilationFailed
 from kernelforge.ir.kernel import For, If, Kernel, Op, Stmt, Store
 
-LOCK = threading.Lock()
-"""LLVM objects of one target machine are not to be used by two threads at once, nor half used by a forked child."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
+
+class _Gate:
+    """Lets any number of threads in, and no fork while one is there: a child would find LLVM half used."""
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._inside = 0
+        if hasattr(os, "register_at_fork"):
+            opened = self._change.release
+            os.register_at_fork(before=self._shut, after_in_parent=opened, after_in_child=opened)
+
+    def _shut(self) -> None:
+        self._change.acquire()
+        self._change.wait_for(lambda: not self._inside)
+
+    def __enter__(self) -> None:
+        with self._change:
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._change:
+            self._inside -= 1
+            self._change.notify_all()
 
 
-@functools.cache
-def _target(level: int) -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=level,
-        reloc="pic",
-        codemodel="small",
-    )
+COMPILING = _Gate()
+"""Around every use of LLVM."""
+
+
+class _Machines(threading.local):
+    """Target machines by their level: no two threads may use one at once."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, Any] = {}
+
+    def __getitem__(self, level: int) -> Any:
+        if level not in self.made:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            self.made[level] = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+                cpu=llvm.get_host_cpu_name(),
+                features=llvm.get_host_cpu_features().flatten(),
+                opt=level,
+                reloc="pic",
+                codemodel="small",
+            )
+        return self.made[level]
+
+
+_MACHINES = _Machines()
+
+
+def _unlocked(name: str) -> Any:
+    """Return a function of llvmlite's library without the lock that lets one thread at a time into all of it.
+
+    LLVM asks for none where threads have contexts of their own.
+    """
+    function = getattr(ffi.lib, name)
+    return getattr(function, "_cfn", function)
 
 
 Passes = tuple[str, ...]
@@ -96,23 +140,31 @@ def compile_ir(text: str, name: str, passes: Passes, level: int = 3) -> bytes:
     Raises:
         CompilationFailed: with LLVM's message and the module.
     """
-    with LOCK:  # LLVM's objects are freed when the function inside returns
+    with COMPILING:  # what LLVM made is freed when the function inside returns
         return _compile(text, name, passes, level)
 
 
 def _compile(text: str, name: str, passes: Passes, level: int) -> bytes:
-    machine = _target(level)
-    return bytes(machine.emit_object(optimized(text, name, "cpu", passes, machine)))
+    machine = _MACHINES[level]
+    module = optimized(text, name, "cpu", passes, machine)
+    with ffi.OutputString() as error:
+        held = _unlocked("LLVMPY_TargetMachineEmitToMemory")(machine, module, 1, error)
+        if not held:
+            raise CompilationFailed(kernel=name, device="cpu", log=str(error).strip(), source="\n" + text)
+    try:
+        return ctypes.string_at(ffi.lib.LLVMPY_GetBufferStart(held), ffi.lib.LLVMPY_GetBufferSize(held))
+    finally:
+        ffi.lib.LLVMPY_DisposeMemoryBuffer(held)
 
 
 def optimized(text: str, name: str, device: str, passes: Passes, machine: Any) -> Any:
-    """Return the module that llvmlite parses and ``passes`` improve for a target machine; the caller holds ``LOCK``.
+    """Return the module that llvmlite parses and ``passes`` improve for a machine; the caller is in ``COMPILING``.
 
     Raises:
         CompilationFailed: with LLVM's message and the module.
     """
     try:
-        module = llvm.parse_assembly(text)
+        module = llvm.parse_assembly(text, llvm.create_context())
         module.verify()
     except RuntimeError as error:
         raise CompilationFailed(kernel=name, device=device, log=str(error).strip(), source="\n" + text) from error
@@ -122,12 +174,13 @@ def optimized(text: str, name: str, device: str, passes: Passes, machine: Any) -
     options.loop_vectorization = options.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, options)
     if passes == WHOLE:
-        builder.getModulePassManager().run(module, builder)
+        _unlocked("LLVMPY_RunNewModulePassManager")(builder.getModulePassManager(), module, builder)
     else:
         manager = llvm.create_new_function_pass_manager()
         for one in passes:
             getattr(manager, f"add_{one}_pass")()
+        run = _unlocked("LLVMPY_RunNewFunctionPassManager")
         for function in module.functions:
             if not function.is_declaration:
-                manager.run(function, builder)
+                run(manager, function, builder)
     return module

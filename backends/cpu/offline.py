@@ -12,7 +12,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from kernelforge.backends.cpu.backend import limits_of
-from kernelforge.backends.cpu.compiler import LOCK, optimized, passes_for
+from kernelforge.backends.cpu.compiler import COMPILING, optimized, passes_for
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.target import Assembled, Target, Usage
@@ -72,7 +72,7 @@ def _machine(arch: str, cpu: str) -> Any:
 
 def described(arch: str, cpu: str) -> Host:
     """Describe a processor by what LLVM makes of a probe for it."""
-    with LOCK:
+    with COMPILING:
         shown = _machine(arch, cpu).emit_assembly(llvm.parse_assembly(_PROBE))
     x86 = arch == "x86_64"
     width = 64 if "zmm" in shown else 32 if "ymm" in shown else 16
@@ -106,7 +106,7 @@ def target(cpu: str) -> Target:
     host = described(arch, cpu)
 
     def assemble(kernel: Kernel) -> Assembled:
-        with LOCK:
+        with COMPILING:
             machine = _machine(arch, cpu)
             text = print_kernel(kernel, host)
             module = optimized(text, kernel.name, name, passes_for(kernel), machine)

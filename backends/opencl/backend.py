@@ -125,7 +125,7 @@ def limits_of(device: Any) -> Limits:
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class OpenCLExecutable:
     """A compiled kernel: its program's functions, with the phases that they run.
 

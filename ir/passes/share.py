@@ -128,6 +128,7 @@ class _Sharing:
 
     def bind(self, rows: Sequence[tuple[Stmt, dict[Expr, None]]]) -> list[Stmt]:
         names: dict[Expr, Expr] = {}
+        reading: dict[str, list[Expr]] = {}
         out: list[Stmt] = []
         uses: dict[Expr, int] = {}
         safe: set[Expr] = set()
@@ -136,33 +137,32 @@ class _Sharing:
             for root in (*wanted, *exprs(stmt)):
                 _count(root, True, uses, safe, seen)
         for stmt, wanted in rows:
-            local = dict(names)
             memo: dict[Expr, Expr] = {}
 
-            def rewrite(e: Expr, local: dict[Expr, Expr] = local, memo: dict[Expr, Expr] = memo) -> Expr:
-                done = local.get(e, memo.get(e))
+            def rewrite(e: Expr, memo: dict[Expr, Expr] = memo) -> Expr:
+                done = names.get(e, memo.get(e))
                 if done is not None:
                     return done
                 if isinstance(e, Op):
                     made = tuple(rewrite(a) for a in e.args)
                     done = e if made == e.args else op(e.op, *made, dtype=e.dtype)
                     if uses.get(e, 0) > 1 and _worth(e) and (e in safe or _exposed(e) <= safe):
-                        done = self.let(e, done, out, local, names)
+                        done = self.let(e, done, out, names, reading)
                 elif isinstance(e, Load):
                     done = Load(e.buffer, tuple(rewrite(i) for i in e.index), e.dtype)
                     if uses.get(e, 0) > 1 and e in safe:
-                        done = self.let(e, done, out, local, names)
+                        done = self.let(e, done, out, names, reading)
                 else:
                     done = e
                 memo[e] = done
                 return done
 
             for e in wanted:
-                if e not in local:
-                    self.let(e, rewrite(e), out, local, names)
+                if e not in names:
+                    self.let(e, rewrite(e), out, names, reading)
             if isinstance(stmt, For | If):
                 # what is bound here is known inside, too
-                inner = {e: v for e, v in local.items() if self.depth_of(e) < 1 << 30}
+                inner = {e: v for e, v in names.items() if self.depth_of(e) < 1 << 30}
                 head = dataclasses.replace(stmt, body=())
                 head = map_exprs(head, rewrite)  # type: ignore[assignment]
                 memo2: dict[Expr, Expr] = {}
@@ -171,17 +171,22 @@ class _Sharing:
             else:
                 out.append(map_exprs(stmt, rewrite))
             changed = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)}
-            for e in [e for e in names if not changed.isdisjoint(reads(e))]:
-                del names[e]
+            for e in [e for buffer in changed for e in reading.pop(buffer, ())]:
+                names.pop(e, None)
         return out
 
-    def let(self, e: Expr, value: Expr, out: list[Stmt], local: dict[Expr, Expr], names: dict[Expr, Expr]) -> Expr:
+    def let(
+        self, e: Expr, value: Expr, out: list[Stmt], names: dict[Expr, Expr], reading: dict[str, list[Expr]]
+    ) -> Expr:
+        """Name an expression; ``reading`` lists by buffer what was named and loads from it."""
         if isinstance(value, Var | Const):
             return value
         var = Var(f"t{self.count}", e.dtype)
         self.count += 1
         out.append(Let(var.name, value))
-        local[e] = names[e] = var
+        names[e] = var
+        for buffer in reads(e):
+            reading.setdefault(buffer, []).append(e)
         return var
 
 

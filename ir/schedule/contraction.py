@@ -330,6 +330,8 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     else:
         if contiguous(kernel, along["rows"], width):
             kernel = transposed(kernel, along["rows"], [f"rows_{i}r"], width)
+        elif contiguous(kernel, f"rows_{i}r", rows):
+            kernel = bind(kernel, f"rows_{i}r", "vector")
         kernel, grid = _filled_columns(kernel, j, along["columns"], grid, width)
     for name in grid:
         kernel = bind(kernel, name, "grid")

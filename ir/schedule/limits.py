@@ -38,6 +38,7 @@ class Limits:
         dtypes: short names of the dtypes that can be stored and computed with.
         host: whether kernels read and write host memory in place, at any strides.
         max_args: most buffers one launch can take.
+        compilers: kernels that are compiled at once, each in a thread of its own.
         fingerprint: versions of compiler and driver and the target; part of the key of the disk cache.
         bandwidth: bytes a second of its memory; 0 where it does not tell. For predictions in words alone.
         rate: operations on f32 a second, likewise.
@@ -65,6 +66,7 @@ class Limits:
     side: int = 1
     bandwidth: float = 0.0
     rate: float = 0.0
+    compilers: int = 1
     choices: Choices | None = dataclasses.field(default=None, compare=False)
 
     def choose(self, name: str, default: int, others: Sequence[int]) -> int:

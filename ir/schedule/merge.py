@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from kernelforge.ir.index import normalize
+from kernelforge.ir.index import normalize, reads
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -41,18 +41,18 @@ def merge(kernel: Kernel) -> Kernel:
 
 def _touched(body: Sequence[Stmt]) -> tuple[set[str], set[str]]:
     """Return the buffers that are read, and those written or allocated, at any depth; Lets count as buffers."""
-    reads: set[str] = set()
+    read: set[str] = set()
     writes: set[str] = set()
     for s in stmts(body):
         for root in exprs(s):
-            reads |= {e.buffer for e in walk(root) if isinstance(e, Load)}
+            read |= reads(root)
         if isinstance(s, Store | Alloc):
             writes.add(s.buffer)
             if isinstance(s, Store) and s.op:
-                reads.add(s.buffer)
+                read.add(s.buffer)
         elif isinstance(s, Let):
             writes.add(s.name)
-    return reads, writes
+    return read, writes
 
 
 def _independent(a: Sequence[Stmt], b: Sequence[Stmt]) -> bool:

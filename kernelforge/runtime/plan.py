@@ -156,7 +156,7 @@ def _flag(backend: Backend, argument: Argument) -> bool:
     return bool(backend.download(*argument, (), np.dtype(np.bool_)))
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Plan:
     """A graph ready to run on one device.
 

@@ -1,0 +1,127 @@
+"""What is compiled once, what is compiled at once, and when it is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import sys
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.backends import registry
+from kernelforge.ir import index
+from kernelforge.ir.passes import share
+
+compiling = sys.modules["kernelforge.compile"]
+
+X = np.random.default_rng(5).normal(size=(33, 20)).astype(np.float32)
+
+
+def test_equal_kernels_are_compiled_once() -> None:
+    def layers(x: Any, weights: Any) -> Any:
+        for w in weights:
+            x = np.tanh(x @ w)
+        return x
+
+    weights = [np.eye(1024, dtype=np.float32) * k for k in range(1, 6)]
+    kernels = kf.jit(layers).lower(np.ones((40, 1024), np.float32), weights).kernels
+    assert len(kernels) == 5
+    assert len({k.executable for k in kernels}) == 1
+
+
+def test_kernels_are_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = registry.backend("cpu")
+    together = threading.Barrier(2)
+    compile_ = type(device).compile
+
+    def meet(self: Any, *args: Any) -> Any:
+        together.wait(timeout=20)  # breaks where no other thread comes
+        return compile_(self, *args)
+
+    monkeypatch.setattr(device, "limits", dataclasses.replace(device.limits, compilers=2, fingerprint="at once"))
+    monkeypatch.setattr(type(device), "compile", meet)
+    with kf.default_device("cpu"):
+        fn = kf.jit(lambda x: (x.cumsum(0), x.cumsum(1)))
+        assert len(fn.lower(X).kernels) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_waits_for_compilers() -> None:
+    from kernelforge.backends.cpu.compiler import COMPILING
+
+    inside, left = threading.Event(), threading.Event()
+
+    def compile_() -> None:
+        with COMPILING:
+            inside.set()
+            threading.Event().wait(0.2)
+            left.set()
+
+    thread = threading.Thread(target=compile_)
+    thread.start()
+    inside.wait()
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if left.is_set() else 1)
+    thread.join()
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_plans_go_with_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "RECENT", 2)
+    fn = kf.jit(lambda x: np.tanh(x * 3 + 1).sum(0))
+    for _ in range(3):
+        fn(X)
+    (kernel,) = fn.lower(X).kernels
+    code = weakref.ref(kernel.executable)
+    del kernel
+    for k in range(3):
+        kf.jit(lambda x, k=k: x + k)(X)
+    gc.collect()
+    assert code() is not None
+    del fn
+    gc.collect()
+    assert code() is None
+
+
+def test_plans_of_functions_made_anew_are_kept() -> None:
+    def plan() -> Any:
+        return weakref.ref(kf.jit(lambda x: np.cosh(x) * 2).lower(X).plan)
+
+    first = plan()
+    gc.collect()
+    assert first() is not None
+    # lambdas of one line are one program
+    assert plan()() is first()
+
+
+def test_names_are_looked_up_by_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naming shared expressions takes work that grows with the kernel, not with its square."""
+    calls = [0]
+
+    def counted(e: Any) -> Any:
+        calls[0] += 1
+        return index.reads(e)
+
+    def chain(n: int) -> int:
+        def fn(x: Any) -> Any:
+            found = []
+            for k in range(n):
+                e = np.exp(x + np.float32(k))
+                found.append(e / (e + 1))
+            return found
+
+        calls[0] = 0
+        kf.jit(fn).lower(X)
+        return calls[0]
+
+    monkeypatch.setattr(share, "reads", counted)
+    with kf.default_device("cpu"):
+        few, many = chain(20), chain(80)
+    assert 0 < many < 6 * few
