@@ -28,6 +28,11 @@ WORKERS = 16
 SHORT_BLOCK = 64
 """Sums over rows are made by so many blocks of rows, each with partial results, but of no fewer rows than these."""
 
+WIDE_SUM = 128
+"""Elements that a row adds to in a sum over rows, for each one of the row: with more, partial results that no cache
+holds cost more than storing the row does. The gradients of attention's keys and values have as many as a head is wide.
+"""
+
 FEW_ROWS = 4
 """Fewer rows that share the other operand of a contraction are not worth a tile."""
 
@@ -214,6 +219,11 @@ class Chain:
         at = self.worker, flatten(index, row_major(value.type.shape))
         element = normalize(made.element(low.reader(node), index, tuple(r)))
         kept = [v for v in variables(index) if v not in self.rows.values()]
+        rows = math.prod(v.bound or 0 for v in variables(tuple(self.rows.values())))
+        width = max(v.type.size for v in node.inputs if v in self.axes.dependent) // rows
+        wide = math.prod(v.bound or 0 for v in kept)
+        if wide > WIDE_SUM * width:
+            raise Refused(f"each row of {width:,} elements would add to {wide:,} of a contraction over rows")
         self.body += nest(kept, "parallel", [Store(self.sums[value], at, element, made.op)])
 
     def _blocks(self) -> tuple[Stmt, ...]:

@@ -215,6 +215,25 @@ def test_a_small_network_is_one_kernel(rows: int) -> None:
     np.testing.assert_allclose(kf.jit(mlp)(*args), exact(mlp, *args), rtol=1e-3, atol=1e-4)
 
 
+def test_gradients_of_wide_weights_have_kernels_of_their_own() -> None:
+    """Partial sums of a whole matrix would be read and written for every few rows."""
+
+    def loss(weights: Any, x: Any) -> Any:
+        for w in weights:
+            x = np.maximum(x @ w, 0)
+        return (x * x).sum()
+
+    x = np.ones((256, 300), np.float32)
+    wide, narrow = (
+        [np.ones((300, 300), np.float32)] * 2,
+        [np.ones((300, 40), np.float32), np.ones((40, 40), np.float32)],
+    )
+    said = str(kf.jit(kf.grad(loss)).explain(wide, x))
+    assert "a contraction over rows" in said
+    assert len(kf.jit(kf.grad(loss)).lower(wide, x).kernels) == 3
+    assert len(kf.jit(kf.grad(loss)).lower(narrow, x).kernels) == 2
+
+
 def test_large_weights_keep_their_kernels() -> None:
     types = [(64, 1024), (1024, 1024), (1024,), (1024, 1024), (1024,), (1024, 10)]
     args = [np.zeros(t, np.float32) for t in types]
