@@ -30,8 +30,8 @@ class Item:
 
     def reduced(self) -> bool:
         """Whether it is made from a reduction of its group, or is one."""
-        seen = {self}
-        stack = [self]
+        seen: set[Item] = {self}
+        stack: list[Item] = [self]
         while stack:
             item = stack.pop()
             if item.kind in REDUCTIONS:
