@@ -33,6 +33,9 @@ WIDE_SUM = 128
 holds cost more than storing the row does. The gradients of attention's keys and values have as many as a head is wide.
 """
 
+STORED = 1 << 18
+"""Bytes of rows that caches hold beside all else: they are stored where they are summed over, in a faster product."""
+
 FEW_ROWS = 4
 """Fewer rows that share the other operand of a contraction are not worth a tile."""
 
@@ -220,7 +223,10 @@ class Chain:
         element = normalize(made.element(low.reader(node), index, tuple(r)))
         kept = [v for v in variables(index) if v not in self.rows.values()]
         rows = math.prod(v.bound or 0 for v in variables(tuple(self.rows.values())))
-        width = max(v.type.size for v in node.inputs if v in self.axes.dependent) // rows
+        largest = max((v.type for v in node.inputs if v in self.axes.dependent), key=lambda t: t.size)
+        if largest.nbytes < STORED:
+            raise Refused(f"a contraction over rows of {largest.nbytes:,} bytes in all ends its kernel")
+        width = largest.size // rows
         wide = math.prod(v.bound or 0 for v in kept)
         if wide > WIDE_SUM * width:
             raise Refused(f"each row of {width:,} elements would add to {wide:,} of a contraction over rows")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from kernelforge.compile import forget
 
 
 def normal(*shape: int, seed: int = 0, dtype: str = "float32") -> np.ndarray:
@@ -223,7 +224,7 @@ def test_gradients_of_wide_weights_have_kernels_of_their_own() -> None:
             x = np.maximum(x @ w, 0)
         return (x * x).sum()
 
-    x = np.ones((256, 300), np.float32)
+    x = np.ones((2048, 300), np.float32)
     wide, narrow = (
         [np.ones((300, 300), np.float32)] * 2,
         [np.ones((300, 40), np.float32), np.ones((40, 40), np.float32)],
@@ -232,6 +233,19 @@ def test_gradients_of_wide_weights_have_kernels_of_their_own() -> None:
     assert "a contraction over rows" in said
     assert len(kf.jit(kf.grad(loss)).lower(wide, x).kernels) == 3
     assert len(kf.jit(kf.grad(loss)).lower(narrow, x).kernels) == 2
+
+
+def test_gradients_of_a_small_batch_have_kernels_of_their_own() -> None:
+    """Caches hold the rows that are summed over, and a product is faster alone."""
+
+    def loss(weights: Any, x: Any) -> Any:
+        for w in weights:
+            x = np.tanh(x @ w)
+        return (x * x).sum()
+
+    weights = [np.ones((64, 100), np.float32), np.ones((100, 10), np.float32)]
+    few, many = (len(kf.jit(kf.grad(loss)).lower(weights, np.ones((n, 64), np.float32)).kernels) for n in (128, 4096))
+    assert few > many
 
 
 def test_large_weights_keep_their_kernels() -> None:
@@ -271,7 +285,11 @@ def exact_gradients(ct: Any, q: Any, k: Any, v: Any, mask: Any) -> Any:
 
 @pytest.mark.parametrize("shape", [(2, 3, 40, 40, 16), (1, 1, 131, 131, 33), (1, 2, 300, 300, 64), (1, 2, 70, 30, 5)])
 @pytest.mark.parametrize("fn", [attention, causal])
-def test_gradients_in_one_kernel_with_the_values(fn: Any, shape: tuple[int, ...]) -> None:
+def test_gradients_in_one_kernel_with_the_values(
+    fn: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernelforge.ir.chains.STORED", 0)  # as if these were too large to be stored
+    forget()
     b, h, queries, keys, d = shape
     q, k, v = heads(queries, keys, d, b, h)
     ct = normal(b, h, queries, d, seed=7)
