@@ -10,13 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import os
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 from kernelforge.backends.base import Backend
 from kernelforge.errors import DeviceClash, DeviceUnavailable, UnknownDevice
+from kernelforge.forks import UNFORKED, Lock
 
 GROUP = "kernelforge.backends"
 OWN = "kernelforge"
@@ -24,9 +23,7 @@ BUILT_IN = ("cpu", "opencl", "cuda", "reference")
 EXTRAS = ("cuda",)
 """Backends whose packages are an extra of this package, of the same name."""
 
-_LOCK = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+_LOCK = Lock()
 
 
 class _Source(NamedTuple):
@@ -109,7 +106,7 @@ _failed: dict[str, str] = {}
 
 def _open(family: str, source: _Source) -> dict[str, Backend]:
     """Make a backend's devices, once; a failure is remembered too."""
-    with _LOCK:
+    with UNFORKED, _LOCK:
         if family in _failed:
             raise DeviceUnavailable(reason=_failed[family])
         if family not in _opened:

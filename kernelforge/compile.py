@@ -18,6 +18,7 @@ import numpy as np
 from kernelforge.backends.base import Backend, Executable
 from kernelforge.config import Config
 from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, UnsupportedOnDevice
+from kernelforge.forks import Lock
 from kernelforge.ir.build import Builder, primitive
 from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.fuse import Region, fuse
@@ -34,7 +35,6 @@ from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime import cache, tuned
-from kernelforge.runtime.lock import Lock
 from kernelforge.runtime.memory import pool, size_class
 from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import subprocess
 import sys
 import threading
 import weakref
@@ -15,6 +16,7 @@ import pytest
 
 import kernelforge as kf
 from kernelforge.backends import registry
+from kernelforge.forks import UNFORKED
 from kernelforge.ir import index
 from kernelforge.ir.passes import share
 
@@ -53,12 +55,10 @@ def test_kernels_are_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_waits_for_compilers() -> None:
-    from kernelforge.backends.cpu.compiler import COMPILING
-
     inside, left = threading.Event(), threading.Event()
 
     def compile_() -> None:
-        with COMPILING:
+        with UNFORKED:
             inside.set()
             threading.Event().wait(0.2)
             left.set()
@@ -71,6 +71,24 @@ def test_a_fork_waits_for_compilers() -> None:
         os._exit(0 if left.is_set() else 1)
     thread.join()
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_gate_made_while_a_fork_begins() -> None:
+    code = (
+        "import os\n"
+        "from kernelforge.forks import Gate\n"
+        "made = []\n"
+        "os.register_at_fork(before=lambda: made.append(Gate()))\n"
+        "for _ in range(2):\n"
+        "    pid = os.fork()\n"
+        "    with made[0]:\n"
+        "        if not pid:\n"
+        "            os._exit(0)\n"
+        "    assert os.waitpid(pid, 0)[1] == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_plans_go_with_the_function(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import threading
 from typing import Any
 
@@ -16,35 +15,8 @@ from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import pool_ir
 from kernelforge.errors import CompilationFailed
+from kernelforge.forks import UNFORKED
 from kernelforge.ir.kernel import For, If, Kernel, Op, Stmt, Store
-
-
-class _Gate:
-    """Lets any number of threads in, and no fork while one is there: a child would find LLVM half used."""
-
-    def __init__(self) -> None:
-        self._change = threading.Condition()
-        self._inside = 0
-        if hasattr(os, "register_at_fork"):
-            opened = self._change.release
-            os.register_at_fork(before=self._shut, after_in_parent=opened, after_in_child=opened)
-
-    def _shut(self) -> None:
-        self._change.acquire()
-        self._change.wait_for(lambda: not self._inside)
-
-    def __enter__(self) -> None:
-        with self._change:
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._change:
-            self._inside -= 1
-            self._change.notify_all()
-
-
-COMPILING = _Gate()
-"""Around every use of LLVM."""
 
 
 class _Machines(threading.local):
@@ -140,7 +112,7 @@ def compile_ir(text: str, name: str, passes: Passes, level: int = 3) -> bytes:
     Raises:
         CompilationFailed: with LLVM's message and the module.
     """
-    with COMPILING:  # what LLVM made is freed when the function inside returns
+    with UNFORKED:  # what LLVM made is freed when the function inside returns
         return _compile(text, name, passes, level)
 
 
@@ -158,7 +130,7 @@ def _compile(text: str, name: str, passes: Passes, level: int) -> bytes:
 
 
 def optimized(text: str, name: str, device: str, passes: Passes, machine: Any) -> Any:
-    """Return the module that llvmlite parses and ``passes`` improve for a machine; the caller is in ``COMPILING``.
+    """Return the module that llvmlite parses and ``passes`` improve for a machine; the caller is in ``forks.UNFORKED``.
 
     Raises:
         CompilationFailed: with LLVM's message and the module.

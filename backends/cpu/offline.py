@@ -12,11 +12,12 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from kernelforge.backends.cpu.backend import limits_of
-from kernelforge.backends.cpu.compiler import COMPILING, optimized, passes_for
+from kernelforge.backends.cpu.compiler import optimized, passes_for
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.target import Assembled, Target, Usage
 from kernelforge.errors import UnknownTarget
+from kernelforge.forks import UNFORKED
 from kernelforge.ir.kernel import Kernel
 
 ARCHS = ("x86_64", "aarch64")
@@ -72,7 +73,7 @@ def _machine(arch: str, cpu: str) -> Any:
 
 def described(arch: str, cpu: str) -> Host:
     """Describe a processor by what LLVM makes of a probe for it."""
-    with COMPILING:
+    with UNFORKED:
         shown = _machine(arch, cpu).emit_assembly(llvm.parse_assembly(_PROBE))
     x86 = arch == "x86_64"
     width = 64 if "zmm" in shown else 32 if "ymm" in shown else 16
@@ -106,7 +107,7 @@ def target(cpu: str) -> Target:
     host = described(arch, cpu)
 
     def assemble(kernel: Kernel) -> Assembled:
-        with COMPILING:
+        with UNFORKED:
             machine = _machine(arch, cpu)
             text = print_kernel(kernel, host)
             module = optimized(text, kernel.name, name, passes_for(kernel), machine)

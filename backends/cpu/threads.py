@@ -13,10 +13,10 @@ import ctypes
 import mmap
 import os
 import sys
-import threading
 
 from kernelforge.backends.cpu.host import Host, host
 from kernelforge.backends.cpu.loader import Code
+from kernelforge.forks import UNFORKED, Lock
 
 WORTH = 1 << 16
 """Estimated instructions (see ``work``) below which waking the threads does not pay: some 10 microseconds."""
@@ -271,16 +271,13 @@ class Pool:
     def __init__(self) -> None:
         self.word = ctypes.c_int64()
         self._symbols: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._forked
-            )
+            os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
         """Give up the state: its threads are not in this process."""
         self.word.value = 0
-        self._lock.release()
 
     @property
     def provided(self) -> bool:
@@ -293,14 +290,14 @@ class Pool:
 
     def provide(self, code: Code) -> None:
         """Take the loaded code of ``pool_ir`` and ``entry_ir``, unless there is some."""
-        with self._lock:
+        with UNFORKED, self._lock:
             if not self._symbols:
                 self._symbols = code.symbols
                 _keep(code.owner)
 
     def start(self) -> int:
         """Make the state and start the threads; return the state."""
-        with self._lock:
+        with UNFORKED, self._lock:
             if self.word.value:
                 return self.word.value
             memory = mmap.mmap(-1, mmap.PAGESIZE)

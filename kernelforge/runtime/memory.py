@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.backends.base import Backend
-from kernelforge.runtime.lock import Lock
+from kernelforge.forks import Lock
 
 KEPT_PER_CLASS = 4
 KEPT_BYTES = 1 << 30
