@@ -21,6 +21,10 @@ from kernelforge.ir.types import row_major
 WEIGHTS = 1 << 20
 """Bytes of a contraction's other operand that each block of rows walks through again: as much as a cache holds."""
 
+MUCH = 32
+"""Values of so many times the size are not stored for an operand that no cache holds: a product of its own is faster,
+as it packs the operand once for many rows, until the memory matters."""
+
 ROW_BYTES = 1 << 20
 """Bytes that the buffers of a row take at most."""
 
@@ -303,7 +307,7 @@ class Chain:
         given = [(v, n) for v, n in zip(node.inputs, own, strict=True) if v not in self.axes.dependent]
         walked, rows = min(((v.type.nbytes // n, n) for v, n in given), default=(0, 1))
         held = max(v.type.nbytes for v in (node.output, *node.inputs) if v in self.axes.dependent) // rows
-        if walked > max(WEIGHTS, held):
+        if walked > max(WEIGHTS, held // MUCH):
             raise Refused(f"each block of rows would walk through {walked:,} bytes of the contraction's other operand")
 
     def _output(self, value: Value) -> None:

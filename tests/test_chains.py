@@ -256,6 +256,13 @@ def test_large_weights_keep_their_kernels() -> None:
     assert "each block of rows would walk through 4,194,304 bytes" in text
 
 
+def test_large_weights_have_kernels_of_their_own_though_what_they_make_is_larger() -> None:
+    """Packed once, they serve many rows; but not at the price of the memory that attention would take."""
+    x, w, v = (np.zeros(s, np.float32) for s in ((2048, 1024), (1024, 1024), (1024, 1024)))
+    assert counted(lambda x, w, v: np.tanh(x @ w) @ v, x, w, v) == 2
+    assert counted(attention, *(np.zeros((1, 5000, 64), np.float32),) * 3) == 1
+
+
 @pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
 @pytest.mark.parametrize("fn", [attention, causal, grouped])
 def test_every_device(fn: Any, device: str) -> None:
