@@ -6,8 +6,10 @@ So do neighbours under one condition, or each would compute again what they shar
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import normalize, reads
 from kernelforge.ir.kernel import (
     Alloc,
@@ -28,14 +30,15 @@ from kernelforge.ir.kernel import (
 )
 
 
-def merge(kernel: Kernel) -> Kernel:
+def merge(kernel: Kernel, room: float = math.inf) -> Kernel:
     """Merge sibling loops inside every grid loop.
 
     A loop joins the first one of its extent and kind that it may: neither touches what the other one writes, or both
     only at the element of their own iteration, and it depends on nothing that stands between them. A parallel loop
     that joins a serial one becomes serial. What an iteration has stored, the rest of it takes from the expression.
+    Two loops whose registers do not fit ``room`` bytes together, as those of two tiles of products, stay apart.
     """
-    body = tuple(dataclasses.replace(s, body=_merged(s.body)) if isinstance(s, For) else s for s in kernel.body)
+    body = tuple(dataclasses.replace(s, body=_merged(s.body, room)) if isinstance(s, For) else s for s in kernel.body)
     return dataclasses.replace(kernel, body=body)
 
 
@@ -60,11 +63,18 @@ def _independent(a: Sequence[Stmt], b: Sequence[Stmt]) -> bool:
     return not (first[1] & (second[0] | second[1])) and not (second[1] & first[0])
 
 
-def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+def _registers(body: Sequence[Stmt]) -> int:
+    """Return the most bytes of registers that are held at once."""
+    own = [s for s in body if isinstance(s, Alloc) and s.space == "register"]
+    held = sum(math.prod(int(n.value) for n in s.shape if isinstance(n, Const)) * DTYPES[s.dtype].itemsize for s in own)
+    return held + max((_registers(s.body) for s in body if isinstance(s, For | If)), default=0)
+
+
+def _merged(body: Sequence[Stmt], room: float) -> tuple[Stmt, ...]:
     out: list[Stmt] = []
     for stmt in _begun(body):
         if isinstance(stmt, For):
-            place = _place(out, stmt)
+            place = _place(out, stmt, room)
             if place is None:
                 out.append(stmt)
             else:
@@ -79,7 +89,7 @@ def _merged(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
             out[-1] = If(stmt.cond, (*out[-1].body, *stmt.body))  # type: ignore[union-attr]
         else:
             out.append(stmt)
-    return tuple(dataclasses.replace(s, body=_merged(s.body)) if isinstance(s, For | If) else s for s in out)
+    return tuple(dataclasses.replace(s, body=_merged(s.body, room)) if isinstance(s, For | If) else s for s in out)
 
 
 def _begun(body: Sequence[Stmt]) -> list[Stmt]:
@@ -97,14 +107,15 @@ def _begun(body: Sequence[Stmt]) -> list[Stmt]:
     return [*first, *rest]
 
 
-def _place(out: Sequence[Stmt], loop: For) -> int | None:
+def _place(out: Sequence[Stmt], loop: For, room: float) -> int | None:
     """Return where the first loop is that ``loop`` may join."""
     place = None
     for k in range(len(out) - 1, -1, -1):
         first = out[k]
-        fits = isinstance(first, For) and first.extent is loop.extent and _alike(first.kind, loop.kind)
-        if fits and (_independent((first,), (loop,)) or _aligned(first, loop)):  # type: ignore[arg-type]
-            place = k
+        if isinstance(first, For) and first.extent is loop.extent and _alike(first.kind, loop.kind):
+            fits = _registers((*first.body, *loop.body)) <= room
+            if fits and (_independent((first,), (loop,)) or _aligned(first, loop)):
+                place = k
         if isinstance(first, Let) or not _independent((first,), (loop,)):
             break
     return place

@@ -129,7 +129,8 @@ def scratch(kernel: Kernel) -> Kernel:
 
 def vector(kernel: Kernel, limits: Limits) -> Kernel:
     """Schedule one nest for SIMD lanes and threads."""
-    return merge(_vector(kernel, limits))
+    # operands have the last quarter of the registers
+    return merge(_vector(kernel, limits), limits.vector_registers * limits.vector_bytes * 3 // 4)
 
 
 def _vector(kernel: Kernel, limits: Limits) -> Kernel:

@@ -327,6 +327,23 @@ def test_merge_makes_one_of_equal_conditions() -> None:
     assert len(made.body) == 2
 
 
+def test_merge_keeps_tiles_apart_that_fill_the_registers() -> None:
+    def tile(k: int) -> For:
+        i, r, t = (Var(f"{name}{k}", "i64", 6) for name in "irt")
+        product = Load("x", (r,), "f32") * Load("x", (t,), "f32")
+        sums = For(r, i64(6), "serial", (For(t, i64(6), "unroll", (Store(f"c{k}", (t,), product, "add"),)),))
+        clear = For(t, i64(6), "unroll", (Store(f"c{k}", (t,), Const(0.0, "f32")),))
+        end = Store("o", (i,), Load(f"c{k}", (i64(k),), "f32"), "add")
+        return For(i, i64(6), "serial", (Alloc(f"c{k}", "f32", (i64(6),), "register"), clear, sums, end))
+
+    k = kernel("tiles", (("x", 6),), 6, For(Var("g", "i64", 1), i64(1), "grid", (tile(0), tile(1))))
+    for room, count in ((48, 1), (47, 2)):
+        same(k, merge(k, room))
+        (grid,) = merge(k, room).body
+        assert isinstance(grid, For)
+        assert len(grid.body) == count
+
+
 def test_merge_takes_up_what_an_iteration_has_stored() -> None:
     i, j, n = Var("i", "i64", 8), Var("j", "i64", 8), i64(8)
 
