@@ -11,6 +11,7 @@ from kernelforge.errors import CommandFailed
 MODULES = "kernelforge.bench.peers"
 LIMITS = ("plain", "streaming", "arithmetic")
 """Variants of the limit: moving the bytes with ordinary stores, with non-temporal ones, and doing the flops."""
+ARITHMETIC = f"limit:{LIMITS[-1]}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -25,16 +25,17 @@ def our(row: Row) -> Sample | None:
     return next((s for s in found if s.stats), found[0] if found else None)
 
 
-def mark(row: Row) -> float:
-    """Return what a row's bars are a fraction of: the machine's limit or, where there is none, the best median."""
-    if row.limit:
-        return row.limit.median
-    return min((s.stats.median for s in row.samples if s.stats), default=0.0)
+def share(row: Row, sample: Sample) -> tuple[float, float, float]:
+    """Return a sample's median between its quartiles as fractions of the limit or, where there is none, of the best.
 
-
-def share(row: Row, value: float) -> float:
-    """Return a time or a size as a fraction of the mark: the more, the better."""
-    return mark(row) / value if value > 0 else 1.0
+    The more, the better.
+    """
+    assert sample.stats
+    low, middle, high = sample.stats.low, sample.stats.median, sample.stats.high
+    best = min(s.stats.median for s in row.samples if s.stats)
+    fraction = row.fraction(sample) if row.limit else best / middle if middle > 0 else 1.0
+    assert fraction is not None
+    return fraction * (middle / high if high > 0 else 1.0), fraction, fraction * (middle / low if low > 0 else 1.0)
 
 
 def bars(row: Row) -> Html:
@@ -44,7 +45,7 @@ def bars(row: Row) -> Html:
     if not shown:
         return tag("p", "nobody could run it", class_="faint")
     left, right, step = 108, 246, 20
-    most = max((share(row, s.stats.low) for s in timed if s.stats), default=0.0)
+    most = max((share(row, s)[2] for s in timed), default=0.0)
     top = min(max(most, 1.1), FURTHEST)
 
     def x(fraction: float) -> int:
@@ -57,8 +58,8 @@ def bars(row: Row) -> Html:
         if s.stats is None:
             what = [tag("text", f"{s.status}: not timed", x=left + 4, y=y + 11, class_="bad")]
         else:
-            middle = share(row, s.stats.median)
-            low, end, high = (x(share(row, v)) for v in (s.stats.high, s.stats.median, s.stats.low))
+            middle = share(row, s)[1]
+            low, end, high = (x(v) for v in share(row, s))
             tip = "l7 7l-7 7" if middle > top else "v14"
             what = [
                 tag("path", d=f"M{left} {y}H{end}{tip}H{left}z"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from kernelforge import page
 from kernelforge.bench import charts
-from kernelforge.bench.charts import Moment, Point, bars, line, our, roofline, share
+from kernelforge.bench.charts import Moment, Point, bars, line, our, roofline
 from kernelforge.bench.report import TITLES, notes
 from kernelforge.bench.schema import OURS, Candidate, Row, Run, Sample, bandwidth_of, is_ours, peak_of
 from kernelforge.page import Html, details, join, table, tag
@@ -84,7 +84,7 @@ def _versions(candidate: Candidate) -> str:
 
 def _figures(run: Run) -> Html:
     pairs = [(r, s) for r in run.rows if r.measure == "time" and (s := our(r)) and s.stats]
-    fractions = [share(r, s.stats.median) for r, s in pairs if r.limit and s.stats]
+    fractions = [f for r, s in pairs if (f := r.fraction(s)) is not None]
     ratios = [found for r, s in pairs if (found := r.ratio(s)) is not None]
     bad = sum(s.status in {"wrong", "failed"} for r in run.rows for s in r.samples)
     entries = [

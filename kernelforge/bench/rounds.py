@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from kernelforge.bench.candidates import Entrant
+from kernelforge.bench.candidates import ARITHMETIC, Entrant
 from kernelforge.bench.process import Crew, WorkerFailed
 from kernelforge.bench.schema import Bound, Row, Sample, Stats
 from kernelforge.bench.workloads.record import TOLERANCE, Array, Workload, distance
@@ -53,15 +54,21 @@ class Turn:
     Attributes:
         call: about how many seconds a call takes.
         batch: calls that are timed at once.
+        rounds: seconds of a call, the samples of each turn.
     """
 
     name: str
     worker: Timed
     call: float
     batch: int
-    seconds: list[float] = dataclasses.field(default_factory=list)
+    rounds: list[list[float]] = dataclasses.field(default_factory=list)
     spent: float = 0.0
     failed: str = ""
+
+    @property
+    def stats(self) -> Stats | None:
+        """The statistics of all calls, None before the first."""
+        return Stats.of([s for r in self.rounds for s in r], [min(r) for r in self.rounds]) if self.rounds else None
 
     def take(self) -> None:
         """Make untimed calls, then timed ones."""
@@ -71,7 +78,7 @@ class Turn:
             answer = self.worker.ask(
                 "run", warm=(self.call < SHORT_S) + (self.call < LONG_S), count=count, batch=self.batch
             )
-            self.seconds += answer["seconds"]
+            self.rounds.append(answer["seconds"])
         except WorkerFailed as error:
             self.failed = str(error)
         self.spent += time.perf_counter() - begun
@@ -146,9 +153,9 @@ class Prepared(Turn):
     compile_s: float = 0.0
 
     def sample(self) -> Sample:
-        if self.failed or not self.seconds:
+        if self.failed or not self.rounds:
             return Sample(self.name, "failed", None, self.error, self.failed or "interrupted", self.compile_s)
-        return Sample(self.name, "measured", Stats.of(self.seconds), self.error, "", self.compile_s)
+        return Sample(self.name, "measured", self.stats, self.error, "", self.compile_s)
 
 
 def _finite(error: float) -> float | None:
@@ -172,7 +179,7 @@ def measure(
     finally:
         for turn in [*bounds, *turns]:
             _release(turn)
-    limit, bound = _limit({t.name: t.sample() for t in bounds})
+    limit, bound = slowest_bound(bounds)
     samples = tuple(p.sample() if isinstance(p, Prepared) else p for p in prepared)
     return row(problem.work, crew.device, "time" if problem.work.group != "overhead" else "overhead", samples,
                moved=sum(problem.moved), limit=limit, bound=bound)  # fmt: skip
@@ -185,14 +192,17 @@ def _release(turn: Turn) -> None:
         return
 
 
-def _limit(samples: dict[str, Sample]) -> tuple[Stats | None, Bound | None]:
-    """Return the slower of the quickest way to move the bytes and of the flops."""
-    moves = [s.stats for name, s in samples.items() if s.stats and name != "limit:arithmetic"]
-    flops = samples.get("limit:arithmetic")
-    best = min(moves, key=lambda s: s.median, default=None)
-    if flops is not None and flops.stats and (best is None or flops.stats.median > best.median):
-        return flops.stats, "arithmetic"
-    return best, "memory" if best else None
+def slowest_bound(bounds: Sequence[Turn]) -> tuple[Stats | None, Bound | None]:
+    """Return the slower of the quickest way to move the bytes and of the flops, each the quickest of its round."""
+    moves = [t.stats.rounds for t in bounds if t.stats and t.name != ARITHMETIC]
+    flops = [t.stats.rounds for t in bounds if t.stats and t.name == ARITHMETIC]
+    least: dict[Bound, list[float]] = {}
+    if moves:
+        least["memory"] = [min(each) for each in zip(*moves, strict=False)]
+    if flops:
+        least["arithmetic"] = [*flops[0]]
+    bound = max(least, key=lambda b: statistics.median(least[b]), default=None)
+    return (Stats.of(least[bound], least[bound]), bound) if bound else (None, None)
 
 
 def row(

@@ -26,19 +26,24 @@ OURS = "kernelforge"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stats:
-    """Order statistics of repeated measurements, in the unit of the row: seconds or bytes."""
+    """Order statistics of repeated measurements, in the unit of the row: seconds or bytes.
+
+    Attributes:
+        rounds: the least of each round, from the first one on; empty where there are no rounds.
+    """
 
     median: float
     low: float
     high: float
     least: float
     count: int
+    rounds: tuple[float, ...] = ()
 
     @staticmethod
-    def of(values: Sequence[float]) -> Stats:
+    def of(values: Sequence[float], rounds: Sequence[float] = ()) -> Stats:
         """Return the statistics of at least one value; ``low`` and ``high`` are the quartiles."""
         low, median, high = statistics.quantiles(values if len(values) > 1 else [*values] * 2, n=4, method="inclusive")
-        return Stats(median, low, high, min(values), len(values))
+        return Stats(median, low, high, min(values), len(values), tuple(rounds))
 
     @property
     def spread(self) -> float:
@@ -105,8 +110,15 @@ class Row:
         return "B" if self.measure == "memory" else "s"
 
     def fraction(self, sample: Sample) -> float | None:
-        """Return the limit's time over the sample's, 1 at the limit; None without either."""
-        return self.limit.median / sample.stats.median if self.limit and sample.stats else None
+        """Return the limit's time over the sample's, 1 at the limit; None without either.
+
+        It is the median over the rounds of the least time of one over that of the other: a machine may change its
+        clock or its memory's pace between rounds, which is then in both. Without rounds the medians are compared.
+        """
+        if not (self.limit and sample.stats):
+            return None
+        pairs = [a / b for a, b in zip(self.limit.rounds, sample.stats.rounds, strict=False)]
+        return statistics.median(pairs) if pairs else self.limit.median / sample.stats.median
 
     def best_peer(self) -> Sample | None:
         """Return the fastest that is not kernelforge; None when no peer was measured."""
@@ -240,14 +252,14 @@ def from_json(text: str, name: str = "the file") -> Run:
             **record,
             "machine": Machine(**record["machine"]),
             "candidates": tuple(Candidate(**c) for c in record["candidates"]),
-            "limits": {name: Stats(**stats) for name, stats in record["limits"].items()},
+            "limits": {name: found for name, stats in record["limits"].items() if (found := _stats(stats))},
             "rows": rows,
         }
     )
 
 
 def _stats(record: dict[str, Any] | None) -> Stats | None:
-    return None if record is None else Stats(**record)
+    return None if record is None else Stats(**{**record, "rounds": tuple(record.get("rounds", ()))})
 
 
 def _sample(record: dict[str, Any]) -> Sample:

@@ -10,7 +10,18 @@ import pytest
 
 from kernelforge.bench.candidates import Entrant
 from kernelforge.bench.process import Crew, WorkerFailed
-from kernelforge.bench.rounds import FEWEST, Effort, Prepared, Problem, Turn, interleave, measure, order, prepare
+from kernelforge.bench.rounds import (
+    FEWEST,
+    Effort,
+    Prepared,
+    Problem,
+    Turn,
+    interleave,
+    measure,
+    order,
+    prepare,
+    slowest_bound,
+)
 from tests.bench import fake
 
 
@@ -89,7 +100,7 @@ def test_order_rotates() -> None:
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     for place in (0, 2):
         assert len({r[place] for r in rounds}) == 3
-    assert all(len(t.seconds) == 60 for t in turns)
+    assert all(len(t.rounds) == 6 and t.stats and t.stats.count == 60 for t in turns)
 
 
 def test_who_fails_takes_no_more_turns_and_who_is_slow_fewer() -> None:
@@ -99,6 +110,23 @@ def test_who_fails_takes_no_more_turns_and_who_is_slow_fewer() -> None:
     interleave([broken, slow, quick], Effort(8, 60.0), pause=0.0)
     assert [log.count(n) for n in ("broken", "slow", "quick")] == [1, FEWEST, 8]
     assert broken.failed == "gone"
+
+
+def test_the_limit_is_the_quickest_of_each_round() -> None:
+    def turn(name: str, *rounds: list[float]) -> Turn:
+        return Turn(name, Watched(name, []), 1.0, 1, [*rounds])
+
+    plain, streaming = turn("limit:plain", [3.0, 2.0], [5.0, 4.0], [2.0]), turn("limit:streaming", [4.0], [3.0], [9.0])
+    quick, slow = turn("limit:arithmetic", [1.0], [2.0], [9.0]), turn("limit:arithmetic", [4.0, 8.0], [3.5], [3.0])
+    limit, bound = slowest_bound([plain, streaming, quick])
+    assert bound == "memory"
+    assert limit is not None
+    assert limit.rounds == (2.0, 3.0, 2.0)
+    limit, bound = slowest_bound([plain, streaming, slow])
+    assert bound == "arithmetic"
+    assert limit is not None
+    assert limit.rounds == (4.0, 3.5, 3.0)
+    assert slowest_bound([]) == (None, None)
 
 
 def test_results_are_judged_by_norm() -> None:

@@ -14,7 +14,7 @@ from kernelforge.errors import CommandFailed
 def run() -> Run:
     samples = (
         Sample("kernelforge", "measured", Stats.of([0.5, 0.25, 1.0]), 1e-7, compile_s=0.1),
-        Sample("torch", "measured", Stats.of([2.0, 1.0, 4.0]), 1e-6),
+        Sample("torch", "measured", Stats.of([2.0, 1.0, 4.0], [1.0, 4.0]), 1e-6),
         Sample("jax", "wrong", None, 0.5, "the result is 5e-01 from NumPy's"),
         Sample("numba", "skipped", reason="it has no gelu"),
     )
@@ -44,6 +44,15 @@ def test_derived_figures() -> None:
     assert is_ours("kernelforge@HEAD~1")
     assert is_ours("kernelforge==0.1")
     assert not is_ours("torch")
+
+
+def test_fractions_are_of_one_round() -> None:
+    (row,) = run().rows
+    (ours, *_) = row.samples
+    limit = Stats.of([1.0, 2.0, 1.0, 2.0])  # the machine halves its pace from one round to the next
+    limit = dataclasses.replace(limit, rounds=(1.0, 2.0, 2.0, 1.0))
+    sample = dataclasses.replace(ours, stats=Stats.of([2.0, 4.0, 4.0], [2.0, 4.0, 4.0]))
+    assert dataclasses.replace(row, limit=limit).fraction(sample) == 0.5
 
 
 def test_what_is_no_run_is_refused() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kernelforge.bench.peers.limit import UNROLL
+from kernelforge.bench.peers.base import Setting
+from kernelforge.bench.peers.limit import UNROLL, Limit
 from kernelforge.bench.peers.limit_ir import Host
 from kernelforge.bench.workloads import TABLE, learning, maps, products, rows
 from kernelforge.bench.workloads.record import Draw, aligned, outputs
@@ -103,6 +105,26 @@ def test_the_limits_loops_move_what_they_say(streaming: bool) -> None:
     np.testing.assert_array_equal(target[step + low : step + high], want)
     assert not target[:low].any()
     assert not target[high:step].any()
+
+
+@pytest.mark.parametrize("name", ["plain", "streaming", "arithmetic"])
+def test_a_limits_call_does_a_workload_as_often_as_it_says(name: str) -> None:
+    setting = Setting(name, "cpu", 2)
+    for moved in ((64e6, 4e3), (16e6, 16e6), (48e6, 16e6), (1e3, 1e3)):
+        peer = Limit(setting)
+        work = dataclasses.replace(TABLE["sgemm_256"], moved=moved)
+        done: list[tuple[Any, ...]] = []
+        peer._calls = lambda jobs, alive: done.extend(jobs)  # type: ignore[method-assign,assignment,return-value]  # noqa: B023
+        if name == "arithmetic":
+            peer.prepare(work, [])
+            flops = sum(job[2] for job in done) * Host.here().chains("f32")[1]
+            assert peer.share == pytest.approx(flops / work.flops)
+        else:
+            reads, writes = round(4 * moved[0] / sum(moved)), round(4 * moved[1] / sum(moved))
+            _, share = peer._move(work, reads, writes)
+            nbytes = sum((high - low) * repeat for *_, low, high, repeat in done) * (reads + writes)
+            assert share == pytest.approx(nbytes / sum(moved))
+            assert share * sum(moved) >= 1e8
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
