@@ -123,9 +123,7 @@ def _compile(
             raise UnsupportedOnDevice(
                 device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
             )
-    fusion = fuse(
-        optimized, config.fusion, limits.max_args, limits.form == "vector", limits.host or limits.form == "serial"
-    )
+    fusion = fuse(optimized, config.fusion, limits.max_args, limits.form == "vector", limits.form != "group")
     if config.fusion:
         fusion = plan_residuals(optimized, fusion, limits.max_args)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}

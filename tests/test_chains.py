@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -274,6 +275,21 @@ def test_every_device(fn: Any, device: str) -> None:
         normal(1, 1 if fn is grouped else 2, 11, 5, seed=2),
     )
     with kf.default_device(device):
+        assert counted(fn, *args) == 1
+        np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("device", ["opencl:0", "opencl:1"])
+@pytest.mark.parametrize("fn", [attention, causal])
+def test_rows_that_local_memory_does_not_hold(fn: Any, device: str) -> None:
+    """Buffers of rows are each worker's own, and there are as many workers at any length."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device}")
+    with kf.default_device(device):
+        args = heads(1500, 9000, 8, 1, 1)
+        (kernel,) = kf.jit(fn).lower(*args).kernels
+        held: Any = kernel.executable
+        assert sum(4 * math.prod(int(n.value) for n in s.shape) for s in held.scratch) < 4 * 1500 * 9000
         np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
 
 

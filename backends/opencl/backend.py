@@ -164,6 +164,7 @@ class OpenCL:
         self._pid = os.getpid()
         self._limits = limits_of(device)
         self._cpu = self._limits.form == "vector"
+        self._workers = PARTS * self._limits.threads if self._cpu else 0
         self._aligned = device.mem_base_addr_align >= 8 * LINE
         self._scratch: list[Any] = []
         self._options = ["-cl-std=CL1.2", "-w"]
@@ -248,7 +249,7 @@ class OpenCL:
         self._alive()
         self._check(kernel)
         large = streamed(kernel, host().cache_bytes) if self._cpu and self._aligned else frozenset[str]()
-        source = print_opencl(kernel, self._cpu, self.device.local_mem_size, large)
+        source = print_opencl(kernel, self._workers, self.device.local_mem_size, large)
         if binary is None:
             program = self._compile(kernel, source.text)
             (body,) = program.get_info(cl.program_info.BINARIES)
@@ -311,7 +312,7 @@ class OpenCL:
                 if count > 0:
                     groups = count if phase.grouped else -(-count // phase.items)
                     if phase.shared:
-                        groups = min(groups, PARTS * self._limits.threads)
+                        groups = min(groups, self._workers)
                     given = [x for b in phase.buffers for x in places[b]]
                     with self._room(sum(h.size for h, _ in places.values())):
                         run = past_cache if stream and past_cache else function

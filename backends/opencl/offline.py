@@ -50,7 +50,7 @@ def amd(name: str, arch: str, limits: Limits) -> Target:
     """Return an AMD GPU as a target."""
 
     def assemble(kernel: Kernel) -> Assembled:
-        source = print_opencl(kernel, False, limits.local_bytes)
+        source = print_opencl(kernel, 0, limits.local_bytes)
         command = [_clang(), "-x", "cl", "-cl-std=CL1.2", "-target", "amdgcn-amd-amdhsa", f"-mcpu={arch}", "-O3"]
         command += ["-nogpulib", "-S", "-", "-o", "-"]
         text = _BUILT_INS + source.text
@@ -65,7 +65,7 @@ def amd(name: str, arch: str, limits: Limits) -> Target:
             raise CompilerMissing(compiler="a clang that links AMD's device libraries", problem=problem, how=how)
         return done.stdout, tuple(_amd_usage(done.stdout, arch, p.name) for p in source.phases)
 
-    return Target(name, limits, lambda k: print_opencl(k, False, limits.local_bytes).text, assemble)
+    return Target(name, limits, lambda k: print_opencl(k, 0, limits.local_bytes).text, assemble)
 
 
 def _clang() -> str:
@@ -116,7 +116,7 @@ def intel(name: str, arch: str, limits: Limits) -> Target:
                 "apt-get install intel-ocloc (Debian 12: intel-opencl-icd), from Intel's or the distribution's packages"
             )
             raise CompilerMissing(compiler="ocloc", problem="it is not installed", how=how)
-        source = print_opencl(kernel, False, limits.local_bytes)
+        source = print_opencl(kernel, 0, limits.local_bytes)
         with tempfile.TemporaryDirectory() as folder:
             where = pathlib.Path(folder)
             (where / "kernel.cl").write_text(source.text)
@@ -131,7 +131,7 @@ def intel(name: str, arch: str, limits: Limits) -> Target:
             assembly = "\n".join(f.read_text() for f in sorted((where / "dump").glob("*.asm")))
         return assembly, tuple(_intel_usage(binary, arch, p.name, p.items) for p in source.phases)
 
-    return Target(name, limits, lambda k: print_opencl(k, False, limits.local_bytes).text, assemble)
+    return Target(name, limits, lambda k: print_opencl(k, 0, limits.local_bytes).text, assemble)
 
 
 def _intel_usage(binary: bytes, arch: str, entry: str, items: int) -> Usage:

@@ -36,6 +36,7 @@ from kernelforge.ir.kernel import (
     Var,
     exprs,
     i64,
+    op,
     select,
     stmts,
     walk,
@@ -54,11 +55,12 @@ _BUILT_IN = re.compile(
 """Names that OpenCL C or this package's sources give a meaning."""
 
 
-def print_opencl(kernel: Kernel, cpu: bool, local_bytes: int, streamed: frozenset[str] = frozenset()) -> Source:
+def print_opencl(kernel: Kernel, workers: int, local_bytes: int, streamed: frozenset[str] = frozenset()) -> Source:
     """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
 
     Args:
-        local_bytes: local memory of a work-group; what does not fit on a CPU becomes global scratch.
+        workers: most work-items that share the iterations of a launch on a CPU; 0 for a GPU.
+        local_bytes: local memory of a work-group; what does not fit on a CPU becomes global scratch of each worker.
         streamed: outputs to store past the cache.
     """
     functions = Functions()
@@ -68,13 +70,13 @@ def print_opencl(kernel: Kernel, cpu: bool, local_bytes: int, streamed: frozense
     texts, phases, spilled = [], [], list(scratch)
     for k, body in enumerate(bodies):
         name = f"{_identifier(kernel.name)}_{k}"
-        printer = _Printer(kernel, scratch, functions, cpu, local_bytes)
+        printer = _Printer(kernel, scratch, functions, workers, local_bytes)
         text, phase = printer.phase(name, body)
         texts.append(text)
         spilled += printer.spilled
         if streamed & {s.buffer for s in stmts(body) if isinstance(s, Store)}:
             phase = dataclasses.replace(phase, stream=f"{name}_stream")
-            printer = _Printer(kernel, scratch, functions, cpu, local_bytes, streamed)
+            printer = _Printer(kernel, scratch, functions, workers, local_bytes, streamed)
             texts.append(printer.phase(name, body, "_stream")[0])
         phases.append(phase)
     text = "\n".join((PREAMBLE + functions.text(), *texts))
@@ -94,13 +96,13 @@ class _Printer(Stores):
         kernel: Kernel,
         scratch: Sequence[Alloc],
         functions: Functions,
-        cpu: bool,
+        workers: int,
         local_bytes: int,
         streamed: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(functions, streamed)
         self.kernel = kernel
-        self.cpu = cpu
+        self.workers = workers
         self.local_bytes = local_bytes
         self.spilled: list[Alloc] = []
         self.taken = 0
@@ -155,7 +157,7 @@ class _Printer(Stores):
             self.owned = owned(inside)
         else:
             heavy = any(isinstance(s, For) and s.kind != "unroll" for s in stmts(body))
-            self.items = 1 if self.cpu and heavy else ITEMS
+            self.items = 1 if self.workers and heavy else ITEMS
         used = touched_buffers(inside, self.outer)
         for buffer in used:
             own = self.scope.buffers[buffer].name
@@ -350,9 +352,11 @@ class _Printer(Stores):
         spill = local and not self.grouped and self.taken > self.local_bytes
         if spill:
             self.taken -= size(stmt.dtype) * count
-            whole = Alloc(f"kf_spill_{self.name}_{len(self.spilled)}", stmt.dtype, (self.count, i64(count)), "global")
+            each = op("min", self.count, i64(self.workers)), i64(count)
+            whole = Alloc(f"kf_spill_{self.name}_{len(self.spilled)}", stmt.dtype, each, "global")
             self.spilled.append(whole)
-            self.emit(f"__global {kind}* {name} = {whole.buffer} + {whole.buffer}_offset + kf_at * {count}L;")
+            own = f"{whole.buffer}_offset + (long)get_global_id(0) * {count}L"
+            self.emit(f"__global {kind}* {name} = {whole.buffer} + {own};")
         elif local:
             # two statement lists may each have a buffer of one name
             while (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Sequence
 
@@ -13,6 +14,7 @@ from kernelforge.ir.schedule.nests import loads, perfect
 from kernelforge.ir.schedule.staging import copy_out, stage
 from kernelforge.ir.schedule.steps import (
     bind,
+    each,
     fission,
     fuse,
     loops,
@@ -388,8 +390,13 @@ def contiguous(kernel: Kernel, name: str, width: int) -> bool:
 
 
 def transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> Kernel:
-    """Read vectors in the loop ``along``, and store them across it, in the order of the loops ``tile`` inside it."""
+    """Read vectors in the loop ``along``, and store them across it, in the order of the loops ``tile`` inside it; what
+    fills no vector goes element by element.
+    """
     kernel = split(kernel, along, width, along, f"{along}v", "cut")
     for name in tile:
         kernel = reorder(kernel, f"{along}v", name)
-    return bind(bind(kernel, f"{along}v", "vector"), tile[-1], "unroll")
+    kernel = bind(kernel, f"{along}v", "vector")
+    return each(
+        kernel, "bind", along, lambda loop: bind(dataclasses.replace(kernel, body=(loop,)), tile[-1], "unroll").body
+    )

@@ -269,7 +269,9 @@ def test_local_memory_that_does_not_fit_is_global(device: Any) -> None:
     large = Load("large", (i64(n - 1),), "f32")
     fill = For(i, i64(n), "serial", (Store("large", (i,), R.cast("f32") * i.cast("f32")),))
     body = over(Alloc("large", "f32", (i64(n),), "local"), fill, Store("y", (R,), large + 1.0))
-    assert f"kf_at * {n}L;" in device.compile(Kernel("large", (X, K, Y), (), (body,))).source
+    made = device.compile(Kernel("large", (X, K, Y), (), (body,)))
+    assert f"get_global_id(0) * {n}L;" in made.source
+    assert [s.shape[1] for s in made.scratch] == [i64(n)]
     check(device, "large", body)
 
 

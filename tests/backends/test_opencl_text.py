@@ -23,8 +23,8 @@ from kernelforge.ir.kernel import (
 from tests.backends.on_opencl import K, R, V, X, Y, f32, lanes, over
 
 
-def printed(*body: Stmt, cpu: bool = True) -> Source:
-    return print_opencl(Kernel("k", (X, K, Y), (), body), cpu, 1 << 15)
+def printed(*body: Stmt, workers: int = 8) -> Source:
+    return print_opencl(Kernel("k", (X, K, Y), (), body), workers, 1 << 15)
 
 
 def test_traps_are_not_printed() -> None:
@@ -53,7 +53,7 @@ def test_traps_are_not_printed() -> None:
 
 def test_only_whole_parts_of_lines_are_stored_past_the_cache() -> None:
     def streamed(*body: Stmt) -> str:
-        return print_opencl(Kernel("k", (X, K, Y), (), body), True, 1 << 15, frozenset({"y"})).text.split("__kernel")[2]
+        return print_opencl(Kernel("k", (X, K, Y), (), body), 8, 1 << 15, frozenset({"y"})).text.split("__kernel")[2]
 
     v = Load("x", (R * 8 + V,), "f32")
     assert "kf_stream(" in streamed(over(lanes(Store("y", (R * 8 + V,), v))))
@@ -93,7 +93,7 @@ def test_barriers_stand_between_phases_that_touch_the_same_local_memory() -> Non
         items(4, Store("y", (t(4) + 40,), f32("a", t(4)))),
         items(2, Store("b", (t(2),), Const(0.0, "f32"))),
     )
-    text = printed(body, cpu=False).text
+    text = printed(body, workers=0).text
     lines = [line.strip() for line in text.splitlines()]
     assert [k for k in lines if k.startswith("barrier")] == [
         "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
@@ -118,6 +118,6 @@ def test_literals_are_exact() -> None:
 def test_names_that_opencl_knows_are_changed() -> None:
     half = Arg("half", "f32", i64(8), "in")
     body = over(Let("float4", Load("half", (R,), "f32")), Store("kernel", (R,), Var("float4", "f32")))
-    text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), True, 1 << 15).text
+    text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), 8, 1 << 15).text
     assert "const float float4_ = half_[r];" in text
     assert "kernel_[r] = float4_;" in text
