@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.dtypes import as_dtype, short
-from kernelforge.errors import InvalidParameter, TracedStream
+from kernelforge.errors import InvalidParameter, NumberOutOfRange, TracedStream
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.methods import FUNCTIONS
@@ -31,12 +31,14 @@ from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import operand, ufunc, where
+from kernelforge.trace import TRACED, concrete
 
 Fn = Any
 _TABLE: dict[str, Fn] = {}
 
 Shape = int | Sequence[int]
 
+_WORD = 0xFFFFFFFF
 BITS = {"f16": (np.uint16, 16, 11), "bf16": (np.uint16, 16, 8), "f32": (np.uint32, 32, 24), "f64": (np.uint64, 64, 53)}
 """For each float: the integer that holds its random bits, their number, and how many of them its significand takes."""
 
@@ -98,10 +100,23 @@ def split(key: Sym, num: int = 2) -> Sym:
 
 @array_function("key", "data", table=_TABLE, numbers=True)
 def fold_in(key: Operand, data: Operand) -> Sym:
-    """Make a key from a key and an integer: one for each step of a loop."""
-    words = ufunc("bitwise_and", data, 0xFFFFFFFF).astype(np.uint32) if not isinstance(data, int) else data & 0xFFFFFFFF
-    mixed = ufunc("bitwise_xor", _bits(key, (2,)), words)
-    return _bits(mixed, (2,))
+    """Make a key from a key and an integer of up to 64 bits: one for each step of a loop.
+
+    Raises:
+        NumberOutOfRange: for a Python integer that int64 does not hold.
+    """
+    if isinstance(data, Sym):
+        number = data if data.dtype == np.uint64 else data.astype(np.int64)
+        low, high = (ufunc("bitwise_and", ufunc("right_shift", number, s), _WORD).astype(np.uint32) for s in (0, 32))
+    else:
+        whole = int(data)
+        if not -(1 << 63) <= whole < 1 << 63:
+            raise NumberOutOfRange(op="random.fold_in", found=whole, dtype="int64", loc=user_line())
+        low, high = (as_sym(np.uint32(whole >> s & _WORD)) for s in (0, 32))
+    # each pair of words gives another one
+    first, second = _rows(_bits(key, (2,)))
+    mixed = [ufunc("bitwise_xor", first, ufunc("bitwise_xor", low, high)), ufunc("bitwise_xor", second, low)]
+    return _bits(FUNCTIONS["stack"](mixed), (2,))
 
 
 def _rows(x: Sym) -> list[Sym]:
@@ -314,11 +329,23 @@ def _normal_quantile(p: Sym) -> Sym:
     return where(near, q * _ratio(0.180625 - square, _NEAR), ufunc("copysign", far, q))
 
 
-@array_function("key", "lower", "upper", table=_TABLE, numbers=True)
-def truncated_normal(
-    key: Operand, lower: Operand, upper: Operand, shape: Shape | None = None, dtype: Any = np.float32
-) -> Sym:
-    """Make floats of the standard normal distribution where it is within [lower, upper], by inversion."""
+def truncated_normal(key: Any, lower: Any, upper: Any, shape: Shape | None = None, dtype: Any = np.float32) -> Any:
+    """Make floats of the standard normal distribution where it is within [lower, upper], by inversion.
+
+    Raises:
+        InvalidParameter: where ``lower`` is above ``upper``; NaN where that is not known while a function is compiled.
+    """
+    ends = concrete((lower, upper))
+    if ends is not TRACED and np.any(np.asarray(ends[0]) > ends[1]):
+        raise InvalidParameter(
+            op="random.truncated_normal", name="lower", found=ends[0], expected=f"at most upper, {ends[1]}",
+            loc=user_line(),
+        )  # fmt: skip
+    return _truncated_normal(key, lower, upper, shape, dtype)
+
+
+@array_function("key", "lower", "upper", name="truncated_normal", table=_TABLE, numbers=True)
+def _truncated_normal(key: Operand, lower: Operand, upper: Operand, shape: Shape | None, dtype: Any) -> Sym:
     kind, wide = _wide(dtype)
     extents = _full_shape(shape, lower, upper)
     low, high = (operand(v, wide, extents, "truncated_normal") for v in (lower, upper))
@@ -328,19 +355,31 @@ def truncated_normal(
     below, above = (apply("erfc", v * -math.sqrt(0.5)) * 0.5 for v in (first, last))
     drawn = _normal_quantile(_inside(as_sym(key), extents, wide) * (above - below) + below)
     inside = ufunc("minimum", ufunc("maximum", drawn, first), last)
-    return where(mirrored, -inside, inside).astype(kind)
+    return where(low <= high, where(mirrored, -inside, inside), math.nan).astype(kind)
 
 
 TRIES = 16
 """Candidates of a gamma variate. Each is taken with probability above 0.95, so all fail once in 10**20 times."""
 
 
-@array_function("key", "a", table=_TABLE, numbers=True)
-def gamma(key: Operand, a: Operand, shape: Shape | None = None, dtype: Any = np.float32) -> Sym:
+def gamma(key: Any, a: Any, shape: Shape | None = None, dtype: Any = np.float32) -> Any:
     """Make floats of the gamma distribution of shape parameter ``a`` and scale 1; Marsaglia and Tsang 2000.
 
     Of a fixed number of candidates one that is accepted is taken. There is no derivative by ``a``.
+
+    Raises:
+        InvalidParameter: where ``a`` is negative; NaN where that is not known while a function is compiled.
     """
+    given = concrete(a)
+    if given is not TRACED and np.min(given, initial=0) < 0:
+        raise InvalidParameter(
+            op="random.gamma", name="a", found=np.min(given).item(), expected="0 or more", loc=user_line()
+        )
+    return _gamma(key, a, shape, dtype)
+
+
+@array_function("key", "a", name="gamma", table=_TABLE, numbers=True)
+def _gamma(key: Operand, a: Operand, shape: Shape | None, dtype: Any) -> Sym:
     kind, wide = _wide(dtype)
     extents = _full_shape(shape, a)
     alpha = apply("stop_gradient", operand(a, wide, extents, "gamma"))
@@ -362,7 +401,7 @@ def gamma(key: Operand, a: Operand, shape: Shape | None = None, dtype: Any = np.
     (made,) = emit_scan(attempt, [d], [split(tries, TRIES)], TRIES, False)
     # a variate of a + 1 times u ** (1 / a) is one of a
     scale = ufunc("exp", ufunc("log", _inside(boost, extents, wide)) / where(raised, alpha, 1.0))
-    return where(raised, made * scale, made).astype(kind)
+    return where(alpha >= 0, where(raised, made * scale, made), math.nan).astype(kind)
 
 
 __all__ = [

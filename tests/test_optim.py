@@ -7,6 +7,7 @@ import importlib.util
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import optree
 import pytest
@@ -162,8 +163,10 @@ def test_one_kernel_for_each_dtype(name: str) -> None:
     optimizer = RULES[name][0]
     params, grads = tree(1, F32), tree(2, F32)
     assert len(kf.jit(optimizer.update).lower(optimizer.init(params), grads, params).kernels) == 1
-    params, grads = ({"f32": t, "f16": tree(i, np.float16)} for i, t in ((1, params), (2, grads)))
-    assert len(kf.jit(optimizer.update).lower(optimizer.init(params), grads, params).kernels) == 2
+    narrow, wide = ({"f32": t, "other": tree(i, np.float16)} for i, t in ((1, params), (2, grads)))
+    assert len(kf.jit(optimizer.update).lower(optimizer.init(narrow), wide, narrow).kernels) == 1, "f16 goes with f32"
+    params, grads = ({"f32": t, "other": tree(i)} for i, t in ((1, params), (2, grads)))
+    assert len(kf.jit(optimizer.update).lower(optimizer.init(params), grads, params).kernels) <= 2
 
 
 def test_dtypes_are_kept() -> None:
@@ -244,3 +247,18 @@ def test_another_structure_is_refused() -> None:
     params = tree(1)
     with pytest.raises(errors.TreeMismatch, match="update: grads, params or state has the structure"):
         optimizer.update(optimizer.init(params), {"w": params["w"]}, params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["f16", "bf16"])
+def test_narrow_parameters_move_as_wide_ones(dtype: Any) -> None:
+    """Squares of small gradients and eps have no room in f16: the state and the step are f32."""
+    params = {"w": np.array([1.0, -0.5, 0.25, 1.0], dtype)}
+    grads = {"w": np.array([0.0, 1e-6, -1e-3, 100.0], dtype)}
+    rules = (optim.adam, optim.adamw, optim.lamb, optim.rmsprop, optim.adagrad, optim.lion, optim.sgd)
+    for rule in rules:
+        moved = {}
+        for kind in (dtype, F32):
+            cast = [optree.tree_map(lambda x, kind=kind: x.astype(kind), t) for t in (params, grads)]
+            moved[kind] = np.asarray(trained(rule(1e-2), cast[0], cast[1:])["w"])
+        assert moved[dtype].dtype == dtype
+        np.testing.assert_array_equal(moved[dtype], moved[F32].astype(dtype), err_msg=rule.__name__)

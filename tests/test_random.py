@@ -230,13 +230,36 @@ def test_dropout_masks() -> None:
     np.testing.assert_array_equal(kf.nn.dropout(x), first)
 
 
+def test_parameters_that_make_no_distribution() -> None:
+    with pytest.raises(errors.InvalidParameter, match=r"random.gamma: a=-1.0 is not valid; expected 0 or more"):
+        R.gamma(KEY, np.array([2.0, -1.0]))
+    with pytest.raises(errors.InvalidParameter, match=r"lower=1.0 is not valid; expected at most upper, 0.0"):
+        R.truncated_normal(KEY, 1.0, 0.0)
+    a = np.array([2.0, -1.0, 0.0])
+    np.testing.assert_array_equal(np.isnan(kf.jit(R.gamma)(KEY, a)), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(kf.jit(R.truncated_normal)(KEY, -a, a)), [False, True, False])
+
+
+def test_all_bits_of_a_number_are_folded_in() -> None:
+    numbers = [0, 1, 1 << 31, 1 << 32, (1 << 32) + 1, -1, -(1 << 32), (1 << 63) - 1]
+    eager = np.array([R.fold_in(KEY, n) for n in numbers])
+    assert len({tuple(k) for k in eager.tolist()}) == len(numbers)
+    traced = kf.jit(lambda ns: [R.fold_in(KEY, n) for n in ns])([np.int64(n) for n in numbers])
+    np.testing.assert_array_equal(np.array(traced), eager)
+    np.testing.assert_array_equal(R.fold_in(KEY, np.int32(-1)), R.fold_in(KEY, -1))
+    np.testing.assert_array_equal(R.fold_in(KEY, np.uint64(2**64 - 1)), R.fold_in(KEY, -1))
+    for call in (R.fold_in, kf.jit(lambda key, data: R.fold_in(key, data), static_argnames="data")):
+        with pytest.raises(errors.NumberOutOfRange, match="the Python number 18446744073709551616 does not fit int64"):
+            call(KEY, 1 << 64)
+
+
 def test_gumbel_softmax() -> None:
     logits = np.log(np.array([[0.2, 0.5, 0.3]], np.float32)).repeat(N, axis=0)
-    hard = np.asarray(kf.nn.gumbel_softmax(logits, KEY, hard=True))
+    hard = np.asarray(kf.nn.gumbel_softmax(logits, hard=True, key=KEY))
     assert _even(hard.sum(0), N * np.array([0.2, 0.5, 0.3]))
-    soft = kf.grad(lambda x: (kf.nn.gumbel_softmax(x, KEY, 0.5) ** 2).sum())(logits[:5])
+    soft = kf.grad(lambda x: (kf.nn.gumbel_softmax(x, 0.5, key=KEY) ** 2).sum())(logits[:5])
     assert np.isfinite(np.asarray(soft)).all()
-    straight = kf.grad(lambda x: (kf.nn.gumbel_softmax(x, KEY, hard=True)[:, 0]).sum())(logits[:5])
+    straight = kf.grad(lambda x: (kf.nn.gumbel_softmax(x, hard=True, key=KEY)[:, 0]).sum())(logits[:5])
     np.testing.assert_allclose(
-        straight, kf.grad(lambda x: kf.nn.gumbel_softmax(x, KEY)[:, 0].sum())(logits[:5]), rtol=1e-5, atol=1e-7
+        straight, kf.grad(lambda x: kf.nn.gumbel_softmax(x, key=KEY)[:, 0].sum())(logits[:5]), rtol=1e-5, atol=1e-7
     )

@@ -50,6 +50,7 @@ from kernelforge.nn.attention import (
 from kernelforge.nn.classes import (
     cross_entropy,
     multi_margin_loss,
+    multilabel_margin_loss,
     multilabel_soft_margin_loss,
     nll_loss,
 )
@@ -66,6 +67,7 @@ from kernelforge.nn.convolution import (
 from kernelforge.nn.dense import (
     bilinear,
     embedding,
+    embedding_bag,
     linear,
     one_hot,
 )
@@ -75,13 +77,16 @@ from kernelforge.nn.distances import (
     cosine_similarity,
     margin_ranking_loss,
     pairwise_distance,
+    pdist,
     triplet_margin_loss,
+    triplet_margin_with_distance_loss,
 )
 from kernelforge.nn.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     gaussian_nll_loss,
     hinge_embedding_loss,
+    hinge_loss,
     huber_loss,
     kl_div,
     l1_loss,
@@ -96,6 +101,7 @@ from kernelforge.nn.masking import (
     dropout1d,
     dropout2d,
     dropout3d,
+    feature_alpha_dropout,
     feature_dropout,
 )
 from kernelforge.nn.normalization import (
@@ -186,6 +192,8 @@ __all__ = [
     "dropout3d",
     "elu",
     "embedding",
+    "embedding_bag",
+    "feature_alpha_dropout",
     "feature_dropout",
     "fold",
     "gaussian_nll_loss",
@@ -202,6 +210,7 @@ __all__ = [
     "hardswish",
     "hardtanh",
     "hinge_embedding_loss",
+    "hinge_loss",
     "huber_loss",
     "instance_norm",
     "interpolate",
@@ -228,12 +237,14 @@ __all__ = [
     "mish",
     "mse_loss",
     "multi_margin_loss",
+    "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
     "nll_loss",
     "normalize",
     "one_hot",
     "pad",
     "pairwise_distance",
+    "pdist",
     "pixel_shuffle",
     "pixel_unshuffle",
     "poisson_nll_loss",
@@ -264,5 +275,6 @@ __all__ = [
     "tanhshrink",
     "threshold",
     "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
     "unfold",
 ]

@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import elementwise, require, valid
+from kernelforge.nn.calls import Given, draws_key, elementwise, function, require, valid
+from kernelforge.random import uniform
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 """Fixed points of mean 0 and variance 1; Klambauer et al. 2017, equation 14."""
@@ -62,7 +62,7 @@ def leaky_relu(input: Any, negative_slope: Any = 0.01) -> Any:
     return knp.where(input > 0, input, input * negative_slope)
 
 
-@jit
+@function()
 def prelu(input: Any, weight: Any) -> Any:
     """``leaky_relu`` with a slope for each channel (axis 1), or one for all."""
     x, slope = knp.asarray(input), knp.asarray(weight)
@@ -74,10 +74,23 @@ def prelu(input: Any, weight: Any) -> Any:
     return knp.where(x > 0, x, x * slope)
 
 
-@elementwise()
-def rrelu(input: Any, lower: Any = RRELU_LOWER, upper: Any = RRELU_UPPER) -> Any:
-    """``leaky_relu`` with the mean of the two slopes: what the randomised one is in evaluation; it draws no numbers."""
-    return knp.where(input > 0, input, input * ((lower + upper) / 2))
+def _draws(given: Given) -> None:
+    if given.get("training", False):
+        draws_key(given)
+
+
+@elementwise("training", before=_draws)
+def rrelu(
+    input: Any, lower: Any = RRELU_LOWER, upper: Any = RRELU_UPPER, training: bool = False, *, key: Any = None
+) -> Any:
+    """``leaky_relu`` whose slope is drawn for each element while ``training``, else the mean; Xu et al. 2015.
+
+    Args:
+        lower, upper: the slopes are even between these.
+        key: as of ``dropout``.
+    """
+    slope = uniform(key, input.shape, input.dtype, lower, upper) if training else (lower + upper) / 2
+    return knp.where(input > 0, input, input * slope)
 
 
 def _expm1_below(x: Any) -> Any:

@@ -7,11 +7,10 @@ from typing import Any
 
 import kernelforge.numpy as knp
 from kernelforge.control import scan
-from kernelforge.jit import jit
-from kernelforge.nn.calls import reduced, require, wide
+from kernelforge.nn.calls import function, reduced, require, wide
 
 
-@jit(static_argnames=("blank", "reduction", "zero_infinity"))
+@function("blank", "reduction", "zero_infinity")
 def ctc_loss(
     log_probs: Any,
     targets: Any,

@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import narrow, require, valid, wide
+from kernelforge.nn.calls import Given, draws_key, function, narrow, require, valid, wide
 from kernelforge.nn.masking import dropout
 
 
-@jit(static_argnames=("is_causal", "enable_gqa"))
+def _draws(given: Given) -> None:
+    p = given.get("dropout_p", 0.0)
+    if not (isinstance(p, int | float) and p == 0):
+        draws_key(given, "dropout_key")
+
+
+@function("is_causal", "enable_gqa", before=_draws)
 def scaled_dot_product_attention(
     query: Any,
     key: Any,
@@ -32,7 +37,7 @@ def scaled_dot_product_attention(
         is_causal: let query i look at keys up to i only; not together with ``attn_mask``.
         scale: by default one over the root of the width.
         enable_gqa: let a head (axis -3) of key and value serve several heads of the query; Ainslie et al. 2023.
-        dropout_key: of ``kernelforge.random``, needed for the dropout of weights; PyTorch draws from its global state.
+        dropout_key: as of ``dropout``, for the dropout of weights.
 
     A query that may look nowhere gives zeros, as in PyTorch.
     """
@@ -84,7 +89,7 @@ def _softmax(scores: Any, may_be_empty: bool) -> Any:
     return e / (knp.where(total == 0, 1, total) if may_be_empty else total)
 
 
-@jit(static_argnames="interleaved")
+@function("interleaved")
 def rotary_embedding(input: Any, positions: Any = None, base: Any = 10000.0, interleaved: bool = True) -> Any:
     """Rotate pairs of elements of the last axis by angles that grow with the position; Su et al. 2021, equation 34.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 
 import kernelforge.numpy as knp
 from kernelforge.dtypes import NARROW_FLOATS, as_dtype, short
-from kernelforge.errors import InvalidParameter, ShapeMismatch
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import user_line
-from kernelforge.jit import Jit, jit
+from kernelforge.jit import Jit
+from kernelforge.random import next_key
+from kernelforge.trace import TRACED, concrete
 
 Fn = Callable[..., Any]
 Ints = int | Sequence[int]
+Given = dict[str, Any]
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -35,18 +39,88 @@ def narrow(made: Any, like: Any) -> Any:
     return made if dtype.kind in "biu" else made.astype(dtype)
 
 
-def elementwise(*static: str) -> Callable[[Fn], Jit]:
+def _frozen(x: Any) -> Any:
+    return tuple(_frozen(v) for v in x) if isinstance(x, list) else x
+
+
+class Function(Jit):
+    """A compiled function of this package.
+
+    Sizes are static and often written as lists, which are taken for tuples.
+
+    Attributes:
+        before: is given the arguments by name, before they are traced, and may change them: it checks what is known and
+            draws keys. Inside of a compiled function it sees what is known there.
+    """
+
+    def __init__(self, fn: Fn, static: Sequence[str], before: Callable[[Given], None] | None) -> None:
+        super().__init__(fn, static, ())
+        self.before = before
+        self._signature = inspect.signature(fn)
+        self._static = self._static or before is not None
+
+    def _taken(self, args: tuple[Any, ...], kwargs: Given) -> tuple[tuple[Any, ...], Given]:
+        if self.before is not None:
+            given: Given = dict(self._signature.bind(*args, **kwargs).arguments)
+            self.before(given)
+            args, kwargs = (), given
+        positional = tuple(_frozen(x) if i in self._static_nums else x for i, x in enumerate(args))
+        return positional, {k: _frozen(x) if k in self._static_names else x for k, x in kwargs.items()}
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: Given) -> Any:
+        return super()._prepare(*self._taken(args, kwargs))
+
+    def _inline(self, args: tuple[Any, ...], kwargs: Given) -> Any:
+        return super()._inline(*self._taken(args, kwargs))
+
+
+def function(*static: str, before: Callable[[Given], None] | None = None) -> Callable[[Fn], Function]:
+    """Compile a function, of which ``static`` names the parameters whose values are known while compiling."""
+    return lambda fn: Function(fn, static, before)
+
+
+def elementwise(*static: str, before: Callable[[Given], None] | None = None) -> Callable[[Fn], Function]:
     """Compile a function whose first argument is an array: it is computed in a wide dtype and rounded once."""
 
-    def decorate(fn: Fn) -> Jit:
+    def decorate(fn: Fn) -> Function:
         @functools.wraps(fn)
         def rounded(input: Any, *args: Any, **kwargs: Any) -> Any:
             x = knp.asarray(input)
             return narrow(fn(wide(x), *args, **kwargs), x)
 
-        return jit(rounded, static_argnames=static)
+        return Function(rounded, static, before)
 
     return decorate
+
+
+def known(x: Any) -> np.ndarray[Any, Any] | None:
+    """Return the values of an argument, None where they are not known while a function is compiled."""
+    found = concrete(x)
+    return None if found is TRACED else np.asarray(found)
+
+
+def names_classes(given: Given, op: str, name: str, count: int, ignored: int | None = None) -> None:
+    """Raise InvalidParameter where known integers are not from 0 to below ``count``, nor ``ignored``."""
+    ids = known(given[name])
+    if ids is None or ids.dtype.kind not in "iu":
+        return
+    wrong = ids[((ids < 0) | (ids >= count)) & (ids != ignored)]
+    if wrong.size:
+        rest = "" if ignored is None else f", or {ignored} to be ignored"
+        valid(False, op, name, int(wrong.flat[0]), f"integers from 0 to {count - 1}{rest}")
+
+
+def draws_key(given: Given, name: str = "key") -> None:
+    """Put in a key of the thread's default stream, where none is given; compiled functions refuse that."""
+    if given.get(name) is None:
+        given[name] = next_key()
+
+
+def floating(op: str, x: Any) -> None:
+    """Raise DtypeMismatch, with the user's line, for what is not an array of floats."""
+    dtype = as_dtype(x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype)
+    if dtype.kind in "biuc":
+        raise DtypeMismatch(op=op, found=str(dtype), expected="floats", loc=user_line())
 
 
 def reduced(losses: Any, reduction: str, op: str, count: Any = None) -> Any:

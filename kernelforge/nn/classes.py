@@ -1,14 +1,24 @@
-"""Losses of classes: cross entropy and margins. Classes are along axis 1 of the input, or along its only axis."""
+"""Losses of classes: cross entropy and margins. Classes are along axis 1 of the input, or along its only axis.
+
+A target that names no class is refused where it is known: at calls by themselves, and constants of compiled functions.
+What a compiled function finds out only when it runs has the loss NaN, as an index out of range reads.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import reduced, require, valid, wide
+from kernelforge.nn.calls import Given, function, known, names_classes, reduced, require, valid, wide
 from kernelforge.nn.losses import above_zero
 from kernelforge.nn.probability import log_softmax
+
+IGNORED = {"nll_loss": -100, "cross_entropy": -100}
+"""What ``ignore_index`` is by default."""
 
 
 def _last(op: str, input: Any, target: Any) -> tuple[Any, Any, bool]:
@@ -20,6 +30,18 @@ def _last(op: str, input: Any, target: Any) -> tuple[Any, Any, bool]:
     fits = x.ndim > 0 and t.shape == (rest if classes else x.shape)
     require(fits, op, f"{x.shape} and {t.shape}", f"a target of {rest if classes else x.shape}")
     return knp.moveaxis(x, axis, -1), t if classes else knp.moveaxis(wide(t), axis, -1), classes
+
+
+def _named(op: str) -> Callable[[Given], None]:
+    """Check that known targets name classes."""
+
+    def before(given: Given) -> None:
+        shape = np.shape(given["input"])
+        if shape and np.ndim(given["target"]) == len(shape) - 1:
+            count = shape[0 if len(shape) == 1 else 1]
+            names_classes(given, op, "target", count, given.get("ignore_index", IGNORED.get(op)))
+
+    return before
 
 
 def _picked(x: Any, ids: Any) -> Any:
@@ -34,17 +56,17 @@ def _negative(log_p: Any, ids: Any, weight: Any, ignore_index: int) -> tuple[Any
     counted = known.astype(log_p.dtype)
     if weight is not None:
         counted = counted * _picked(knp.broadcast_to(wide(weight), log_p.shape), ids)
-    return knp.where(known, -_picked(log_p, ids) * counted, 0), counted
+    named = (ids >= 0) & (ids < log_p.shape[-1])
+    return knp.where(known, knp.where(named, -_picked(log_p, ids), math.nan) * counted, 0), counted
 
 
-@jit(static_argnames=("ignore_index", "reduction"))
+@function("ignore_index", "reduction", before=_named("nll_loss"))
 def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Any:
     """The negative of the log-probability of the class that ``target`` names.
 
     Args:
         weight: of each class; a mean divides by the sum of the elements' weights.
-        ignore_index: targets of this value count nothing; a mean of nothing else is NaN. PyTorch refuses other values
-            that name no class, which a compiled function cannot; here their loss is 0.
+        ignore_index: targets of this value count nothing; a mean of nothing else is NaN.
     """
     log_p, ids, classes = _last("nll_loss", input, target)
     valid(classes, "nll_loss", "target", str(ids.dtype), "integers that name classes")
@@ -52,7 +74,7 @@ def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -1
     return reduced(losses, reduction, "nll_loss", counted.sum())
 
 
-@jit(static_argnames=("ignore_index", "reduction"))
+@function("ignore_index", "reduction", before=_named("cross_entropy"))
 def cross_entropy(
     input: Any,
     target: Any,
@@ -84,7 +106,7 @@ def cross_entropy(
     return reduced(losses, reduction, "cross_entropy", counted.sum())
 
 
-@jit(static_argnames=("p", "reduction"))
+@function("p", "reduction", before=_named("multi_margin_loss"))
 def multi_margin_loss(
     input: Any, target: Any, p: int = 1, margin: Any = 1.0, weight: Any = None, reduction: str = "mean"
 ) -> Any:
@@ -96,10 +118,40 @@ def multi_margin_loss(
     over = knp.where(right, 0, above_zero(margin - own + x)) ** p
     if weight is not None:
         over = over * knp.where(right, wide(weight), 0).sum(axis=-1, keepdims=True)
-    return reduced(over.sum(axis=-1) / x.shape[-1], reduction, "multi_margin_loss")
+    losses = knp.where(right.any(axis=-1), over.sum(axis=-1) / x.shape[-1], math.nan)
+    return reduced(losses, reduction, "multi_margin_loss")
 
 
-@jit(static_argnames="reduction")
+def _listed(given: Given) -> None:
+    shape = np.shape(given["input"])
+    ids = known(given["target"])
+    if shape and ids is not None and ids.dtype.kind in "iu":
+        names_classes({"target": np.maximum(ids, 0)}, "multilabel_margin_loss", "target", shape[-1])
+
+
+@function("reduction", before=_listed)
+def multilabel_margin_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
+    """How far classes that are not listed come within 1 of each that is, averaged over classes.
+
+    Args:
+        target: integers of the input's shape: in each row the classes that it has, then -1, which ends them.
+    """
+    op = "multilabel_margin_loss"
+    x, ids = wide(input), knp.asarray(target)
+    fits = x.ndim in (1, 2) and x.shape == ids.shape
+    require(fits, op, f"{x.shape} and {ids.shape}", "(batch, classes) or (classes,) for both")
+    valid(ids.dtype.kind in "iu", op, "target", str(ids.dtype), "integers that name classes")
+    listed = (ids < 0).cumsum(axis=-1) == 0
+    right = listed[..., None] & (ids[..., None] == knp.arange(x.shape[-1]))
+    own = knp.where(right, x[..., None, :], 0).sum(axis=-1)
+    over = above_zero(1 - own[..., None] + x[..., None, :])
+    counts = listed[..., None] & ~right.any(axis=-2)[..., None, :]
+    losses = knp.where(counts, over, 0).sum(axis=(-2, -1)) / x.shape[-1]
+    named = (right.any(axis=-1) | ~listed).all(axis=-1)
+    return reduced(knp.where(named, losses, math.nan), reduction, op)
+
+
+@function("reduction")
 def multilabel_soft_margin_loss(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
     """The binary cross entropy of each class with logits, averaged over the last axis."""
     x, t = wide(input), wide(target)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import Ints, each, require, valid
+from kernelforge.nn.calls import Function, Ints, each, function, require, valid
 from kernelforge.nn.windows import Sliding, padded, unbatched
 from kernelforge.transforms import vjp
 
@@ -80,7 +79,7 @@ def _conv(count: int) -> Fn:
         groups: input and outputs are split in as many groups, each of which sees its own channels only.
         flip: flip the kernel: convolution as mathematics has it.
     """
-    return jit(conv, static_argnames=STATIC)
+    return Function(conv, STATIC, None)
 
 
 def _conv_transpose(count: int) -> Fn:
@@ -123,7 +122,7 @@ def _conv_transpose(count: int) -> Fn:
         output_padding: how much longer the output is than the least that gives the input's extents.
         flip: flip the kernel.
     """
-    return jit(conv_transpose, static_argnames=(*STATIC, "output_padding"))
+    return Function(conv_transpose, (*STATIC, "output_padding"), None)
 
 
 conv1d, conv2d, conv3d = (_conv(count) for count in (1, 2, 3))
@@ -139,7 +138,7 @@ def _blocks(x: Any, sliding: Sliding, padding: Ints) -> Any:
     return moved.reshape((x.shape[0], x.shape[1] * math.prod(sliding.sizes), math.prod(moved.shape[2 + count :])))
 
 
-@jit(static_argnames=("kernel_size", "dilation", "padding", "stride"))
+@function("kernel_size", "dilation", "padding", "stride")
 def unfold(input: Any, kernel_size: Ints, dilation: Ints = 1, padding: Ints = 0, stride: Ints = 1) -> Any:
     """Lay out the blocks of images (batch, channels, height, width) as columns: (batch, channels * block, blocks)."""
     x, single = unbatched(input, 2, "unfold")
@@ -147,7 +146,7 @@ def unfold(input: Any, kernel_size: Ints, dilation: Ints = 1, padding: Ints = 0,
     return made[0] if single else made
 
 
-@jit(static_argnames=("output_size", "kernel_size", "dilation", "padding", "stride"))
+@function("output_size", "kernel_size", "dilation", "padding", "stride")
 def fold(
     input: Any, output_size: Ints, kernel_size: Ints, dilation: Ints = 1, padding: Ints = 0, stride: Ints = 1
 ) -> Any:

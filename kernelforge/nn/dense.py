@@ -1,51 +1,168 @@
-"""Linear and bilinear maps, embeddings."""
+"""Linear and bilinear maps, embeddings.
+
+An integer that names no row or class is refused where it is known: at calls by themselves, and where it is a constant
+of a compiled function. What a compiled function only finds when it runs reads NaN, but counts from the end where it is
+negative, as in NumPy; ``one_hot`` has no 1 for it.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import require
+from kernelforge.nn.calls import Given, function, known, names_classes, require, valid
+from kernelforge.nn.probability import vector_norm
 from kernelforge.transforms import stop_gradient
 
 
-@jit
+@function()
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """``input @ weight.T + bias``, with ``weight`` of shape (outputs, inputs)."""
     x, w = knp.asarray(input), knp.asarray(weight)
     fits = x.ndim > 0 and w.ndim in (1, 2) and x.shape[-1] == w.shape[-1]
     require(fits, "linear", f"{x.shape} and {w.shape}", "a weight of shape (outputs, inputs), as the last axis has")
     made = x @ w.T
-    return made if bias is None else made + bias
+    if bias is None:
+        return made
+    shift = knp.asarray(bias)
+    require(shift.shape == w.shape[:-1], "linear", shift.shape, f"a bias of shape {w.shape[:-1]}")
+    return made + shift
 
 
-@jit
+@function()
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
     """``input1 @ weight[o] @ input2`` for each output o, with ``weight`` of shape (outputs, inputs1, inputs2)."""
-    made = knp.einsum("...i,oij,...j->...o", input1, weight, input2)
+    x, y, w = (knp.asarray(v) for v in (input1, input2, weight))
+    fits = min(x.ndim, y.ndim) > 0 and w.shape[1:] == (x.shape[-1], y.shape[-1]) and x.shape[:-1] == y.shape[:-1]
+    expected = "a weight of shape (outputs, inputs1, inputs2), and inputs that differ in the last axis only"
+    require(fits, "bilinear", f"{x.shape}, {y.shape} and {w.shape}", expected)
+    made = knp.einsum("...i,oij,...j->...o", x, w, y)
     return made if bias is None else made + bias
 
 
-@jit(static_argnames="padding_idx")
-def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Any:
+def _named(op: str) -> Callable[[Given], None]:
+    def before(given: Given) -> None:
+        if np.ndim(given["weight"]) == 2:
+            names_classes(given, op, "input", np.shape(given["weight"])[0])
+
+    return before
+
+
+def _looked_up(op: str, ids: Any, weight: Any, padding_idx: int | None, max_norm: Any, norm_type: float,
+               by_frequency: bool) -> tuple[Any, Any]:  # fmt: skip
+    """Return the rows that integers name, and which of them are not padding."""
+    table = knp.asarray(weight)
+    valid(ids.dtype.kind in "iu", op, "input", str(ids.dtype), "integers that name rows")
+    require(table.ndim == 2, op, table.shape, "a weight of shape (rows, width)")
+    n = table.shape[0]
+    valid(padding_idx is None or -n <= padding_idx < n, op, "padding_idx", padding_idx, f"one of {n} rows")
+    if max_norm is not None:
+        length = vector_norm(table, norm_type, -1)
+        shorter = table * knp.where(length > max_norm, max_norm / (length + 1e-7), 1)
+        table = table + stop_gradient(shorter - table)
+    rows = knp.take(table, ids, axis=0)
+    if by_frequency:
+        often = (ids.reshape((-1, 1)) == knp.arange(n)).sum(axis=0).astype(table.dtype)
+        share = rows / knp.take(often, ids, axis=0)[..., None]
+        rows = share + stop_gradient(rows - share)
+    if padding_idx is None:
+        return rows, knp.ones((*ids.shape, 1), np.bool_)
+    kept = (ids != padding_idx % n)[..., None]
+    return knp.where(kept, rows, stop_gradient(rows)), kept
+
+
+@function("padding_idx", "norm_type", "scale_grad_by_freq", before=_named("embedding"))
+def embedding(
+    input: Any, weight: Any, padding_idx: int | None = None, max_norm: Any = None, norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+) -> Any:  # fmt: skip
     """The rows of ``weight`` that the integers ``input`` name.
 
     Args:
         padding_idx: a row that gets no gradient.
+        max_norm: rows whose p-norm, of p ``norm_type``, is larger are scaled to it; the gradient passes as if they were
+            not. PyTorch writes the scaled rows to ``weight``.
+        scale_grad_by_freq: divide a row's gradient by how often it is named.
     """
-    ids, table = knp.asarray(input), knp.asarray(weight)
-    rows = knp.take(table, ids, axis=0)
-    if padding_idx is None:
-        return rows
-    return knp.where((ids == padding_idx % table.shape[0])[..., None], stop_gradient(rows), rows)
+    return _looked_up("embedding", knp.asarray(input), weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)[0]
 
 
-@jit(static_argnames="num_classes")
-def one_hot(tensor: Any, num_classes: int) -> Any:
+@function(
+    "norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", before=_named("embedding_bag")
+)
+def embedding_bag(
+    input: Any,
+    weight: Any,
+    offsets: Any = None,
+    max_norm: Any = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    """The mean, sum or largest of the rows of ``weight`` that each bag of integers names; zeros for an empty bag.
+
+    Args:
+        input: of shape (bags, longest); or of one axis, with all bags one after the other.
+        offsets: where each bag begins in an input of one axis, in increasing order, the first 0.
+        mode: ``mean``, ``sum`` or ``max``.
+        per_sample_weights: of the input's shape, for ``mode="sum"``: factors of the rows.
+        include_last_offset: whether the last of the offsets is the end of the last bag.
+        padding_idx: a row that is left out of bags.
+
+    Others are as in ``embedding``.
+    """
+    op = "embedding_bag"
+    ids = knp.asarray(input)
+    valid(mode in ("mean", "sum", "max"), op, "mode", mode, "mean, sum or max")
+    valid(per_sample_weights is None or mode == "sum", op, "per_sample_weights", "an array", f"None for mode={mode!r}")
+    fits = ids.ndim == (2 if offsets is None else 1)
+    require(fits, op, ids.shape, "(bags, longest), or one axis with offsets")
+    rows, kept = _looked_up(op, ids, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
+    if per_sample_weights is not None:
+        factors = knp.asarray(per_sample_weights)
+        require(factors.shape == ids.shape, op, f"{ids.shape} and {factors.shape}", "weights of the input's shape")
+        rows = rows * factors[..., None]
+    # a bag's rows along axis 1, those of others masked
+    if offsets is not None:
+        starts = knp.asarray(offsets)
+        place = knp.arange(ids.shape[0])
+        ends = starts[1:] if include_last_offset else knp.concatenate([starts[1:], knp.full((1,), ids.shape[0])])
+        starts = starts[: ends.shape[0]]
+        rows, kept = rows[None], ((starts[:, None] <= place) & (place < ends[:, None]))[..., None] & kept
+    count = kept.sum(axis=1)
+    if mode == "max":
+        return knp.where(count > 0, knp.where(kept, rows, -math.inf).max(axis=1, initial=-math.inf), 0)
+    total = knp.where(kept, rows, 0).sum(axis=1)
+    return total / knp.maximum(count, 1).astype(total.dtype) if mode == "mean" else total
+
+
+def _counted(given: Given) -> None:
+    ids = known(given["tensor"])
+    count = given.get("num_classes", -1)
+    if count != -1:
+        names_classes(given, "one_hot", "tensor", count)
+        return
+    expected = "the number of classes, which is not known while a function is compiled"
+    valid(ids is not None and ids.size > 0, "one_hot", "num_classes", count, expected)
+    assert ids is not None
+    given["num_classes"] = int(ids.max()) + 1
+    names_classes(given, "one_hot", "tensor", given["num_classes"])
+
+
+@function("num_classes", before=_counted)
+def one_hot(tensor: Any, num_classes: int = -1) -> Any:
     """1 at the place that each integer names, 0 elsewhere, of its dtype, along a new last axis.
 
-    PyTorch finds ``num_classes`` from the values, which a compiled function cannot. Other integers give no 1.
+    Args:
+        num_classes: by default one more than the largest of ``tensor``, where that is known.
     """
     ids = knp.asarray(tensor)
+    valid(ids.dtype.kind in "iu", "one_hot", "tensor", str(ids.dtype), "integers that name classes")
     return (ids[..., None] == knp.arange(num_classes)).astype(ids.dtype)

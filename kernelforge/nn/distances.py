@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import reduced, wide
+from kernelforge.nn.calls import Fn, function, narrow, reduced, require, wide
 from kernelforge.nn.losses import above_zero
 from kernelforge.nn.probability import root, vector_norm
 
 
-@jit(static_argnames="dim")
+@function("dim")
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: Any = 1e-8) -> Any:
     """The cosine of the angle between vectors along ``dim``; each norm is taken as ``eps`` at least."""
     x, y = wide(x1), wide(x2)
@@ -19,19 +20,28 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: Any = 1e-8) -> Any:
     return ((x / norms[0]) * (y / norms[1])).sum(axis=dim)
 
 
-@jit(static_argnames=("p", "keepdim"))
+@function("p", "keepdim")
 def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: Any = 1e-6, keepdim: bool = False) -> Any:
     """The p-norm of ``x1 - x2 + eps`` along the last axis."""
     return vector_norm(wide(x1) - wide(x2) + eps, p, -1, keepdim)
 
 
-@jit(static_argnames="p")
+@function("p")
 def cdist(x1: Any, x2: Any, p: float = 2.0) -> Any:
     """The p-norms of all differences of rows: of ``(..., m, d)`` and ``(..., n, d)`` an array ``(..., m, n)``."""
     return vector_norm(wide(x1)[..., :, None, :] - wide(x2)[..., None, :, :], p, -1, False)
 
 
-@jit(static_argnames="reduction")
+@function("p")
+def pdist(input: Any, p: float = 2.0) -> Any:
+    """The p-norms of the differences of all pairs of rows, each pair once: (0, 1), (0, 2) to (n-2, n-1)."""
+    x = wide(input)
+    require(x.ndim == 2, "pdist", x.shape, "(rows, width)")
+    first, second = np.triu_indices(x.shape[0], 1)
+    return narrow(vector_norm(x[first] - x[second], p, -1, False), knp.asarray(input))
+
+
+@function("reduction")
 def cosine_embedding_loss(input1: Any, input2: Any, target: Any, margin: Any = 0.0, reduction: str = "mean") -> Any:
     """1 - cosine where the target is 1, max(0, cosine - margin) where it is -1."""
     x, y, t = wide(input1), wide(input2), knp.asarray(target)
@@ -42,14 +52,33 @@ def cosine_embedding_loss(input1: Any, input2: Any, target: Any, margin: Any = 0
     return reduced(losses, reduction, "cosine_embedding_loss")
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
 def margin_ranking_loss(input1: Any, input2: Any, target: Any, margin: Any = 0.0, reduction: str = "mean") -> Any:
     """max(0, margin - target * (input1 - input2)), for targets of 1 where the first should be the larger, else -1."""
     losses = above_zero(margin - wide(target) * (wide(input1) - wide(input2)))
     return reduced(losses, reduction, "margin_ranking_loss")
 
 
-@jit(static_argnames=("p", "swap", "reduction"))
+@function("distance_function", "swap", "reduction")
+def triplet_margin_with_distance_loss(
+    anchor: Any,
+    positive: Any,
+    negative: Any,
+    *,
+    distance_function: Fn | None = None,
+    margin: Any = 1.0,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Any:
+    """``triplet_margin_loss`` with a function that returns the distance of two arrays, else ``pairwise_distance``."""
+    distance = pairwise_distance if distance_function is None else distance_function
+    near, far = distance(anchor, positive), distance(anchor, negative)
+    if swap:
+        far = knp.minimum(far, distance(positive, negative))
+    return reduced(above_zero(margin + near - far), reduction, "triplet_margin_with_distance_loss")
+
+
+@function("p", "swap", "reduction")
 def triplet_margin_loss(
     anchor: Any,
     positive: Any,

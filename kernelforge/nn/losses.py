@@ -9,8 +9,7 @@ import math
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import reduced, require, valid, wide
+from kernelforge.nn.calls import function, reduced, require, valid, wide
 
 
 def _both(op: str, input: Any, target: Any) -> tuple[Any, Any]:
@@ -23,7 +22,7 @@ def _weighted(losses: Any, weight: Any) -> Any:
     return losses if weight is None else losses * weight
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
 def mse_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """The square of the difference; with ``weight`` a mean divides by the sum of weights."""
     x, t = _both("mse_loss", input, target)
@@ -31,7 +30,7 @@ def mse_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = Non
     return reduced(_weighted((x - t) * (x - t), weight), reduction, "mse_loss", count)
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
 def l1_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """The absolute difference; with ``weight`` a mean divides by the sum of weights."""
     x, t = _both("l1_loss", input, target)
@@ -45,7 +44,7 @@ def _huber(x: Any, t: Any, delta: Any) -> Any:
     return inside * (size - 0.5 * inside)
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: Any = 1.0, weight: Any = None) -> Any:
     """Half the square of the difference, up to ``delta`` of it, then linear; Huber 1964."""
     x, t = _both("huber_loss", input, target)
@@ -53,7 +52,7 @@ def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: Any = 1.
     return reduced(_weighted(_huber(x, t, delta), weight), reduction, "huber_loss", count)
 
 
-@jit(static_argnames=("reduction", "beta"))
+@function("reduction", "beta")
 def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Any:
     """``huber_loss`` with ``delta=beta``, divided by ``beta``; ``l1_loss`` for ``beta=0``."""
     x, t = _both("smooth_l1_loss", input, target)
@@ -61,7 +60,7 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float
     return reduced(knp.abs(x - t) if beta == 0 else _huber(x, t, beta) / beta, reduction, "smooth_l1_loss")
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
 def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
     """The cross entropy of probabilities in [0, 1]; logarithms are at least -100, as in PyTorch.
 
@@ -78,7 +77,7 @@ def _log_from(x: Any, least: float) -> Any:
     return knp.where(x <= tiny, least, knp.log(knp.where(x <= tiny, 1, x)))
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
 def binary_cross_entropy_with_logits(
     input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
 ) -> Any:
@@ -94,7 +93,7 @@ def binary_cross_entropy_with_logits(
     return reduced(_weighted(losses, weight), reduction, op)
 
 
-@jit(static_argnames=("reduction", "log_target"))
+@function("reduction", "log_target")
 def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Any:
     """``target * (log(target) - input)`` of log-probabilities ``input``; 0 where the target is 0.
 
@@ -113,7 +112,7 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
     return reduced(losses, reduction, "kl_div")
 
 
-@jit(static_argnames=("log_input", "full", "reduction"))
+@function("log_input", "full", "reduction")
 def poisson_nll_loss(
     input: Any, target: Any, log_input: bool = True, full: bool = False, eps: Any = 1e-8, reduction: str = "mean"
 ) -> Any:
@@ -132,7 +131,7 @@ def poisson_nll_loss(
     return reduced(losses, reduction, "poisson_nll_loss")
 
 
-@jit(static_argnames=("full", "reduction"))
+@function("full", "reduction")
 def gaussian_nll_loss(
     input: Any, target: Any, var: Any, full: bool = False, eps: Any = 1e-6, reduction: str = "mean"
 ) -> Any:
@@ -151,14 +150,21 @@ def gaussian_nll_loss(
     return reduced(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction, "gaussian_nll_loss")
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
 def soft_margin_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     """log(1 + exp(-target * input)) for targets of 1 and -1."""
     x, t = _both("soft_margin_loss", input, target)
     return reduced(knp.logaddexp(-t * x, 0), reduction, "soft_margin_loss")
 
 
-@jit(static_argnames="reduction")
+@function("reduction")
+def hinge_loss(input: Any, target: Any, margin: Any = 1.0, reduction: str = "mean") -> Any:
+    """max(0, margin - target * input) for targets of 1 and -1, of support vector machines; PyTorch does not have it."""
+    x, t = _both("hinge_loss", input, target)
+    return reduced(above_zero(margin - t * x), reduction, "hinge_loss")
+
+
+@function("reduction")
 def hinge_embedding_loss(input: Any, target: Any, margin: Any = 1.0, reduction: str = "mean") -> Any:
     """``input`` where the target is 1, max(0, margin - input) where it is -1."""
     x, t = _both("hinge_embedding_loss", input, target)

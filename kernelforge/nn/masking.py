@@ -6,20 +6,20 @@ gradient is zeros. ``p`` may be traced.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
 from kernelforge.nn.activations import SELU_ALPHA, SELU_SCALE
-from kernelforge.nn.calls import narrow, require, valid, wide
+from kernelforge.nn.calls import Fn, floating, function, narrow, require, valid, wide
 from kernelforge.random import bernoulli, next_key
 
-Fn = Callable[..., Any]
+CHANNELS = "axes for the batch and for channels, at least"
 
 
 def _drawing(op: str, compiled: Fn, input: Any, p: Any, training: bool, key: Any) -> Any:
     """Call with the key given or, outside of compiled functions, one of the thread's default stream."""
+    floating(op, input)
     known = isinstance(p, int | float)
     valid(not known or 0 <= p <= 1, op, "p", p, "a probability, from 0 to 1")
     if not training or (known and p == 0):
@@ -38,27 +38,28 @@ def _mask(p: Any, key: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     return bernoulli(key, keep, shape), scale
 
 
-@jit
+@function()
 def _elements(input: Any, p: Any, key: Any) -> Any:
     x = knp.asarray(input)
     mask, scale = _mask(p, key, x.shape)
     return knp.where(mask, x * scale, 0).astype(x.dtype)
 
 
-@jit
+@function()
 def _channels(input: Any, p: Any, key: Any) -> Any:
     x = knp.asarray(input)
-    require(x.ndim >= 2, "feature_dropout", x.shape, "axes for the batch and for channels, at least")
+    require(x.ndim >= 2, "feature_dropout", x.shape, CHANNELS)
     mask, scale = _mask(p, key, (*x.shape[:2], *(1,) * (x.ndim - 2)))
     return knp.where(mask, x * scale, 0).astype(x.dtype)
 
 
-@jit
-def _alpha(input: Any, p: Any, key: Any) -> Any:
+@function("whole")
+def _alpha(input: Any, p: Any, key: Any, whole: bool = False) -> Any:
     like = knp.asarray(input)
     x = wide(like)
     low = -SELU_ALPHA * SELU_SCALE
-    mask, scale = _mask(p, key, x.shape)
+    require(x.ndim >= 2 or not whole, "feature_alpha_dropout", x.shape, CHANNELS)
+    mask, scale = _mask(p, key, (*x.shape[:2], *(1,) * (x.ndim - 2)) if whole else x.shape)
     a = knp.sqrt(scale / (1 + p * low * low))
     return narrow(knp.where(mask, a * x, a * low) - a * (p * low), like)
 
@@ -72,6 +73,7 @@ def dropout(input: Any, p: Any = 0.5, training: bool = True, *, key: Any = None)
 
     Raises:
         TracedStream: without a key while a function is compiled.
+        DtypeMismatch: for integers.
     """
     return _drawing("dropout", _elements, input, p, training, key)
 
@@ -85,8 +87,16 @@ def feature_dropout(input: Any, p: Any = 0.5, training: bool = True, *, key: Any
 
 
 def alpha_dropout(input: Any, p: Any = 0.5, training: bool = True, *, key: Any = None) -> Any:
-    """``dropout`` that keeps mean 0 and variance 1, to go with ``selu``; Klambauer et al. 2017. Zeros for ``p=1``."""
+    """``dropout`` that keeps mean 0 and variance 1, to go with ``selu``; Klambauer et al. 2017. Zeros for ``p=1``.
+
+    PyTorch's has ``training=False`` for default.
+    """
     return _drawing("alpha_dropout", _alpha, input, p, training, key)
+
+
+def feature_alpha_dropout(input: Any, p: Any = 0.5, training: bool = True, *, key: Any = None) -> Any:
+    """``alpha_dropout`` of whole channels (axis 1)."""
+    return _drawing("feature_alpha_dropout", functools.partial(_alpha, whole=True), input, p, training, key)
 
 
 dropout1d = dropout2d = dropout3d = feature_dropout

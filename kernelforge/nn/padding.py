@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import require, valid
+from kernelforge.nn.calls import function, require, valid
 from kernelforge.nn.windows import padded
 
 MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 """NumPy's names of the modes other than constant."""
 
 
-@jit(static_argnames=("pad", "mode"))
+@function("pad", "mode")
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
     """Put elements around an array.
 

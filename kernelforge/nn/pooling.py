@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import Ints, each, narrow, require, valid, wide
+from kernelforge.nn.calls import Function, Ints, each, narrow, require, valid, wide
 from kernelforge.nn.probability import root
 from kernelforge.nn.windows import Sliding, padded, unbatched
 
@@ -72,7 +71,7 @@ def _pooled(op: str, count: int, input: Any, kernel: Ints, stride: Any, padding:
 def _named(fn: Fn, name: str, doc: str, *static: str) -> Fn:
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc
-    return jit(fn, static_argnames=static)
+    return Function(fn, static, None)
 
 
 def _max_pool(count: int) -> Fn:

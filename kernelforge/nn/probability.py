@@ -1,6 +1,7 @@
 """Softmax and its family, along any axis.
 
 f16 and bf16 are computed in f32 and rounded once. A row of nothing but -inf has no softmax: it is NaN, as in PyTorch.
+A number has one axis, as in PyTorch, and no elements have no softmax.
 """
 
 from __future__ import annotations
@@ -8,45 +9,60 @@ from __future__ import annotations
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import Ints, elementwise, narrow, wide
+from kernelforge.nn.calls import Fn, Ints, draws_key, elementwise, function, narrow, wide
 from kernelforge.random import gumbel
 from kernelforge.transforms import stop_gradient
+
+
+def _shares(x: Any, dim: int) -> Any:
+    e = knp.exp(x - x.max(axis=dim, keepdims=True))
+    return e / e.sum(axis=dim, keepdims=True)
+
+
+def _logarithms(x: Any, dim: int) -> Any:
+    shifted = x - x.max(axis=dim, keepdims=True)
+    return shifted - knp.log(knp.exp(shifted).sum(axis=dim, keepdims=True))
+
+
+def _along(fn: Fn, x: Any, dim: int) -> Any:
+    if x.ndim == 0:
+        return fn(x.reshape((1,)), dim).reshape(())
+    return fn(x, dim) if x.size else x
 
 
 @elementwise("dim")
 def softmax(input: Any, dim: int = -1) -> Any:
     """exp(x) divided by its sum along ``dim``; PyTorch's has no default for it."""
-    e = knp.exp(input - input.max(axis=dim, keepdims=True))
-    return e / e.sum(axis=dim, keepdims=True)
+    return _along(_shares, input, dim)
 
 
 @elementwise("dim")
 def log_softmax(input: Any, dim: int = -1) -> Any:
     """The logarithm of ``softmax``, without its underflow."""
-    shifted = input - input.max(axis=dim, keepdims=True)
-    return shifted - knp.log(knp.exp(shifted).sum(axis=dim, keepdims=True))
+    return _along(_logarithms, input, dim)
 
 
 @elementwise("dim")
 def softmin(input: Any, dim: int = -1) -> Any:
     """``softmax`` of -x."""
-    return softmax(-input, dim=dim)
+    return _along(_shares, -input, dim)
 
 
 @elementwise("dim", "keepdim")
 def logsumexp(input: Any, dim: Ints | None = None, keepdim: bool = False) -> Any:
     """Log of the sum of exp(x) along ``dim``, one axis, several, or all; -inf of no elements or of -inf alone."""
+    if input.ndim == 0:
+        return knp.logsumexp(input.reshape((1,)), axis=dim)
     return knp.logsumexp(input, axis=dim, keepdims=keepdim)
 
 
-@jit(static_argnames=("hard", "dim"))
-def gumbel_softmax(logits: Any, key: Any, tau: Any = 1.0, hard: bool = False, dim: int = -1) -> Any:
+@function("hard", "dim", before=draws_key)
+def gumbel_softmax(logits: Any, tau: Any = 1.0, hard: bool = False, dim: int = -1, *, key: Any = None) -> Any:
     """``softmax`` of the logits with Gumbel noise from ``key``, at temperature ``tau``; Jang et al. 2017.
 
     Args:
-        key: of ``kernelforge.random``; PyTorch draws from its global state.
         hard: return the one-hot choice, with the derivative of the soft one.
+        key: as of ``dropout``. PyTorch's ``eps``, which has no effect there, is left out.
     """
     x = wide(logits)
     soft = softmax((x + gumbel(key, x.shape, x.dtype)) / tau, dim=dim)

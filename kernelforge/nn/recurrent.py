@@ -12,9 +12,8 @@ from typing import Any
 
 import kernelforge.numpy as knp
 from kernelforge.control import scan
-from kernelforge.jit import jit
 from kernelforge.nn.activations import relu
-from kernelforge.nn.calls import require, valid
+from kernelforge.nn.calls import function, require, valid
 
 Fn = Callable[..., Any]
 
@@ -44,7 +43,7 @@ def _gru_step(z: Any, rest: Any, h: Any) -> Any:
     return new + update * (h - new)
 
 
-@jit(static_argnames="nonlinearity")
+@function("nonlinearity")
 def rnn_cell(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     nonlinearity: str = "tanh",
@@ -54,7 +53,7 @@ def rnn_cell(
     return _rnn_step(nonlinearity)(z, rest)
 
 
-@jit
+@function()
 def lstm_cell(input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None) -> Any:
     """Return the next (h, c) of a long short-term memory after ``hx``; Hochreiter and Schmidhuber 1997."""
     h, c = hx
@@ -62,14 +61,14 @@ def lstm_cell(input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any 
     return _lstm_step(z, rest, c)
 
 
-@jit
+@function()
 def gru_cell(input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None) -> Any:
     """Return the next state of a gated recurrent unit; Cho et al. 2014, the reset gate after the product."""
     z, rest = _project("gru_cell", input, weight_ih, bias_ih), _project("gru_cell", hx, weight_hh, bias_hh)
     return _gru_step(z, rest, knp.asarray(hx))
 
 
-@jit(static_argnames=("nonlinearity", "reverse"))
+@function("nonlinearity", "reverse")
 def rnn(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     nonlinearity: str = "tanh", reverse: bool = False,
@@ -85,7 +84,7 @@ def rnn(
     return states, last
 
 
-@jit(static_argnames="reverse")
+@function("reverse")
 def lstm(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     reverse: bool = False,
@@ -100,7 +99,7 @@ def lstm(
     return states, last
 
 
-@jit(static_argnames="reverse")
+@function("reverse")
 def gru(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     reverse: bool = False,

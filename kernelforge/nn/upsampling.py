@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
-from kernelforge.jit import jit
-from kernelforge.nn.calls import each, narrow, require, valid, wide
+from kernelforge.nn.calls import each, function, narrow, require, valid, wide
 from kernelforge.nn.pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
 MODES = {"nearest": 0, "nearest-exact": 0, "linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2, "area": 0}
@@ -63,7 +62,7 @@ def _resized(x: Any, axis: int, taps: Taps) -> Any:
     return made
 
 
-@jit(static_argnames=("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"))
+@function("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
 def interpolate(
     input: Any,
     size: int | Sequence[int] | None = None,
@@ -107,7 +106,7 @@ def interpolate(
     return narrow(x, like)
 
 
-@jit(static_argnames="upscale_factor")
+@function("upscale_factor")
 def pixel_shuffle(input: Any, upscale_factor: int) -> Any:
     """Make (..., c, h * r, w * r) of (..., c * r * r, h, w); Shi et al. 2016, equation 4."""
     x, r = knp.asarray(input), upscale_factor
@@ -119,7 +118,7 @@ def pixel_shuffle(input: Any, upscale_factor: int) -> Any:
     return moved.reshape((*lead, c // (r * r), h * r, w * r))
 
 
-@jit(static_argnames="downscale_factor")
+@function("downscale_factor")
 def pixel_unshuffle(input: Any, downscale_factor: int) -> Any:
     """Undo ``pixel_shuffle``."""
     x, r = knp.asarray(input), downscale_factor
@@ -130,7 +129,7 @@ def pixel_unshuffle(input: Any, downscale_factor: int) -> Any:
     return knp.moveaxis(apart, (-3, -1), (-4, -3)).reshape((*lead, c * r * r, h // r, w // r))
 
 
-@jit(static_argnames="groups")
+@function("groups")
 def channel_shuffle(input: Any, groups: int) -> Any:
     """Take channels (axis 1) from each of ``groups`` groups in turn; Zhang et al. 2018."""
     x = knp.asarray(input)
@@ -161,7 +160,7 @@ def _bounded(x: Any, n: int, padding_mode: str, align_corners: bool) -> Any:
     return knp.where(x <= 0, 0, knp.where(x >= n - 1, n - 1, x))
 
 
-@jit(static_argnames=("mode", "padding_mode", "align_corners"))
+@function("mode", "padding_mode", "align_corners")
 def grid_sample(
     input: Any, grid: Any, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False
 ) -> Any:
@@ -214,7 +213,7 @@ def grid_sample(
     return narrow(knp.moveaxis(made, -1, 1), like)
 
 
-@jit(static_argnames=("size", "align_corners"))
+@function("size", "align_corners")
 def affine_grid(theta: Any, size: Sequence[int], align_corners: bool = False) -> Any:
     """The places for ``grid_sample`` that matrices (batch, 2, 3) or (batch, 3, 4) map those of ``size`` to."""
     matrix = wide(theta)

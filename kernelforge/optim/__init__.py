@@ -12,8 +12,9 @@ def step(params, state, x):
 ```
 
 A learning rate is a number or a schedule, a function of the number of updates before; that number is a part of the
-state, so nothing is compiled again. All parameters of one dtype are updated in one kernel, but where an optimiser needs
-norms or products of a whole tensor first.
+state, so nothing is compiled again. f16 and bf16 are updated in f32, in which the state is. All parameters of one dtype
+are updated in one kernel, those of f16 and bf16 with those of f32, but where an optimiser needs norms or products of a
+whole tensor first.
 """
 
 from __future__ import annotations

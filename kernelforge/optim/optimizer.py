@@ -38,9 +38,15 @@ def split(fn: Callable[..., tuple[Any, ...]], count: int, tree: Tree, *others: T
     return tuple(structure.unflatten([row[i] for row in made]) for i in range(count))
 
 
+def wide(x: Any) -> Any:
+    """Return an array in what optimisers compute in, f32 at least: f16 has no room for squares, nor for eps."""
+    x = knp.asarray(x)
+    return x.astype(np.float32) if x.dtype.itemsize < 4 else x
+
+
 def zeros(params: Tree) -> Tree:
-    """Make zeros like every parameter."""
-    return tree_map(lambda p: np.zeros(np.shape(p), p.dtype), params)
+    """Make zeros like every parameter, of f32 at least."""
+    return tree_map(lambda p: np.zeros(np.shape(p), np.float32 if p.dtype.itemsize < 4 else p.dtype), params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,8 +109,7 @@ def clip_by_value(limit: Any) -> Optimizer:
 
 def global_norm(tree: Tree) -> Any:
     """The root of the sum of squares of all elements, in f32 at least."""
-    wide = [x.astype(np.float32) if x.dtype.itemsize < 4 else x for x in map(knp.asarray, optree.tree_leaves(tree))]
-    return knp.sqrt(sum((x * x).sum() for x in wide))
+    return knp.sqrt(sum((x * x).sum() for x in map(wide, optree.tree_leaves(tree))))
 
 
 def clip_by_global_norm(limit: Any) -> Optimizer:

@@ -10,7 +10,7 @@ import numpy as np
 import optree
 
 import kernelforge.numpy as knp
-from kernelforge.optim.optimizer import Optimizer, Tree, global_norm, split, tree_map, zeros
+from kernelforge.optim.optimizer import Optimizer, Tree, global_norm, split, tree_map, wide, zeros
 from kernelforge.optim.schedules import Schedule, rate_at
 
 Rate = float | Schedule
@@ -37,10 +37,14 @@ def _by_element(names: tuple[str, ...], leaf: Callable[[Any, Any], Leaf], rate: 
     def steps(state: Tree, grads: Tree, params: Tree) -> tuple[Tree, Tree]:
         count = knp.asarray(state["count"])
         fn = leaf(rate_at(rate, count), count + 1)
-        made, *trees = split(fn, 1 + len(names), grads, params, *(state[name] for name in names))
+        made, *trees = split(_widened(fn), 1 + len(names), grads, params, *(state[name] for name in names))
         return made, {"count": count + 1, **dict(zip(names, trees, strict=True))}
 
     return Optimizer(init, steps)
+
+
+def _widened(leaf: Leaf) -> Leaf:
+    return lambda g, p, *kept: leaf(wide(g), wide(p), *kept)
 
 
 def _decayed(g: Any, p: Any, weight_decay: float) -> Any:
@@ -233,7 +237,7 @@ def muon(
 ) -> Optimizer:
     """Momentum made orthogonal, for parameters that are matrices; Jordan et al. 2024. Weight decay is as in ``adamw``.
 
-    PyTorch's computes the iteration in bf16, and here it is in the parameter's dtype.
+    PyTorch's computes the iteration in bf16, and here it is in f32 at least.
 
     Args:
         adjust_lr: a factor of the rate, from the extents of a matrix.
@@ -259,7 +263,7 @@ def muon(
             d = orthogonalized(momentum * m + (1 - momentum) * g if nesterov else m, ns_steps, eps)
             return _like(rate, p) * (adjust_lr(*p.shape) * d + weight_decay * p), m
 
-        made, mean = split(leaf, 2, g_matrices, matrices, state["mean"])
+        made, mean = split(_widened(leaf), 2, g_matrices, matrices, state["mean"])
         made_others, state_others = rest.steps(state["others"], g_remaining, remaining)
         first, second = iter(made), iter(made_others)
         whole = tree_map(lambda p: next(first) if np.ndim(p) == 2 else next(second), params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -194,6 +195,70 @@ def test_texts_without_input() -> None:
     np.testing.assert_array_equal(found, [0, INF])
 
 
+def test_lists_are_sizes() -> None:
+    np.testing.assert_array_equal(nn.max_pool2d(IMAGE, [2, 3], stride=[1, 2]), nn.max_pool2d(IMAGE, (2, 3), (1, 2)))
+    np.testing.assert_array_equal(kf.jit(lambda x: nn.layer_norm(x, [20]))(X), nn.layer_norm(X, 20))
+
+
+def test_labels_out_of_range_that_are_not_known_are_nan() -> None:
+    ids = np.array([0, 7, -3, -100])
+    found = kf.jit(lambda x, ids: nn.cross_entropy(x, ids, reduction="none"))(X[:4, :5], ids)
+    np.testing.assert_array_equal(np.isnan(found), [False, True, True, False])
+    assert np.isnan(kf.jit(nn.multi_margin_loss)(X[:4, :5], ids))
+    assert np.isnan(kf.jit(nn.multilabel_margin_loss)(X[0, :2], np.array([0, 2])))
+    np.testing.assert_array_equal(kf.jit(lambda ids: nn.one_hot(ids, 3))(ids), [[1, 0, 0], *[[0, 0, 0]] * 3])
+
+
+def test_rows_of_nothing_and_numbers_have_a_softmax() -> None:
+    for fn in (nn.softmax, nn.log_softmax, nn.softmin):
+        assert fn(np.zeros((3, 0))).shape == (3, 0)
+        assert kf.grad(lambda x, fn=fn: fn(x).sum())(np.zeros((3, 0))).shape == (3, 0)
+    assert [float(f(F32(2))) for f in (nn.softmax, nn.log_softmax, nn.softmin, nn.logsumexp)] == [1, 0, 1, 2]
+    assert float(nn.logsumexp(F32(2), -1)) == 2
+
+
+def test_integers_have_no_dropout() -> None:
+    for drop in (nn.dropout, nn.feature_dropout, nn.alpha_dropout, nn.feature_alpha_dropout):
+        with pytest.raises(errors.DtypeMismatch, match="dtypes int64 do not fit; expected floats"):
+            drop(np.ones((2, 2), int))
+
+
+def test_keys_are_drawn_from_the_default_stream() -> None:
+    calls = (
+        lambda x: nn.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+        lambda x: nn.rrelu(x, training=True),
+        nn.gumbel_softmax,
+    )
+    for call in calls:
+        made = []
+        for seed in (3, 3, 4):
+            kf.random.seed(seed)
+            made.append(np.asarray(call(X)))
+        np.testing.assert_array_equal(made[0], made[1])
+        assert (made[0] != made[2]).any()
+        with pytest.raises(errors.TracedStream, match="make the key an argument"):
+            kf.jit(call)(X)
+
+
+def test_randomised_slopes() -> None:
+    x = -np.ones(20000, F32)
+    found = -np.asarray(nn.rrelu(x, 0.2, 0.6, training=True, key=kf.random.key(1)))
+    assert found.min() >= 0.2
+    assert found.max() <= 0.6
+    np.testing.assert_allclose([found.mean(), found.std()], [0.4, 0.4 / math.sqrt(12)], rtol=0.02)
+    np.testing.assert_allclose(nn.rrelu(x[:2], 0.2, 0.6), -0.4, rtol=1e-6)
+
+
+def test_instance_norm_runs_statistics_on() -> None:
+    x, mean, var = normal(4, 3, 7), normal(3), 1 + normal(3) ** 2
+    made, new_mean, new_var = nn.instance_norm(x, mean, var, momentum=0.3)
+    np.testing.assert_allclose(made, nn.instance_norm(x), rtol=1e-12)
+    np.testing.assert_allclose(new_mean, 0.7 * mean + 0.3 * x.mean(-1).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(new_var, 0.7 * var + 0.3 * x.var(-1, ddof=1).mean(0), rtol=1e-12)
+    by_given = nn.instance_norm(x, mean, var, use_input_stats=False)[0]
+    np.testing.assert_allclose(by_given, nn.batch_norm(x, mean, var)[0], rtol=1e-12)
+
+
 def test_one_slope_for_a_number() -> None:
     assert nn.prelu(np.float64(-2), np.array([0.5])).shape == ()
 
@@ -223,6 +288,30 @@ REFUSED = [
     (lambda: nn.pixel_shuffle(IMAGE, 2), "pixel_shuffle: shapes (2, 3, 8, 8) do not fit"),
     (lambda: nn.scaled_dot_product_attention(X, X[:, :3], X), "scaled_dot_product_attention: shapes"),
     (lambda: nn.rotary_embedding(X[:, :3]), "(..., length, width), the width even"),
+    (lambda: nn.layer_norm(X, 20, G[None]), "layer_norm: shapes (1, 20) do not fit; expected a weight of shape (20,)"),
+    (lambda: nn.group_norm(IMAGE, 3, G), "group_norm: shapes (20,) do not fit; expected a weight of shape (3,)"),
+    (lambda: nn.batch_norm(IMAGE, G, G), "batch_norm: shapes (20,) do not fit; expected running statistics of shape"),
+    (lambda: nn.batch_norm(IMAGE, G[:3], None), "batch_norm: running_var=None is not valid; expected both running"),
+    (lambda: nn.instance_norm(IMAGE, use_input_stats=False), "instance_norm: running_mean=None is not valid"),
+    (lambda: nn.instance_norm(IMAGE[:, :, :1, :1]), "more than one value for each channel of a sample"),
+    (lambda: nn.linear(X, X, G), "linear: shapes (20,) do not fit; expected a bias of shape (12,)"),
+    (lambda: nn.bilinear(X, X[:3], KERNEL[0]), "a weight of shape (outputs, inputs1, inputs2), and inputs that"),
+    (lambda: nn.cross_entropy(X, np.full(12, 20)),
+     "cross_entropy: target=20 is not valid; expected integers from 0 to 19, or -100 to be ignored"),
+    (lambda: nn.nll_loss(X, np.full(12, -1), ignore_index=3),
+     "nll_loss: target=-1 is not valid; expected integers from 0 to 19, or 3 to be ignored"),
+    (lambda: kf.jit(lambda x: nn.cross_entropy(x, np.full(12, -1)))(X), "cross_entropy: target=-1 is not valid"),
+    (lambda: nn.multi_margin_loss(X, np.full(12, 20)), "multi_margin_loss: target=20 is not valid; expected integers"),
+    (lambda: nn.multilabel_margin_loss(X, np.full((12, 20), 20)), "multilabel_margin_loss: target=20 is not valid"),
+    (lambda: nn.embedding(np.array([12]), X), "embedding: input=12 is not valid; expected integers from 0 to 11"),
+    (lambda: nn.embedding(X, X), "embedding: input='float32' is not valid; expected integers that name rows"),
+    (lambda: nn.embedding(np.array([1]), X, padding_idx=12), "padding_idx=12 is not valid; expected one of 12 rows"),
+    (lambda: nn.embedding_bag(np.array([1]), X), "embedding_bag: shapes (1,) do not fit; expected (bags, longest), or"),
+    (lambda: nn.one_hot(np.array([3]), 3), "one_hot: tensor=3 is not valid; expected integers from 0 to 2"),
+    (lambda: kf.jit(nn.one_hot)(np.array([3])),
+     "one_hot: num_classes=-1 is not valid; expected the number of classes, which is not known while a function"),
+    (lambda: nn.pdist(G), "pdist: shapes (20,) do not fit; expected (rows, width)"),
+    (lambda: nn.feature_alpha_dropout(G, key=kf.random.key(0)), "axes for the batch and for channels, at least"),
 ]  # fmt: skip
 
 
