@@ -386,7 +386,7 @@ def describe(k: Facts) -> list[str]:
     lines += [
         f"  reads {', '.join(k.reads) or 'nothing'}; writes {', '.join(k.writes)}",
         f"  moves {size(k.cost.bytes)}, {flops:,} floating-point operations{per}",
-        *(f"  {'runs in ' if n else ''}{words}" for n, words in enumerate(k.schedule)),
+        *(f"  {'' if 'phase' in words else 'runs in '}{words}" for words in k.schedule),
     ]
     if k.within:
         lines.append(f"  runs {k.within}")

@@ -28,14 +28,17 @@ from kernelforge.ir.schedule.steps import (
 from kernelforge.ir.schedule.windows import Slide
 
 PANEL = 22
-"""Panels of rows that a thread keeps packed beside the one panel of columns it works with."""
+"""Panels of rows, read through windows, that a thread keeps packed at most beside one panel of columns."""
+
+SHARE = 16
+"""Tiles of rows that use a packed panel of columns at least: packing it takes as long as two of them."""
 
 DEPTH = 512
 """Products that one accumulator of a tile sums up, of sums three times as long: panels of that depth stay in the
 second-level cache, and the error of a sum grows with the number of blocks rather than that of products."""
 
 STEPS = 16
-"""Steps of the sum for which columns are packed at a time: what is read and written meanwhile stays in the cache."""
+"""Steps of the sum that are packed at a time: what is read and written meanwhile stays in the cache."""
 
 LONG = 8
 """Operations on an element of the result beyond which the code for a whole tile of them is too much to unroll."""
@@ -229,12 +232,42 @@ def lanes(kernel: Kernel, i: str, j: str, accumulators: Sequence[str], width: in
     return bind(kernel, f"{i}r", "unroll")
 
 
-def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = ()) -> Kernel:
-    """Tile for SIMD registers, in the five loops of BLIS (Van Zee and van de Geijn, 2015).
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tiles:
+    """A product that is cut into tiles.
 
-    A tile of rows and columns that fits the registers walks through a panel of rows and one of columns, both packed.
-    Blocks of ``panels`` panels of rows are the grid; a thread keeps one in its second-level cache beside the panel of
-    columns it works with. A long sum is made in blocks of ``DEPTH``, each added to the results so far.
+    Attributes:
+        i: the loop over rows; ``io`` is the one over tiles, ``ir`` that in a tile.
+        j: the loop over columns, likewise.
+        outer: the parallel loops around them.
+        block: the loops over blocks of the sum.
+        walked: the loops of the sum that a tile walks through.
+        narrow: the loop over pairs of its elements, where these are multiplied in pairs.
+        rows: how many rows a tile has.
+        columns: how many columns it has.
+        count: how many tiles there are along the rows.
+        across: how many there are of columns, in all iterations of ``outer``.
+        depth: elements of the sum in a block.
+    """
+
+    i: str
+    j: str
+    outer: list[str]
+    block: list[str]
+    walked: list[str]
+    narrow: list[str]
+    rows: int
+    columns: int
+    count: int
+    across: int
+    depth: int
+
+
+def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = ()) -> Kernel:
+    """Tile for SIMD registers, in the loops of BLIS (Van Zee and van de Geijn, 2015).
+
+    A tile of rows and columns that fits the registers walks along the sum: through a packed panel of columns, and
+    through rows. A long sum is made in blocks of ``DEPTH``, each added to the results so far.
 
     ``pairs`` are outer loops that slide over loops of the sum: windows of a filter's gradient, each with its product.
     """
@@ -245,9 +278,9 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     rows, registers = tile(m, n, limits, width)
     accumulators = [accumulator(kernel)]
     kernel, block = blocked(kernel, limits)
-    walked = [s.var.name for s in sum_loops(kernel)][len(block) :]
-    whole = sum_loops(kernel)
-    depth = math.prod(s.var.bound or 1 for s in whole[len(block) :])
+    whole = sum_loops(kernel)[len(block) :]
+    walked = [s.var.name for s in whole]
+    depth = math.prod(s.var.bound or 1 for s in whole)
     if block:
         accumulators.append("block")
     narrow = [] if pairs or not _in_pairs(kernel, i, j, limits) else [f"{walked[-1]}p"]
@@ -256,72 +289,19 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
     kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
     kernel = sink_guard(kernel, f"{i}o")
-    levels = [block, walked] if block else [walked]
-    kernel = tiled(kernel, f"{i}o", f"{j}o", levels, [f"{i}r"], [f"{j}r"])
+    kernel = tiled(kernel, f"{i}o", f"{j}o", [block, walked] if block else [walked], [f"{i}r"], [f"{j}r"])
 
+    across = math.prod(p.static or 1 for p in parallel[:-2]) * -(-n // (registers * width))
     outer = [p.var.name for p in parallel[:-2]]
-    left, right = _packed(factor(kernel, i, j), narrow), _packed(factor(kernel, j, i), narrow)
-    along = {name: f"{name}_{walked[-1]}" for name in ("rows", "columns")}
-    itemsize = limits.vector_bytes // width
-    above = [{v.name for v in free_vars(f)} & set(outer) for f in (left, right)]
-    held = m * math.prod(s.var.bound or 1 for s in whole) * itemsize
-    few = 4 * held <= limits.cache_bytes and n >= 16 * limits.threads * registers * width
-    if not pairs and not above[0] and (above[1] or few):
-        # all outer iterations or tiles of columns take these rows: packed once, and columns where they are used
-        kernel = reorder(kernel, f"{i}o", f"{j}o")
-        if block:
-            kernel = _outside(kernel, f"{i}o", block)
-        once = [f"{i}o", *block, *walked, f"{i}r", *narrow]
-        kernel = stage(kernel, left, "", once, "global", "rows")
-        at = block[-1] if block else f"{j}o"
-        right = _packed(factor(kernel, j, i), narrow)
-        kernel = stage(kernel, right, at, [*walked, f"{j}r", *narrow], "local", "columns")
-        grid = [*outer, f"{j}o", *_filling("rows", [f"{i}o", *block, *walked[:-1]])]
+    tiles = _Tiles(i, j, outer, block, walked, narrow, rows, registers * width, -(-m // rows), across, depth)
+    if pairs:
+        kernel, grid, along = _slid(kernel, tiles, limits, pairs, limits.vector_bytes // width)
+        read = {"rows", "columns"}
     else:
-        count, items = -(-m // rows), math.prod(p.static or 1 for p in parallel[:-2])
-        room = limits.cache_bytes * 3 // 4 - depth * registers * width * itemsize
-        slid = {s.inner.var.name: s.outer.var.name for s in pairs}
-        # windows have most of their elements in common: a thread packs its rows for all of them
-        together = bool(pairs) and set(outer) == set(slid.values()) and count >= limits.threads
-        enough = -(-count // limits.threads) if together else -(-count * items // (8 * limits.threads))
-        enough = enough if pairs else -(-count // (2 * limits.threads))
-        panels = max(1, min(PANEL, max(room // (depth * rows * itemsize), 3), enough))
-        panels = limits.choose("panels", -(-count // -(-count // panels)), (4, 8, 16, 32, 64))
-
-        def axes(tile: str, factor: Expr, around: Sequence[str] = ()) -> list[str | tuple[str, str]]:
-            """Return what a factor is packed by inside ``around``: outer loops, the tile, the sum, what is in it."""
-            names = {v.name for v in free_vars(factor)}
-            over = {w: p for w, p in slid.items() if p in names and w not in around}
-            alone = [p for p in outer if p in names and p not in over.values()]
-            summed = [(over[w], w) if w in over else w for w in (*block, *walked) if w not in around]
-            return [*alone, tile, *summed, f"{tile[:-1]}r"]
-
-        grid = [*outer, f"{i}b"]
-        for name, t, f in (("columns", f"{j}o", right), *([("rows", f"{i}o", left)] if pairs else [])):
-            by = axes(t, f)
-            along[name] = _filling(name, by)[-2]
-            if not together:
-                kernel = stage(kernel, f, "", [*by, *narrow], "global", name)
-                grid += _filling(name, by[:-2])
-        kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
-        kernel = reorder(kernel, f"{i}p", f"{j}o")
-        inside = [f"{i}p", f"{j}o"]
-        if together:
-            for name in reversed(outer):
-                kernel = reorder(kernel, name, f"{i}b")
-            inside, grid = [*inside, *reversed(outer)], [f"{i}b"]
-        for name in inside if block else ():
-            kernel = _outside(kernel, name, block)
-        at = block[-1] if block else f"{i}b"
-        if together:
-            kernel = stage(kernel, right, at, axes(f"{j}o", right, block), "local", "columns")
-            left = factor(kernel, i, j)
-            kernel = stage(kernel, left, at, axes(f"{i}p", left, block), "local", "rows")
-        elif not pairs:
-            left = _packed(factor(kernel, i, j), narrow)
-            kernel = stage(kernel, left, at, [f"{i}p", *walked, f"{i}r", *narrow], "local", "rows")
+        kernel, grid, read = _shared(kernel, tiles, limits, m % rows == 0)
+        along = [f"{name}_{walked[-1]}" for name in ("rows", "columns")]
     for buffer in accumulators:
-        kernel = unguard(kernel, buffer, lambda e: e.buffer in ("rows", "columns", *accumulators))
+        kernel = unguard(kernel, buffer, lambda e: e.buffer in read or e.buffer in accumulators)
     kernel = lanes(kernel, i, j, accumulators, width)
     kernel = split(kernel, f"columns_{j}r", width, f"columns_{j}u", f"columns_{j}v", "exact")
 
@@ -330,14 +310,94 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
         kernel = _filled_in_pairs(kernel, f"rows_{narrow[0]}", f"rows_{i}r")
         kernel = _filled_in_pairs(kernel, f"columns_{narrow[0]}", f"columns_{j}v")
     else:
-        if contiguous(kernel, along["rows"], width):
-            kernel = transposed(kernel, along["rows"], [f"rows_{i}r"], width)
-        elif contiguous(kernel, f"rows_{i}r", rows):
-            kernel = bind(kernel, f"rows_{i}r", "vector")
-        kernel, grid = _filled_columns(kernel, j, along["columns"], grid, width)
+        if "rows" in read:
+            kernel, grid = _filled_rows(kernel, i, along[0], grid, width)
+        kernel, grid = _filled_columns(kernel, j, along[1], grid, width)
     for name in grid:
         kernel = bind(kernel, name, "grid")
     return kernel
+
+
+def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Kernel, list[str], set[str]]:
+    """Let a thread pack a panel of columns, which stays in its second-level cache while all rows go by.
+
+    Rows are read as they are where they lie along the sum and make ``whole`` tiles, and are packed once for all threads
+    elsewhere. Returns the kernel with the loops of its grid and the buffers that a tile reads.
+    """
+    i, j = f"{t.i}o", f"{t.j}o"
+    left = _packed(factor(kernel, t.i, t.j), t.narrow)
+    (step,) = loops(kernel, t.walked[-1])
+    grid = [*t.outer, j]
+    if whole and not t.narrow and isinstance(left, Load) and affine(left.index[0], step.var) == 1:
+        read = {left.buffer, "columns"}
+    else:
+        above = [o for o in t.outer if any(v.name == o for v in free_vars(left))]
+        kernel = stage(kernel, left, "", [*above, i, *t.block, *t.walked, f"{t.i}r", *t.narrow], "global", "rows")
+        grid += _filling("rows", [*above, i, *t.block, *t.walked[:-1]])
+        read = {"rows", "columns"}
+    kernel = reorder(kernel, i, j)
+    at = j
+    share = max(-(-t.count // -(-4 * limits.threads // t.across)), SHARE)
+    share = limits.choose("panels", min(share, t.count), (8, 16, 32, 64, 128))
+    if share < t.count:
+        at = f"{t.i}b"
+        kernel = split(kernel, i, share, at, i, "clip")
+        grid.append(at)
+    if t.block:
+        kernel, at = _outside(kernel, i, t.block), t.block[-1]
+    right = _packed(factor(kernel, t.j, t.i), t.narrow)
+    return stage(kernel, right, at, [*t.walked, f"{t.j}r", *t.narrow], "local", "columns"), grid, read
+
+
+def _slid(
+    kernel: Kernel, t: _Tiles, limits: Limits, pairs: Sequence[Slide], itemsize: int
+) -> tuple[Kernel, list[str], list[str]]:
+    """Pack by the sums of the loops that slide over each other, which windows have most of their elements in common by.
+
+    A thread keeps a block of ``panels`` panels of rows in its second-level cache beside the panel of columns that it
+    works with. Returns the kernel with the loops of its grid and those that pack along the sum.
+    """
+    i, j = t.i, t.j
+    room = limits.cache_bytes * 3 // 4 - t.depth * t.columns * itemsize
+    slid = {s.inner.var.name: s.outer.var.name for s in pairs}
+    # a thread packs its rows for all windows
+    together = set(t.outer) == set(slid.values()) and t.count >= limits.threads
+    items = t.across // (loops(kernel, f"{j}o")[0].static or 1)
+    enough = -(-t.count // limits.threads) if together else -(-t.count * items // (8 * limits.threads))
+    panels = max(1, min(PANEL, max(room // (t.depth * t.rows * itemsize), 3), enough))
+    panels = limits.choose("panels", -(-t.count // -(-t.count // panels)), (4, 8, 16, 32, 64))
+
+    def axes(tile: str, factor: Expr, around: Sequence[str] = ()) -> list[str | tuple[str, str]]:
+        """Return what a factor is packed by inside ``around``: outer loops, the tile, the sum, what is in it."""
+        names = {v.name for v in free_vars(factor)}
+        over = {w: p for w, p in slid.items() if p in names and w not in around}
+        alone = [p for p in t.outer if p in names and p not in over.values()]
+        summed = [(over[w], w) if w in over else w for w in (*t.block, *t.walked) if w not in around]
+        return [*alone, tile, *summed, f"{tile[:-1]}r"]
+
+    grid = [*t.outer, f"{i}b"]
+    along: list[str] = []
+    left, right = factor(kernel, i, j), factor(kernel, j, i)
+    for name, tile, f in (("columns", f"{j}o", right), ("rows", f"{i}o", left)):
+        by = axes(tile, f)
+        along.insert(0, _filling(name, by)[-2])
+        if not together:
+            kernel = stage(kernel, f, "", by, "global", name)
+            grid += _filling(name, by[:-2])
+    kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
+    kernel = reorder(kernel, f"{i}p", f"{j}o")
+    inside = [f"{i}p", f"{j}o"]
+    if together:
+        for name in reversed(t.outer):
+            kernel = reorder(kernel, name, f"{i}b")
+        inside, grid = [*inside, *reversed(t.outer)], [f"{i}b"]
+    for name in inside if t.block else ():
+        kernel = _outside(kernel, name, t.block)
+    if together:
+        at = t.block[-1] if t.block else f"{i}b"
+        kernel = stage(kernel, right, at, axes(f"{j}o", right, t.block), "local", "columns")
+        kernel = stage(kernel, factor(kernel, i, j), at, axes(f"{i}p", left, t.block), "local", "rows")
+    return kernel, grid, along
 
 
 def _in_pairs(kernel: Kernel, i: str, j: str, limits: Limits) -> bool:
@@ -351,20 +411,36 @@ def _packed(factor: Expr, narrow: Collection[str]) -> Expr:
     return factor.args[0] if narrow and isinstance(factor, Op) and factor.op == "cast" else factor
 
 
-def _filled_columns(kernel: Kernel, j: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
-    """Pack columns in vectors, across memory where it runs along the sum; return the loops of the grid with those that
+def _filled_rows(kernel: Kernel, i: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
+    """Pack rows in vectors, across memory where it runs along the sum; return the loops of the grid with those that
     packing has of its own.
     """
+    tile = f"rows_{i}r"
+    if contiguous(kernel, step, width):
+        return transposed(kernel, step, [tile], width), grid
+    (loop,) = loops(kernel, tile)
+    if not contiguous(kernel, tile, loop.static or 0):
+        return kernel, grid
+    return _in_steps(bind(kernel, tile, "vector"), f"rows_{i}o", step, grid)
+
+
+def _filled_columns(kernel: Kernel, j: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
+    """Do the same for columns."""
     if contiguous(kernel, step, width):
         kernel = transposed(kernel, step, [f"columns_{j}u", f"columns_{j}v"], width)
         return reorder(kernel, step, f"columns_{j}u"), grid  # few lines of memory are read at a time, each to its end
     kernel = bind(bind(kernel, f"columns_{j}v", "vector"), f"columns_{j}u", "unroll")
-    first = f"columns_{j}o"
-    if first not in grid:
+    return _in_steps(kernel, f"columns_{j}o", step, grid)
+
+
+def _in_steps(kernel: Kernel, panels: str, step: str, grid: list[str]) -> tuple[Kernel, list[str]]:
+    """Pack few steps of all ``panels`` at a time, if for all threads."""
+    if panels not in grid:
         return kernel, grid
+    buffer = panels[: panels.index("_") + 1]
     kernel = split(kernel, step, STEPS, f"{step}s", step, "clip")
-    for name in (*(g for g in grid[grid.index(first) + 1 :] if g.startswith("columns_")), f"{step}s"):
-        kernel = reorder(kernel, first, name)
+    for name in (*(g for g in grid[grid.index(panels) + 1 :] if g.startswith(buffer)), f"{step}s"):
+        kernel = reorder(kernel, panels, name)
     return kernel, [*grid, f"{step}s"]
 
 

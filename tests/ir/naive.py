@@ -16,10 +16,10 @@ TINY = Limits("group", 16, 0, 32, 8, 4 << 10, 1 << 16, ALL, False, 64, "")
 DEVICES = {"avx512": AVX512, "sse": SSE, "gpu": GPU, "tiny": TINY}
 
 
-def gemm(m: int, n: int, k: int) -> Kernel:
-    """relu(x @ y + b), x of shape (m, k), y of shape (k, n)."""
+def gemm(m: int, n: int, k: int, transposed: bool = False) -> Kernel:
+    """relu(x @ y + b), x of shape (m, k), or (k, m) if it is read ``transposed``, y of shape (k, n)."""
     i, j, r = Var("i0", "i64", m), Var("i1", "i64", n), Var("r", "i64", k)
-    product = Load("x", (i * k + r,), "f32") * Load("y", (r * n + j,), "f32")
+    product = Load("x", (i + r * m if transposed else i * k + r,), "f32") * Load("y", (r * n + j,), "f32")
     out = op("max", Load("a", (), "f32") + Load("b", (j,), "f32"), 0.0)
     body = (
         Alloc("a", "f32", (), "register"),

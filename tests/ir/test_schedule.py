@@ -78,16 +78,30 @@ def test_recipes_keep_the_meaning(naive: Kernel, device: str) -> None:
 def test_a_product_is_packed_and_accumulated_in_registers() -> None:
     made = schedule(gemm(64, 128, 64), DEVICES["avx512"])
     spaces = {s.buffer: (s.space, len(s.shape)) for s in stmts(made.body) if isinstance(s, Alloc)}
-    assert spaces["a"] == ("register", 2)
-    assert spaces["rows"][0] == "local"
-    assert [a.name for a in made.args if a.mode == "scratch"] == ["columns"]
+    assert spaces == {"a": ("register", 2), "columns": ("local", 2)}
+    assert not [a.name for a in made.args if a.mode == "scratch"]
+
+
+def test_rows_that_do_not_lie_as_a_tile_reads_them_are_packed_once() -> None:
+    """Not along the sum, not in whole tiles, or not as they are in memory."""
+    for naive in (gemm(64, 128, 64, transposed=True), gemm(61, 128, 64)):
+        made = schedule(naive, DEVICES["avx512"])
+        assert [a.name for a in made.args if a.mode == "scratch"] == ["rows"]
+        same(naive, made)
+
+
+def test_threads_share_the_rows_of_a_product_with_few_columns() -> None:
+    naive = gemm(1000, 40, 20)
+    made = schedule(naive, DEVICES["avx512"])
+    assert [s.var.name for s in stmts(made.body) if isinstance(s, For) and s.kind == "grid"] == ["i1o", "i0b"]
+    same(naive, made)
 
 
 def test_a_long_product_is_summed_in_blocks() -> None:
     naive = gemm(13, 40, 2100)
     made = schedule(naive, DEVICES["avx512"])
     spaces = {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)}
-    assert spaces == {"a": "local", "block": "register", "rows": "local"}
+    assert spaces == {"a": "local", "block": "register", "columns": "local"}
     assert [s.static for s in steps.loops(made, "rb")] == [5]
     verify_kernel(made)
     same(naive, made)
