@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kernelforge.backends.base import Backend
 from kernelforge.errors import DeviceClash, DeviceUnavailable, UnknownDevice
-from kernelforge.forks import UNFORKED, Lock
+from kernelforge.forks import Lock
 
 GROUP = "kernelforge.backends"
 OWN = "kernelforge"
@@ -106,7 +106,7 @@ _failed: dict[str, str] = {}
 
 def _open(family: str, source: _Source) -> dict[str, Backend]:
     """Make a backend's devices, once; a failure is remembered too."""
-    with UNFORKED, _LOCK:
+    with _LOCK:
         if family in _failed:
             raise DeviceUnavailable(reason=_failed[family])
         if family not in _opened:

@@ -60,9 +60,10 @@ class Axes:
 
     def name(self, value: Value, axis: int) -> tuple[Value, int]:
         """Return what stands for all axes that are one with this one."""
-        at = value, axis
-        while at in self.above and self.above[at] != at:
-            at = self.above[at]
+        at = start = value, axis
+        while (up := self.above.get(at, at)) != at:
+            at = up
+        self.above[start] = at
         return at
 
     def names(self, value: Value) -> tuple[tuple[Value, int], ...]:
@@ -110,6 +111,7 @@ class Chain:
         self.rows = self._rows()
         self.body: list[Stmt] = []
         self.bytes = 0
+        self.across: dict[Node, Value] = {}  # what contractions over rows make
         self.sums: dict[Value, str] = {}
         self.summed: tuple[Expr, ...] = ()
         self.worker = Var(f"{low.prefix}w", "i64", 1)
@@ -131,15 +133,15 @@ class Chain:
 
     def lower(self) -> tuple[Stmt, ...]:
         """Return the nest that walks the rows; the one that adds up what it sums over them follows."""
+        self._check()
         for node in self.reductions:
             if node.prim.kind is Kind.CONTRACT:
                 for value in node.inputs:
                     self._operand(value)
-                if self._across(node):
-                    self._sum_rows(node)
-                    continue
-                self._worth(node)
-            self._reduce(node)
+            if node in self.across:
+                self._sum_rows(node)
+            else:
+                self._reduce(node)
         for value in self.low.part.outputs:
             if value not in self.sums:
                 self._output(value)
@@ -148,14 +150,43 @@ class Chain:
         loops = variables(tuple(self.rows.values()))
         return self._blocks() if self.sums else nest(loops, "parallel", self.body)
 
+    def _check(self) -> None:
+        """Refuse what no chain computes, and that soon: fusion tries many, and indices take their time to make."""
+        for node in self.reductions:
+            if node.prim.kind is Kind.CONTRACT:
+                for value in node.inputs:
+                    if value in self.axes.dependent:
+                        self._in_row(self._moved(value))
+                if self._across(node):
+                    self._check_sum(node)
+                    continue
+                self._worth(node)
+            self._in_row(node.output)
+        for value in self.low.part.outputs:
+            if value not in self.across.values():
+                self._in_row(self._reshaped(value))
+
+    def _in_row(self, value: Value) -> None:
+        names = self.axes.names(value)
+        if value not in self.axes.dependent or any(names.count(a) != 1 for a in self.rows):
+            raise Refused("it reads or makes results of several rows")
+
     def place(self, value: Value, name: str) -> tuple[Expr, ...]:
         """Return the index of an element of the current row, with loops ``name`` over the other axes."""
-        names = self.axes.names(value)
-        found = [self.rows.get(a) for a in names]
-        if value not in self.axes.dependent or sorted(map(names.count, self.rows)) != [1] * len(self.rows):
-            raise Refused("it reads or makes results of several rows")
+        found = [self.rows.get(a) for a in self.axes.names(value)]
         own = axes(value.type.shape, name)
         return tuple(o if i is None else i for i, o in zip(found, own, strict=True))
+
+    def _moved(self, value: Value) -> Value:
+        """Return what a view of the chain moves the elements of."""
+        while (node := self.low.producer.get(value)) and node.prim.kind is Kind.VIEW and len(node.inputs) == 1:
+            (value,) = node.inputs
+        return value
+
+    def _reshaped(self, value: Value) -> Value:
+        while (node := self.low.producer.get(value)) is not None and node.prim.name == "reshape":
+            (value,) = node.inputs
+        return value
 
     def _hold(self, value: Value, index: tuple[Expr, ...], dtype: str) -> tuple[str, tuple[Expr, ...]]:
         """Give a value a buffer of the row; return it and the place of the element at ``index``."""
@@ -197,43 +228,50 @@ class Chain:
         names = self.axes.names(node.output)
         return any(a not in names for a in self.rows) and any(v in self.axes.dependent for v in node.inputs)
 
-    def _sum_rows(self, node: Node) -> None:
-        """Add what a row contributes to a contraction over rows to the partial result of its block of rows."""
-        low, value, names = self.low, node.output, self.axes.names(node.output)
-        summed = tuple(i for a, i in self.rows.items() if a not in names)
-        if self.sums and summed != self.summed:
-            raise Refused("its contractions over rows sum over different ones")
-        if summed != tuple(self.rows.values())[-len(summed) :] or not variables(summed):
-            raise Refused("its contractions over rows do not sum over the innermost ones")
-        if value not in self.names or any(v in node.inputs for v in self.sums):
-            raise Refused("a contraction over rows ends its kernel")
-        made = reduction(node)
+    def _walked(self, node: Node) -> list[Expr]:
+        """Return the row loops that a contraction sums over, in its own order."""
         keys = [node.params[k] for k in ("x_axes", "y_axes")]
-        r: list[Expr] = []
+        walked: list[Expr] = []
         for n in (n for n in keys[0] if n not in node.params["out_axes"]):
             found = {
                 self.rows.get(self.axes.name(v, key.index(n)))
                 for v, key in zip(node.inputs, keys, strict=True) if v in self.axes.dependent
             }  # fmt: skip
-            walked = found.pop()
-            if found or walked is None:
+            row = found.pop()
+            if found or row is None:
                 raise Refused("a contraction over rows sums over columns, too")
-            r.append(walked)
-        own = axes(value.type.shape, low.name("c", value) + "_")
-        found_rows = [self.rows.get(a) for a in names]
-        index = tuple(o if i is None else i for i, o in zip(found_rows, own, strict=True))
-        self.summed, self.sums[value] = summed, low.name("p", value)
-        at = self.worker, flatten(index, row_major(value.type.shape))
-        element = normalize(made.element(low.reader(node), index, tuple(r)))
-        kept = [v for v in variables(index) if v not in self.rows.values()]
+            walked.append(row)
+        return walked
+
+    def _check_sum(self, node: Node) -> None:
+        value, names = node.output, self.axes.names(node.output)
+        summed = tuple(i for a, i in self.rows.items() if a not in names)
+        if self.across and summed != self.summed:
+            raise Refused("its contractions over rows sum over different ones")
+        if summed != tuple(self.rows.values())[-len(summed) :] or not variables(summed):
+            raise Refused("its contractions over rows do not sum over the innermost ones")
+        if value not in self.names or any(v in node.inputs for v in self.across.values()):
+            raise Refused("a contraction over rows ends its kernel")
+        self._walked(node)
         rows = math.prod(v.bound or 0 for v in variables(tuple(self.rows.values())))
         largest = max((v.type for v in node.inputs if v in self.axes.dependent), key=lambda t: t.size)
         if largest.nbytes < STORED:
             raise Refused(f"a contraction over rows of {largest.nbytes:,} bytes in all ends its kernel")
         width = largest.size // rows
-        wide = math.prod(v.bound or 0 for v in kept)
+        wide = math.prod(n for n, a in zip(value.type.shape, names, strict=True) if a not in self.rows)
         if wide > WIDE_SUM * width:
             raise Refused(f"each row of {width:,} elements would add to {wide:,} of a contraction over rows")
+        self.summed, self.across[node] = summed, value
+
+    def _sum_rows(self, node: Node) -> None:
+        """Add what a row contributes to a contraction over rows to the partial result of its block of rows."""
+        low, value = self.low, node.output
+        made = reduction(node)
+        index = self.place(value, low.name("c", value) + "_")
+        self.sums[value] = low.name("p", value)
+        at = self.worker, flatten(index, row_major(value.type.shape))
+        element = normalize(made.element(low.reader(node), index, tuple(self._walked(node))))
+        kept = [v for v in variables(index) if v not in self.rows.values()]
         self.body += nest(kept, "parallel", [Store(self.sums[value], at, element, made.op)])
 
     def _blocks(self) -> tuple[Stmt, ...]:
@@ -281,12 +319,8 @@ class Chain:
 
     def _operand(self, value: Value) -> None:
         """Compute what a contraction reads into a buffer of the row, where the chain makes it."""
-        low = self.low
-        while value in self.axes.dependent and value not in low.held:
-            node = low.producer[value]
-            if node.prim.kind is Kind.VIEW and len(node.inputs) == 1:
-                (value,) = node.inputs
-                continue
+        low, value = self.low, self._moved(value)
+        if value in self.axes.dependent and value not in low.held:
             index = self.place(value, low.name("h", value) + "_")
             held = accumulator(value.type.name)
             element = low.at(value, index).cast(held)
@@ -311,9 +345,7 @@ class Chain:
             raise Refused(f"each block of rows would walk through {walked:,} bytes of the contraction's other operand")
 
     def _output(self, value: Value) -> None:
-        low, source = self.low, value
-        while (made := low.producer.get(source)) is not None and made.prim.name == "reshape":
-            (source,) = made.inputs
+        low, source = self.low, self._reshaped(value)
         index = self.place(source, low.name("o", value) + "_")
         flat = flatten(index, row_major(source.type.shape))
         store = Store(self.names[value], (flat,), low.at(source, index))

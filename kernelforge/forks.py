@@ -62,4 +62,5 @@ class Gate:
 
 
 UNFORKED = Gate()
-"""Around what a child could not use half done: LLVM at work, the start of threads, a driver as it is opened."""
+"""Around what a child could not use half done: LLVM at work, the start of threads. Nothing inside may wait for locks of
+other modules: theirs are shut for a fork before this gate is."""

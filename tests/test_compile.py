@@ -143,3 +143,39 @@ def test_names_are_looked_up_by_what_is_stored(monkeypatch: pytest.MonkeyPatch) 
     with kf.default_device("cpu"):
         few, many = chain(20), chain(80)
     assert 0 < many < 6 * few
+
+
+def test_garbage_waits_for_a_compilation_and_is_collected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    optimize = compiling.optimize
+
+    def look(*args: Any) -> Any:
+        seen.append(gc.isenabled())
+        return optimize(*args)
+
+    monkeypatch.setattr(compiling, "optimize", look)
+    kf.jit(lambda x: np.tanh(x * 3 + 7))(X)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        kf.jit(lambda x: np.tanh(x * 3 + 8))(X)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert seen == [False, False]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_of_a_compiling_process_collects_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[int] = []
+    optimize = compiling.optimize
+
+    def fork(*args: Any) -> Any:
+        if not (pid := os.fork()):
+            os._exit(0 if gc.isenabled() else 1)
+        children.append(pid)
+        return optimize(*args)
+
+    monkeypatch.setattr(compiling, "optimize", fork)
+    kf.jit(lambda x: np.tanh(x * 3 + 9))(X)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0]

@@ -133,7 +133,8 @@ class CpuBackend:
         if binary is None:
             from kernelforge.backends.cpu.compiler import compile_kernel, compile_pool
 
-            binary = loader.pack((compile_pool(self.host), compile_kernel(kernel, self.host)), fingerprint)
+            code = compile_kernel(kernel, self.host)
+            binary = loader.pack((compile_pool(self.host), code), fingerprint)
         return CpuExecutable(kernel, self.host, binary, fingerprint)
 
     def launch(self, executable: CpuExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:

@@ -52,7 +52,7 @@ def _unlocked(name: str) -> Any:
 
 
 Passes = tuple[str, ...]
-"""Names of LLVM's passes, in order; none of them stands for its O3 pipeline (without its vectorisers)."""
+"""Names of LLVM's passes, in order."""
 
 SHORT: Passes = ("sroa", "instruction_combine", "simplify_cfg", "loop_strength_reduce")
 TILE: Passes = (
@@ -60,28 +60,23 @@ TILE: Passes = (
     "loop_unroll", "instruction_combine", "dead_store_elimination", "simplify_cfg",
 )  # fmt: skip
 """NewGVN is not among them: with it, stores to packed panels of rows were lost, and LLVM calls it experimental."""
-WHOLE: Passes = ()
-
-MANY = 1 << 24
-"""Products in a contraction from which on the last twentieth of its speed is worth 20 ms of compilation."""
 
 
 def passes_for(kernel: Kernel) -> Passes:
-    """Choose by what pays: sums of products in an unrolled tile gain from more passes, the rest from nothing more."""
-    products = sum(_products(s, 1, False) for s in kernel.body)
-    return SHORT if not products else TILE if products < MANY else WHOLE
+    """Choose by what pays: sums of products in an unrolled tile gain from more passes, the rest from nothing more.
+
+    LLVM's whole O3 pipeline takes twice as long as all else and makes none of them faster.
+    """
+    return TILE if any(_multiplies(s, False) for s in kernel.body) else SHORT
 
 
-def _products(stmt: Stmt, times: int, unrolled: bool) -> int:
-    """Count the products that are added up inside of unrolled loops."""
-    if isinstance(stmt, For):
-        extent = stmt.static or stmt.var.bound or MANY
-        inside = unrolled or stmt.kind == "unroll"
-        return sum(_products(s, times * extent, inside) for s in stmt.body)
-    if isinstance(stmt, If):
-        return sum(_products(s, times, unrolled) for s in stmt.body)
+def _multiplies(stmt: Stmt, unrolled: bool) -> bool:
+    """Whether products are added up inside of unrolled loops."""
+    if isinstance(stmt, For | If):
+        inside = unrolled or (isinstance(stmt, For) and stmt.kind == "unroll")
+        return any(_multiplies(s, inside) for s in stmt.body)
     adds = isinstance(stmt, Store) and stmt.op == "add" and isinstance(stmt.value, Op) and stmt.value.op == "mul"
-    return times if adds and unrolled else 0
+    return adds and unrolled
 
 
 def compile_kernel(kernel: Kernel, host: Host) -> bytes:
@@ -142,17 +137,12 @@ def optimized(text: str, name: str, device: str, passes: Passes, machine: Any) -
         raise CompilationFailed(kernel=name, device=device, log=str(error).strip(), source="\n" + text) from error
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
-    options = llvm.create_pipeline_tuning_options(3)
-    options.loop_vectorization = options.slp_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
-    if passes == WHOLE:
-        _unlocked("LLVMPY_RunNewModulePassManager")(builder.getModulePassManager(), module, builder)
-    else:
-        manager = llvm.create_new_function_pass_manager()
-        for one in passes:
-            getattr(manager, f"add_{one}_pass")()
-        run = _unlocked("LLVMPY_RunNewFunctionPassManager")
-        for function in module.functions:
-            if not function.is_declaration:
-                run(manager, function, builder)
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
+    manager = llvm.create_new_function_pass_manager()
+    for one in passes:
+        getattr(manager, f"add_{one}_pass")()
+    run = _unlocked("LLVMPY_RunNewFunctionPassManager")
+    for function in module.functions:
+        if not function.is_declaration:
+            run(manager, function, builder)
     return module
