@@ -325,6 +325,41 @@ def test_gradients_in_one_kernel_with_the_values(
         np.testing.assert_allclose(ours, want, rtol=1e-3, atol=2e-5)
 
 
+BOUNDS: dict[str, Callable[[Any, Any], Any]] = {
+    "two columns a row": lambda i, j: 2 * i + 5 >= j,
+    "fewer in later rows": lambda i, j: 190 - i > j,
+    "rows that need none": lambda i, j: i - 70 >= j,
+    "as many in all rows": lambda i, j: j < 70 + 0 * i,
+    "one in three rows": lambda i, j: 3 * j <= i,
+}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_gradients_where_rows_need_other_columns(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelforge.ir.chains.STORED", 0)
+    forget()
+
+    def bounded(q: Any, k: Any, v: Any) -> Any:
+        i, j = np.arange(q.shape[-2])[:, None], np.arange(k.shape[-2])
+        return softmax(np.where(BOUNDS[bound](i, j), q @ np.swapaxes(k, -1, -2) * 0.25, np.float32(-1e9))) @ v
+
+    q, k, v = heads(180, 200, 24, 1, 2)
+    ct = normal(1, 2, 180, 24, seed=7)
+    mask = BOUNDS[bound](np.arange(180)[:, None], np.arange(200))
+    want = exact_gradients(ct, q, k, v, np.where(mask.any(axis=1, keepdims=True), mask, True))
+    ours = kf.jit(lambda *args: pulled(bounded, *args))(ct, q, k, v)
+    rows = mask.any(axis=1)
+    np.testing.assert_allclose(np.asarray(ours[0])[:, :, rows], want[0][:, :, rows], rtol=1e-3, atol=2e-5)
+    if rows.all():
+        for got, expected in zip(ours, want, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-3, atol=2e-5)
+    else:
+        np.testing.assert_allclose(
+            np.asarray(ours[0])[:, :, ~rows], np.broadcast_to(v.mean(2, keepdims=True), ours[0].shape)[:, :, ~rows],
+            rtol=1e-3, atol=2e-5,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("fn", [attention, causal])
 def test_a_loss_behind_attention_stores_no_square(fn: Any) -> None:
     def loss(q: Any, k: Any, v: Any, w: Any) -> Any:

@@ -79,11 +79,11 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     }
     allocs = [dataclasses.replace(s, shape=(*s.shape[:-1], _apart(s.shape[-1]))) if s.shape[1:] else s for s in allocs]
     products = {k: store.buffer for k, s in enumerate(steps) if (store := _filled(s.body)) is not None}
-    skip = skips.find(steps, products, rows) or skips.Skip({}, {}, frozenset())
+    skip = skips.find(steps, products)
     made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
     around = [*outer, f"{i}b"]
-    for part in _parts(steps, {*products, *sums}, skip):
+    for part in _parts(steps, {*products, *sums}, skip.after if skip is not None else ()):
         joined = dataclasses.replace(steps[part[0]], body=tuple(t for k in part for t in steps[k].body))
         mini = _within(kernel, around, joined)
         width = lanes(joined.body, limits)
@@ -97,9 +97,11 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         packs += before
         assert isinstance(nest, For)
         inner = _inside(nest, f"{i}b").body
-        live = next((skip.extents[k] for k in part if k in skip.extents), None)
-        made += inner if live is None else skips.shorten(inner, live, skip.buffers, skip.columns)
-        made += skip.after.get(part[-1], ())
+        if skip is not None:
+            shorter = next((k for k in part if k in skip.masked | skip.zero), None)
+            inner = inner if shorter is None else skips.shorten(inner, skip, shorter, TILE, rows)
+            inner = (*inner, *skip.after.get(part[-1], ()))
+        made += inner
     (whole,) = _within(kernel, around, *made).body
     if inside:
         whole, = each(
@@ -172,11 +174,11 @@ def _rows(body: Sequence[Stmt], rows: int, limits: Limits) -> int:
     return max(TILE, min(MOST, fit, share) // TILE * TILE)
 
 
-def _parts(steps: Sequence[For], products: Container[int], skip: skips.Skip) -> list[list[int]]:
+def _parts(steps: Sequence[For], products: Container[int], ends: Container[int]) -> list[list[int]]:
     """Cut the statements of a block into products and runs of passes over its rows."""
     out: list[list[int]] = []
     for k in range(len(steps)):
-        if out and k not in products and k - 1 not in products and k - 1 not in skip.after:
+        if out and k not in products and k - 1 not in products and k - 1 not in ends:
             out[-1].append(k)
         else:
             out.append([k])
