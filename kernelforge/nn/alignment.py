@@ -5,12 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 import kernelforge.numpy as knp
 from kernelforge.control import scan
-from kernelforge.nn.calls import function, reduced, require, wide
+from kernelforge.nn.calls import Given, function, known, names_classes, reduced, require, valid, wide
 
 
-@function("blank", "reduction", "zero_infinity")
+def _rows(given: Given) -> None:
+    """Check known texts, and lay those that stand one after the other out as rows."""
+    text, ends, shape = known(given["targets"]), known(given["target_lengths"]), np.shape(given["log_probs"])
+    if text is None or ends is None or ends.ndim > 1 or text.ndim not in (1, 2) or not shape:
+        return
+    ends = ends.reshape(-1)
+    if text.ndim == 1:
+        valid(ends.sum() == len(text), "ctc_loss", "target_lengths", ends.tolist(), f"lengths of {len(text)} together")
+        rows = np.zeros((len(ends), ends.max(initial=0)), text.dtype)
+        rows[np.arange(rows.shape[1]) < ends[:, None]] = text
+        given["targets"] = text = rows
+    seen = np.where(np.arange(text.shape[1]) < ends[:, None], text, 0) if len(ends) == len(text) else text[:0]
+    names_classes({"targets": seen}, "ctc_loss", "targets", shape[-1])
+
+
+@function("blank", "reduction", "zero_infinity", before=_rows)
 def ctc_loss(
     log_probs: Any,
     targets: Any,
@@ -23,17 +40,26 @@ def ctc_loss(
     """The negative logarithm of the likelihood of ``targets``; Graves et al. 2006, equations 6 to 8, with logarithms.
 
     Args:
-        log_probs: log-probabilities, of shape (time, batch, classes).
-        targets: classes, of shape (batch, longest); what stands after a text's end is not looked at. PyTorch's form of
-            all texts one after the other is not taken.
+        log_probs: log-probabilities, of shape (time, batch, classes), or without the batch.
+        targets: classes, of shape (batch, longest); what stands after a text's end is not looked at. Or of one axis,
+            all texts one after the other; where their lengths are not known while a function is compiled, each is as
+            much work as one of that length.
         input_lengths, target_lengths: of shape (batch,).
         reduction: with ``"mean"`` each loss is divided by its text's length, 1 at least, and the mean is of those.
         zero_infinity: 0, with no gradient, for a text too long for its input, in place of infinity.
     """
     x, text = wide(log_probs), knp.asarray(targets)
-    lengths, ends = knp.asarray(input_lengths), knp.asarray(target_lengths)
-    fits = x.ndim == 3 and text.ndim == 2 and text.shape[0] == x.shape[1] == lengths.size == ends.size
-    require(fits, "ctc_loss", f"{x.shape} and {text.shape}", "(time, batch, classes) and (batch, longest)")
+    single = x.ndim == 2
+    if single:
+        x = x[:, None]
+    lengths, ends = (knp.asarray(v).reshape((-1,)) for v in (input_lengths, target_lengths))
+    counts = x.ndim == 3 and lengths.shape == ends.shape == x.shape[1:2]
+    fits = counts and (text.ndim == 1 or (text.ndim == 2 and text.shape[0] == x.shape[1]))
+    expected = "(time, batch, classes), (batch, longest) or one axis, and lengths of shape (batch,)"
+    require(fits, "ctc_loss", f"{x.shape}, {text.shape}, {lengths.shape} and {ends.shape}", expected)
+    valid(0 <= blank < x.shape[2], "ctc_loss", "blank", blank, f"a class from 0 to {x.shape[2] - 1}")
+    if text.ndim == 1:
+        text = _apart(text, ends)
     batch, longest = text.shape
     states = 2 * longest + 1
     # blanks stand between all letters and around them: states 1, 3, 5 are the letters
@@ -66,6 +92,17 @@ def ctc_loss(
         losses = knp.where(never, 0, -knp.logsumexp(knp.where(never[:, None], 0, last), axis=1))
     else:
         losses = -knp.logsumexp(last, axis=1)
+    wrong = ~inside & (place < 2 * ends[:, None])
+    losses = knp.where(wrong.any(axis=1), math.nan, losses)
     if reduction == "mean":
         losses = losses / knp.maximum(ends, 1).astype(x.dtype)
-    return reduced(losses, reduction, "ctc_loss")
+    return reduced(losses[0] if single and reduction == "none" else losses, reduction, "ctc_loss")
+
+
+def _apart(text: Any, ends: Any) -> Any:
+    """Lay texts that stand one after the other out as rows; what fills a row up is another text's."""
+    lengths = known(ends)
+    width = text.shape[0] if lengths is None else int(lengths.max(initial=0))
+    starts = ends.cumsum() - ends
+    place = starts[:, None] + knp.arange(width)
+    return knp.take(text, knp.minimum(place, text.shape[0] - 1)) if text.shape[0] else text.reshape((1, 0))

@@ -15,7 +15,7 @@ from kernelforge.nn.probability import root, vector_norm
 @function("dim")
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: Any = 1e-8) -> Any:
     """The cosine of the angle between vectors along ``dim``; each norm is taken as ``eps`` at least."""
-    x, y = wide(x1), wide(x2)
+    x, y = knp.broadcast_arrays(wide(x1), wide(x2))
     norms = [knp.maximum(vector_norm(v, 2, dim), eps) for v in (x, y)]
     return ((x / norms[0]) * (y / norms[1])).sum(axis=dim)
 

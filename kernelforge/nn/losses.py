@@ -46,10 +46,12 @@ def _huber(x: Any, t: Any, delta: Any) -> Any:
 
 @function("reduction")
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: Any = 1.0, weight: Any = None) -> Any:
-    """Half the square of the difference, up to ``delta`` of it, then linear; Huber 1964."""
+    """Half the square of the difference, up to ``delta`` of it, then linear; Huber 1964.
+
+    With ``weight`` a mean divides by the number of elements all the same, as in PyTorch.
+    """
     x, t = _both("huber_loss", input, target)
-    count = None if weight is None else knp.broadcast_to(weight, x.shape).sum()
-    return reduced(_weighted(_huber(x, t, delta), weight), reduction, "huber_loss", count)
+    return reduced(_weighted(_huber(x, t, delta), weight), reduction, "huber_loss")
 
 
 @function("reduction", "beta")

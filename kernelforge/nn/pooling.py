@@ -2,7 +2,8 @@
 
 ``stride`` is the kernel's size where it is not given. With ``ceil_mode`` windows may begin inside and end outside of
 the input and its padding on the left. The derivative of a maximum is shared evenly by elements that tie; PyTorch gives
-it to the first. Places of maxima are not returned.
+it to the first. A place is the number of an element in an image or volume, counted along the last axis first; of
+elements that tie it is the first one's. All windows may be dilated; PyTorch dilates those of maxima only.
 """
 
 from __future__ import annotations
@@ -57,15 +58,33 @@ def _outer(counts: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     return made
 
 
+Reduce = Callable[[Any, _Pool, tuple[int, ...]], Any]
+
+
 def _pooled(op: str, count: int, input: Any, kernel: Ints, stride: Any, padding: Ints, dilation: Ints, ceil: bool,
-            fill: float, reduce: Callable[[Any, _Pool, tuple[int, ...]], Any]) -> Any:  # fmt: skip
+            fill: float, reduce: Reduce, indices: bool = False) -> Any:  # fmt: skip
     like, single = unbatched(input, count, op)
     x = wide(like)
     sliding = Sliding(op, count, kernel, kernel if stride is None else stride, dilation)
     pool = _Pool(op, x, sliding, padding, ceil)
     seen = sliding.of(padded(x, pool.widths, fill))
-    made = narrow(reduce(seen, pool, tuple(range(seen.ndim - count, seen.ndim))), like)
-    return made[0] if single else made
+    axes = tuple(range(seen.ndim - count, seen.ndim))
+    top = reduce(seen, pool, axes)
+    made = narrow(top, like)
+    if not indices:
+        return made[0] if single else made
+    places = sliding.of(padded(_places(x.shape[2:]), pool.widths, math.prod(x.shape[2:])))
+    first = _first(seen, knp.expand_dims(top, axes), places, axes)
+    return (made[0], first[0]) if single else (made, first)
+
+
+def _places(extents: tuple[int, ...]) -> Any:
+    return knp.arange(math.prod(extents)).reshape(extents)
+
+
+def _first(x: Any, top: Any, places: Any, axes: tuple[int, ...]) -> Any:
+    """Return the least of the places along ``axes`` where ``x`` is ``top``, or where it is NaN."""
+    return knp.where((x == top) | knp.isnan(x), places, np.iinfo(np.int64).max).min(axis=axes)
 
 
 def _named(fn: Fn, name: str, doc: str, *static: str) -> Fn:
@@ -79,15 +98,58 @@ def _max_pool(count: int) -> Fn:
 
     def pool(
         input: Any, kernel_size: Ints, stride: Ints | None = None, padding: Ints = 0, dilation: Ints = 1,
-        ceil_mode: bool = False,
+        ceil_mode: bool = False, return_indices: bool = False,
     ) -> Any:  # fmt: skip
         def largest(seen: Any, _: _Pool, axes: tuple[int, ...]) -> Any:
             return seen.max(axis=axes)
 
-        return _pooled(op, count, input, kernel_size, stride, padding, dilation, ceil_mode, -math.inf, largest)
+        return _pooled(
+            op, count, input, kernel_size, stride, padding, dilation, ceil_mode, -math.inf, largest, return_indices
+        )
 
-    doc = f"The largest element of each window over the last axes, {count} of them; padding is -inf."
-    return _named(pool, op, doc, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    doc = f"""The largest element of each window over the last axes, {count} of them; padding is -inf.
+
+    Args:
+        return_indices: return the places of these elements too, for ``max_unpool{count}d``.
+    """
+    return _named(pool, op, doc, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+
+
+def _max_unpool(count: int) -> Fn:
+    op = f"max_unpool{count}d"
+
+    def unpool(
+        input: Any, indices: Any, kernel_size: Ints, stride: Ints | None = None, padding: Ints = 0,
+        output_size: Sequence[int] | None = None,
+    ) -> Any:  # fmt: skip
+        x, single = unbatched(input, count, op)
+        places, _ = unbatched(indices, count, op)
+        require(x.shape == places.shape, op, f"{x.shape} and {places.shape}", "one shape for input and indices")
+        sliding = Sliding(op, count, kernel_size, kernel_size if stride is None else stride)
+        numbers = zip(x.shape[2:], sliding.strides, sliding.sizes, sliding.widths(padding), strict=True)
+        sizes = tuple((n - 1) * s + k - low - high for n, s, k, (low, high) in numbers)
+        if output_size is not None:
+            wanted = tuple(output_size)[-count:]
+            near = len(wanted) == count and all(
+                abs(a - b) < s for a, b, s in zip(wanted, sizes, sliding.strides, strict=True)
+            )
+            valid(near, op, "output_size", output_size, f"{sizes}, or less than a stride from it")
+            sizes = wanted
+        lead = x.shape[:2]
+        flat = places.reshape((*lead, -1))
+        at = [knp.arange(n).reshape([-1 if a == b else 1 for b in range(3)]) for a, n in enumerate(lead)]
+        zeros = knp.zeros((*lead, math.prod(sizes)), x.dtype)
+        made = zeros.at[at[0], at[1], flat].set(x.reshape(flat.shape)).reshape((*lead, *sizes))
+        return made[0] if single else made
+
+    doc = f"""Put elements back where ``max_pool{count}d`` with ``return_indices`` found them, among zeros.
+
+    Args:
+        output_size: of the last axes, {count} of them, where several give what was pooled; by default the least.
+
+    A place out of range is left out.
+    """
+    return _named(unpool, op, doc, "kernel_size", "stride", "padding", "output_size")
 
 
 def _avg_pool(count: int) -> Fn:
@@ -95,7 +157,7 @@ def _avg_pool(count: int) -> Fn:
 
     def pool(
         input: Any, kernel_size: Ints, stride: Ints | None = None, padding: Ints = 0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor_override: int | None = None,
+        count_include_pad: bool = True, divisor_override: int | None = None, dilation: Ints = 1,
     ) -> Any:  # fmt: skip
         def average(seen: Any, pool: _Pool, axes: tuple[int, ...]) -> Any:
             if divisor_override is not None:
@@ -103,7 +165,7 @@ def _avg_pool(count: int) -> Fn:
             counts = _outer(pool.counts if count_include_pad else pool.inside)
             return seen.sum(axis=axes) / (float(counts.item()) if counts.size == 1 else counts.astype(seen.dtype))
 
-        return _pooled(op, count, input, kernel_size, stride, padding, 1, ceil_mode, 0, average)
+        return _pooled(op, count, input, kernel_size, stride, padding, dilation, ceil_mode, 0, average)
 
     doc = f"""The mean of each window over the last axes, {count} of them.
 
@@ -111,7 +173,7 @@ def _avg_pool(count: int) -> Fn:
         count_include_pad: whether the padding counts among the elements.
         divisor_override: what to divide by in place of the number of elements.
     """
-    static = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    static = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override", "dilation")
     return _named(pool, op, doc, *static)
 
 
@@ -119,22 +181,24 @@ def _lp_pool(count: int) -> Fn:
     op = f"lp_pool{count}d"
 
     def pool(
-        input: Any, norm_type: float, kernel_size: Ints, stride: Ints | None = None, ceil_mode: bool = False
-    ) -> Any:
-        def norm(seen: Any, _: _Pool, axes: tuple[int, ...]) -> Any:
-            total = (seen**norm_type).sum(axis=axes)
-            return root(knp.where(total > 0, total, 0), norm_type)
+        input: Any, norm_type: float, kernel_size: Ints, stride: Ints | None = None, ceil_mode: bool = False,
+        padding: Ints = 0, dilation: Ints = 1,
+    ) -> Any:  # fmt: skip
+        def norm(seen: Any, pool: _Pool, axes: tuple[int, ...]) -> Any:
+            whole = math.prod(seen.shape[a] for a in axes)
+            return root((seen**norm_type).sum(axis=axes) * (whole / _outer(pool.counts)).astype(seen.dtype), norm_type)
 
-        return _pooled(op, count, input, kernel_size, stride, 0, 1, ceil_mode, 0, norm)
+        return _pooled(op, count, input, kernel_size, stride, padding, dilation, ceil_mode, 0, norm)
 
-    doc = f"""The root of the sum of powers of each window over the last axes, {count} of them; 0 for sums below 0.
+    doc = f"""The root of the sum of powers of each window over the last axes, {count} of them; NaN for sums below 0.
 
-    With ``ceil_mode`` a window that ends outside adds up what it has, where PyTorch scales that to a whole window.
+    With ``ceil_mode`` the sum of a window that ends outside is scaled to a whole window.
     """
-    return _named(pool, op, doc, "norm_type", "kernel_size", "stride", "ceil_mode")
+    return _named(pool, op, doc, "norm_type", "kernel_size", "stride", "ceil_mode", "padding", "dilation")
 
 
 max_pool1d, max_pool2d, max_pool3d = (_max_pool(count) for count in (1, 2, 3))
+max_unpool1d, max_unpool2d, max_unpool3d = (_max_unpool(count) for count in (1, 2, 3))
 avg_pool1d, avg_pool2d, avg_pool3d = (_avg_pool(count) for count in (1, 2, 3))
 lp_pool1d, lp_pool2d, lp_pool3d = (_lp_pool(count) for count in (1, 2, 3))
 
@@ -160,35 +224,65 @@ def _averaged(x: Any, axis: int, places: int) -> Any:
     return knp.where(counted.reshape(shape), knp.take(x, at, axis=axis), 0).sum(axis=axis + 1) / lengths
 
 
-def _largest(x: Any, axis: int, places: int) -> Any:
+def _largest(x: Any, places: Any, axis: int, count: int) -> tuple[Any, Any]:
+    """Return the largest element of each bin along an axis, and its place."""
     n = x.shape[axis]
-    if n % places == 0:
-        return x.reshape((*x.shape[:axis], places, n // places, *x.shape[axis + 1 :])).max(axis=axis + 1)
-    at, _ = _bins(n, places)
-    return knp.take(x, at, axis=axis).max(axis=axis + 1)
+    if n % count == 0:
+        split = (*x.shape[:axis], count, n // count, *x.shape[axis + 1 :])
+        seen, at = (knp.broadcast_to(v, x.shape).reshape(split) for v in (x, places))
+    else:
+        bins, _ = _bins(n, count)
+        seen, at = knp.take(x, bins, axis=axis), knp.take(places, bins, axis=axis - x.ndim)
+    top = seen.max(axis=axis + 1, keepdims=True)
+    return top[(slice(None),) * (axis + 1) + (0,)], _first(seen, top, at, (axis + 1,))
 
 
-def _adaptive(kind: str, count: int, along: Callable[[Any, int, int], Any]) -> Fn:
-    op = f"adaptive_{kind}_pool{count}d"
+def _adaptive_sizes(op: str, count: int, x: Any, output_size: Any) -> tuple[int, ...]:
+    wanted = [output_size] * count if output_size is None or isinstance(output_size, int) else output_size
+    valid(len(wanted) == count, op, "output_size", output_size, f"an integer or None, or {count} of them")
+    sizes = each([n if w is None else w for w, n in zip(wanted, x.shape[2:], strict=True)], count, op, "output_size")
+    valid(min(sizes) > 0, op, "output_size", output_size, "1 or more")
+    require(0 not in x.shape[2:], op, x.shape, "at least one element along each axis that is pooled")
+    return sizes
+
+
+def _adaptive_avg(count: int) -> Fn:
+    op = f"adaptive_avg_pool{count}d"
 
     def pool(input: Any, output_size: Any) -> Any:
         like, single = unbatched(input, count, op)
         x = wide(like)
-        wanted = [output_size] * count if output_size is None or isinstance(output_size, int) else output_size
-        sizes = each(
-            [n if w is None else w for w, n in zip(wanted, x.shape[2:], strict=False)], count, op, "output_size"
-        )
-        for axis, places in enumerate(sizes, 2):
-            x = along(x, axis, places)
+        for axis, places in enumerate(_adaptive_sizes(op, count, x, output_size), 2):
+            x = _averaged(x, axis, places)
         made = narrow(x, like)
         return made[0] if single else made
 
-    what = "mean" if kind == "avg" else "largest element"
-    doc = (
-        f"The {what} of each of ``output_size`` bins over the last axes, {count} of them; None keeps an axis as it is."
-    )
+    doc = f"The mean of each of ``output_size`` bins over the last axes, {count} of them; None keeps an axis as it is."
     return _named(pool, op, doc, "output_size")
 
 
-adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (_adaptive("avg", n, _averaged) for n in (1, 2, 3))
-adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (_adaptive("max", n, _largest) for n in (1, 2, 3))
+def _adaptive_max(count: int) -> Fn:
+    op = f"adaptive_max_pool{count}d"
+
+    def pool(input: Any, output_size: Any, return_indices: bool = False) -> Any:
+        like, single = unbatched(input, count, op)
+        x = wide(like)
+        places = _places(x.shape[2:])
+        for axis, bins in enumerate(_adaptive_sizes(op, count, x, output_size), 2):
+            x, places = _largest(x, places, axis, bins)
+        made = narrow(x, like)
+        if not return_indices:
+            return made[0] if single else made
+        return (made[0], places[0]) if single else (made, places)
+
+    doc = f"""The largest element of each of ``output_size`` bins over the last axes, {count} of them.
+
+    Args:
+        output_size: None keeps an axis as it is.
+        return_indices: return the places of these elements too.
+    """
+    return _named(pool, op, doc, "output_size", "return_indices")
+
+
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (_adaptive_avg(count) for count in (1, 2, 3))
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (_adaptive_max(count) for count in (1, 2, 3))

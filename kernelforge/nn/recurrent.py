@@ -1,21 +1,27 @@
-"""Recurrent layers over ``kf.scan``: one layer in one direction, of which others are made.
+"""Recurrent layers over ``kf.scan``: one layer, or several over each other, in one direction or in both.
 
 Weights have PyTorch's layouts: ``weight_ih`` (gates * hidden, inputs), ``weight_hh`` (gates * hidden, hidden), the
-gates in PyTorch's order. Inputs are (length, batch, inputs), or (length, inputs). ``reverse=True`` runs from the end:
-the other half of a bidirectional layer. PyTorch's modules stack such layers; of functions it has the cells only.
+gates in PyTorch's order. Inputs are (length, batch, inputs), or (length, inputs).
+
+*One layer*: weights are arrays, and states have the shape (batch, hidden). ``reverse=True`` runs it from the end.
+*Several*: weights are lists, an array for each layer, or with ``bidirectional`` two, forwards and backwards, in the
+order of the parameters of PyTorch's modules. States are (layers * directions, batch, hidden). Each layer reads the
+states of the one before, those of both directions side by side, after ``dropout``, with a key as there.
+
+States begin as zeros where ``hx`` is None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import kernelforge.numpy as knp
 from kernelforge.control import scan
 from kernelforge.nn.activations import relu
-from kernelforge.nn.calls import function, require, valid
-
-Fn = Callable[..., Any]
+from kernelforge.nn.calls import Fn, Given, draws_key, function, require, valid
+from kernelforge.nn.masking import dropout as masked
+from kernelforge.random import fold_in
 
 
 def _project(op: str, x: Any, weight: Any, bias: Any) -> Any:
@@ -68,47 +74,125 @@ def gru_cell(input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any =
     return _gru_step(z, rest, knp.asarray(hx))
 
 
-@function("nonlinearity", "reverse")
+Cell = Callable[..., tuple[Any, ...]]
+"""From both projections and the state to the new state, of which the first part is the output."""
+
+
+def _initial(op: str, x: Any, hx: Any, parts: int, lead: tuple[int, ...], hidden: int) -> tuple[Any, ...]:
+    """Return the parts of the state to begin with, each of shape (*lead, batch, hidden)."""
+    shape = (*lead, *x.shape[1:-1], hidden)
+    if hx is None:
+        return (knp.zeros(shape, x.dtype),) * parts
+    states = tuple(knp.asarray(h) for h in (hx if parts > 1 else (hx,)))
+    for h in states:
+        require(h.shape == shape, op, h.shape, f"states of shape {shape}")
+    return states
+
+
+def _layer(op: str, cell: Cell, x: Any, state: tuple[Any, ...], weights: Sequence[Any], reverse: bool) -> Any:
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+
+    def body(state: tuple[Any, ...], z: Any) -> Any:
+        new = cell(z, _project(op, state[0], weight_hh, bias_hh), *state)
+        return new, new[0]
+
+    last, states = scan(body, state, _project(op, x, weight_ih, bias_ih), reverse=reverse)
+    return states, last
+
+
+def _run(op: str, cell: Cell, parts: int, given: Given) -> tuple[Any, Any]:
+    """Run the layers of a call, whose arguments are ``given``; return the outputs and the last states."""
+    x, bidirectional = knp.asarray(given["input"]), given["bidirectional"]
+    require(x.ndim in (2, 3), op, x.shape, "(length, batch, inputs), or without the batch")
+    swapped = given["batch_first"] and x.ndim == 3
+    x = knp.swapaxes(x, 0, 1) if swapped else x
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    several = isinstance(given["weight_ih"], list | tuple)
+    valid(
+        several or not bidirectional, op, "weight_ih", "an array", "a list of two for each layer, for both directions"
+    )
+    count = len(given["weight_ih"]) if several else 1
+    columns = []
+    for name in names:
+        found = given[name] if several and given[name] is not None else [given[name]] * count
+        valid(len(found) == count, op, name, f"a list of {len(found)}", f"as many as weight_ih has, {count}")
+        columns.append(found)
+    rows = list(zip(*columns, strict=True))
+    directions = 2 if bidirectional else 1
+    valid(count > 0 and count % directions == 0, op, "weight_ih", f"a list of {count}", f"{directions} for each layer")
+    state = _initial(op, x, given["hx"], parts, (count,) if several else (), knp.asarray(rows[0][1]).shape[-1])
+    lasts = []
+    for i in range(0, count, directions):
+        if i:
+            x = masked(x, given["dropout"], key=_of_layer(given["dropout_key"], i // directions))
+        made = []
+        for j in range(i, i + directions):
+            own = tuple(h[j] for h in state) if several else state
+            states, last = _layer(op, cell, x, own, rows[j], given["reverse"] != (j > i))
+            made.append(states)
+            lasts.append(last)
+        x = knp.concatenate(made, axis=-1) if bidirectional else made[0]
+    ends = tuple(knp.stack(h) for h in zip(*lasts, strict=True)) if several else lasts[0]
+    return knp.swapaxes(x, 0, 1) if swapped else x, ends
+
+
+def _of_layer(key: Any, layer: int) -> Any:
+    return None if key is None else fold_in(key, layer)
+
+
+def _draws(given: Given) -> None:
+    p = given.get("dropout", 0.0)
+    several = isinstance(given["weight_ih"], list | tuple) and len(given["weight_ih"]) > 1
+    if several and not (isinstance(p, int | float) and p == 0):
+        draws_key(given, "dropout_key")
+
+
+STATIC = ("reverse", "bidirectional", "batch_first")
+
+
+@function(*STATIC, "nonlinearity", before=_draws)
 def rnn(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
-    nonlinearity: str = "tanh", reverse: bool = False,
+    nonlinearity: str = "tanh", reverse: bool = False, bidirectional: bool = False, batch_first: bool = False,
+    dropout: Any = 0.0, dropout_key: Any = None,
 ) -> Any:  # fmt: skip
-    """Run ``rnn_cell`` along axis 0; return the states (length, ..., hidden) and the last one."""
+    """Run ``rnn_cell`` along axis 0; return the states (length, ..., hidden) and the last ones.
+
+    Args:
+        batch_first: the input and the states are (batch, length, ...).
+    """
+    given = locals()
     step = _rnn_step(nonlinearity)
-
-    def body(h: Any, z: Any) -> Any:
-        h = step(z, _project("rnn", h, weight_hh, bias_hh))
-        return h, h
-
-    last, states = scan(body, hx, _project("rnn", input, weight_ih, bias_ih), reverse=reverse)
-    return states, last
+    states, last = _run("rnn", lambda z, rest, h: (step(z, rest),), 1, given)
+    return states, last[0]
 
 
-@function("reverse")
+@function(*STATIC, before=_draws)
 def lstm(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
-    reverse: bool = False,
+    reverse: bool = False, bidirectional: bool = False, batch_first: bool = False, dropout: Any = 0.0,
+    dropout_key: Any = None,
 ) -> Any:  # fmt: skip
-    """Run ``lstm_cell`` along axis 0 from ``hx``, (h, c); return all h and the last (h, c)."""
+    """Run ``lstm_cell`` along axis 0 from ``hx``, (h, c); return all h and the last (h, c).
 
-    def body(state: Any, z: Any) -> Any:
-        h, c = _lstm_step(z, _project("lstm", state[0], weight_hh, bias_hh), state[1])
-        return (h, c), h
+    Args:
+        batch_first: the input and the states are (batch, length, ...).
+    """
+    given = locals()
+    return _run("lstm", lambda z, rest, h, c: _lstm_step(z, rest, c), 2, given)
 
-    last, states = scan(body, tuple(hx), _project("lstm", input, weight_ih, bias_ih), reverse=reverse)
-    return states, last
 
-
-@function("reverse")
+@function(*STATIC, before=_draws)
 def gru(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
-    reverse: bool = False,
+    reverse: bool = False, bidirectional: bool = False, batch_first: bool = False, dropout: Any = 0.0,
+    dropout_key: Any = None,
 ) -> Any:  # fmt: skip
-    """Run ``gru_cell`` along axis 0; return the states (length, ..., hidden) and the last one."""
+    """Run ``gru_cell`` along axis 0; return the states (length, ..., hidden) and the last ones.
 
-    def body(h: Any, z: Any) -> Any:
-        h = _gru_step(z, _project("gru", h, weight_hh, bias_hh), h)
-        return h, h
-
-    last, states = scan(body, hx, _project("gru", input, weight_ih, bias_ih), reverse=reverse)
-    return states, last
+    Args:
+        batch_first: the input and the states are (batch, length, ...).
+    """
+    given = locals()
+    states, last = _run("gru", lambda z, rest, h: (_gru_step(z, rest, h),), 1, given)
+    return states, last[0]
