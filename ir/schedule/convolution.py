@@ -119,14 +119,15 @@ def _block(pairs: Sequence[Slide], held: int, room: int, share: float) -> int:
     """Return how many rows of an image are worked on together.
 
     They fit into ``room`` bytes, of which each element takes ``held``, and are no more than ``share`` of all: there has
-    to be work for every thread.
+    to be work for every thread. They are enough for windows to share elements.
     """
     n = pairs[0].outer.static or 1
     beyond = [(s.inner.static or 1) * s.stride // s.step for s in pairs]
     across = zip(pairs[1:], beyond[1:], strict=True)
     line = held * math.prod(((s.outer.static or 1) + more) * s.step for s, more in across) * pairs[0].step
-    block = min(n, max(2 * beyond[0], room // line - beyond[0]), max(math.ceil(n * share), 8))
-    return -(-n // -(-n // block))
+    least = min(n, pairs[0].stride + 1)
+    block = min(n, max(2 * beyond[0], room // line - beyond[0]), max(math.ceil(n * share), 8, least))
+    return -(-n // min(-(-n // block), n // least))
 
 
 def _joined(kernel: Kernel, places: Sequence[str], image: str) -> tuple[Kernel, str]:

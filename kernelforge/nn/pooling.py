@@ -16,7 +16,7 @@ import numpy as np
 
 import kernelforge.numpy as knp
 from kernelforge.nn.calls import Function, Ints, each, narrow, require, valid, wide
-from kernelforge.nn.probability import root
+from kernelforge.nn.probability import power, root
 from kernelforge.nn.windows import Sliding, padded, unbatched
 
 Fn = Callable[..., Any]
@@ -186,7 +186,8 @@ def _lp_pool(count: int) -> Fn:
     ) -> Any:  # fmt: skip
         def norm(seen: Any, pool: _Pool, axes: tuple[int, ...]) -> Any:
             whole = math.prod(seen.shape[a] for a in axes)
-            return root((seen**norm_type).sum(axis=axes) * (whole / _outer(pool.counts)).astype(seen.dtype), norm_type)
+            total = power(seen, norm_type).sum(axis=axes)
+            return root(total * (whole / _outer(pool.counts)).astype(seen.dtype), norm_type)
 
         return _pooled(op, count, input, kernel_size, stride, padding, dilation, ceil_mode, 0, norm)
 

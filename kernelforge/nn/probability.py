@@ -88,14 +88,16 @@ def vector_norm(x: Any, p: float, dim: int | tuple[int, ...], keepdims: bool = T
         return size.sum(axis=dim, keepdims=keepdims)
     if p == 0:
         return (x != 0).astype(x.dtype).sum(axis=dim, keepdims=keepdims)
-    total = (x * x if p == 2 else _power(size, p)).sum(axis=dim, keepdims=keepdims)
+    total = power(x if p == 2 else size, p).sum(axis=dim, keepdims=keepdims)
     return root(total, p)
 
 
-def _power(size: Any, p: float) -> Any:
-    """``size ** p`` with the derivative 0 at 0, for p below 1 too."""
-    zero = size == 0
-    return knp.where(zero, 0, knp.where(zero, 1, size) ** p)
+def power(x: Any, p: float) -> Any:
+    """``x ** p`` with derivatives of 0 at 0, for any p."""
+    if p in (1, 2):
+        return x if p == 1 else x * x
+    zero = x == 0
+    return knp.where(zero, 0, knp.where(zero, 1, x) ** p)
 
 
 def root(total: Any, p: float) -> Any:

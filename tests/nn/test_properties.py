@@ -259,6 +259,13 @@ def test_instance_norm_runs_statistics_on() -> None:
     np.testing.assert_allclose(by_given, nn.batch_norm(x, mean, var)[0], rtol=1e-12)
 
 
+def test_windows_further_apart_than_a_block() -> None:
+    """Of one channel the neighbours are in the padding: the image's rows are windows of each other, a channel apart."""
+    x = normal(4, 1, 5, 5).astype(F32)
+    for size in (2, 5, 6):
+        np.testing.assert_allclose(nn.local_response_norm(x, size), x / (1 + 1e-4 * x * x / size) ** 0.75, rtol=1e-6)
+
+
 def test_one_slope_for_a_number() -> None:
     assert nn.prelu(np.float64(-2), np.array([0.5])).shape == ()
 
