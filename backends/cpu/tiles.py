@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from kernelforge.backends.cpu.stores import Stores
 from kernelforge.backends.cpu.values import MEMORY, Scope, ScopeKind, Val
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import Expr, For, Let, Stmt, Store, Var, i64, substitute
+from kernelforge.ir.index import affine, reads
+from kernelforge.ir.kernel import Expr, For, Let, Stmt, Store, Var, exprs, i64, substitute
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,9 +59,17 @@ class Tiles(Stores):
 
         Returns False, with nothing emitted, where memory does not run along ``loop``.
         """
-        found = _tile(loop, {name: b.strides for name, b in self.buffers.items()})
-        if found is None or self.lane is not None or self.mask is not None:
+        if self.lane is not None or self.mask is not None:
             return False
+        strides = {name: b.strides for name, b in self.buffers.items()}
+        tiles = [tile for part in _apart(loop) if (tile := _tile(part, strides)) is not None]
+        if len(tiles) != len(_apart(loop)):
+            return False
+        for tile in tiles:
+            self._tile(tile)
+        return True
+
+    def _tile(self, found: Tile) -> None:
         count, lanes = found.outer.static or 0, found.inner.static or 0
         first: dict[Expr, Expr] = {found.outer.var: i64(0), found.inner.var: i64(0)}
         pointer, _ = self.address(found.store.buffer, tuple(substitute(i, first) for i in found.index))
@@ -86,7 +94,6 @@ class Tiles(Stores):
             there = self.ins(f"getelementptr {scalar}, ptr {pointer.ref}, i64 {at.ref}", "ptr", 0, pointer)
             self.put(f"store {v.type} {v.ref}, ptr {there.ref}, align {align}")
         self.forget(found.store.buffer)
-        return True
 
     def transpose(self, rows: list[Val]) -> list[Val]:
         """Return the elements of ``rows`` in the order of their lanes, as many vectors of as many lanes."""
@@ -115,6 +122,21 @@ class Tiles(Stores):
             )
             made = self.ins(rhs, made.dtype, lanes, made, rows[r])
         return made
+
+
+def _apart(outer: For) -> list[For]:
+    """Return a loop for each store of the vector loop at the end of an unrolled one, where they are independent."""
+    inner = outer.body[-1] if outer.body else None
+    if not isinstance(inner, For):
+        return [outer]
+    stores = [s for s in inner.body if isinstance(s, Store)]
+    lets = tuple(s for s in inner.body if isinstance(s, Let))
+    written = {s.buffer for s in stores}
+    others = len(stores) + len(lets) < len(inner.body) or len(written) < len(stores)
+    if others or any(reads(e) & written for s in inner.body for e in exprs(s)):
+        return [outer]
+    parts = [dataclasses.replace(inner, body=(*lets, s)) for s in stores]
+    return [dataclasses.replace(outer, body=(*outer.body[:-1], p)) for p in parts]
 
 
 def _tile(outer: For, strides: dict[str, tuple[int, ...]]) -> Tile | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, i64, stmts
@@ -14,7 +14,7 @@ from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
 from kernelforge.ir.schedule.nests import lanes
 from kernelforge.ir.schedule.rows import passes
-from kernelforge.ir.schedule.staging import nested, stage
+from kernelforge.ir.schedule.staging import nested, outward, stage
 from kernelforge.ir.schedule.steps import (
     bind,
     each,
@@ -36,6 +36,9 @@ ACROSS = 4
 
 LINE = 16
 """Elements of a cache line, for f32."""
+
+SHARES = 8
+"""Iterations for each thread that outer loops have at least to be shared by themselves."""
 
 MOST = 48
 """Rows of a block at most: so many walk through a packed operand while it is in the first-level cache."""
@@ -82,10 +85,11 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     skip = skips.find(steps, products)
     made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
+    panels: dict[str, list[Stmt]] = {name: [] for name in outer}
     around = [*outer, f"{i}b"]
     for part in _parts(steps, {*products, *sums}, skip.after if skip is not None else ()):
         joined = dataclasses.replace(steps[part[0]], body=tuple(t for k in part for t in steps[k].body))
-        mini = _within(kernel, around, joined)
+        mini = _within(kernel, around, [joined])
         width = lanes(joined.body, limits)
         if part[0] in products:
             mini = _product(mini, i, around, limits, width, own)
@@ -96,21 +100,22 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         *before, nest = mini.body
         packs += before
         assert isinstance(nest, For)
+        for name in outer:
+            panels[name] += _inside(nest, name).body[:-1]
         inner = _inside(nest, f"{i}b").body
         if skip is not None:
             shorter = next((k for k in part if k in skip.masked | skip.zero), None)
             inner = inner if shorter is None else skips.shorten(inner, skip, shorter, TILE, rows)
             inner = (*inner, *skip.after.get(part[-1], ()))
         made += inner
-    (whole,) = _within(kernel, around, *made).body
     if inside:
-        whole, = each(
-            dataclasses.replace(kernel, body=(whole,)), "split", outer[-1],
-            lambda loop: (dataclasses.replace(loop, body=(*starts, *loop.body)),),
-        ).body  # fmt: skip
+        panels[outer[-1]] += starts
+    (whole,) = _within(kernel, around, made, panels).body
     kernel = dataclasses.replace(kernel, body=(*packs, whole))
     for name in outer if inside else around:
         kernel = bind(kernel, name, "grid")
+        if panels.get(name):
+            break  # what stands beside an inner loop is done before it
     return kernel
 
 
@@ -170,7 +175,7 @@ def _rows(body: Sequence[Stmt], rows: int, limits: Limits) -> int:
     shapes = [s.shape[0] for s in body if isinstance(s, Alloc) and s.shape]
     row = sum(4 * int(n.value) for n in shapes if isinstance(n, Const))
     fit = limits.cache_bytes // 2 // max(row, 1)
-    share = -(-rows // (8 * limits.threads))
+    share = -(-rows // (SHARES * limits.threads))
     return max(TILE, min(MOST, fit, share) // TILE * TILE)
 
 
@@ -201,13 +206,14 @@ def _sum(body: Sequence[Stmt]) -> Store | None:
     return store if product else None
 
 
-def _within(kernel: Kernel, around: Sequence[str], *body: Stmt) -> Kernel:
-    """Put statements into the loops ``around`` of the nest of a kernel."""
-    made: tuple[Stmt, ...] = body
+def _within(
+    kernel: Kernel, around: Sequence[str], body: Sequence[Stmt], before: Mapping[str, Sequence[Stmt]] | None = None
+) -> Kernel:
+    """Put statements into the loops ``around`` of a kernel's nest, and those ``before`` an inner loop beside it."""
     for name in reversed(around):
         (loop,) = loops(kernel, name)
-        made = (dataclasses.replace(loop, body=made),)
-    return dataclasses.replace(kernel, body=made)
+        body = (dataclasses.replace(loop, body=(*(before or {}).get(name, ()), *body)),)
+    return dataclasses.replace(kernel, body=tuple(body))
 
 
 def _inside(nest: For, name: str) -> For:
@@ -217,7 +223,8 @@ def _inside(nest: For, name: str) -> For:
 def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, width: int, buffers: set[str]) -> Kernel:
     """Make a register tile of a block's contraction: rows times columns, along the sum.
 
-    The operand that all rows share is packed once for all blocks, as far as it does not lie as the tile reads it.
+    The operand that all rows share is packed once for all blocks, as far as it does not lie as the tile reads it: by
+    the thread that works with it where each has several such operands, as heads of attention, else by all together.
     """
     (nest,) = loops(kernel, i)
     columns = []
@@ -278,8 +285,12 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     else:
         above = [o for o in around[:-1] if any(v.name == o for v in free_vars(right))]
         by = [*above, *(c.var.name for c in columns[:-1]), f"{jn}o", *block, *walked, f"{jn}r"]
-        kernel = stage(kernel, right, "", by, "global", f"{name}_columns")
+        alone = above == around[: len(above)] and _iterations(kernel, above) >= SHARES * limits.threads
+        kernel = stage(kernel, right, above[-1] if alone else "", by[len(above) * alone :], "local", f"{name}_columns")
         kernel = _packed(kernel, f"{name}_columns", by, width)
+        kernel = outward(kernel, f"{name}_columns", above if alone else ())
+        for fill in () if alone else by[:-2]:
+            kernel = bind(kernel, f"{name}_columns_{fill}", "grid")
     for buffer in accumulators:
         kernel = unguard(kernel, buffer, lambda e: e.buffer in own)
     if block:
@@ -287,6 +298,11 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     kernel = split(kernel, f"{jn}r", width, f"{jn}u", f"{jn}v", "exact")
     kernel = bind(bind(kernel, f"{jn}v", "vector"), f"{jn}u", "unroll")
     return bind(kernel, f"{i}r", "unroll")
+
+
+def _iterations(kernel: Kernel, names: Sequence[str]) -> int:
+    """Return how many iterations nested loops have; none where there are no loops."""
+    return math.prod(loops(kernel, name)[0].static or 1 for name in names) if names else 0
 
 
 def _factor(kernel: Kernel, by: str) -> Expr:
@@ -298,13 +314,11 @@ def _factor(kernel: Kernel, by: str) -> Expr:
 
 
 def _packed(kernel: Kernel, buffer: str, by: Sequence[str], width: int) -> Kernel:
-    """Fill the panels of columns in vectors, and share them among threads."""
+    """Fill the panels of columns in vectors."""
     along, last = f"{buffer}_{by[-2]}", f"{buffer}_{by[-1]}"
     kernel = split(kernel, last, width, f"{last}u", f"{last}v", "exact")
     if contiguous(kernel, along, width):
         kernel = transposed(kernel, along, [f"{last}u", f"{last}v"], width)
     else:
         kernel = bind(bind(kernel, f"{last}v", "vector"), f"{last}u", "unroll")
-    for name in by[:-2]:
-        kernel = bind(kernel, f"{buffer}_{name}", "grid")
     return kernel

@@ -38,6 +38,21 @@ def test_a_transposed_tile_is_stored_in_whole_vectors(count: int, step: int, dty
         assert "scatter" not in print_kernel(kernel, CPU.host)
 
 
+@pytest.mark.parametrize("second", ["z", "y"])
+def test_two_stores_make_two_tiles(second: str) -> None:
+    """Unless both go to one buffer, where their order counts."""
+    u, v, t = Var("u", bound=4), Var("v", bound=LANES), Var("t", "f32")
+    stores = Store("y", (v * 4 + u,), t + 1.0), Store(second, (v * 4 + 3 - u if second == "y" else v * 4 + u,), t * 2.0)
+    body = For(
+        u, i64(4), "unroll", (For(v, i64(LANES), "vector", (Let("t", Load("x", (u * LANES + v,), "f32")), *stores)),)
+    )
+    args = (buffer("x", "f32", 32), buffer("y", "f32", 32, "out"), buffer("z", "f32", 32, "out"))
+    kernel = Kernel("tiles", args, (), (body,))
+    x = np.arange(32, dtype=np.float32)
+    compare(kernel, {"x": x, "y": np.zeros(32, np.float32), "z": np.zeros(32, np.float32)})
+    assert ("scatter" in print_kernel(kernel, CPU.host)) == (second == "y")
+
+
 @pytest.mark.parametrize(("count", "step"), [(6, 9), (4, 16), (8, 7), (8, -1), (8, 0)])
 def test_other_tiles_are_stored_lane_by_lane(count: int, step: int) -> None:
     u, v = Var("u", bound=count), Var("v", bound=LANES)
