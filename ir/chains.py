@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from kernelforge.dtypes import accumulator
+from kernelforge.ir import walks
 from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity, reduction
 from kernelforge.ir.graph import Kind, Node, Value
 from kernelforge.ir.index import flatten, normalize
@@ -147,6 +148,8 @@ class Chain:
                 self._output(value)
         if self.bytes > ROW_BYTES:
             raise Refused(f"a row of its intermediate results takes {self.bytes:,} bytes")
+        if self.low.part.chains == "blocks" and not self.low.trial:
+            walks.found(self.body)
         loops = variables(tuple(self.rows.values()))
         return self._blocks() if self.sums else nest(loops, "parallel", self.body)
 
@@ -245,6 +248,8 @@ class Chain:
 
     def _check_sum(self, node: Node) -> None:
         value, names = node.output, self.axes.names(node.output)
+        if self.low.part.chains == "blocks":
+            raise Refused("a contraction over rows ends its kernel, which walks the other axis")
         summed = tuple(i for a, i in self.rows.items() if a not in names)
         if self.across and summed != self.summed:
             raise Refused("its contractions over rows sum over different ones")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from kernelforge.dtypes import FLOATS, UNSIGNED
 from kernelforge.ir.cost import COSTLY, RECOMPUTE
@@ -20,6 +21,9 @@ class Refused(Exception):
     """Why a set of nodes is not one nest, in words for ``explain``."""
 
 
+Chains = Literal["", "rows", "blocks"]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """A set of nodes to be computed by one nest.
@@ -28,13 +32,14 @@ class Part:
         nodes: in graph order, views included; those not reached from ``outputs`` are ignored.
         outputs: the values to be stored.
         columns: whether reductions over leading axes may be made by blocks of rows, beside what else walks the rows.
-        chains: whether reductions and contractions may read each other's results row by row; see ``ir.chains``.
+        chains: whether reductions and contractions may read each other's results row by row, holding whole ``rows`` or
+            ``blocks`` of their columns; see ``ir.chains`` and ``ir.walks``.
     """
 
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
     columns: bool = False
-    chains: bool = False
+    chains: Chains = ""
 
 
 def computes(node: Node) -> bool:

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
-from kernelforge.ir.demand import Part, Refused
+from kernelforge.ir.demand import Chains, Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.groups import Group, Item, reaches
 from kernelforge.ir.lower import buffers_of, by_columns
@@ -82,7 +82,7 @@ class Fusion:
     residuals: tuple[Residual, ...] = ()
 
 
-def fuse(graph: Graph, enabled: bool = True, max_args: int = 64, columns: bool = False, chains: bool = False) -> Fusion:
+def fuse(graph: Graph, enabled: bool = True, max_args: int = 64, columns: bool = False, chains: Chains = "") -> Fusion:
     """Group the nodes of ``graph``; with ``enabled`` off, each node that computes is a region.
 
     ``max_args`` is the most buffers a kernel may take on the device; ``columns`` and ``chains`` are those of
@@ -105,7 +105,7 @@ class _Bundle:
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, max_args: int, columns: bool, chains: bool) -> None:
+    def __init__(self, graph: Graph, max_args: int, columns: bool, chains: Chains) -> None:
         self.graph = graph
         self.max_args = max_args
         self.columns = columns

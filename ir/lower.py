@@ -118,7 +118,10 @@ def buffers_of(part: Part) -> int:
     Raises:
         Refused: when no single nest computes the part, or its nodes would be computed more than ``RECOMPUTE`` times.
     """
-    made = _Builder(Lowering(part, {}, "", trial=True)).build()
+    builder = _Builder(Lowering(part, {}, "", trial=True))
+    made = builder.build()
+    if builder.chained() and part.chains == "blocks":
+        lower(part)  # what walks there are, its elements say
     return len(made.inputs) + len(made.outputs)
 
 
@@ -281,7 +284,7 @@ class _Builder:
 
     def chained(self) -> bool:
         contracts = any(n.prim.kind is Kind.CONTRACT for n in self.reductions)
-        return self.low.part.chains and contracts and len(self.reductions) > 1
+        return bool(self.low.part.chains) and contracts and len(self.reductions) > 1
 
     def columns(self) -> list[Node]:
         """Return the reductions over leading axes, where they are to be made by blocks of rows; see ``blocks``."""

@@ -22,6 +22,7 @@ from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, Un
 from kernelforge.forks import Lock
 from kernelforge.ir.build import Builder, primitive
 from kernelforge.ir.cost import cost, nbytes
+from kernelforge.ir.demand import Chains
 from kernelforge.ir.fuse import Region, fuse
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.kernel import Kernel
@@ -150,7 +151,8 @@ def _compile(
             raise UnsupportedOnDevice(
                 device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
             )
-    fusion = fuse(optimized, config.fusion, limits.max_args, limits.form == "vector", limits.form != "group")
+    chains: Chains = "blocks" if limits.form == "group" else "rows"
+    fusion = fuse(optimized, config.fusion, limits.max_args, limits.form == "vector", chains)
     if config.fusion:
         fusion = plan_residuals(optimized, fusion, limits.max_args)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}

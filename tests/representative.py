@@ -39,9 +39,18 @@ def running(x: Any) -> Any:
     return np.cumsum(x * 0.5, 1)
 
 
+def attention(q: Any, k: Any, v: Any) -> Any:
+    return softmax(q @ k.swapaxes(-1, -2) * 0.25) @ v
+
+
+def causal(q: Any, k: Any, v: Any) -> Any:
+    rows = np.arange(q.shape[-2])
+    return softmax(np.where(rows[:, None] >= rows, q @ k.swapaxes(-1, -2) * 0.25, -np.inf)) @ v
+
+
 def shapes(rows: int, n: int) -> dict[Callable[..., Any], list[tuple[int, ...]]]:
     """The functions, each with the shapes of its arguments."""
-    x, row = (rows, n), (n,)
+    x, row, head = (rows, n), (n,), (2, rows, min(n, 64))
     return {
         gelu: [x, row],
         softmax: [x],
@@ -49,6 +58,8 @@ def shapes(rows: int, n: int) -> dict[Callable[..., Any], list[tuple[int, ...]]]
         columns: [x],
         contraction: [x, (n, rows)],
         running: [x],
+        attention: [head] * 3,
+        causal: [head] * 3,
     }
 
 

@@ -12,7 +12,7 @@ from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
-from kernelforge.ir.schedule.nests import lanes
+from kernelforge.ir.schedule.nests import filled, lanes, summed
 from kernelforge.ir.schedule.rows import passes
 from kernelforge.ir.schedule.staging import nested, outward, stage
 from kernelforge.ir.schedule.steps import (
@@ -81,7 +81,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         if any(isinstance(t, Store) and t.op and t.index and t.buffer not in own for t in stmts(s.body))
     }
     allocs = [dataclasses.replace(s, shape=(*s.shape[:-1], _apart(s.shape[-1]))) if s.shape[1:] else s for s in allocs]
-    products = {k: store.buffer for k, s in enumerate(steps) if (store := _filled(s.body)) is not None}
+    products = {k: store.buffer for k, s in enumerate(steps) if (store := filled(s.body)) is not None}
     skip = skips.find(steps, products)
     made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
@@ -190,22 +190,6 @@ def _parts(steps: Sequence[For], products: Container[int], ends: Container[int])
     return out
 
 
-def _filled(body: Sequence[Stmt]) -> Store | None:
-    """Return the store of what a nest makes by sums of products, if it does nothing else."""
-    return None if _sum(body) is None else next(s for s in stmts(body) if isinstance(s, Store) and s.index[1:])
-
-
-def _sum(body: Sequence[Stmt]) -> Store | None:
-    """Return the store that sums products, where a nest makes elements by sums of products and nothing else."""
-    while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
-        body = body[0].body
-    if not body or not isinstance(body[0], Alloc):
-        return None
-    store = next((s for s in stmts(body) if isinstance(s, Store) and s.op), None)
-    product = store is not None and store.op == "add" and isinstance(store.value, Op) and store.value.op == "mul"
-    return store if product else None
-
-
 def _within(
     kernel: Kernel, around: Sequence[str], body: Sequence[Stmt], before: Mapping[str, Sequence[Stmt]] | None = None
 ) -> Kernel:
@@ -232,7 +216,7 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     while len(body) == 1 and isinstance(body[0], For):
         columns.append(body[0])
         body = body[0].body
-    store = _sum(nest.body)
+    store = summed(nest.body)
     assert store is not None
     assert isinstance(store.value, Op)
     left, right = store.value.args

@@ -10,6 +10,7 @@ from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import (
     MATH_BINARY,
     MATH_UNARY,
+    Alloc,
     Expr,
     For,
     Kernel,
@@ -47,6 +48,22 @@ def row_of_block(body: Sequence[Stmt]) -> For | None:
             return rows
         rows = rows.body[0]
     return None
+
+
+def filled(body: Sequence[Stmt]) -> Store | None:
+    """Return the store of what a nest makes by sums of products, if it does nothing else."""
+    return None if summed(body) is None else next(s for s in stmts(body) if isinstance(s, Store) and s.index[1:])
+
+
+def summed(body: Sequence[Stmt]) -> Store | None:
+    """Return the store that sums products, where a nest makes elements by sums of products and nothing else."""
+    while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
+        body = body[0].body
+    if not body or not isinstance(body[0], Alloc):
+        return None
+    store = next((s for s in stmts(body) if isinstance(s, Store) and s.op), None)
+    product = store is not None and store.op == "add" and isinstance(store.value, Op) and store.value.op == "mul"
+    return store if product else None
 
 
 def size(loops_: Sequence[For]) -> int:

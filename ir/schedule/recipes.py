@@ -28,7 +28,7 @@ from kernelforge.ir.kernel import (
     rebuild,
     walk,
 )
-from kernelforge.ir.schedule import chains, contraction, convolution, tiles
+from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
 from kernelforge.ir.schedule.columns import vector_column
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
@@ -176,6 +176,8 @@ def group(kernel: Kernel, limits: Limits) -> Kernel:
     (nest,) = kernel.body
     assert isinstance(nest, For)
     parallel, body = perfect(nest)
+    if chains.chained(body):
+        return walks.group(kernel, parallel, limits)
     product = tiles.found(parallel, body)
     if product is not None:
         return tiles.group(kernel, product, limits)

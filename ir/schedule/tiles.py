@@ -148,6 +148,15 @@ def group(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
         return tensor(kernel, product, limits)
     sizes = tile(product, limits)
     kernel, i, j, k = _as_matrices(kernel, product)
+    kernel, items, lane = blocked(kernel, i, j, k, sizes)
+    return _bound(kernel, product, (f"{i}o", f"{j}o", f"{k}o"), items, lane, limits)
+
+
+def blocked(kernel: Kernel, i: str, j: str, k: str, sizes: Tile) -> tuple[Kernel, list[str], str]:
+    """Tile a product with one loop each of rows, columns and the sum; blocks of both operands stand in local memory.
+
+    Returns the loops over work-items, and the one over what a wide load takes.
+    """
     accumulator = next(s for s in stmts(kernel.body) if isinstance(s, Alloc))
     wide = min(sizes.columns, WIDE // DTYPES[accumulator.dtype].itemsize)
     kernel = split(kernel, i, sizes.items * sizes.rows, f"{i}o", f"{i}t", "guard")
@@ -157,14 +166,16 @@ def group(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
     kernel = split(kernel, f"{j}w", wide, f"{j}x", f"{j}v", "exact")
     kernel = split(kernel, k, sizes.step, f"{k}o", f"{k}s", "guard")
     rows, columns = [f"{i}x", f"{i}r"], [f"{j}r", f"{j}x", f"{j}v"]
-    kernel = _tiled(kernel, (f"{i}o", f"{j}o", k), rows, columns, [f"{i}x", f"{j}x"], [f"{i}r", f"{j}r", f"{j}v"])
+    items = [f"{i}x", f"{j}x"]
+    kernel = _tiled(kernel, (f"{i}o", f"{j}o", k), rows, columns, items, [f"{i}r", f"{j}r", f"{j}v"])
     for name, inside in (("columns", columns), ("rows", rows)):
         kernel = stage(kernel, _factor(kernel, inside), f"{k}o", [f"{k}s", *inside], "local", name)
         kernel, along = _copied(kernel, name, f"{k}s", inside, sizes.items**2)
         if along:
             # stored across its rows, which are made longer so that their banks differ
             kernel = pad(kernel, name, 1, WIDE // 4)
-    return _bound(kernel, product, (f"{i}o", f"{j}o", f"{k}o"), [f"{i}x", f"{j}x"], f"{j}v" if wide > 1 else "", limits)
+    kernel = unguard(kernel, accumulator.buffer, lambda e: e.buffer in ("rows", "columns"))
+    return kernel, items, f"{j}v" if wide > 1 else ""
 
 
 def tensor_cores(product: Product, limits: Limits) -> bool:
@@ -340,4 +351,16 @@ def _copied(kernel: Kernel, name: str, depth: str, inside: Sequence[str], count:
     return bind(kernel, f"{name}_t", "group"), along
 
 
-__all__ = ["Product", "Tile", "found", "fragments", "group", "narrow", "share", "tensor", "tensor_cores", "tile"]
+__all__ = [
+    "Product",
+    "Tile",
+    "blocked",
+    "found",
+    "fragments",
+    "group",
+    "narrow",
+    "share",
+    "tensor",
+    "tensor_cores",
+    "tile",
+]

@@ -23,7 +23,7 @@ def main(form: str) -> None:
     assert "Oclgrind" in str(device), device
     if form == "group":
         device._limits = dataclasses.replace(device.limits, form="group", vector_bytes=16, threads=64, group=16)
-        device._cpu = False
+        device._cpu, device._workers = False, 0
     for rows, n in SIZES:
         for name, (fn, args) in programs(rows, n).items():
             with kf.default_device("opencl:0"):

@@ -1,0 +1,178 @@
+"""Walks: how the statements of a row fall into passes over its columns, block by block, so that no row is held whole.
+
+A buffer of columns is filled element by element and read at the column that is being walked through. What reduces
+columns is known after a walk through all of them; whoever needs it belongs to a later walk, in which what it reads of
+columns is computed once more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from kernelforge.ir.demand import Refused
+from kernelforge.ir.index import reads
+from kernelforge.ir.kernel import Alloc, Const, For, Load, Stmt, Store, exprs, stmts, walk
+
+NARROW = 256
+"""Elements of a row, besides its columns, that a block of rows holds at most."""
+
+SHALLOW = 256
+"""Products of an element that may be summed again in each walk; more are stored instead."""
+
+Form = Literal["fill", "sum", "sums", "store", ""]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """A statement of a row.
+
+    Attributes:
+        form: what it does with columns: it fills a buffer of them, sums them (or reduces them otherwise) into one
+            element or into several, stores them, or none of these.
+        level: the walk it belongs to, or after which it stands; that of a fill is given by who reads it.
+        loop: the one over columns.
+    """
+
+    stmt: Stmt
+    form: Form
+    level: int = 0
+    loop: For | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Walk:
+    """The statements of a row but its allocations, in order; ``columns`` are the buffers of ``extent`` columns."""
+
+    steps: tuple[Step, ...]
+    columns: frozenset[str]
+    extent: int
+
+    @property
+    def levels(self) -> int:
+        return max(s.level for s in self.steps)
+
+
+def found(body: Sequence[Stmt]) -> Walk:
+    """Read what a nest does for a row as walks through its columns.
+
+    Raises:
+        Refused: where it is no such thing, or one that a block of rows has no room or time for.
+    """
+    local = {s.buffer for s in body if isinstance(s, Alloc) and s.shape}
+    columns, extent = _columns(body, local)
+    narrow = sum(_size(s) for s in body if isinstance(s, Alloc) and s.buffer not in columns)
+    if narrow > NARROW:
+        raise Refused(f"a row holds {narrow:,} elements besides its columns")
+    steps: list[Step] = []
+    known: dict[str, int] = {}
+    for stmt in body:
+        if isinstance(stmt, Alloc):
+            continue
+        needed = max((known.get(b, 0) for b in _read(stmt)), default=0)
+        loop = _loop(stmt, columns, extent)
+        form = _form(stmt, loop, columns)
+        level = needed + (form in ("sum", "sums", "store"))
+        for s in stmts((stmt,)):
+            if isinstance(s, Store):
+                known[s.buffer] = max(known.get(s.buffer, 0), level)
+        steps.append(Step(stmt, form, level, loop))
+    made = Walk(tuple(steps), columns, extent)
+    if made.levels > 1 and any(s.form == "fill" and _depth(s) > SHALLOW for s in steps):
+        raise Refused("a long contraction would be computed again in each walk through its columns")
+    return made
+
+
+def _columns(body: Sequence[Stmt], local: set[str]) -> tuple[frozenset[str], int]:
+    """Find the buffers of columns: the one that is reduced first, and all that are used along with it."""
+    first = next(
+        (
+            (e.buffer, s.static)
+            for s in stmts(body)
+            if isinstance(s, For) and s.kind == "serial"
+            for e in _loads(s)
+            if e.buffer in local and e.index == (s.var,)
+        ),
+        None,
+    )
+    if first is None or first[1] is None:
+        raise Refused("nothing reduces what it makes of a row")
+    found, extent = {first[0]}, first[1]
+    along = [
+        {e.buffer for e in _loads(s) if e.index == (s.var,)}
+        | {t.buffer for t in stmts(s.body) if isinstance(t, Store) and t.index == (s.var,)}
+        for s in stmts(body)
+        if isinstance(s, For) and s.static == extent
+    ]
+    while more := {b for a in along if a & found for b in a & local} - found:
+        found |= more
+    return frozenset(found), extent
+
+
+def _loop(stmt: Stmt, columns: frozenset[str], extent: int) -> For | None:
+    """Return the loop over columns in a statement of a row."""
+    used = [e for e in _loads(stmt) if e.buffer in columns]
+    used += [Load(s.buffer, s.index, "") for s in stmts((stmt,)) if isinstance(s, Store) and s.buffer in columns]
+    if not used:
+        return None
+    loops = [s for s in stmts((stmt,)) if isinstance(s, For) and s.static == extent and used[0].index == (s.var,)]
+    if len(loops) != 1 or any(e.index != used[0].index for e in used):
+        raise Refused("it uses several columns at once")
+    return loops[0]
+
+
+def _form(stmt: Stmt, loop: For | None, columns: frozenset[str]) -> Form:
+    if loop is None:
+        return ""
+    stores = [s for s in stmts((stmt,)) if isinstance(s, Store)]
+    if loop is stmt and loop.kind == "parallel":
+        last = stores[-1]
+        if last.buffer in columns:
+            return "fill"
+        if not last.op and len(stores) == 1:
+            return "store"
+    if loop.kind == "serial" and len(loop.body) == 1 and loop.body[0] in stores:
+        if loop is stmt and not stores[0].index:
+            return "sum"
+        inner: Sequence[Stmt] = (stmt,)
+        while len(inner) == 1 and isinstance(inner[0], For):
+            inner = inner[0].body
+        if len(inner) == 4 and inner[2] is loop and isinstance(inner[3], Store) and isinstance(inner[3].value, Load):
+            return "sums"
+    raise Refused("it does something else with columns than to fill, to reduce or to store them")
+
+
+def wanted(steps: Sequence[Step], columns: frozenset[str], level: int) -> list[Step]:
+    """Return what a walk does: the reductions and stores of its level, and the fills that those read."""
+    own = {k for k, s in enumerate(steps) if s.form in ("sum", "sums", "store") and s.level == level}
+    need = {b for k in own for b in _read(steps[k].stmt)}
+    for k in reversed(range(len(steps))):
+        stored = {t.buffer for t in stmts((steps[k].stmt,)) if isinstance(t, Store)} & columns
+        if steps[k].form == "fill" and stored & need:
+            own.add(k)
+            need |= _read(steps[k].stmt)
+    return [steps[k] for k in sorted(own)]
+
+
+def _read(stmt: Stmt) -> set[str]:
+    found: set[str] = set()
+    for s in stmts((stmt,)):
+        for r in exprs(s):
+            found |= reads(r)
+    return found
+
+
+def _loads(stmt: Stmt) -> Iterator[Load]:
+    for s in stmts((stmt,)):
+        for r in exprs(s):
+            yield from (e for e in walk(r) if isinstance(e, Load))
+
+
+def _size(alloc: Alloc) -> int:
+    return math.prod(int(n.value) for n in alloc.shape if isinstance(n, Const))
+
+
+def _depth(step: Step) -> int:
+    return math.prod(s.static or 1 for s in stmts((step.stmt,)) if isinstance(s, For) and s.kind == "serial")
