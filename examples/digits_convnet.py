@@ -7,7 +7,7 @@ from rich.progress import track
 
 import kernelforge as kf
 from kernelforge import nn, optim
-from kernelforge.demo.digits import load
+from kernelforge.demo import digits, figures
 
 BATCH = 64
 
@@ -35,7 +35,7 @@ def loss(params, images, labels):
 
 def main(small: bool = False) -> None:
     width, epochs = (8, 3) if small else (32, 15)
-    training, held_out = load()
+    training, held_out = digits.load()
     rng = np.random.default_rng(0)
     steps = epochs * (len(training.labels) // BATCH)
     optimizer = optim.adamw(optim.one_cycle(1e-2, steps), weight_decay=1e-2)
@@ -47,7 +47,7 @@ def main(small: bool = False) -> None:
 
     params = init(rng, width)
     state = optimizer.init(params)
-    images = training.images.reshape(-1, 1, 8, 8)
+    images, losses = training.images.reshape(-1, 1, 8, 8), []
     lowered = step.lower(params, state, images[:BATCH], training.labels[:BATCH])
     print(f"one step of training is {len(lowered.kernels)} kernels:")
     for kernel in lowered.kernels:
@@ -57,11 +57,16 @@ def main(small: bool = False) -> None:
         order = rng.permutation(len(images))
         for rows in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
             params, state, value = step(params, state, images[rows], training.labels[rows])
+            losses.append(float(value))
 
-    scores = kf.jit(logits)(params, held_out.images.reshape(-1, 1, 8, 8))
-    accuracy = (np.asarray(scores).argmax(1) == held_out.labels).mean()
+    scores = np.asarray(kf.jit(logits)(params, held_out.images.reshape(-1, 1, 8, 8)))
+    wrong = np.flatnonzero(scores.argmax(1) != held_out.labels)
+    accuracy = 1 - len(wrong) / len(held_out.labels)
     print(f"loss {float(value):.3f}; {accuracy:.1%} of {len(held_out.labels)} digits it never saw are recognised")
     assert accuracy > (0.7 if small else 0.97)
+    if not small:
+        missed = np.hstack([held_out.images[i].reshape(8, 8) for i in wrong[:6]])
+        figures.save("digits_convnet.png", training=figures.curve(losses), not_recognised=figures.image(missed))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.progress import track
 
 import kernelforge as kf
 from kernelforge import nn, optim
+from kernelforge.demo import figures
 
 SPOTS, SPREAD, NOISE, PENALTY = 8, 0.1, 8, 0.1
 
@@ -39,6 +40,14 @@ def critic_loss(critic, drawn, points, mix):
     slope = kf.grad(lambda x: network(critic, x).sum())(between)
     size = np.sqrt((slope * slope).sum(axis=1) + 1e-12)
     return network(critic, drawn).mean() - network(critic, points).mean() + PENALTY * ((size - 1) ** 2).mean()
+
+
+def scattered(points):
+    def draw(axes):
+        axes.scatter(*points.T, s=1)
+        axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+
+    return draw
 
 
 def main(small: bool = False) -> None:
@@ -80,6 +89,9 @@ def main(small: bool = False) -> None:
     print(f"which get {shares.min():.1%} to {shares.max():.1%} each")
     assert np.isfinite(points).all()
     assert small or (near.mean() > 0.75 and shares.min() > 0.05)
+    if not small:
+        clouds = {"real": real(rng, len(points)), "drawn_by_the_network": points}
+        figures.save("gan.png", **{name: scattered(p) for name, p in clouds.items()})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import kernelforge as kf
+from kernelforge.demo import figures
 
 
 @kf.jit
@@ -39,6 +40,10 @@ def main(small: bool = False) -> None:
     influence = np.asarray(kf.grad(lambda u: centre_after(u, 5))(u))
     reached = np.argwhere(influence)
     print(f"the middle is reached from {len(reached)} points in 5 steps; their shares add up to {influence.sum():.3f}")
+    if not small:
+        near = (slice(size // 2 - 30, size // 2 + 31),) * 2
+        plates = {"at_the_start": u[near], f"after_{steps}_steps": np.asarray(mine)[near]}
+        figures.save("heat.png", **{name: figures.image(v, cmap="inferno") for name, v in plates.items()})
 
 
 if __name__ == "__main__":

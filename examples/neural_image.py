@@ -9,6 +9,7 @@ from rich.progress import track
 
 import kernelforge as kf
 from kernelforge import nn, optim
+from kernelforge.demo import figures
 
 
 def picture(size):
@@ -69,11 +70,7 @@ def main(small: bool = False) -> None:
     print(f"{count:,} parameters, loss {float(value):.5f}, peak signal to noise ratio {quality:.1f} dB")
     assert quality > (8 if small else 28)
     if not small:
-        from PIL import Image
-
-        both = np.concatenate([image, made], axis=1)
-        Image.fromarray((255 * both).astype(np.uint8)).save("neural_image.png")
-        print("the original and the network's: neural_image.png")
+        figures.save("neural_image.png", original=figures.image(image), network=figures.image(made))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A photograph: its edges by fixed kernels, and noise taken out by a network; needs scikit-learn and Pillow."""
+"""A photograph: its edges by fixed kernels, and noise taken out by a network; the photograph is scikit-learn's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.progress import track
 
 import kernelforge as kf
 from kernelforge import nn, optim
+from kernelforge.demo import figures
 
 NOISE = np.float32(0.1)
 
@@ -16,8 +17,10 @@ def photograph(small):
     if small:
         y, x = np.mgrid[0:32, 0:48] / 16
         return (0.5 + 0.5 * np.sin(x * y) * (x > 1)).astype(np.float32)
-    from sklearn.datasets import load_sample_image
-
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError:
+        raise SystemExit("the photograph comes with scikit-learn: pip install scikit-learn pillow") from None
     return load_sample_image("china.jpg").mean(-1).astype(np.float32) / 255
 
 
@@ -86,11 +89,14 @@ def main(small: bool = False) -> None:
     print(f"loss {float(value):.5f}; the right half, never seen: {before:.1f} dB with noise, {after:.1f} dB without")
     assert small or after > before + 6
     if not small:
-        from PIL import Image
-
-        shown = np.concatenate([right, noisy, made, np.asarray(edges(right)), np.asarray(edges(made))], axis=1)
-        Image.fromarray((255 * np.clip(shown, 0, 1)).astype(np.uint8)).save("photograph.png")
-        print("clean, noisy, denoised, and the edges of the first and the third: photograph.png")
+        shown = {
+            "clean": right,
+            "with_noise": noisy,
+            "without": made,
+            "edges": edges(right),
+            "edges_without": edges(made),
+        }
+        figures.save("photograph.png", **{name: figures.image(v, vmin=0, vmax=1) for name, v in shown.items()})
 
 
 if __name__ == "__main__":

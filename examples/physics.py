@@ -9,6 +9,7 @@ from rich.progress import track
 
 import kernelforge as kf
 from kernelforge import nn, optim
+from kernelforge.demo import figures
 
 RATE = 0.1
 
@@ -71,6 +72,10 @@ def main(small: bool = False) -> None:
     print(f"loss {losses[0]:.3g} to {losses[-1]:.3g}; at most {difference:.1e} from the exact solution")
     assert np.isfinite(losses).all()
     assert small or difference < 5e-3
+    if not small:
+        maps = {"temperature_by_place_and_time": found, "difference_from_the_exact_one": found - exact(x, t)}
+        drawn = {name: figures.image(v.reshape(41, 41), cmap="viridis", origin="lower") for name, v in maps.items()}
+        figures.save("physics.png", training=figures.curve(losses), **drawn)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from rich.progress import track
 
 import kernelforge as kf
 from kernelforge import nn, optim
-from kernelforge.demo.digits import load
+from kernelforge.demo import digits, figures
 
 BATCH = 64
 
@@ -61,7 +61,7 @@ def enlarge(images):
 def main(small: bool = False) -> None:
     width, blocks, epochs, count = (4, 2, 1, 128) if small else (16, 3, 6, None)
     rng = np.random.default_rng(0)
-    training, held_out = load()
+    training, held_out = digits.load()
     images, labels = enlarge(training.images[:count]), training.labels[:count]
     tests, answers = enlarge(held_out.images[:count]), held_out.labels[:count]
     steps = epochs * (len(labels) // BATCH)
@@ -89,10 +89,16 @@ def main(small: bool = False) -> None:
             losses.append(float(value))
 
     predict = kf.jit(lambda params, stats, x: forward(params, stats, x, training=False)[0])
-    accuracy = (np.asarray(predict(params, stats, tests)).argmax(1) == answers).mean()
+    found = np.asarray(predict(params, stats, tests)).argmax(1)
+    accuracy = (found == answers).mean()
     print(f"loss {losses[0]:.3f} to {losses[-1]:.3f}; {accuracy:.1%} of {len(answers)} images are recognised")
     assert np.isfinite(losses).all()
     assert small or accuracy > 0.97
+    if not small:
+        table = np.zeros((10, 10), int)
+        np.add.at(table, (answers, found), 1)
+        counts = figures.image(np.log1p(table), cmap="Blues")
+        figures.save("resnet.png", training=figures.curve(losses), digits_and_answers=counts)
 
 
 if __name__ == "__main__":

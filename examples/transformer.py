@@ -9,6 +9,7 @@ from rich.progress import track
 
 import kernelforge as kf
 from kernelforge import nn, optim
+from kernelforge.demo import figures
 
 
 def init(rng, letters, width, layers):
@@ -90,6 +91,8 @@ def main(small: bool = False) -> None:
         scores = predict(params, written[None, -length:]) / np.float32(0.7)
         written = np.append(written, np.asarray(kf.random.categorical(key, scores)).astype(np.int32))
     print("it writes:", repr("".join(alphabet[i] for i in written[length:])))
+    if not small:
+        figures.save("transformer.png", nats_a_letter=figures.curve(losses))
 
 
 if __name__ == "__main__":

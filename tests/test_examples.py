@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from kernelforge.demo import figures
 from kernelforge.ir import cost
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +28,20 @@ def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec.loader.exec_module(module)
     module.main(small=True)
     assert capsys.readouterr().out.strip()
+
+
+def test_figures_need_matplotlib(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    path = tmp_path / "made.png"
+    panels = {"a_curve": figures.curve([3.0, 2.0, 1.0]), "an_image": figures.image(np.eye(3))}
+    if importlib.util.find_spec("matplotlib"):
+        figures.save(str(path), **panels)
+        assert path.read_bytes().startswith(b"\x89PNG")
+        path.unlink()
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    figures.save(str(path), **panels)
+    assert "made.png is not drawn, as matplotlib is not installed: pip install matplotlib" in capsys.readouterr().out
+    assert not path.exists()
 
 
 def test_explanation_in_the_docs() -> None:
