@@ -217,7 +217,7 @@ class _Fuser:
                 return ""
         rows = min((i.outputs[0].type.size for i in reductions), default=0)
         needed = a.buffers + b.buffers - 2  # the value between them is neither stored nor read
-        if rows >= FEW_ROWS and needed <= self.max_args and self._follows(a, b):
+        if not chained and rows >= FEW_ROWS and needed <= self.max_args and self._follows(a, b):
             a.join(b, None, needed)
             return ""
         part = self.part([*a.items, *b.items])

@@ -378,3 +378,19 @@ def test_a_loss_behind_attention_stores_no_square(fn: Any) -> None:
     for got, expected in zip(kf.jit(gradient)(*small, w), want, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=2e-5)
     assert all(np.isfinite(np.asarray(g)).all() for g in ours)
+
+
+def test_what_is_made_of_a_sum_over_rows_is_no_part_of_its_chain() -> None:
+    """An update of weights reads a gradient that ends a kernel."""
+    rng = np.random.default_rng(0)
+    x, w, v = (rng.standard_normal(s).astype(np.float32) / 8 for s in ((1024, 64), (64, 64), (64, 64)))
+
+    def step(x: Any, w: Any, v: Any) -> Any:
+        first, second = kf.grad(lambda w, v: ((np.tanh(x @ w.T) @ v.T) ** 2).sum(), argnums=(0, 1))(w, v)
+        return np.sin(w - first), v - second
+
+    h = np.tanh(x.astype(np.float64) @ w.T)
+    made = 2 * (h @ v.T)
+    expected = np.sin(w - ((made @ v) * (1 - h * h)).T @ x), v - made.T @ h
+    for mine, other in zip(kf.jit(step)(x, w, v), expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=2e-4, atol=2e-4)
