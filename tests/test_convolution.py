@@ -179,3 +179,11 @@ def test_kernels(case: Case) -> None:
     y = layer(x, w, b)
     backward = kf.jit(lambda ct, x, w, b: kf.vjp(layer, x, w, b)[1](ct))
     assert len(backward.lower(y, x, w, b).kernels) <= 4
+
+
+def test_the_gradient_of_channels_by_themselves_counts_positions_plainly() -> None:
+    """A reshape beside a pad keeps the axes that it does not touch, so that windows are found in the gradient, too."""
+    depthwise = Case(2, 6, 6, (9, 11), (3, 3), padding=1, groups=6)
+    x, w = depthwise.operands()
+    for kernel in kf.jit(kf.grad(lambda x, w: (depthwise(x, w) ** 2).sum(), (0, 1))).lower(x, w).kernels:
+        assert " % " not in str(kernel.naive)

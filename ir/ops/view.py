@@ -179,6 +179,32 @@ def _reshape_shape(shape: tuple[int, ...], params: Params) -> tuple[int, ...]:
     return to
 
 
+def _reshape_index(index: Index, shape: tuple[int, ...], out: tuple[int, ...]) -> list[Expr]:
+    """Count through the fewest axes together: an index that a pad leaves out of range stays a sum in an axis that the
+    reshape does not touch.
+    """
+    made: list[Expr] = []
+    start = 0
+    while len(made) < len(shape) or start < len(out):
+        stop, end = start, len(made)
+        size = count = 1
+        while stop == start or end == len(made) or size != count:
+            if stop < len(out) and (size <= count or end == len(shape)):
+                size, stop = size * out[stop], stop + 1
+            elif end < len(shape):
+                count, end = count * shape[end], end + 1
+            else:
+                break
+        group, axes = out[start:stop], shape[len(made) : end]
+        wide = [i for i, n in zip(index[start:stop], group, strict=True) if n != 1]
+        if len(wide) == 1 and sum(n != 1 for n in axes) == 1:
+            made += [wide[0] if n != 1 else i64(0) for n in axes]
+        else:
+            made += unflatten(flatten(tuple(index[start:stop]), row_major(group)), axes)
+        start = stop
+    return made
+
+
 # pad
 
 
@@ -351,7 +377,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         ("shape",),
         _reshape_shape,
         lambda x, p: np.reshape(x, p["shape"]),
-        lambda index, shape, out, p: unflatten(flatten(tuple(index), row_major(out)), shape),
+        lambda index, shape, out, p: _reshape_index(index, shape, out),
         lambda ct, x, p: ct.reshape(x.shape),
         lambda: [sample(3, 4, shape=(2, 6)), sample(1, shape=()), sample(0, 3, shape=(3, 0))],
     ),
