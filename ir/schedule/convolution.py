@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import cast
 
 from kernelforge.ir.index import free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Store, substitute, walk
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Store, stmts, substitute, walk
 from kernelforge.ir.schedule import contraction as product
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import perfect
-from kernelforge.ir.schedule.staging import stage
-from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, reorder, sink_guard, split, unguard
+from kernelforge.ir.schedule.staging import pad, stage
+from kernelforge.ir.schedule.steps import bind, fuse, loops, reorder, sink_guard, split, unguard
 from kernelforge.ir.schedule.windows import Slide, cross, flat, lengthen, slides
 
 UNROLL = 8
@@ -23,7 +23,7 @@ WHOLE = 32
 """Elements of a window that are written out where nothing but it is summed."""
 
 VECTORS = 4
-"""Vectors of positions that share each element of such a window."""
+"""Vectors of positions that share each element of such a window, and what lies in several of them."""
 
 
 def found(kernel: Kernel) -> tuple[Expr, list[Slide]]:
@@ -191,7 +191,10 @@ def _image(value: Expr, pairs: Sequence[Slide]) -> Expr | None:
 
 
 def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int) -> Kernel:
-    """Reduce windows: the padded image is in the first-level cache, the results of a tile of positions in registers."""
+    """Reduce windows: the padded image is in the first-level cache, the results of a tile of positions in registers.
+
+    Positions below each other are a tile, so that what their windows share is loaded once.
+    """
     parallel = product.parallel_loops(kernel)
     places = [s.outer.var.name for s in pairs]
     first = places[0]
@@ -208,19 +211,27 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     ]
     image = _image(cast("Expr", _summed(kernel)), now)
     kernel = stage(kernel, cast("Expr", image), f"{first}b", by, "local", "image")
-    kernel, whole = _joined(kernel, places, "image")
-    kernel = split(kernel, whole, VECTORS * width, f"{whole}o", f"{whole}r", "guard")
+    *across, lane = places
+    tile = [f"{name}r" for name in across[-1:]]
+    for name in across[-1:]:
+        kernel = split(kernel, name, VECTORS, f"{name}o", f"{name}r", "guard")
+    kernel = split(kernel, lane, width if across else VECTORS * width, f"{lane}o", f"{lane}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
     walked = [s.var.name for s in product.sum_loops(kernel)]
-    kernel = fission(kernel, f"{whole}r")
-    for name in walked:
-        kernel = reorder(kernel, f"{whole}r", name)
-    kernel = flat(kernel, "image", len(places))
+    kernel = product.tiled(kernel, "", f"{lane}o", [walked], tile, [f"{lane}r"])
+    (filled,) = loops(kernel, f"image_{lane}")
+    shape = next(s.shape for s in stmts(kernel.body) if isinstance(s, Alloc) and s.buffer == "image")
+    if across:  # rows begin at the start of a vector
+        kernel = pad(kernel, "image", len(shape) - 1, -(filled.var.bound or 0) % width)
+    kernel = flat(kernel, "image", 2 if across else 1)
+    inside = {f"{name}{part}" for name in places for part in "or"}
     kernel = unguard(
-        kernel, accumulator, lambda e: e.buffer == "image" or not any(whole in v.name for v in free_vars(e))
+        kernel, accumulator, lambda e: e.buffer == "image" or not any(v.name in inside for v in free_vars(e))
     )
-    kernel = split(kernel, f"{whole}r", width, f"{whole}u", f"{whole}v", "exact")
-    kernel = cross(bind(bind(kernel, f"{whole}v", "vector"), f"{whole}u", "unroll"), f"{whole}v")
+    kernel = split(kernel, f"{lane}r", width, f"{lane}u", f"{lane}v", "exact")
+    kernel = bind(kernel, f"{lane}v", "vector")
+    for name in (f"{lane}u", *tile):
+        kernel = bind(kernel, name, "unroll")
     size = 1
     for name in reversed(walked):
         size *= loops(kernel, name)[0].static or 1
