@@ -89,7 +89,9 @@ class _Planner:
         large = [v for v in part.outputs if v not in self.wanted and v.type.nbytes > given]
         if not large or not part.chains or not any(n.prim.kind is Kind.CONTRACT for n in part.nodes):
             return
-        parts, stored = self.change(k, large, frozenset(Kind))
+        # by blocks of columns, a walk of another kernel cannot reduce rows before it reads them
+        kinds = frozenset(Kind) - ({Kind.REDUCE} if part.chains == "blocks" else set())
+        parts, stored = self.change(k, large, kinds)
         old, new = [self.parts[q] for q in parts], [p for p in parts.values() if p is not None]
         try:
             if max(map(self.buffers, self.launches(parts)), default=0) > self.max_args:

@@ -210,3 +210,60 @@ def test_nothing_is_joined_to_nothing() -> None:
         return (np.concatenate([x * 2, y * 3]) + 1) * np.concatenate([x, y])
 
     assert kf.jit(fn)(np.zeros((0, 3), F32), np.zeros((0, 3), F32)).shape == (0, 3)
+
+
+def attention(q, k, v):
+    return softmax(q @ np.swapaxes(k, -1, -2) * 0.25) @ v
+
+
+def causal(q, k, v):
+    s = q @ np.swapaxes(k, -1, -2) * 0.25
+    rows = np.arange(s.shape[-1])
+    return softmax(np.where(rows[:, None] >= rows, s, -np.inf)) @ v
+
+
+def masked(q, k, v):
+    return softmax(np.where(MASK, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf)) @ v
+
+
+def biased(q, k, v):
+    return softmax(q @ np.swapaxes(k, -1, -2) * 0.25 + BIAS) @ v
+
+
+def grouped(q, k, v):
+    b, h, n, d = q.shape
+    s = np.einsum("bgrid,bgjd->bgrij", q.reshape(b, 2, h // 2, n, d), k[:, :2]) * 0.25
+    return np.einsum("bgrij,bgjd->bgrid", softmax(s), v[:, :2]).reshape(b, h, n, -1)
+
+
+MASK, BIAS = np.tri(40, dtype=bool)[::-1], normal(40, 40, seed=8)
+HEADS = tuple(normal(1, 4, 40, 16, seed=k) for k in range(3))
+GPUS = {"cuda": "cuda:sm_80", "opencl gpu": "opencl:gfx90a"}
+
+
+def on(place: str, fn: Any, *args: Any) -> list[Any]:
+    """Return the kernels for a device, or for a GPU that need not be there."""
+    if place in GPUS:
+        return list(kf.jit(fn).lower(*args, target=GPUS[place]).kernels)
+    if place not in kf.devices():
+        pytest.skip(f"no {place}")
+    with kf.default_device(place):
+        return list(kf.jit(fn).lower(*args).kernels)
+
+
+@pytest.mark.parametrize("place", ["cpu", "reference", "opencl:0", *GPUS])
+@pytest.mark.parametrize("fn", [attention, causal, masked, biased, grouped])
+def test_attention_is_one_kernel_on_every_device(fn: Any, place: str) -> None:
+    assert len(on(place, fn, *HEADS)) == 1
+    assert len(on(place, pulled(fn), HEADS[0], *HEADS)) <= (3 if fn is not grouped else 4)
+
+
+@pytest.mark.parametrize("place", ["cpu", "opencl:0", *GPUS])
+@pytest.mark.parametrize("fn", [attention, causal])
+def test_memory_of_attention_is_linear_in_its_length(fn: Any, place: str) -> None:
+    """At 8192 the square is 256 MiB, and all that a kernel is given or makes is a hundredth of it a head."""
+    args = tuple(normal(1, 1, 8192, 64, seed=k) for k in range(3))
+    for kernel in [*on(place, fn, *args), *on(place, pulled(fn), args[0], *args)]:
+        assert all(int(a.size.value) <= 40 * args[0].size for a in kernel.ir.args)
+        if place in GPUS:
+            assert all(int(a.size.value) <= args[0].size for a in kernel.ir.args)

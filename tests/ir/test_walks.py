@@ -18,7 +18,7 @@ from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.schedule.walks import walked
 from kernelforge.ir.verify import verify_kernel
 from tests.ir.naive import GPU, TINY, gemm
-from tests.test_chains import attention, biased, causal, exact, grouped, heads, masked, normal, softmax
+from tests.test_chains import attention, biased, causal, exact, grouped, heads, masked, normal, pulled, softmax
 
 LARGE = dataclasses.replace(GPU, group=256)
 SMALL = dataclasses.replace(GPU, group=64, local_bytes=12 << 10)
@@ -76,6 +76,21 @@ def test_the_recipe_keeps_the_meaning_and_fits(fn: Any, args: Any, limits: Any) 
     held = {s.buffer: s for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"}
     shapes = [[int(n.value) for n in s.shape if isinstance(n, Const)] for s in held.values()]
     assert 4 * sum(int(np.prod(s)) for s in shapes) <= limits.local_bytes
+
+
+@pytest.mark.parametrize("fn", [attention, causal])
+def test_gradients_keep_the_meaning(fn: Any) -> None:
+    """Values with the gradient of queries, then those of keys and values, which walk queries."""
+    args = heads(70, 70, 5, 1, 1)
+    lowered = kf.jit(lambda ct, *args: pulled(fn, ct, *args)).lower(args[0], *args, target="opencl:gfx90a")
+    assert len(lowered.kernels) == 3
+    for kernel in lowered.kernels:
+        first = {a.name: normal(int(a.size.value), seed=k) for k, a in enumerate(kernel.naive.args)}
+        second = {name: a.copy() for name, a in first.items()}
+        run_kernel(kernel.naive, first, {})
+        run_kernel(schedule(kernel.naive, LARGE), second, {}, shuffle=1)
+        for name, want in first.items():
+            np.testing.assert_allclose(second[name], want, rtol=1e-3, atol=1e-4)
 
 
 def test_blocks_that_a_triangle_hides_are_not_walked() -> None:
