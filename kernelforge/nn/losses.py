@@ -10,6 +10,7 @@ from typing import Any
 
 import kernelforge.numpy as knp
 from kernelforge.nn.calls import function, reduced, require, valid, wide
+from kernelforge.transforms import stop_gradient
 
 
 def _both(op: str, input: Any, target: Any) -> tuple[Any, Any]:
@@ -140,14 +141,15 @@ def gaussian_nll_loss(
     """The negative logarithm of the likelihood of ``target`` under normal distributions of mean ``input``.
 
     Args:
-        var: of the distributions, to broadcast with the input; ``eps`` at least, without a derivative there.
+        var: of the distributions, to broadcast with the input; ``eps`` at least, where the derivative is that at ``eps``,
+            so that it may grow.
         full: add the constant.
     """
     x, t = _both("gaussian_nll_loss", input, target)
     v = wide(var)
     if v.ndim == x.ndim - 1:
         v = v[..., None]
-    v = knp.where(v < eps, eps, v)
+    v = knp.where(v < eps, v + stop_gradient(eps - v), v)
     losses = 0.5 * (knp.log(v) + (x - t) * (x - t) / v)
     return reduced(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction, "gaussian_nll_loss")
 

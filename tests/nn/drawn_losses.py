@@ -111,7 +111,9 @@ def _gaussian(d: Draw, name: str) -> Case:
     def expected(x, t, var, **o):
         return learning._gaussian(x, t, var.reshape((*x.shape[:-1], -1)), **o)
 
-    return Case(name, (d.normal(*shape), d.normal(*shape), var), expected, options, wrt=(0, 1, 2), loose=2)
+    # the derivative passes the least variance, which a difference does not see
+    wrt = (0, 1, 2) if var.min() > options.get("eps", 0) else (0, 1)
+    return Case(name, (d.normal(*shape), d.normal(*shape), var), expected, options, wrt=wrt, loose=2)
 
 
 @drawn("soft_margin_loss", "hinge_loss", "hinge_embedding_loss", "margin_ranking_loss")

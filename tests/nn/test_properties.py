@@ -266,6 +266,11 @@ def test_windows_further_apart_than_a_block() -> None:
         np.testing.assert_allclose(nn.local_response_norm(x, size), x / (1 + 1e-4 * x * x / size) ** 0.75, rtol=1e-6)
 
 
+def test_a_variance_that_is_too_small_has_a_gradient() -> None:
+    found = kf.grad(lambda v: nn.gaussian_nll_loss(np.ones(1), np.zeros(1), v, eps=0.5))(np.array([1e-3]))
+    np.testing.assert_allclose(found, 0.5 * (1 / 0.5 - 1 / 0.25))
+
+
 def test_one_slope_for_a_number() -> None:
     assert nn.prelu(np.float64(-2), np.array([0.5])).shape == ()
 
