@@ -109,7 +109,7 @@ class _Fuser:
         self.graph = graph
         self.max_args = max_args
         self.columns = columns
-        self.chains = chains
+        self.chains: Chains = chains
         self.decisions: list[Decision] = []
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
         self.order = {n: k for k, n in enumerate(graph.nodes)}

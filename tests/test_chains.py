@@ -264,7 +264,7 @@ def test_large_weights_have_kernels_of_their_own_though_what_they_make_is_larger
     assert counted(attention, *(np.zeros((1, 5000, 64), np.float32),) * 3) == 1
 
 
-@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1", "cuda:0"])
 @pytest.mark.parametrize("fn", [attention, causal, grouped])
 def test_every_device(fn: Any, device: str) -> None:
     if device not in kf.devices():

@@ -160,7 +160,7 @@ def test_closures_static_and_default_arguments(device: str) -> None:
             assert float(fn(x, **kwargs)) == pytest.approx(float(fn.__wrapped__(x, **kwargs)), rel=1e-12)
 
 
-SIMULATED = ["wave", "embedding", "layer_norm", "hash32"]
+SIMULATED = ["wave", "embedding", "layer_norm", "hash32", "attention"]
 
 CUDA = """
 import numpy as np

@@ -66,6 +66,14 @@ def test_nothing_spills(program: str, name: str) -> None:
         assert ".private_segment_fixed_size: 0" in report.assembly or not name.startswith("opencl")
 
 
+@pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90"])
+@pytest.mark.parametrize("program", ["attention", "causal", "attention.bwd", "causal.bwd"])
+def test_two_work_groups_of_attention_fit_a_unit(program: str, name: str) -> None:
+    """A unit has 65536 registers, and a work-group has 256 work-items."""
+    for report in reports(name, *PROGRAMS[program]):
+        assert all(u.registers is not None and u.registers <= 128 for u in report.usage)
+
+
 @pytest.mark.parametrize("name", ["cuda:sm_90", "opencl:gfx90a"])
 def test_what_is_kept_in_memory_counts_as_spilled(name: str) -> None:
     """An array of registers, read where the data says."""

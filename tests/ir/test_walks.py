@@ -30,12 +30,12 @@ def naive(fn: Callable[..., Any], *args: Any) -> Kernel:
     return kernel.naive
 
 
-def run(kernel: Kernel, args: tuple[np.ndarray, ...], shape: tuple[int, ...], **options: int) -> np.ndarray:
+def run(kernel: Kernel, args: tuple[np.ndarray, ...], shape: tuple[int, ...], shuffle: int | None = None) -> np.ndarray:
     buffers = {a.name: np.full(int(np.prod([1, *shape])), 7, np.float32) for a in kernel.args if a.mode == "out"}
     # a kernel takes its arguments in the order in which it reads them: values after masks
     given = (np.ascontiguousarray(a).reshape(-1) for a in (*args[:2], *args[3:], args[2]))
     buffers |= dict(zip((a.name for a in kernel.args if a.mode == "in"), given, strict=True))
-    run_kernel(kernel, buffers, {}, **options)
+    run_kernel(kernel, buffers, {}, shuffle=shuffle)
     (out,) = (buffers[a.name] for a in kernel.args if a.mode == "out")
     return out.reshape(shape)
 
