@@ -141,8 +141,8 @@ def gaussian_nll_loss(
     """The negative logarithm of the likelihood of ``target`` under normal distributions of mean ``input``.
 
     Args:
-        var: of the distributions, to broadcast with the input; ``eps`` at least, where the derivative is that at ``eps``,
-            so that it may grow.
+        var: of the distributions, to broadcast with the input; ``eps`` at least, with the derivative at
+            ``eps`` there, so that it may grow.
         full: add the constant.
     """
     x, t = _both("gaussian_nll_loss", input, target)
