@@ -55,8 +55,10 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int) -> Kernel:
     for name in [s.var.name for s in row.body if isinstance(s, For)]:
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
-            change = _lane_reduction if inner.kind == "serial" else in_lanes
-            kernel = change(kernel, inner, width)
+            if inner.kind == "serial":
+                kernel = _lane_reduction(kernel, inner, width)
+            else:
+                kernel = in_lanes(kernel, inner, width, limits.side)
     return kernel
 
 
