@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from kernelforge.backends.cpu.ahead import Distances
 from kernelforge.backends.cpu.arithmetic import Arithmetic
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val, suffix, typed
@@ -14,9 +15,7 @@ from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64
 DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""
 DUMMY_BYTES = 512
-AHEAD = 14 << 10
-"""Bytes ahead of their use at which the walk of a product's tile asks for lines of its packed operand, and the first
-pass over a row for those to come: as far as the third-level cache needs to answer (56 steps of 256 bytes, measured)."""
+LINE = 64
 WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 
@@ -41,7 +40,7 @@ class Exprs(Arithmetic):
         self.mask: Val | None = None
         self.live = True  # whether at least one lane of the mask is known to be on
         self.walked: Var | None = None  # the loop along which vectors of arguments are fetched ahead
-        self.walks: dict[tuple[object, ...], dict[Var, frozenset[Var]]] = {}  # who walks over what, and in which loops
+        self.distances: Distances = {}
 
     def emit(self, e: Expr) -> Val:
         if isinstance(e, Const):
@@ -204,35 +203,20 @@ class Exprs(Arithmetic):
         pointer, step = self.address(e.buffer, e.index)
         buffer = self.buffers[e.buffer]
         whole = self.whole(buffer, e.index, step)
-        if self.walked is not None and step == 1 and buffer.shape is None and self.walked in free_vars(e.index[0]):
-            self.fetch(pointer, self.ahead(e))
+        if self.walked is not None and step == 1 and buffer.shape is None:
+            ahead = self.distances.get((self.walked, e.buffer), 0)
+            for line in range(0, self.lanes * DTYPES[e.dtype].itemsize if ahead else 0, LINE):
+                self.fetch(pointer, ahead + line)
         return self.load_at(e.buffer, pointer, step, None if whole else self.mask)
-
-    def ahead(self, e: Load) -> int:
-        """Return how many bytes further the loop ``walked`` asks for lines.
-
-        The second pass over a row finds it in the cache. While it computes, memory brings the next row, if that is not
-        on its way already and a quarter of the cache holds it (beside it are this row and what is kept of it).
-        """
-        assert self.walked is not None
-        terms = poly(e.index[0])
-        passes = self.walks.setdefault((e.buffer, *sorted(terms.values())), {})
-        passes.setdefault(self.walked, frozenset(free_vars(e.index[0])))
-        if list(passes).index(self.walked) != 1:
-            return AHEAD
-        around = frozenset.intersection(*passes.values())
-        row = min((abs(c) for m, c in terms.items() if not around.isdisjoint(m)), default=0)
-        row *= DTYPES[e.dtype].itemsize
-        return row if AHEAD < row <= self.host.cache_bytes[1] // 4 else AHEAD
 
     def fetch(self, pointer: Val, ahead: int) -> None:
         """Ask for the line that lies so many bytes further; it need not exist."""
         scope = self.scopes[pointer.level]
-        if scope.values.setdefault(f"fetch {pointer.ref}", pointer.ref) == pointer.ref:
+        if scope.values.setdefault(f"fetch {pointer.ref} {ahead}", pointer.ref) == pointer.ref:
             there = self.ins(f"getelementptr i8, ptr {pointer.ref}, i64 {ahead}", "ptr", 0, pointer)
             self.declare("llvm.prefetch.p0", "void", "ptr, i32, i32, i32")
             scope.lines.append(f"call void @llvm.prefetch.p0(ptr {there.ref}, i32 0, i32 3, i32 1)")
-            scope.values[f"fetch {pointer.ref}"] = "done"
+            scope.values[f"fetch {pointer.ref} {ahead}"] = "done"
 
     def whole(self, buffer: Buffer, index: tuple[Expr, ...], step: int | None) -> bool:
         """Whether the elements of all lanes may be touched, also of those that a mask turns off.

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from kernelforge.backends.cpu import ahead
 from kernelforge.backends.cpu.abreast import abreast
 from kernelforge.backends.cpu.dots import Dots
 from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
@@ -122,11 +123,12 @@ class _Function(Dots):
         """Print ``name(frame, low, high)``, which unpacks the frame, and the function it calls."""
         for loop in phase.loops:
             self.env.pop(loop.var.name, None)
+        self.distances = ahead.distances(phase.loops, phase.body, self.host.cache_bytes[1])
         if not phase.loops:
             self.body(phase.body)
         elif len(phase.loops) == 1:
             with self.loop(phase.loops[0].var, "%low", "%high", stored(phase.body), nonempty=True):
-                self.body(phase.body)
+                self.walk(phase.loops[0].var, phase.body)
         else:
             self.rows(phase)
         pointers = [(f"%{_safe(a.name)}", "ptr" + " noalias" * (a.mode != "in")) for a in self.args]
@@ -181,7 +183,7 @@ class _Function(Dots):
             self.env[outer[0].var.name] = rest
             last = self.binary("add", first, length)
             with self.loop(inner.var, first.ref, last.ref, stored(phase.body), nonempty=True):
-                self.body(phase.body)
+                self.walk(inner.var, phase.body)
             row.step = length.ref
 
     def entry(self, parts: Sequence[Phase]) -> str:
@@ -334,10 +336,13 @@ class _Function(Dots):
         high = self.emit(loop.extent)
         if high.lanes:
             raise NotVectorError
-        tile = bool(loop.body) and all(isinstance(s, For) and s.kind == "unroll" for s in loop.body)
-        before, self.walked = self.walked, loop.var if tile else None
         with self.loop(loop.var, "0", high.ref, stored(loop.body), nonempty=loop.static is not None):
-            self.body(loop.body)
+            self.walk(loop.var, loop.body)
+
+    def walk(self, var: Var, body: Sequence[Stmt]) -> None:
+        """Emit the body of a loop; one of vectors alone asks for what it will read."""
+        before, self.walked = self.walked, var if ahead.vectors(body) else None
+        self.body(body)
         self.walked = before
 
     def vector(self, loop: For, lanes: int) -> None:

@@ -103,7 +103,8 @@ def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
         return _rest_in_lanes(kernel, name, f"{name}i_t", width)
-    found = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
+    every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
+    found = {e for e in every if loop.var in free_vars(e)}  # the rest is computed once
     wide = side * width
     if wide > width and extent >= wide and effort(found) >= TRANSCENDENTAL:
         kernel = bind(split(kernel, name, wide, name, f"{name}v", "cut"), f"{name}v", "vector")

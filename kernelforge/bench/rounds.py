@@ -68,7 +68,9 @@ class Turn:
     @property
     def stats(self) -> Stats | None:
         """The statistics of all calls, None before the first."""
-        return Stats.of([s for r in self.rounds for s in r], [min(r) for r in self.rounds]) if self.rounds else None
+        if not self.rounds:
+            return None
+        return Stats.of([s for r in self.rounds for s in r], [statistics.median(r) for r in self.rounds])
 
     def take(self) -> None:
         """Make untimed calls, then timed ones."""
@@ -193,14 +195,14 @@ def _release(turn: Turn) -> None:
 
 
 def slowest_bound(bounds: Sequence[Turn]) -> tuple[Stats | None, Bound | None]:
-    """Return the slower of the quickest way to move the bytes and of the flops, each the quickest of its round."""
-    moves = [t.stats.rounds for t in bounds if t.stats and t.name != ARITHMETIC]
-    flops = [t.stats.rounds for t in bounds if t.stats and t.name == ARITHMETIC]
+    """Return the slower of the quickest way to move the bytes and of the flops, by the least time of each round."""
+    moves = [[min(r) for r in t.rounds] for t in bounds if t.rounds and t.name != ARITHMETIC]
+    flops = [[min(r) for r in t.rounds] for t in bounds if t.rounds and t.name == ARITHMETIC]
     least: dict[Bound, list[float]] = {}
     if moves:
         least["memory"] = [min(each) for each in zip(*moves, strict=False)]
     if flops:
-        least["arithmetic"] = [*flops[0]]
+        least["arithmetic"] = flops[0]
     bound = max(least, key=lambda b: statistics.median(least[b]), default=None)
     return (Stats.of(least[bound], least[bound]), bound) if bound else (None, None)
 

@@ -29,7 +29,8 @@ class Stats:
     """Order statistics of repeated measurements, in the unit of the row: seconds or bytes.
 
     Attributes:
-        rounds: the least of each round, from the first one on; empty where there are no rounds.
+        rounds: one value for each round, from the first one on: a candidate's median, the limit's least; empty where
+            there are no rounds.
     """
 
     median: float
@@ -112,8 +113,8 @@ class Row:
     def fraction(self, sample: Sample) -> float | None:
         """Return the limit's time over the sample's, 1 at the limit; None without either.
 
-        It is the median over the rounds of the least time of one over that of the other: a machine may change its
-        clock or its memory's pace between rounds, which is then in both. Without rounds the medians are compared.
+        It is the median over the rounds of one's time in a round over the other's: a machine may change its clock or
+        its memory's pace between rounds, which is then in both. Without rounds the medians are compared.
         """
         if not (self.limit and sample.stats):
             return None

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from kernelforge.backends.cpu import CpuBackend, loader
-from kernelforge.backends.cpu.exprs import AHEAD
+from kernelforge.backends.cpu.ahead import AHEAD, distances
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import POOL
 from kernelforge.dtypes import DTYPES
@@ -145,12 +145,13 @@ def test_outputs_that_are_read_again_stay_in_the_cache() -> None:
 @pytest.mark.parametrize(
     ("elements", "ahead"),
     [
-        (1 << 10, [AHEAD, AHEAD, AHEAD]),  # that is beyond the next row
-        (1 << 16, [AHEAD, 1 << 18, AHEAD]),
-        (1 << 17, [AHEAD, AHEAD, AHEAD]),  # two rows and what is kept of them are more than the cache holds
+        (1 << 10, [AHEAD]),  # that is beyond the next row
+        (1 << 16, [1 << 18]),
+        (1 << 17, [AHEAD]),  # two rows and what is kept of them are more than the cache holds
+        (1 << 18, [AHEAD, AHEAD, AHEAD]),  # one row is
     ],
 )
-def test_the_second_pass_over_a_row_fetches_the_next_one(elements: int, ahead: list[int]) -> None:
+def test_the_last_pass_over_a_row_fetches_the_next_one(elements: int, ahead: list[int]) -> None:
     host = dataclasses.replace(CPU.host, cache_bytes=(32 << 10, 1 << 20, 32 << 20))
     row = Var("r", bound=4)
     passes: list[Stmt] = []
@@ -165,6 +166,23 @@ def test_the_second_pass_over_a_row_fetches_the_next_one(elements: int, ahead: l
     text = print_kernel(Kernel("walks", args, (), (For(row, i64(4), "grid", tuple(passes)),)), host)
     asked = re.findall(r"i64 (\d+)\n *call void @llvm.prefetch", text)
     assert [int(a) for a in asked] == ahead
+
+
+def test_rows_in_pieces_are_fetched_whole() -> None:
+    """A channel of a batch of images: 32 pieces of 12.5 KB, which are 400 KB; the next channel's lie behind each."""
+    channel, x, g = Var("c", bound=64), "x", "g"
+    passes: list[Stmt] = []
+    for k in range(2):
+        image, step, lane = Var(f"n{k}", bound=32), Var(f"s{k}", bound=196), Var(f"v{k}", bound=16)
+        at = image * 200704 + channel * 3136 + step * 16 + lane
+        value = Load(x, (at,), "f32") * Load(g, (step * 16 + lane,), "f32")
+        inner = For(step, i64(196), "serial", (For(lane, i64(16), "vector", (Store("y", (lane,), value, "add"),)),))
+        passes.append(For(image, i64(32), "serial", (inner,)))
+    channels = [For(channel, i64(64), "grid", tuple(passes))]
+    first, last = ((Var(f"s{k}", bound=196), x) for k in range(2))
+    assert distances(channels, passes, 1 << 20) == {last: 4 * 3136}  # what each channel reads again is in the cache
+    assert distances(channels, passes, 1 << 19) == {last: AHEAD}
+    assert distances(channels, passes, 1 << 18) == {first: AHEAD, last: AHEAD}
 
 
 # Binaries

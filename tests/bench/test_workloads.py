@@ -91,13 +91,13 @@ def test_dropout_is_checked_through_its_mask() -> None:
     assert rows.check_dropout(inputs, [right[:2]]) == np.inf
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_the_limits_loops_move_what_they_say(streaming: bool) -> None:
+@pytest.mark.parametrize(("streaming", "ahead"), [(False, 0), (True, 0), (True, 1 << 12)])
+def test_the_limits_loops_move_what_they_say(streaming: bool, ahead: int) -> None:
     host = Host.here()
     step = UNROLL * host.width
     source = aligned(np.arange(2 * step, dtype=np.float32))
     target = aligned(np.zeros(2 * step, np.float32))
-    fn = host.mover(2, 2, streaming)
+    fn = host.mover(2, 2, streaming, ahead)
     fn(source.ctypes.data, target.ctypes.data, 4 * step, step, 3 * step, 2)
     low, high = step // 4, 3 * step // 4
     want = source[low:high] + source[step + low : step + high]
@@ -121,7 +121,7 @@ def test_a_limits_call_does_a_workload_as_often_as_it_says(name: str) -> None:
             assert peer.share == pytest.approx(flops / work.flops)
         else:
             reads, writes = round(4 * moved[0] / sum(moved)), round(4 * moved[1] / sum(moved))
-            _, share = peer._move(work, reads, writes)
+            _, share = peer._move(work, reads, writes, 0)
             nbytes = sum((high - low) * repeat for *_, low, high, repeat in done) * (reads + writes)
             assert share == pytest.approx(nbytes / sum(moved))
             assert share * sum(moved) >= 1e8

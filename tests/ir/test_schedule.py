@@ -30,6 +30,7 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )
+from kernelforge.ir.parse import parse_kernel
 from kernelforge.ir.passes.guard import guard
 from kernelforge.ir.passes.share import share
 from kernelforge.ir.schedule import phases, steps
@@ -457,9 +458,33 @@ def test_functions_are_computed_in_several_vectors_at_once(n: int) -> None:
     i = Var("i", "i64", n)
     rooted = For(i, i64(n), "parallel", (Store("o", (i,), op("exp", Load("x", (i,), "f32"))),))
     function = kernel("exp", (("x", n),), n, rooted)
-    for made, wide in ((plain, 16), (function, 64 if n >= 64 else 16)):
+    once = For(
+        i, i64(n), "parallel", (Store("o", (i,), Load("x", (i,), "f32") * op("exp", Load("x", (i64(0),), "f32"))),)
+    )
+    fixed = kernel("once", (("x", n),), n, once)
+    for made, wide in ((plain, 16), (function, 64 if n >= 64 else 16), (fixed, 16)):
         after = schedule(made, dataclasses.replace(DEVICES["avx512"], side=4))
         widths = [s.static for s in stmts(after.body) if isinstance(s, For) and s.kind == "vector"]
         assert widths[0] == wide
         assert set(widths) <= {wide, 16}
         same(made, after)
+
+
+def test_rows_whose_columns_are_summed_by_the_way_hold_several_vectors_too() -> None:
+    text = """kernel k(in x: f32[8192], out o: f32[8192], out p: f32[512]) {
+  for parallel w < 4 {
+    for parallel z < 128 {
+      p[w * 128 + z] = 0.0f32
+    }
+    for serial i < 16 {
+      for parallel j < 128 {
+        p[w * 128 + j] += exp(x[w * 2048 + i * 128 + j])
+        o[w * 2048 + i * 128 + j] = exp(x[w * 2048 + i * 128 + j])
+      }
+    }
+  }
+}"""
+    made = parse_kernel(text)
+    after = schedule(made, dataclasses.replace(DEVICES["avx512"], side=4))
+    assert 64 in [s.static for s in stmts(after.body) if isinstance(s, For) and s.kind == "vector"]
+    same(made, after)

@@ -37,14 +37,14 @@ class Host:
         width = 64 if wide else 32 if features.get("avx2", False) else 16
         return Host(width, 32 if wide or not x86 else 16, wide and features.get("avx512bf16", False))
 
-    def mover(self, reads: int, writes: int, streaming: bool) -> Fn:
+    def mover(self, reads: int, writes: int, streaming: bool, ahead: int = 0) -> Fn:
         """Return f(source, target, each, low, high, repeat).
 
         It reads bytes low to high, multiples of UNROLL vectors, of each of the source's streams, which lie ``each``
-        bytes apart, and writes the same of the target's, ``repeat`` times.
+        bytes apart, and writes the same of the target's, ``repeat`` times. It asks for lines ``ahead`` bytes before.
         """
-        name = f"move{reads}{writes}{'s' * streaming}"
-        text = _mover(name, self.width, reads, writes, streaming)
+        name = f"move{reads}{writes}{'s' * streaming}{'a' * (ahead > 0)}"
+        text = _mover(name, self.width, reads, writes, streaming, ahead)
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         return ctypes.CFUNCTYPE(None, pointer, pointer, number, number, number, number)(_load(name, text, self.width))
 
@@ -62,7 +62,7 @@ class Host:
         return fn, float(flops * chains)
 
 
-def _mover(name: str, width: int, reads: int, writes: int, streaming: bool) -> str:
+def _mover(name: str, width: int, reads: int, writes: int, streaming: bool, ahead: int) -> str:
     vector = f"<{width // 4} x float>"
     where = f"align {width}" + (", !nontemporal !0" if streaming else "")
     slots = [(s, u) for s in range(reads) for u in range(UNROLL)] if not writes else []
@@ -91,6 +91,11 @@ def _mover(name: str, width: int, reads: int, writes: int, streaming: bool) -> s
                 f" %p.{s}.{u} = getelementptr i8, ptr %source.{s}, i64 {u * width}",
                 f" %x.{s}.{u} = load {vector}, ptr %p.{s}.{u}, align {width}",
             ]
+            if ahead:
+                lines += [
+                    f" %ahead.{s}.{u} = getelementptr i8, ptr %source.{s}, i64 {u * width + ahead}",
+                    f" call void @llvm.prefetch.p0(ptr %ahead.{s}.{u}, i32 0, i32 3, i32 1)",
+                ]
             if not writes:
                 lines.append(f" %sum.{s}.{u} = fadd {vector} %acc.{s}.{u}, %x.{s}.{u}")
             elif s:
@@ -115,7 +120,7 @@ def _mover(name: str, width: int, reads: int, writes: int, streaming: bool) -> s
         *(f" store {vector} %sum.{s}.{u}, ptr %target, align {width}" for s, u in slots),
         " ret void\n}",
     ]
-    return "\n".join([*lines, "!0 = !{i32 1}"])
+    return "\n".join([*lines, "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)", "!0 = !{i32 1}"])
 
 
 def _chains(lanes: int, kind: str, chains: int, dots: bool) -> str:

@@ -1,0 +1,103 @@
+"""Which lines a loop of vectors asks memory for before it reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.index import affine, free_vars
+from kernelforge.ir.kernel import Alloc, Const, For, If, Load, Stmt, Var, stmts
+from kernelforge.ir.schedule.nests import loads
+
+AHEAD = 14 << 10
+"""Bytes ahead of their use at which a walk over memory asks for lines: as far as the third-level cache needs to answer
+(56 steps of 256 bytes, measured)."""
+
+Distances = dict[tuple[Var, str], int]
+"""By the variable of the loop that walks and the buffer; what is not in it is not asked for."""
+
+
+class Walk(NamedTuple):
+    """A load in a loop whose body is vectors alone, and the loops around that one, outermost first."""
+
+    load: Load
+    loop: For
+    around: tuple[For, ...]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The elements between iterations of each loop around, 0 where none or where that varies."""
+        return tuple(abs(affine(self.load.index[0], f.var) or 0) for f in self.around)
+
+    def nbytes(self, shared: int) -> int:
+        """Return how much is read in an iteration of the ``shared`` outermost loops."""
+        loops = (*self.around[shared:], self.loop, *(s for s in stmts(self.loop.body) if isinstance(s, For)))
+        return math.prod(f.static or 1 for f in loops) * DTYPES[self.load.dtype].itemsize
+
+
+def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distances:
+    """Return how many bytes further each walk asks for lines.
+
+    Of several passes over a row that the cache holds, the last one asks: it computes or stores most, and memory would
+    have nothing to read, while a first pass that only reads asks faster than lines come, and processors drop what is
+    too much. It asks for the next row, where the cache has room for it beside this one and what is kept, or for what
+    lies a little further. What no loop around changes is in the cache.
+
+    Args:
+        loops: of the grid, the outermost first.
+        body: inside of them.
+        cache: bytes of the second-level cache.
+    """
+    room = cache * 7 // 8 - sum(_size(s) for s in stmts(body) if isinstance(s, Alloc) and s.space == "local")
+    found: dict[tuple[object, ...], list[Walk]] = {}
+    walks = _of(loops[-1], tuple(loops[:-1])) if loops and vectors(body) else _walks(body, tuple(loops))
+    for walk in walks:
+        found.setdefault((walk.load.buffer, *sorted(walk.steps)), []).append(walk)
+    out: Distances = {}
+    for (buffer, *_), passes in found.items():
+        for k, ahead in _passes(passes, room).items():
+            at = (k, str(buffer))
+            out[at] = AHEAD if out.get(at, ahead) != ahead else ahead
+    return {at: ahead for at, ahead in out.items() if ahead}
+
+
+def vectors(body: Sequence[Stmt]) -> bool:
+    """Whether a loop's body is loops in lanes, or tiles of them, and nothing else."""
+    return bool(body) and all(isinstance(s, For) and s.kind in {"unroll", "vector"} for s in body)
+
+
+def _walks(body: Sequence[Stmt], around: tuple[For, ...]) -> Iterator[Walk]:
+    for s in body:
+        if isinstance(s, For) and vectors(s.body):
+            yield from _of(s, around)
+        elif isinstance(s, For | If):
+            yield from _walks(s.body, (*around, s) if isinstance(s, For) else around)
+
+
+def _of(loop: For, around: tuple[For, ...]) -> Iterator[Walk]:
+    for load in loads(loop.body):
+        if len(load.index) == 1 and loop.var in free_vars(load.index[0]):
+            yield Walk(load, loop, around)
+
+
+def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
+    """Return the distance of each of the walks that go over the same elements."""
+    first = passes[0].around
+    shared = sum(all(p.around[k : k + 1] == first[k : k + 1] for p in passes) for k in range(len(first)))
+    if first and not any(passes[0].steps):
+        return {p.loop.var: 0 for p in passes}
+    again = any(not step for p in passes for step in p.steps[shared:])
+    most = max(p.nbytes(shared) for p in passes)
+    whole = list(dict.fromkeys(p.loop.var for p in passes if 2 * p.nbytes(shared) > most))
+    step = next((s for s in reversed(passes[0].steps[:shared]) if s), 0) * DTYPES[passes[0].load.dtype].itemsize
+    if again or len(whole) == 1 or most > room:
+        return {p.loop.var: AHEAD for p in passes}
+    ahead = step if step and most > AHEAD and 2 * most <= room else AHEAD
+    return {p.loop.var: ahead if p.loop.var == whole[-1] else 0 for p in passes}
+
+
+def _size(alloc: Alloc) -> int:
+    sizes = [int(n.value) if isinstance(n, Const) else 1 for n in alloc.shape]
+    return math.prod(sizes) * DTYPES[alloc.dtype].itemsize
