@@ -31,6 +31,13 @@ class Walk(NamedTuple):
         """The elements between iterations of each loop around, 0 where none or where that varies."""
         return tuple(abs(affine(self.load.index[0], f.var) or 0) for f in self.around)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether what lies ``AHEAD`` is read soon: in this loop, or in the next round, which begins where it ends."""
+        length = abs(affine(self.load.index[0], self.loop.var) or 0) * (self.loop.static or 1)
+        following = next((s for s in reversed(self.steps) if s), 0)
+        return length * DTYPES[self.load.dtype].itemsize >= AHEAD or following <= 2 * length
+
     def nbytes(self, shared: int) -> int:
         """Return how much is read in an iteration of the ``shared`` outermost loops."""
         loops = (*self.around[shared:], self.loop, *(s for s in stmts(self.loop.body) if isinstance(s, For)))
@@ -43,7 +50,7 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
     Of several passes over a row that the cache holds, the last one asks: it computes or stores most, and memory would
     have nothing to read, while a first pass that only reads asks faster than lines come, and processors drop what is
     too much. It asks for the next row, where the cache has room for it beside this one and what is kept, or for what
-    lies a little further. What no loop around changes is in the cache.
+    lies a little further, if that is read next. What no loop around changes is in the cache.
 
     Args:
         loops: of the grid, the outermost first.
@@ -92,9 +99,10 @@ def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
     most = max(p.nbytes(shared) for p in passes)
     whole = list(dict.fromkeys(p.loop.var for p in passes if 2 * p.nbytes(shared) > most))
     step = next((s for s in reversed(passes[0].steps[:shared]) if s), 0) * DTYPES[passes[0].load.dtype].itemsize
+    near = AHEAD if again or all(p.goes_on for p in passes) else 0
     if again or len(whole) == 1 or most > room:
-        return {p.loop.var: AHEAD for p in passes}
-    ahead = step if step and most > AHEAD and 2 * most <= room else AHEAD
+        return {p.loop.var: near for p in passes}
+    ahead = step if step and most > AHEAD and 2 * most <= room else near
     return {p.loop.var: ahead if p.loop.var == whole[-1] else 0 for p in passes}
 
 
