@@ -146,6 +146,7 @@ class Chain:
         for value in self.low.part.outputs:
             if value not in self.sums:
                 self._output(value)
+        self.low.unnamed()
         if self.bytes > ROW_BYTES:
             raise Refused(f"a row of its intermediate results takes {self.bytes:,} bytes")
         if self.low.part.chains == "blocks" and not self.low.trial:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from kernelforge.dtypes import FLOATS, UNSIGNED
 from kernelforge.ir.cost import COSTLY, RECOMPUTE
 from kernelforge.ir.graph import Kind, Node, Reduction, Value
 from kernelforge.ir.index import flatten, normalize
-from kernelforge.ir.kernel import Const, Expr, Load
+from kernelforge.ir.kernel import Const, Expr, Let, Load, Stmt, Var
 from kernelforge.ir.types import row_major
 
 REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
+
+
+DEEP = 16
+"""Maps that follow each other in one expression at most."""
+
+STEPS = 48
+"""Values that wait for each other's elements at most."""
 
 
 class Refused(Exception):
@@ -60,14 +68,19 @@ class Lowering:
         self.strides = strides
         self.prefix = prefix
         self.producer = {v: n for n in part.nodes for v in n.outputs}
+        self.order = {n: k for k, n in enumerate(part.nodes)}
         self.inputs: dict[Value, str] = {}
         self.memo: dict[tuple[Value, tuple[Expr, ...]], Expr] = {}
         self.reads: dict[Node, list[Expr]] = {}
         self.held: dict[Value, tuple[str, tuple[Expr | None, ...], str]] = {}
         self.numbers: dict[Value, int] = {}
+        self.named = 0
+        self.waiting = 0
         self.evaluations = 0
         self.costly = 0
         self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
+        self.steps = self._steps()
+        self.lets: list[Stmt] | None = None
         self.costly_budget = RECOMPUTE * sum(n.prim.name in COSTLY for n in part.nodes) + 3 if trial else math.inf
 
     def at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
@@ -75,8 +88,62 @@ class Lowering:
         key = (value, index)
         found = self.memo.get(key)
         if found is None:
+            for node in self._before(value, index):
+                self.memo[node.output, index] = self._named(self._at(node.output, index))
+            found = self.memo.get(key)
+        if found is None:
             found = self.memo[key] = self._at(value, index)
         return found
+
+    def _steps(self) -> dict[Value, int]:
+        """Number the maps that follow each other; each that ends ``DEEP`` of them counts as none."""
+        steps: dict[Value, int] = {}
+        for node in self.part.nodes:
+            if node.prim.kind is Kind.MAP and node.inputs:
+                steps[node.output] = (1 + max(steps.get(v, 0) for v in node.inputs)) % DEEP
+        return steps
+
+    def _before(self, value: Value, index: tuple[Expr, ...]) -> list[Node]:
+        """Return the maps behind ``value`` that end ``DEEP`` others, first to last: none of them, asked for in this
+        order, asks for many others at once.
+        """
+        ends: dict[int, Node] = {}
+        seen, stack = {value}, [value] if len(self.steps) >= DEEP else []
+        while stack:
+            found = stack.pop()
+            if found in self.steps and (found, index) not in self.memo:
+                node = self.producer[found]
+                if not self.steps[found]:
+                    ends[self.order[node]] = node
+                new = [v for v in node.inputs if v not in seen]
+                seen.update(new)
+                stack += new
+        return [ends[k] for k in sorted(ends)]
+
+    def _named(self, element: Expr) -> Expr:
+        self.named += 1
+        if self.lets is None or isinstance(element, Const | Load):
+            return element
+        let = Let(f"{self.prefix}v{self.named}", element)
+        self.lets.append(let)
+        return Var(let.name, element.dtype)
+
+    def unnamed(self) -> None:
+        """Refuse expressions that need names: products are not scheduled around them."""
+        if self.named:
+            raise Refused(f"more than {DEEP} maps follow each other beside a contraction")
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[list[Stmt]]:
+        """Collect the names of parts of long expressions, and whatever else is appended, for the body of a loop."""
+        outer, known, named = self.lets, len(self.memo), self.named
+        body: list[Stmt] = []
+        self.lets = body
+        yield body
+        self.lets = outer
+        if self.named > named:
+            for key in list(self.memo)[known:]:
+                del self.memo[key]
 
     def within(self, value: Value, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
         """Return where the element at ``index`` of a held value is in the buffer of the row.
@@ -91,7 +158,16 @@ class Lowering:
         return (flatten(tuple(i for i, _ in own), row_major(tuple(n for _, n in own))),) if own else ()
 
     def _at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
+        self.waiting += 1
+        try:
+            return self._made(value, index)
+        finally:
+            self.waiting -= 1
+
+    def _made(self, value: Value, index: tuple[Expr, ...]) -> Expr:
         node = self.producer.get(value)
+        if self.trial and self.waiting > STEPS:
+            raise Refused(f"its values follow each other in more than {STEPS} steps")
         if value in self.held:
             name, _, dtype = self.held[value]
             return Load(name, self.within(value, index), dtype).cast(value.type.name)

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
-from kernelforge.ir.demand import Chains, Part, Refused
+from kernelforge.ir.demand import DEEP, Chains, Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.groups import Group, Item, reaches
 from kernelforge.ir.lower import buffers_of, by_columns
@@ -243,9 +243,15 @@ class _Fuser:
     def _follows(self, a: Group, b: Group) -> bool:
         """Whether ``b`` is one map of one value that ``a`` makes from a reduction and nothing else needs.
 
-        One nest computes both if one computes ``a``: the map is stored where that value was.
+        One nest computes both if one computes ``a``: the map is stored where that value was. Of long chains nothing is
+        known so soon.
         """
-        if len(b.items) > 1 or b.shape is None or not a.kinds <= {Kind.MAP, Kind.REDUCE, Kind.CONTRACT}:
+        if (
+            len(b.items) > 1
+            or len(a.items) >= DEEP
+            or b.shape is None
+            or not a.kinds <= {Kind.MAP, Kind.REDUCE, Kind.CONTRACT}
+        ):
             return False
         (item,) = b.items
         read = [i for i in item.reads if i.group is a]

@@ -27,7 +27,6 @@ from kernelforge.ir.kernel import (
     For,
     If,
     Kernel,
-    Let,
     Load,
     Stmt,
     Store,
@@ -40,9 +39,6 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.nest import axes, collapse, digits, nest, variables
 from kernelforge.ir.types import row_major
-
-DEEP = 16
-"""Maps that follow each other in one expression at most."""
 
 MANY_ROWS = 32
 MANY_COLUMNS = 64
@@ -168,37 +164,10 @@ class _Builder:
         outputs = self.low.part.outputs
         root = max(outputs, key=lambda v: v.type.size)
         index = axes(root.type.shape, f"{self.low.prefix}i")
-        lets = self.named(outputs, index)
-        self.low.at(root, index)
-        body = [*lets, *(self.store(v, self.home(v, root, index)) for v in outputs)]
-        return self.top(variables(index), body)
-
-    def named(self, ends: Sequence[Value], index: tuple[Expr, ...]) -> list[Stmt]:
-        """Name every few steps of a long chain of maps that ends in ``ends``, so that no expression grows deep."""
-        low = self.low
-        chain: set[Node] = set()
-        shape = tuple(i.bound if isinstance(i, Var) else 1 for i in index)
-        stack = [v for v in ends if v.type.shape == shape]
-        while stack:
-            node = low.producer.get(stack.pop())
-            if node is not None and node.prim.kind is Kind.MAP and node not in chain:
-                chain.add(node)
-                stack.extend(node.inputs)
-        if len(chain) < DEEP:
-            return []
-        lets: list[Stmt] = []
-        depth: dict[Value, int] = {}
-        for node in low.part.nodes:
-            if node in chain:
-                level = 1 + max((depth.get(v, 0) for v in node.inputs), default=0)
-                value = low.at(node.output, index)
-                if level >= DEEP and not isinstance(value, Const):
-                    let = Let(low.name("v", node.output), value)
-                    lets.append(let)
-                    low.memo[node.output, index] = Var(let.name, value.dtype)
-                    level = 0
-                depth[node.output] = level
-        return lets
+        with self.low.scope() as lets:
+            self.low.at(root, index)
+            stores = [self.store(v, self.home(v, root, index)) for v in outputs]
+        return self.top(variables(index), [*lets, *stores])
 
     def home(self, value: Value, root: Value, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
         """Find the index, in the root's axes, at which every element of ``value`` comes by once."""
@@ -253,16 +222,17 @@ class _Builder:
             at = unflatten(flat, node.output.type.shape)
             low.reads = {}
             known = len(low.memo)
-            element = made.element(low.reader(node), at, tuple(r))
-            for flats in low.reads.values():
-                if any(f is not flat for f in flats):
-                    raise Refused("a reduction needs results of another one from several rows")
-            for value, index in list(low.memo)[known:]:
-                once = value.type.size == size * math.prod(made.extents)
-                if value in outputs and value not in elements and once and _covers(index, value):
-                    elements[value] = (variables(r), index)
+            with low.scope() as lets:
+                element = normalize(made.element(low.reader(node), at, tuple(r)))
+                for flats in low.reads.values():
+                    if any(f is not flat for f in flats):
+                        raise Refused("a reduction needs results of another one from several rows")
+                for value, index in list(low.memo)[known:]:
+                    once = value.type.size == size * math.prod(made.extents)
+                    if value in outputs and value not in elements and once and _covers(index, value):
+                        elements[value] = (variables(r), index)
             name = low.accumulator(node)
-            loops = nest(variables(r), "serial", [Store(name, (), normalize(element), made.op)])
+            loops = nest(variables(r), "serial", [*lets, Store(name, (), element, made.op)])
             body += [Alloc(name, made.dtype, (), "register"), Store(name, (), identity(made.op, made.dtype)), *loops]
         for value in upstream:
             if value not in elements:
@@ -271,15 +241,20 @@ class _Builder:
             # schedule steps find loops by their names, and this one does not combine
             fresh = tuple(Var(f"{low.name('e', value)}_{k}", "i64", v.bound) for k, v in enumerate(inner))
             renamed: dict[Expr, Expr] = dict(zip(inner, fresh, strict=True))
-            store = map_exprs(self.store(value, index), lambda e: normalize(substitute(e, renamed)))  # noqa: B023
-            body += nest(fresh, "parallel", [store])
+            with low.scope() as lets:
+                lets.append(self.store(value, index))
+            body += nest(fresh, "parallel", [map_exprs(s, lambda e: normalize(substitute(e, renamed))) for s in lets])  # noqa: B023
         for value, index, own_flat in placed:
             system = digits(own_flat, size)
             assert system is not None
             rows = {var: normalize((flat // c) % (var.bound or 1)) for c, var in system}
             inner = tuple(v for v in variables(index) if v not in rows)
             index = tuple(rows.get(i, i) if isinstance(i, Var) else i for i in index)
-            body += nest(inner, "parallel", [self.store(value, index)])
+            with low.scope() as lets:
+                lets.append(self.store(value, index))
+            body += nest(inner, "parallel", lets)
+        if any(n.prim.kind is Kind.CONTRACT for n in reductions):
+            low.unnamed()
         return flat, variables(parallel), body
 
     def chained(self) -> bool:
@@ -324,12 +299,14 @@ class _Builder:
             at = unflatten(flat, row_shape)
             for node in columns:
                 index = axes(shape, self.low.name("c", node.output) + "_")
-                body += nest(variables(index), "parallel", [self.accumulate(node, block, at, index, flat)])
+                with self.low.scope() as lets:
+                    lets.append(self.accumulate(node, block, at, index, flat))
+                body += nest(variables(index), "parallel", lets)
         else:
             index = axes(source.type.shape, f"{prefix}i")
-            body = self.named([*beside, *(n.inputs[0] for n in columns)], index)
-            body += [self.accumulate(n, block, index[:lead], index[lead:], None) for n in columns]
-            body += [self.store(v, self.home(v, source, index)) for v in beside]
+            with self.low.scope() as body:
+                stores = [self.accumulate(n, block, index[:lead], index[lead:], None) for n in columns]
+                body += [*stores, *(self.store(v, self.home(v, source, index)) for v in beside)]
             loops, body = variables(index[:lead]), list(nest(variables(index[lead:]), "parallel", body))
         walks, body = collapse(list(loops), body)
         outer = max(walks, key=lambda v: v.bound or 0)
@@ -384,13 +361,14 @@ class _Builder:
         outer = variables([i for k, i in enumerate(index) if k != axis])
         index[axis] = i64(extent - 1) - walk if node.params["reverse"] else walk
         at = tuple(normalize(i) for i in index)
-        element = made.element(low.reader(node), at, ())
         name = low.accumulator(node)
         held = Load(name, (), made.dtype)
-        if made.decay is not None:
-            following = made.decay(low.reader(node), at) * held + element
-        else:
-            following = combine(made.op, held, element)
+        with low.scope() as lets:
+            element = made.element(low.reader(node), at, ())
+            if made.decay is not None:
+                following = made.decay(low.reader(node), at) * held + element
+            else:
+                following = combine(made.op, held, element)
         if low.reads:
             raise Refused("a running reduction does not read another reduction")
         out = Store(
@@ -399,7 +377,7 @@ class _Builder:
         start = identity("add" if made.decay is not None else made.op, made.dtype)
         if made.op == "add" and made.decay is None and made.dtype in FLOATS:
             start = Const(-0.0, made.dtype)
-        step = For(walk, i64(extent), "serial", (Store(name, (), normalize(following)), out))
+        step = For(walk, i64(extent), "serial", (*lets, Store(name, (), normalize(following)), out))
         body: list[Stmt] = [Alloc(name, made.dtype, (), "register"), Store(name, (), start), step]
         return self.top(outer, body)
 
@@ -412,28 +390,31 @@ class _Builder:
         out, strides = node.output, row_major(node.output.type.shape)
         target, update, count = node.inputs[0], node.inputs[1], node.inputs[2].type.ndim
         copied = axes(out.type.shape, f"{prefix}i")
-        copy = Store(self.names[out], (flatten(copied, strides),), low.at(target, copied))
-        first = self.top(variables(copied), [copy])
+        with low.scope() as copies:
+            copies.append(Store(self.names[out], (flatten(copied, strides),), low.at(target, copied)))
+        first = self.top(variables(copied), copies)
         walk = axes(update.type.shape[:count], f"{prefix}u")
         rest = axes(update.type.shape[count:], f"{prefix}d")
         index: list[Expr] = []
         valid: Expr | bool = True
         left = list(rest)
-        for axis, extent in enumerate(out.type.shape):
-            if axis not in node.params["axes"]:
-                index.append(left.pop(0))
-                continue
-            k = node.params["axes"].index(axis)
-            raw = low.at(node.inputs[2 + k], walk).cast("i64")
-            wrapped = select(raw < 0, raw + extent, raw)
-            inside = (wrapped >= 0) & (wrapped < extent)
-            valid = inside if isinstance(valid, bool) else valid & inside
-            index.append(wrapped)
-        mode = "" if node.params["mode"] == "set" else node.params["mode"]
-        value = low.at(update, (*walk, *rest))
-        store = Store(self.names[out], (flatten(tuple(index), strides),), value, mode)
-        assert isinstance(valid, Expr)
-        inner = nest(variables(walk), "serial", [If(normalize(valid), (store,))])
+        with low.scope() as body:
+            for axis, extent in enumerate(out.type.shape):
+                if axis not in node.params["axes"]:
+                    index.append(left.pop(0))
+                    continue
+                k = node.params["axes"].index(axis)
+                raw = low.at(node.inputs[2 + k], walk).cast("i64")
+                wrapped = select(raw < 0, raw + extent, raw)
+                inside = (wrapped >= 0) & (wrapped < extent)
+                valid = inside if isinstance(valid, bool) else valid & inside
+                index.append(wrapped)
+            mode = "" if node.params["mode"] == "set" else node.params["mode"]
+            value = low.at(update, (*walk, *rest))
+            store = Store(self.names[out], (flatten(tuple(index), strides),), value, mode)
+            assert isinstance(valid, Expr)
+            body.append(If(normalize(valid), (store,)))
+        inner = nest(variables(walk), "serial", body)
         return (*first, *self.top(variables(rest), inner))
 
 

@@ -186,3 +186,33 @@ def test_cuda_simulator() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(SIMULATED)
+
+
+def long_chain(x: Any) -> Any:
+    for _ in range(60):
+        x = np.tanh(x) * 1.25 + 0.125
+    return x
+
+
+WEIGHTS = np.linspace(-0.1, 0.1, 400, dtype=np.float32).reshape(20, 20)
+
+
+@pytest.mark.parametrize("device", MAIN_DEVICES)
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: long_chain(x).sum(1),
+        lambda x: long_chain(x).sum(0),
+        lambda x: long_chain(x.sum(1)),
+        lambda x: long_chain(x - x.sum(1, keepdims=True)),
+        lambda x: long_chain(x @ WEIGHTS),
+        lambda x: long_chain(x) @ WEIGHTS,
+        lambda x: np.cumsum(long_chain(x), 1),
+        lambda x: np.take(long_chain(x), np.array([3, 1]), 0),
+    ],
+    ids=["row sum", "column sum", "of a sum", "beside a sum", "of a product", "in a product", "running", "taken"],
+)
+def test_steps_unrolled_by_the_hundred(fn: Any, device: str) -> None:
+    x = np.random.default_rng(0).standard_normal((80, 20)).astype(np.float32)
+    with kf.default_device(device):
+        np.testing.assert_allclose(np.asarray(kf.jit(fn)(x)), fn(x.astype(np.float64)), rtol=2e-5, atol=2e-5)
