@@ -199,14 +199,19 @@ def _only_combines(body: Sequence[Stmt]) -> bool:
 
 def fission(kernel: Kernel, name: str) -> Kernel:
     """Run each statement of a parallel loop in a loop of its own; a buffer allocated in the loop gains a leading axis
-    for it. Legal because the iterations are independent; the extent must be bounded if a buffer is allocated.
+    for it, and each loop has the Lets that it needs. Legal because the iterations are independent; the extent must be
+    bounded if a buffer is allocated, and nothing may be stored to what a Let before it has read.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
         if loop.kind != "parallel":
             raise IllegalSchedule(step="fission", target=name, reason=f"a {loop.kind} loop is not independent")
-        if any(isinstance(s, Let) for s in loop.body):
-            raise IllegalSchedule(step="fission", target=name, reason="a Let stands in it")
+        read: set[str] = set()
+        for stmt in loop.body:
+            if isinstance(stmt, Let):
+                read |= {e.buffer for e in walk(stmt.value) if isinstance(e, Load)}
+            elif any(isinstance(s, Store) and s.buffer in read for s in stmts((stmt,))):
+                raise IllegalSchedule(step="fission", target=name, reason="it stores to what a Let has read")
         body: Sequence[Stmt] = loop.body
         outer: list[Stmt] = []
         grown: set[str] = set()
@@ -219,9 +224,21 @@ def fission(kernel: Kernel, name: str) -> Kernel:
                 outer.append(dataclasses.replace(stmt, shape=(most, *stmt.shape)))
         if grown:
             body = [_grow(s, grown, loop.var) for s in body if not isinstance(s, Alloc)]
-        return [*outer, *(dataclasses.replace(loop, body=(s,)) for s in body)]
+        pieces = [(*_needed(s, body[:k]), s) for k, s in enumerate(body) if not isinstance(s, Let)]
+        return [*outer, *(dataclasses.replace(loop, body=piece) for piece in pieces)]
 
     return each(kernel, "fission", name, change)
+
+
+def _needed(stmt: Stmt, before: Sequence[Stmt]) -> list[Stmt]:
+    """Return the Lets among the statements ``before`` one that it uses, or that they use."""
+    used = {v.name for s in stmts((stmt,)) for r in exprs(s) for v in free_vars(r)}
+    found: list[Stmt] = []
+    for let in reversed(before):
+        if isinstance(let, Let) and let.name in used:
+            used |= {v.name for v in free_vars(let.value)}
+            found.append(let)
+    return found[::-1]
 
 
 def _grow(stmt: Stmt, buffers: set[str], var: Var) -> Stmt:

@@ -17,6 +17,7 @@ from kernelforge.ir.kernel import (
     For,
     If,
     Kernel,
+    Let,
     Load,
     Op,
     Stmt,
@@ -199,6 +200,26 @@ def test_fission_grows_registers() -> None:
     same(k, steps.reorder(made, "i", "r"))
     with pytest.raises(IllegalSchedule, match="a serial loop is not independent"):
         steps.fission(k, "r")
+
+
+def test_fission_gives_each_loop_the_names_it_needs() -> None:
+    i = Var("i", "i64", 5)
+    v, w = Var("v", "f32"), Var("w", "f32")
+    body = (
+        Let("v", Load("x", (i,), "f32") * 2),
+        Store("o", (i,), v),
+        Let("w", v + 1),
+        Store("o", (i + 5,), w),
+        Store("o", (i + 10,), Load("x", (i,), "f32")),
+    )
+    k = kernel("named", (("x", 5),), 15, For(i, i64(5), "parallel", body))
+    made = steps.fission(k, "i")
+    assert [len(s.body) for s in made.body if isinstance(s, For)] == [2, 3, 1]
+    same(k, made)
+    late = (*body[:1], Store("o", (i,), v), Let("w", Load("o", (i,), "f32")), Store("o", (i + 5,), w))
+    again = kernel("late", (("x", 5),), 15, For(i, i64(5), "parallel", (*late, Store("o", (i,), w))))
+    with pytest.raises(IllegalSchedule, match="it stores to what a Let has read"):
+        steps.fission(again, "i")
 
 
 def test_rfactor_and_tree() -> None:
