@@ -96,11 +96,12 @@ class Lowering:
         return found
 
     def _steps(self) -> dict[Value, int]:
-        """Number the maps that follow each other; each that ends ``DEEP`` of them counts as none."""
+        """Number the maps that follow each other, through views too; each that ends ``DEEP`` of them counts as none."""
         steps: dict[Value, int] = {}
         for node in self.part.nodes:
-            if node.prim.kind is Kind.MAP and node.inputs:
-                steps[node.output] = (1 + max(steps.get(v, 0) for v in node.inputs)) % DEEP
+            if node.prim.kind in (Kind.MAP, Kind.VIEW) and node.inputs:
+                before = max(steps.get(v, 0) for v in node.inputs)
+                steps[node.output] = (before + 1) % DEEP if node.prim.kind is Kind.MAP else before
         return steps
 
     def _before(self, value: Value, index: tuple[Expr, ...]) -> list[Node]:
@@ -111,9 +112,9 @@ class Lowering:
         seen, stack = {value}, [value] if len(self.steps) >= DEEP else []
         while stack:
             found = stack.pop()
-            if found in self.steps and (found, index) not in self.memo:
-                node = self.producer[found]
-                if not self.steps[found]:
+            node = self.producer.get(found)
+            if node is not None and node.prim.kind is Kind.MAP and (found, index) not in self.memo:
+                if not self.steps.get(found, 1):
                     ends[self.order[node]] = node
                 new = [v for v in node.inputs if v not in seen]
                 seen.update(new)

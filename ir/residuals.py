@@ -24,6 +24,9 @@ from kernelforge.ir.lower import buffers_of, lower
 AGAIN = frozenset({Kind.MAP, Kind.VIEW})
 """What may be computed again: one element of it needs few elements of what it reads."""
 
+LONG = 128
+"""Nodes of a kernel from which on none is added to it: each way to do so is lowered to be weighed."""
+
 
 def plan_residuals(graph: Graph, fusion: Fusion, max_args: int = 64) -> Fusion:
     """Decide for each value that one kernel stores and another one reads; report the decisions."""
@@ -124,6 +127,10 @@ class _Planner:
         if fewer + launches <= 0:
             more = f"{-fewer:,} more bytes" if fewer else "as many bytes"
             return _Way(tuple(values), parts, stored, fewer, 0, 0, f"recomputing it would move {more}")
+        if max((len(p.nodes) for p in new), default=0) > LONG:
+            return _Way(
+                tuple(values), parts, stored, fewer, 0, 0, f"one that recomputes it would have over {LONG} steps"
+            )
         try:
             needed = max(map(self.buffers, self.launches(parts)), default=0)
             work = sum(map(self.work, new)) - sum(map(self.work, old))

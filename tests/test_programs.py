@@ -216,3 +216,20 @@ def test_steps_unrolled_by_the_hundred(fn: Any, device: str) -> None:
     x = np.random.default_rng(0).standard_normal((80, 20)).astype(np.float32)
     with kf.default_device(device):
         np.testing.assert_allclose(np.asarray(kf.jit(fn)(x)), fn(x.astype(np.float64)), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "move", [lambda x: x[::-1], lambda x: x.T, lambda x: np.roll(x, 1, 0)], ids=["flip", "T", "roll"]
+)
+def test_steps_unrolled_between_views(move: Any) -> None:
+    def steps(x: Any) -> Any:
+        for _ in range(40):
+            x = np.tanh(move(x) * 0.5) * 2
+        return (x**2).sum()
+
+    x = np.random.default_rng(0).standard_normal((12, 12)).astype(np.float32)
+    with kf.default_device("cpu"):
+        value, gradient = kf.jit(kf.value_and_grad(steps))(x)
+    np.testing.assert_allclose(value, steps(x.astype(np.float64)), rtol=1e-5)
+    ahead, behind = (steps(x.astype(np.float64) + d * np.eye(12)) for d in (1e-6, -1e-6))
+    np.testing.assert_allclose(np.trace(gradient), (ahead - behind) / 2e-6, rtol=1e-3)
