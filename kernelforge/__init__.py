@@ -64,9 +64,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # loaded on first use: many programs need none of them, and testing loads hypothesis
+    # on first use: many programs need none of them, and testing loads hypothesis
     if name in ("nn", "optim", "testing"):
         return importlib.import_module(f"kernelforge.{name}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("kernelforge")
     if name == "tune":
         return importlib.import_module("kernelforge.tuner").tune
     raise AttributeError(f"module 'kernelforge' has no attribute {name!r}")

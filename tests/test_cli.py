@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kernelforge
 from kernelforge.cli import main
 from kernelforge.demo import model
 from kernelforge.demo.digits import load
@@ -195,3 +197,7 @@ def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
         child.stdout.close()
         assert child.stderr.read() == b""
     assert child.returncode == 1
+
+
+def test_the_package_says_its_version() -> None:
+    assert kernelforge.__version__ == importlib.metadata.version("kernelforge")
