@@ -48,7 +48,8 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
     """Return how many bytes further each walk asks for lines.
 
     Of several passes over a row that the cache holds, the last one asks: it computes or stores most, and memory would
-    have nothing to read, while asking in a first pass that only reads was measured to gain nothing. It asks for the next row, where the cache has room for it beside this one and what is kept, or for what
+    have nothing to read; asking in a first pass that only reads gained nothing where it was measured. It asks for the
+    next row, where the cache has room for it beside this one and what is kept, or for what
     lies a little further, if that is read next. What no loop around changes is in the cache.
 
     Args:
