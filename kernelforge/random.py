@@ -18,7 +18,7 @@ import operator
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 
@@ -103,13 +103,20 @@ def fold_in(key: Operand, data: Operand) -> Sym:
     """Make a key from a key and an integer of up to 64 bits: one for each step of a loop.
 
     Raises:
+        InvalidParameter: for what is no integer.
         NumberOutOfRange: for a Python integer that int64 does not hold.
     """
     if isinstance(data, Sym):
+        if data.dtype.kind not in "iub":
+            found = f"a {short(data.dtype)}"
+            raise InvalidParameter(op="random.fold_in", name="data", found=found, expected="an integer")
         number = data if data.dtype == np.uint64 else data.astype(np.int64)
         low, high = (ufunc("bitwise_and", ufunc("right_shift", number, s), _WORD).astype(np.uint32) for s in (0, 32))
     else:
-        whole = int(data)
+        try:
+            whole = operator.index(cast(SupportsIndex, data))
+        except TypeError:
+            raise InvalidParameter(op="random.fold_in", name="data", found=data, expected="an integer") from None
         if not -(1 << 63) <= whole < 1 << 63:
             raise NumberOutOfRange(op="random.fold_in", found=whole, dtype="int64", loc=user_line())
         low, high = (as_sym(np.uint32(whole >> s & _WORD)) for s in (0, 32))

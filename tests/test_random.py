@@ -263,3 +263,10 @@ def test_gumbel_softmax() -> None:
     np.testing.assert_allclose(
         straight, kf.grad(lambda x: kf.nn.gumbel_softmax(x, key=KEY)[:, 0].sum())(logits[:5]), rtol=1e-5, atol=1e-7
     )
+
+
+def test_only_integers_are_folded_in() -> None:
+    with pytest.raises(ValueError, match="data='a f64' is not valid; expected an integer"):
+        R.fold_in(KEY, 1.5)
+    with pytest.raises(ValueError, match="data='a f32' is not valid; expected an integer"):
+        kf.jit(R.fold_in)(KEY, np.float32(1))

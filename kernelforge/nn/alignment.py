@@ -17,7 +17,12 @@ def _rows(given: Given) -> None:
     text, ends, shape = known(given["targets"]), known(given["target_lengths"]), np.shape(given["log_probs"])
     if text is None or ends is None or ends.ndim > 1 or text.ndim not in (1, 2) or not shape:
         return
-    ends = ends.reshape(-1)
+    ends, steps = ends.reshape(-1), known(given["input_lengths"])
+    if steps is not None:
+        fits = not ((steps < 0) | (steps > shape[0])).any()
+        valid(fits, "ctc_loss", "input_lengths", steps.tolist(), f"lengths from 0 to {shape[0]}")
+    fits = text.ndim == 1 or not ((ends < 0) | (ends > text.shape[1])).any()
+    valid(fits, "ctc_loss", "target_lengths", ends.tolist(), f"lengths from 0 to {text.shape[-1]}")
     if text.ndim == 1:
         valid(ends.sum() == len(text), "ctc_loss", "target_lengths", ends.tolist(), f"lengths of {len(text)} together")
         rows = np.zeros((len(ends), ends.max(initial=0)), text.dtype)
@@ -73,7 +78,7 @@ def ctc_loss(
     skips = (letters != blank) & (letters != before) & (place >= 2)
     never = knp.full((batch, 2), -math.inf, x.dtype)
     # before any input only the empty text is likely
-    nothing = knp.where(place == 0, 0, -math.inf)
+    nothing = knp.where(place == 0, 0, -math.inf).astype(x.dtype)
     start = knp.where((lengths > 0)[:, None], knp.where(place < 2, seen[0], -math.inf), nothing)
 
     def step(alpha: Any, at: Any) -> Any:

@@ -14,7 +14,6 @@ import numpy as np
 
 import kernelforge.numpy as knp
 from kernelforge.nn.calls import Given, function, known, names_classes, reduced, require, valid, wide
-from kernelforge.nn.losses import above_zero
 from kernelforge.nn.probability import log_softmax
 
 IGNORED = {"nll_loss": -100, "cross_entropy": -100}
@@ -98,7 +97,7 @@ def cross_entropy(
     if not classes:
         smooth = t * (1 - label_smoothing) + label_smoothing / n
         losses = -(smooth * scaled).sum(axis=-1)
-        return reduced(losses, reduction, "cross_entropy", max(losses.size, 1))
+        return reduced(losses, reduction, "cross_entropy")
     losses, counted = _negative(log_p, t, weight, ignore_index)
     if not (isinstance(label_smoothing, int | float) and label_smoothing == 0):
         even = knp.where(t != ignore_index, -scaled.sum(axis=-1), 0)
@@ -115,7 +114,8 @@ def multi_margin_loss(
     valid(classes, "multi_margin_loss", "target", str(ids.dtype), "integers that name classes")
     right = ids[..., None] == knp.arange(x.shape[-1])
     own = knp.where(right, x, 0).sum(axis=-1, keepdims=True)
-    over = knp.where(right, 0, above_zero(margin - own + x)) ** p
+    over = margin - own + x
+    over = knp.where(right | (over <= 0), 0, over) ** p
     if weight is not None:
         over = over * knp.where(right, wide(weight), 0).sum(axis=-1, keepdims=True)
     losses = knp.where(right.any(axis=-1), over.sum(axis=-1) / x.shape[-1], math.nan)
@@ -144,9 +144,9 @@ def multilabel_margin_loss(input: Any, target: Any, reduction: str = "mean") -> 
     listed = (ids < 0).cumsum(axis=-1) == 0
     right = listed[..., None] & (ids[..., None] == knp.arange(x.shape[-1]))
     own = knp.where(right, x[..., None, :], 0).sum(axis=-1)
-    over = above_zero(1 - own[..., None] + x[..., None, :])
+    over = 1 - own[..., None] + x[..., None, :]
     counts = listed[..., None] & ~right.any(axis=-2)[..., None, :]
-    losses = knp.where(counts, over, 0).sum(axis=(-2, -1)) / x.shape[-1]
+    losses = knp.where(~counts | (over <= 0), 0, over).sum(axis=(-2, -1)) / x.shape[-1]
     named = (right.any(axis=-1) | ~listed).all(axis=-1)
     return reduced(knp.where(named, losses, math.nan), reduction, op)
 

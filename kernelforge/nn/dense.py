@@ -91,9 +91,17 @@ def embedding(
     return _looked_up("embedding", knp.asarray(input), weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)[0]
 
 
-@function(
-    "norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", before=_named("embedding_bag")
-)
+def _bags(given: Given) -> None:
+    """Check known rows and where known bags begin."""
+    _named("embedding_bag")(given)
+    starts = known(given["offsets"]) if given.get("offsets") is not None else None
+    if starts is not None:
+        n = np.size(given["input"])
+        rises = starts.ndim == 1 and not starts[:1].any() and not (np.diff([*starts, n]) < 0).any()
+        valid(rises, "embedding_bag", "offsets", starts.tolist(), f"increasing numbers from 0 to {n}, the first 0")
+
+
+@function("norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", before=_bags)
 def embedding_bag(
     input: Any,
     weight: Any,

@@ -147,6 +147,7 @@ def gaussian_nll_loss(
     """
     x, t = _both("gaussian_nll_loss", input, target)
     v = wide(var)
+    v = v if v.ndim else v.astype(x.dtype)
     if v.ndim == x.ndim - 1:
         v = v[..., None]
     v = knp.where(v < eps, v + stop_gradient(eps - v), v)
@@ -176,5 +177,5 @@ def hinge_embedding_loss(input: Any, target: Any, margin: Any = 1.0, reduction: 
 
 
 def above_zero(x: Any) -> Any:
-    """``x`` where it is positive, else 0, with the derivative 0 at 0."""
-    return knp.where(x > 0, x, 0)
+    """``x`` where it is positive, else 0; the derivative at 0 is 1, as in PyTorch, and NaN stays NaN."""
+    return knp.where(x < 0, 0, x)

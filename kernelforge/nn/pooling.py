@@ -136,7 +136,8 @@ def _max_unpool(count: int) -> Fn:
             valid(near, op, "output_size", output_size, f"{sizes}, or less than a stride from it")
             sizes = wanted
         lead = x.shape[:2]
-        flat = places.reshape((*lead, -1))
+        flat = places.reshape((*lead, math.prod(x.shape[2:])))
+        flat = knp.where(flat < 0, math.prod(sizes), flat)
         at = [knp.arange(n).reshape([-1 if a == b else 1 for b in range(3)]) for a, n in enumerate(lead)]
         zeros = knp.zeros((*lead, math.prod(sizes)), x.dtype)
         made = zeros.at[at[0], at[1], flat].set(x.reshape(flat.shape)).reshape((*lead, *sizes))
@@ -239,7 +240,7 @@ def _largest(x: Any, places: Any, axis: int, count: int) -> tuple[Any, Any]:
 
 
 def _adaptive_sizes(op: str, count: int, x: Any, output_size: Any) -> tuple[int, ...]:
-    wanted = [output_size] * count if output_size is None or isinstance(output_size, int) else output_size
+    wanted = [output_size] * count if output_size is None or isinstance(output_size, int | np.integer) else output_size
     valid(len(wanted) == count, op, "output_size", output_size, f"an integer or None, or {count} of them")
     sizes = each([n if w is None else w for w, n in zip(wanted, x.shape[2:], strict=True)], count, op, "output_size")
     valid(min(sizes) > 0, op, "output_size", output_size, "1 or more")

@@ -332,3 +332,34 @@ def test_refusals(call: Any, text: str) -> None:
     with pytest.raises((errors.ShapeMismatch, errors.InvalidParameter), match=re.escape(text)) as found:
         call()
     assert "test_properties.py" in str(found.value)
+
+
+def test_losses_let_nan_through() -> None:
+    x, one = np.array([np.nan, 0.5], np.float32), np.ones(2, np.float32)
+    for made in (
+        kf.nn.hinge_loss(x, one, reduction="none"), kf.nn.hinge_embedding_loss(x, -one, reduction="none"),
+        kf.nn.margin_ranking_loss(x, one, -one, reduction="none"),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(np.isnan(made), [True, False])
+
+
+def test_ctc_keeps_the_dtype() -> None:
+    log_p = np.log(np.full((4, 1, 3), 1 / 3, np.float32))
+    assert np.asarray(kf.nn.ctc_loss(log_p, np.array([[1, 2]]), np.array([4]), np.array([2]))).dtype == np.float32
+    assert np.asarray(kf.nn.gaussian_nll_loss(log_p, log_p, 1.0)).dtype == np.float32
+
+
+def test_places_before_the_first_are_left_out() -> None:
+    np.testing.assert_array_equal(kf.nn.max_unpool1d(np.ones((1, 1, 2)), np.array([[[0, -1]]]), 2), [[[1, 0, 0, 0]]])
+    assert np.shape(kf.nn.max_unpool1d(np.zeros((0, 1, 2)), np.zeros((0, 1, 2), np.int64), 2)) == (0, 1, 4)
+
+
+def test_known_lengths_and_offsets_are_checked() -> None:
+    log_p, text = np.zeros((4, 1, 3)), np.array([[1]])
+    with pytest.raises(ValueError, match=r"input_lengths=\[9\] is not valid; expected lengths from 0 to 4"):
+        kf.nn.ctc_loss(log_p, text, np.array([9]), np.array([1]))
+    with pytest.raises(ValueError, match=r"target_lengths=\[3\] is not valid; expected lengths from 0 to 1"):
+        kf.nn.ctc_loss(log_p, text, np.array([4]), np.array([3]))
+    for offsets in ([1], [0, 2, 1], [0, 5]):
+        with pytest.raises(ValueError, match="expected increasing numbers from 0 to 3, the first 0"):
+            kf.nn.embedding_bag(np.arange(3), np.ones((4, 2)), np.array(offsets))
