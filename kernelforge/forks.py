@@ -43,8 +43,10 @@ class Gate:
 
     def _shut(self) -> None:
         self._change.acquire()
-        self._change.wait_for(lambda: not self._inside)
-        self._shut_by = threading.get_ident()
+        try:
+            self._change.wait_for(lambda: not self._inside)
+        finally:  # an interrupt ends the wait, not the fork
+            self._shut_by = threading.get_ident()
 
     def _open(self) -> None:
         if self._shut_by == threading.get_ident():

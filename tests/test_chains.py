@@ -11,6 +11,7 @@ import pytest
 
 import kernelforge as kf
 from kernelforge.compile import forget
+from kernelforge.ir import chains
 
 
 def normal(*shape: int, seed: int = 0, dtype: str = "float32") -> np.ndarray:
@@ -195,6 +196,31 @@ def test_dropout_of_probabilities() -> None:
     p = softmax(exact(lambda q, k: q @ np.swapaxes(k, -1, -2) * 0.25, q, k))
     assert counted(dropped, key, q, k, v) == 1
     np.testing.assert_allclose(kf.jit(dropped)(key, q, k, v), np.where(keep, p / 0.8, 0) @ v, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("queries", "keys", "width"), [(65, 65, 8), (320, 320, 8), (257, 500, 1)])
+def test_causal_dropout_reads_nothing_that_is_left_out(
+    queries: int, keys: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chains, "STORED", 0)
+    draw = np.random.default_rng(7)
+    q, k = (draw.standard_normal((1, 4, n, 16)).astype(np.float32) for n in (queries, keys))
+    v, ct = (draw.standard_normal((1, 4, n, width)).astype(np.float32) for n in (keys, queries))
+
+    def both(key: Any, ct: Any, q: Any, k: Any, v: Any) -> Any:
+        def dropped(q: Any, k: Any, v: Any) -> Any:
+            return kf.nn.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.3, dropout_key=key)
+
+        y, pull = kf.vjp(dropped, q, k, v)
+        return y, *pull(ct)
+
+    fn = kf.jit(both)
+    first, nan = kf.random.key(7), np.float32(np.nan)
+    fn(first, ct * nan, q * nan, k, v)  # what memory holds then
+    found = [np.asarray(x) for x in fn(first, ct, q, k, v)]
+    with kf.default_device("opencl:0"):
+        for ours, others in zip(found, fn(first, ct, q, k, v), strict=True):
+            np.testing.assert_allclose(ours, others, rtol=2e-4, atol=2e-5)
 
 
 def test_memory_is_linear_in_the_length() -> None:

@@ -91,6 +91,27 @@ def test_a_gate_made_while_a_fork_begins() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_an_interrupted_fork_leaves_the_gate_open() -> None:
+    code = (
+        "import os, signal, threading, time\n"
+        "from kernelforge.forks import UNFORKED\n"
+        "def hold():\n"
+        "    with UNFORKED:\n"
+        "        time.sleep(1)\n"
+        "thread = threading.Thread(target=hold)\n"
+        "thread.start()\n"
+        "time.sleep(0.2)\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
+        "if not os.fork():\n"
+        "    os._exit(0)\n"
+        "thread.join(5)\n"
+        "os._exit(thread.is_alive())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60).returncode == 0
+
+
 def test_plans_go_with_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "RECENT", 2)
     fn = kf.jit(lambda x: np.tanh(x * 3 + 1).sum(0))

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -187,3 +188,13 @@ def test_the_gradient_of_channels_by_themselves_counts_positions_plainly() -> No
     x, w = depthwise.operands()
     for kernel in kf.jit(kf.grad(lambda x, w: (depthwise(x, w) ** 2).sum(), (0, 1))).lower(x, w).kernels:
         assert " % " not in str(kernel.naive)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=str)
+def test_the_last_vector_of_a_row_keeps_to_its_lanes(dtype: Any) -> None:
+    draw = np.random.default_rng(0)
+    x, w = (draw.normal(size=shape).astype(dtype) for shape in ((1, 16, 7, 9), (16, 16, 1, 3)))
+    fn = kf.jit(lambda x, w: kf.nn.conv_transpose2d(x, w, stride=(1, 2), padding=(0, 2), dilation=2))
+    with kf.default_device("cpu"):
+        found, want = fn(x, w), fn(x.astype(np.float64), w.astype(np.float64))
+    np.testing.assert_allclose(np.asarray(found).astype(np.float64), want, rtol=2e-2, atol=2e-1)

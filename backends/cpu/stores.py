@@ -145,6 +145,10 @@ class Stores(Exprs):
             self.put(f"store {kind} {byte.ref}, ptr {pointer.ref}, {hint}")
         elif step in (1, -1):
             assert mask is not None
+            if scalar in ("i8", "i16"):
+                # LLVM stores 32 bits where it knows that one lane is on and narrows the value itself
+                some = self.splat(self.ins("icmp sgt i64 %low, -1", "bool", 0), lanes)
+                mask = self.ins(f"and {mask.type} {mask.ref}, {some.ref}", "bool", lanes, mask)
             fn = f"llvm.masked.store.{suffix(scalar, lanes)}.p0"
             self.declare(fn, "void", f"{kind}, ptr, i32, <{lanes} x i1>")
             self.put(f"call void @{fn}({kind} {byte.ref}, ptr {pointer.ref}, i32 {align}, <{lanes} x i1> {mask.ref})")

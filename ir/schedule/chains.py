@@ -87,7 +87,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     packs: list[Stmt] = []
     panels: dict[str, list[Stmt]] = {name: [] for name in outer}
     around = [*outer, f"{i}b"]
-    for part in _parts(steps, {*products, *sums}, skip.after if skip is not None else ()):
+    shortened = skip.masked | skip.zero if skip is not None else frozenset[int]()
+    for part in _parts(steps, {*products, *sums}, skip.after if skip is not None else (), shortened):
         joined = dataclasses.replace(steps[part[0]], body=tuple(t for k in part for t in steps[k].body))
         mini = _within(kernel, around, [joined])
         width = lanes(joined.body, limits)
@@ -96,7 +97,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         elif part[0] in sums:
             mini = _across(mini, i, around[-1], limits, width, own)
         else:
-            mini = passes(mini, joined, limits, width)
+            mini = passes(mini, joined, limits, width, skips.LIVE if skip is not None else math.inf)
         *before, nest = mini.body
         packs += before
         assert isinstance(nest, For)
@@ -179,11 +180,14 @@ def _rows(body: Sequence[Stmt], rows: int, limits: Limits) -> int:
     return max(TILE, min(MOST, fit, share) // TILE * TILE)
 
 
-def _parts(steps: Sequence[For], products: Container[int], ends: Container[int]) -> list[list[int]]:
-    """Cut the statements of a block into products and runs of passes over its rows."""
+def _parts(
+    steps: Sequence[For], products: Container[int], ends: Container[int], shortened: Container[int]
+) -> list[list[int]]:
+    """Cut the statements of a block into products and runs of passes over its rows, all of them shortened or none."""
     out: list[list[int]] = []
     for k in range(len(steps)):
-        if out and k not in products and k - 1 not in products and k - 1 not in ends:
+        alike = (k in shortened) == (k - 1 in shortened)
+        if out and alike and k not in products and k - 1 not in products and k - 1 not in ends:
             out[-1].append(k)
         else:
             out.append([k])

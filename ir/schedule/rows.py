@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 from kernelforge.dtypes import DTYPES
@@ -43,8 +44,8 @@ def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits
     return grid(passes(kernel, row, limits, width), [p.var.name for p in parallel], 8 * limits.threads)
 
 
-def passes(kernel: Kernel, row: For, limits: Limits, width: int) -> Kernel:
-    """Make the passes over each row of the loop ``row`` few and run them in lanes."""
+def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = math.inf) -> Kernel:
+    """Make the passes over each row of the loop ``row`` few and run them in lanes, ``most`` elements at a time."""
     at = row.var.name
     if all(_in_order(s) for s in row.body if isinstance(s, For)):
         kernel = merge(kernel)
@@ -56,7 +57,7 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int) -> Kernel:
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
             if inner.kind == "serial":
-                kernel = _lane_reduction(kernel, inner, width)
+                kernel = _lane_reduction(kernel, inner, width, most)
             else:
                 kernel = in_lanes(kernel, inner, width, limits.side)
     return kernel
@@ -140,25 +141,25 @@ def _evaluated(expr: Expr, seen: dict[Expr, None]) -> None:
             _evaluated(arg, seen)
 
 
-def _lane_reduction(kernel: Kernel, loop: For, width: int) -> Kernel:
+def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.inf) -> Kernel:
     """Reduce along memory: four accumulators of one register each, then fewer, then lane by lane in a fixed tree.
 
     Eight where vectors share work in pairs, so that four chains of it run at once.
     """
     name, n = loop.var.name, loop.static
-    most = n if n is not None else (loop.var.bound or 0)
-    if width == 1 or most < width or any(affine(e.index[0], loop.var) not in (0, 1) for e in loads(loop.body)):
+    bound = n if n is not None else (loop.var.bound or 0)
+    if width == 1 or bound < width or any(affine(e.index[0], loop.var) not in (0, 1) for e in loads(loop.body)):
         return kernel
-    if most > BLOCK:
+    if bound > BLOCK:
         kernel = split(kernel, name, BLOCK, f"{name}c", name, "cut")
         for part in (name, f"{name}_t"):
             for inner in loops(kernel, part)[:1]:
-                kernel = _lane_reduction(kernel, inner, width)
+                kernel = _lane_reduction(kernel, inner, width, most)
         return kernel
     if n is None:
         kernel = split(kernel, name, width, name, f"{name}v", "cut")
         return bind(rfactor(kernel, name, f"{name}v", f"{name}_lanes"), f"{name}v", "vector")
-    unroll = 1 if n < 8 * width else 8 if n >= 16 * width and alike(loop, width) else 4
+    unroll = 1 if n < 8 * width else 8 if 8 * width <= most and n >= 16 * width and alike(loop, width) else 4
     if unroll > 1:
         kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")

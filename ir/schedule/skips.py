@@ -111,17 +111,23 @@ def find(body: Sequence[Stmt], products: Mapping[int, str]) -> Skip | None:
     return None
 
 
-def _guarded(expr: Expr, conds: tuple[Expr, ...] = ()) -> Iterator[tuple[Load, tuple[Expr, ...]]]:
-    """Yield the Loads of an expression with the conditions under which they are evaluated."""
+def _guarded(
+    expr: Expr, buffer: str, conds: tuple[Expr, ...] = (), seen: set[tuple[Expr, tuple[Expr, ...]]] | None = None
+) -> Iterator[tuple[Load, tuple[Expr, ...]]]:
+    """Yield the Loads of ``buffer`` in an expression with the conditions under which they are evaluated, each once."""
+    seen = set() if seen is None else seen
+    if buffer not in reads(expr) or (expr, conds) in seen:
+        return  # random bits are deep, and share what they are made of
+    seen.add((expr, conds))
     if isinstance(expr, Load):
         yield expr, conds
     elif isinstance(expr, Op) and is_lazy(expr):
-        yield from _guarded(expr.args[0], conds)
-        yield from _guarded(expr.args[1], (*conds, *_parts(expr.args[0])))
-        yield from _guarded(expr.args[2], conds)
+        yield from _guarded(expr.args[0], buffer, conds, seen)
+        yield from _guarded(expr.args[1], buffer, (*conds, *_parts(expr.args[0])), seen)
+        yield from _guarded(expr.args[2], buffer, conds, seen)
     elif isinstance(expr, Op):
         for a in expr.args:
-            yield from _guarded(a, conds)
+            yield from _guarded(a, buffer, conds, seen)
 
 
 def _parts(cond: Expr) -> Iterator[Expr]:
@@ -137,7 +143,7 @@ def _conditions(body: Sequence[Stmt], buffer: str) -> list[Expr]:
     common: list[Expr] | None = None
     for s in stmts(body):
         for root in exprs(s):
-            for load, conds in _guarded(root) if buffer in reads(root) else ():
+            for load, conds in _guarded(root, buffer):
                 if load.buffer == buffer:
                     if not isinstance(load.index[-1], Var):
                         return []
