@@ -240,7 +240,7 @@ def _largest(x: Any, places: Any, axis: int, count: int) -> tuple[Any, Any]:
 
 
 def _adaptive_sizes(op: str, count: int, x: Any, output_size: Any) -> tuple[int, ...]:
-    wanted = [output_size] * count if output_size is None or isinstance(output_size, int | np.integer) else output_size
+    wanted: list[Any] = [output_size] * count if output_size is None or np.ndim(output_size) == 0 else list(output_size)
     valid(len(wanted) == count, op, "output_size", output_size, f"an integer or None, or {count} of them")
     sizes = each([n if w is None else w for w, n in zip(wanted, x.shape[2:], strict=True)], count, op, "output_size")
     valid(min(sizes) > 0, op, "output_size", output_size, "1 or more")
