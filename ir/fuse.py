@@ -243,12 +243,12 @@ class _Fuser:
     def _follows(self, a: Group, b: Group) -> bool:
         """Whether ``b`` is one map of one value that ``a`` makes from a reduction and nothing else needs.
 
-        One nest computes both if one computes ``a``: the map is stored where that value was. Of long chains nothing is
-        known so soon.
+        One nest computes both if one computes ``a``: the map is stored where that value was. Contractions do not take
+        long chains.
         """
         if (
             len(b.items) > 1
-            or len(a.items) >= DEEP
+            or (Kind.CONTRACT in a.kinds and len(a.items) >= DEEP)
             or b.shape is None
             or not a.kinds <= {Kind.MAP, Kind.REDUCE, Kind.CONTRACT}
         ):
