@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kernelforge.backends.registry import available, backend
 from kernelforge.bench import candidates, page, probes
-from kernelforge.bench.arguments import MEASURES
+from kernelforge.bench.arguments import MEASURES, measuring
 from kernelforge.bench.candidates import Entrant
 from kernelforge.bench.compare import compare
 from kernelforge.bench.environments import entrant as version_of
@@ -186,9 +186,13 @@ class Bench:
     def _shown(self, problem: Problem, crew: Crew, what: str = "") -> Iterator[None]:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=f"{problem.work.name} {what} on {crew.device}")
+        begun = time.perf_counter()
         yield
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
+            if not self._progress.console.is_terminal:
+                told = " ".join(filter(None, (problem.work.name, what, "on", crew.device)))
+                self._progress.console.print(f"{told}: {time.perf_counter() - begun:.1f} s", highlight=False)
 
     def _note(self, crew: Crew) -> None:
         """Remember who the candidates are; one that a device lacks may be there on another."""
@@ -261,18 +265,17 @@ def kept(out: Console) -> list[Run]:
     return found
 
 
-def write_page(path: str, files: Sequence[str] | None, out: Console) -> None:
-    """Write a page of the newest run and the history.
+def write_page(path: str, runs: Sequence[Run], out: Console) -> None:
+    """Write a page of the last of the runs, with all of them as its history.
 
     Args:
         path: of the page.
-        files: runs; None for those that are kept.
+        runs: the oldest first.
         out: where to say what was written.
 
     Raises:
-        CommandFailed: when there is no run, or a file cannot be read or written.
+        CommandFailed: when there is no run, or the page cannot be written.
     """
-    runs = [read(file) for file in files] if files else kept(out)
     if not runs:
         raise CommandFailed(problem=f"no run is kept in {history()}", advice="make one, or name files with --runs")
     text = page.write(runs)
@@ -294,7 +297,8 @@ def options_of(args: argparse.Namespace) -> Options:
     for peer, path in pythons.items():
         if not pathlib.Path(path).is_file():
             raise CommandFailed(problem=f"there is no interpreter {path!r} for {peer!r}", advice="write PEER=PATH")
-    for name in args.measure:
+    measures = args.measure or (MEASURES if not args.quick else MEASURES[:1])
+    for name in measures:
         if name not in MEASURES:
             raise CommandFailed(problem=f"there is no measure {name!r}", advice=f"choose from {', '.join(MEASURES)}")
     return Options(
@@ -302,11 +306,11 @@ def options_of(args: argparse.Namespace) -> Options:
         devices=tuple(args.device) if args.device else None,
         peers=args.peers,
         pythons=pythons,
-        versions=args.versions,
-        measures=args.measure,
+        versions=args.versions or (),
+        measures=measures,
         quick=args.quick,
         seconds=args.seconds,
-        threads=args.threads,
+        threads=args.threads or 0,
         recycling=not args.stock_allocator,
     )
 
@@ -314,15 +318,12 @@ def options_of(args: argparse.Namespace) -> Options:
 def command(args: argparse.Namespace, console: Console | None = None) -> int:
     """Do what the command line asks for; return the exit status."""
     out = console or Console()
+    _refuse(args)
     if args.compare:
         old, new = args.compare
         return int(compare(old, new, args.threshold, out))
-    if args.runs and not args.html:
-        raise CommandFailed(problem="--runs names the runs of a page", advice="give --html, too")
-    if args.threads < 0 or (args.seconds is not None and args.seconds <= 0):
-        raise CommandFailed(problem="--threads and --seconds are amounts", advice="give positive numbers")
-    if args.html:
-        write_page(args.html, args.runs, out)
+    if args.html and not measuring(args):
+        write_page(args.html, [read(file) for file in args.runs] if args.runs else kept(out), out)
         return 0
     options = options_of(args)
     works = chosen(options)
@@ -331,11 +332,28 @@ def command(args: argparse.Namespace, console: Console | None = None) -> int:
             out.print(f"{work.name:24} {work.title}", highlight=False)
         return 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
+    told = Console(stderr=True)
+    with Progress(*columns, console=told, transient=True, disable=not told.is_terminal) as progress:
         run = Bench(options, progress).run()
     show(run, out)
     if args.json:
         pathlib.Path(args.json).write_text(run.to_json() + "\n")
+    before = kept(out) if args.html else []
     if not args.no_save:
         out.print(f"kept in {save(run)}", highlight=False, soft_wrap=True)
+    if args.html:
+        write_page(args.html, [*before, run], out)
     return 0 if run.complete else 130
+
+
+def _refuse(args: argparse.Namespace) -> None:
+    """Raise CommandFailed for options that do not go together, and for amounts that are none."""
+    given = measuring(args)
+    if args.compare and (others := [*given, *["--html"] * bool(args.html), *["--list"] * args.list]):
+        raise CommandFailed(problem="--compare measures nothing", advice=f"leave out {', '.join(others)}")
+    if args.runs and not args.html:
+        raise CommandFailed(problem="--runs names the runs of a page", advice="give --html, too")
+    if args.runs and given:
+        raise CommandFailed(problem="a page of --runs measures nothing", advice=f"leave out {', '.join(given)}")
+    if (args.threads is not None and args.threads < 1) or (args.seconds is not None and args.seconds <= 0):
+        raise CommandFailed(problem="--threads and --seconds are amounts", advice="give positive numbers")

@@ -195,16 +195,18 @@ def _release(turn: Turn) -> None:
 
 
 def slowest_bound(bounds: Sequence[Turn]) -> tuple[Stats | None, Bound | None]:
-    """Return the slower of the quickest way to move the bytes and of the flops, by the least time of each round."""
-    moves = [[min(r) for r in t.rounds] for t in bounds if t.rounds and t.name != ARITHMETIC]
-    flops = [[min(r) for r in t.rounds] for t in bounds if t.rounds and t.name == ARITHMETIC]
-    least: dict[Bound, list[float]] = {}
+    """Return the slower of the quickest way to move the bytes and of the flops, by medians as for any candidate."""
+    moves = [t.stats for t in bounds if t.stats and t.name != ARITHMETIC]
+    flops = [t.stats for t in bounds if t.stats and t.name == ARITHMETIC]
+    found: dict[Bound, Stats] = {"arithmetic": flops[0]} if flops else {}
     if moves:
-        least["memory"] = [min(each) for each in zip(*moves, strict=False)]
-    if flops:
-        least["arithmetic"] = flops[0]
-    bound = max(least, key=lambda b: statistics.median(least[b]), default=None)
-    return (Stats.of(least[bound], least[bound]), bound) if bound else (None, None)
+        found["memory"] = min(moves, key=_median)
+    bound = max(found, key=lambda b: found[b].median, default=None)
+    return (found[bound], bound) if bound else (None, None)
+
+
+def _median(stats: Stats) -> float:
+    return stats.median
 
 
 def row(

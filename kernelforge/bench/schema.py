@@ -29,8 +29,7 @@ class Stats:
     """Order statistics of repeated measurements, in the unit of the row: seconds or bytes.
 
     Attributes:
-        rounds: one value for each round, from the first one on: a candidate's median, the limit's least; empty where
-            there are no rounds.
+        rounds: the median of each round, from the first one on; empty where there are no rounds.
     """
 
     median: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     file = tmp_path / "run.json"
     given = ["--device", "cpu", "--quick", "--filter", "^(call_16|sgemm_256)$", "--peers", "numpy,torch"]
-    assert main(["bench", *given, "--measure", "time", "--seconds", "2", "--json", str(file)]) == 0
-    out = capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["bench", *given, "--seconds", "2", "--json", str(file), "--html", str(page)]) == 0
+    out, told = capsys.readouterr()
+    assert re.fullmatch(r"call_16 on cpu: [\d.]+ s\nsgemm_256 on cpu: [\d.]+ s\n", told), "times only, by lines"
+    assert "sgemm_256" in page.read_text()
     run = from_json(file.read_text())
     (kept,) = command.history().glob("*.json")
     assert from_json(kept.read_text()) == run
@@ -78,6 +82,12 @@ def test_an_interrupt_leaves_what_was_measured(monkeypatch: pytest.MonkeyPatch) 
     [
         (["--filter", "gelus"], "no workload matches 'gelus'; choose from tanh_exp, tanh_exp.bwd, gelu,"),
         (["--runs", "a.json"], "--runs names the runs of a page; give --html, too"),
+        (["--runs", "a.json", "--html", "a.html", "--quick"], "a page of --runs measures nothing; leave out --quick"),
+        (
+            ["--compare", "a", "b", "--html", "c", "--device", "cpu"],
+            "--compare measures nothing; leave out --device, --html",
+        ),
+        (["--threads", "0"], "--threads and --seconds are amounts; give positive numbers"),
         (["--seconds", "-1"], "--threads and --seconds are amounts; give positive numbers"),
         (["--filter", "("], "'(' is no regular expression"),
         (["--peers", "abacus"], "there is no peer 'abacus'; choose from numpy, numexpr, numba, torch,"),
