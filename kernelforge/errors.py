@@ -164,6 +164,13 @@ class DeviceOutOfMemory(KernelforgeError, MemoryError):
     template = "{device} has no room for {nbytes} bytes; free arrays or use smaller ones"
 
 
+class DeviceFailed(KernelforgeError, RuntimeError):
+    template = (
+        "{device} failed at {what}: {reason}; a kernel that was queued before may be the cause. After an invalid access "
+        "the device works again in a new process only"
+    )
+
+
 class DeviceUnavailable(KernelforgeError, RuntimeError):
     template = "{reason}"
 

@@ -19,7 +19,14 @@ from kernelforge.backends.base import Argument, Backend, Executable
 from kernelforge.compile import scheduled
 from kernelforge.config import Config, current
 from kernelforge.dtypes import DTYPES, epsilon, is_float
-from kernelforge.errors import CompilationFailed, DeviceOutOfMemory, IllegalSchedule, InvalidParameter, MalformedKernel
+from kernelforge.errors import (
+    CompilationFailed,
+    DeviceFailed,
+    DeviceOutOfMemory,
+    IllegalSchedule,
+    InvalidParameter,
+    MalformedKernel,
+)
 from kernelforge.ir.cost import nbytes
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Arg, Kernel
@@ -210,7 +217,7 @@ class _Trial:
         try:
             made = self._made(Choices(candidate))
             reason = None if made.ir == self.untuned.ir else self._wrong(made)
-        except (IllegalSchedule, MalformedKernel, CompilationFailed, DeviceOutOfMemory) as error:
+        except (IllegalSchedule, MalformedKernel, CompilationFailed, DeviceFailed, DeviceOutOfMemory) as error:
             reason = str(error)
         if reason == "":
             self.tried += 1

@@ -1,7 +1,9 @@
 """NVIDIA GPUs: numba.cuda keeps contexts and memory, cuda.core loads and launches what ``offline`` compiles.
 
-Everything goes to the legacy default stream, so launches and copies happen in the order of the calls. CUDA does not
-survive ``fork``: a child process is refused, and should be started by ``spawn``.
+Everything goes to the legacy default stream, so launches and copies happen in the order of the calls, whichever thread
+makes them, and memory may be used again as soon as Python is done with it. Code, and memory that others own, is kept
+until the device is done with it, too (``pending``). CUDA does not survive ``fork``: a child process is refused, and
+should be started by ``spawn``.
 """
 
 # numba and NVIDIA's packages fill their modules when they load
@@ -13,7 +15,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -28,9 +31,10 @@ from numba.cuda.cudadrv.nvvm import NVVM
 from kernelforge.backends.base import Argument, Limits
 from kernelforge.backends.cuda.launch import Launches
 from kernelforge.backends.cuda.offline import AMPERE, assemble, native, phase_ptx
+from kernelforge.backends.cuda.pending import Pending
 from kernelforge.backends.cuda.printer import Phase
 from kernelforge.dtypes import DTYPES
-from kernelforge.errors import DamagedBinary, DeviceForked, DeviceOutOfMemory
+from kernelforge.errors import DamagedBinary, DeviceFailed, DeviceForked, DeviceOutOfMemory
 from kernelforge.ir.kernel import Kernel
 
 Array = np.ndarray[Any, Any]
@@ -38,6 +42,9 @@ BYTE: Any = np.uint8
 F32_LANES = 128
 """Multiply-adds on f32 that a multiprocessor of compute capability 8.6 or 9 starts in a cycle (CUDA C Programming
 Guide)."""
+
+LEGACY_STREAM = 1
+"""``CU_STREAM_LEGACY``; 0 may be another stream for each thread, if the environment asks cuda.bindings for that."""
 
 OUT_OF_MEMORY = 2
 """``CUDA_ERROR_OUT_OF_MEMORY``."""
@@ -47,12 +54,13 @@ COMPILERS = ("numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12")
 
 
 class Memory:
-    """Bytes on the device; ``array`` is None once freed."""
+    """Bytes on the device; ``array`` is None once freed, ``lent`` says that someone else owns them."""
 
-    __slots__ = ("address", "array")
+    __slots__ = ("address", "array", "lent")
 
-    def __init__(self, array: Any) -> None:
+    def __init__(self, array: Any, lent: bool = False) -> None:
         self.array = array
+        self.lent = lent
         self.address: int = array.device_ctypes_pointer.value
 
 
@@ -61,7 +69,7 @@ class CudaExecutable:
 
     Attributes:
         binary: a digest, a line of JSON naming the entries, and the cubins of the wide variant.
-        functions: for each phase its ``cuda.core`` kernel and the entry's name.
+        functions: the ``cuda.core`` kernel of each phase, of the wide variant and, once needed, of the narrow one.
     """
 
     def __init__(self, kernel: Kernel, device: str, cc: tuple[int, int], binary: bytes | None) -> None:
@@ -73,8 +81,7 @@ class CudaExecutable:
         self.binary = pack(made) if binary is None else binary
         if len(made) != len(self.launches.wide):
             raise DamagedBinary(kernel=kernel.name, problem=f"it has {len(made)} phases, not {len(self.launches.wide)}")
-        self._wide = load(made, kernel.name)
-        self._narrow: list[Any] | None = None
+        self.functions: dict[bool, list[Any]] = {True: load(made, kernel.name)}
 
     def _compile(self, phases: Sequence[Phase]) -> list[tuple[str, bytes]]:
         made = []
@@ -85,17 +92,20 @@ class CudaExecutable:
 
     def choose(self, addresses: dict[str, int]) -> list[Any]:
         """The functions of the variant that the addresses allow; the scalar one is compiled on first need."""
-        if self.launches.fits(addresses):
-            return self._wide
-        if self._narrow is None:
-            self._narrow = load(self._compile(self.launches.narrow), self.launches.kernel.name)
-        return self._narrow
+        wide = self.launches.fits(addresses)
+        if wide not in self.functions:
+            self.functions[wide] = load(self._compile(self.launches.narrow), self.launches.kernel.name)
+        return self.functions[wide]
 
     def config(self, blocks: int, threads: int) -> LaunchConfig:
         found = self.configs.get((blocks, threads))
         if found is None:
             found = self.configs[blocks, threads] = LaunchConfig(grid=(blocks,), block=(threads,))
         return found
+
+
+def said(error: Exception) -> str:
+    return str(error).strip(" .\n")
 
 
 def toolchain() -> str:
@@ -138,7 +148,7 @@ def load(made: Sequence[tuple[str, bytes]], kernel: str) -> list[Any]:
     """
     try:
         return [ObjectCode.from_cubin(cubin, name=kernel).get_kernel(entry) for entry, cubin in made]
-    except RuntimeError as error:
+    except Exception as error:  # cuda.core has no public class of its errors
         raise DamagedBinary(kernel=kernel, problem=f"the driver does not load it ({error})") from error
 
 
@@ -150,7 +160,8 @@ class Cuda:
         self._process = os.getpid()
         self._device = Device(number)
         self._device.set_current()
-        self._stream = Stream.from_handle(0)
+        self._stream = Stream.from_handle(LEGACY_STREAM)
+        self._pending = Pending(self._record)
         device = cuda.gpus[number]
         self._cc: tuple[int, int] = tuple(device.compute_capability)[:2]
         self.limits = Limits(
@@ -180,6 +191,22 @@ class Cuda:
             raise DeviceForked(device=self.name)
         self._device.set_current()
 
+    def _record(self) -> Any:
+        self._enter()
+        return self._stream.record()
+
+    @contextlib.contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        """Say what the driver says.
+
+        Raises:
+            DeviceFailed: for an error of the driver, which may be one of a kernel that was queued before.
+        """
+        try:
+            yield
+        except CudaAPIError as error:
+            raise DeviceFailed(device=self.name, what=what, reason=said(error)) from error
+
     def allocate(self, nbytes: int) -> Memory:
         self._enter()
         try:
@@ -187,30 +214,37 @@ class Cuda:
         except CudaAPIError as error:
             if int(error.code) == OUT_OF_MEMORY:
                 raise DeviceOutOfMemory(device=self.name, nbytes=nbytes) from error
-            raise
+            raise DeviceFailed(device=self.name, what=f"allocating {nbytes} bytes", reason=said(error)) from error
 
     def free(self, handle: Memory) -> None:
-        """Drop the memory; the driver frees it after what is queued."""
-        handle.array = None
+        """Drop the memory; the driver frees its own after what is queued."""
+        array, handle.array = handle.array, None
+        if handle.lent and array is not None:
+            self._pending.add(array)
 
     def upload(self, array: Array | DeviceNDArray) -> Memory:
         if isinstance(array, DeviceNDArray):  # which is on the device, and keeps its memory
-            return Memory(array.ravel().view(BYTE))
+            return Memory(array.ravel().view(BYTE), lent=True)
         memory = self.allocate(max(array.nbytes, 1))
         if array.nbytes:
-            memory.array[: array.nbytes].copy_to_device(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            with self._doing("copying to it"):
+                memory.array[: array.nbytes].copy_to_device(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return memory
 
     def download(self, handle: Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         self._enter()
         out = np.empty(shape, dtype)
         if out.nbytes:
-            handle.array[offset : offset + out.nbytes].copy_to_host(out.reshape(-1).view(np.uint8))
+            with self._doing("copying from it"):
+                handle.array[offset : offset + out.nbytes].copy_to_host(out.reshape(-1).view(np.uint8))
         return out
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> CudaExecutable:
         self._enter()
-        return CudaExecutable(kernel, self.name, self._cc, binary)
+        self._pending.drop()
+        made = CudaExecutable(kernel, self.name, self._cc, binary)
+        weakref.finalize(made, self._pending.add, made.functions).atexit = False
+        return made
 
     def launch(self, executable: CudaExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
         self._enter()
@@ -222,8 +256,14 @@ class Cuda:
         values = (*pointers, *(memory.address for memory in scratch), *params)
         for function, phase, count in zip(executable.choose(addresses), launches.wide, blocks, strict=True):
             if count:
-                launch(self._stream, executable.config(count, phase.threads), function, *values)
+                try:
+                    launch(self._stream, executable.config(count, phase.threads), function, *values)
+                except Exception as error:  # cuda.core has no public class of its errors
+                    what = f"launching {phase.name} ({count} blocks of {phase.threads} threads)"
+                    raise DeviceFailed(device=self.name, what=what, reason=said(error)) from error
 
     def synchronize(self) -> None:
         self._enter()
-        cuda.synchronize()
+        with self._doing("waiting for its kernels"):
+            cuda.synchronize()
+        self._pending.drop()
