@@ -8,10 +8,11 @@ the rows is decided by the first node that reduces what another one made: it kee
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from kernelforge.dtypes import accumulator
 from kernelforge.ir import walks
+from kernelforge.ir.axes import carried, dropped
 from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity, reduction
 from kernelforge.ir.graph import Kind, Node, Value
 from kernelforge.ir.index import flatten, normalize
@@ -56,7 +57,7 @@ class Axes:
                 self.dependent.update(node.outputs)
                 for v in node.inputs:
                     if v in self.dependent:
-                        for a, b in _pairs(node, v):
+                        for a, b in carried(node, v):
                             self.above[self.name(v, a)] = self.name(node.output, b)
 
     def name(self, value: Value, axis: int) -> tuple[Value, int]:
@@ -69,36 +70,6 @@ class Axes:
 
     def names(self, value: Value) -> tuple[tuple[Value, int], ...]:
         return tuple(self.name(value, a) for a in range(value.type.ndim))
-
-
-def _pairs(node: Node, value: Value) -> Iterator[tuple[int, int]]:
-    """Yield the axes of an input that the node's output has, and which of it they are."""
-    shape, out, params = value.type.shape, node.output.type.shape, node.params
-    match node.prim.name:
-        case "contract":
-            for v, names in zip(node.inputs, (params["x_axes"], params["y_axes"]), strict=True):
-                if v is value:
-                    kept = params["out_axes"]
-                    yield from ((a, kept.index(n)) for a, n in enumerate(names) if n in kept)
-        case "transpose":
-            yield from ((a, k) for k, a in enumerate(params["axes"]))
-        case "broadcast":
-            lead = len(out) - len(shape)
-            yield from ((a, a + lead) for a, n in enumerate(shape) if n == out[a + lead] and n > 1)
-        case "reshape":
-            first, second = ([a for a, n in enumerate(s) if n > 1] for s in (shape, out))
-            if [shape[a] for a in first] == [out[a] for a in second]:
-                yield from zip(first, second, strict=True)
-        case _ if node.prim.kind is Kind.REDUCE:
-            kept = [a for a in range(len(shape)) if a not in params["axes"]]
-            yield from ((a, k) for k, a in enumerate(kept))
-        case _ if node.prim.kind is Kind.MAP and shape == out:
-            yield from ((a, a) for a in range(len(out)))
-
-
-def dropped(node: Node, value: Value) -> set[int]:
-    """Return the axes of an input that a reduction reduces."""
-    return set(range(value.type.ndim)) - {a for a, _ in _pairs(node, value)}
 
 
 class Chain:

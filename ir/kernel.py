@@ -424,6 +424,13 @@ def map_exprs(stmt: Stmt, fn: Callable[[Expr], Expr]) -> Stmt:
             return Alloc(buffer, dtype, tuple(map(fn, shape)), space)
 
 
+def with_parts(expr: Expr, parts: tuple[Expr, ...]) -> Expr:
+    """Return the operation or Load of other parts, folded where ``op`` folds."""
+    if parts == expr.parts:
+        return expr
+    return op(expr.op, *parts, dtype=expr.dtype) if isinstance(expr, Op) else Load(expr._fields[0], parts, expr.dtype)
+
+
 def substitute(expr: Expr, replace: dict[Expr, Expr], memo: dict[Expr, Expr] | None = None) -> Expr:
     """Replace sub-expressions, outermost first; pass one ``memo`` to share work between calls."""
     memo = {} if memo is None else memo
@@ -431,17 +438,7 @@ def substitute(expr: Expr, replace: dict[Expr, Expr], memo: dict[Expr, Expr] | N
     def visit(e: Expr) -> Expr:
         done = memo.get(e)
         if done is None:
-            if e in replace:
-                done = replace[e]
-            elif isinstance(e, Op):
-                args = tuple([visit(a) for a in e.args])
-                done = e if args == e.args else op(e.op, *args, dtype=e.dtype)
-            elif isinstance(e, Load):
-                index = tuple([visit(i) for i in e.index])
-                done = e if index == e.index else Load(e.buffer, index, e.dtype)
-            else:
-                done = e
-            memo[e] = done
+            done = memo[e] = replace[e] if e in replace else with_parts(e, tuple([visit(x) for x in e.parts]))
         return done
 
     return visit(expr)
@@ -451,19 +448,8 @@ def rebuild(expr: Expr, change: Callable[[Expr], Expr], memo: dict[Expr, Expr]) 
     """Apply ``change`` to each distinct sub-expression, its operands changed before; ``memo`` is of one ``change``."""
     done = memo.get(expr)
     if done is None:
-        done = expr
-        if isinstance(expr, Op):
-            args = tuple([rebuild(a, change, memo) for a in expr.args])
-            done = expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
-        elif isinstance(expr, Load):
-            done = Load(expr.buffer, tuple([rebuild(i, change, memo) for i in expr.index]), expr.dtype)
-        done = memo[expr] = change(done)
+        done = memo[expr] = change(with_parts(expr, tuple([rebuild(x, change, memo) for x in expr.parts])))
     return done
-
-
-def operands(expr: Expr) -> tuple[Expr, ...]:
-    """Return the expressions that ``expr`` is made of."""
-    return expr.args if isinstance(expr, Op) else expr.index if isinstance(expr, Load) else ()
 
 
 def walk(expr: Expr, seen: set[Expr] | None = None) -> list[Expr]:

@@ -19,7 +19,6 @@ from kernelforge.ir.kernel import (
     Const,
     Expr,
     Kernel,
-    Load,
     Op,
     Stmt,
     Var,
@@ -28,6 +27,7 @@ from kernelforge.ir.kernel import (
     select,
     substitute,
     unlikely,
+    with_parts,
 )
 from kernelforge.ir.math_base import (
     FORMATS,
@@ -383,19 +383,14 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[s
     def visit(e: Expr) -> Expr:
         done = memo.get(e)
         if done is None:
-            if isinstance(e, Op):
-                args = tuple(visit(a) for a in e.args)
-                if e.op == "mul_error":
-                    done = op("fma", *args, -(args[0] * args[1])) if "fma" in native else mul_error(*args)
-                elif (e.op, e.dtype) in BOUNDS and e.op not in native:
-                    names, body = _expansion(e.op, e.dtype, native)
-                    done = substitute(body, dict(zip(names, args, strict=True)))
-                else:
-                    done = e if args == e.args else op(e.op, *args, dtype=e.dtype)
-            elif isinstance(e, Load):
-                done = Load(e.buffer, tuple(visit(i) for i in e.index), e.dtype)
+            parts = tuple([visit(x) for x in e.parts])
+            if isinstance(e, Op) and e.op == "mul_error":
+                done = op("fma", *parts, -(parts[0] * parts[1])) if "fma" in native else mul_error(*parts)
+            elif isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and e.op not in native:
+                names, body = _expansion(e.op, e.dtype, native)
+                done = substitute(body, dict(zip(names, parts, strict=True)))
             else:
-                done = e
+                done = with_parts(e, parts)
             memo[e] = done
         return done
 

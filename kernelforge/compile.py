@@ -56,19 +56,24 @@ class _Uncollected:
     """Collects no garbage: what a compilation makes lives, and looking at it takes a tenth of the time."""
 
     def __init__(self) -> None:
+        self._depth = 0
         self._paused = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._resume)
 
     def __enter__(self) -> None:
+        self._depth += 1
         if gc.isenabled():
             gc.disable()
             self._paused = True
 
     def __exit__(self, *error: object) -> None:
-        self._resume()
+        self._depth -= 1
+        if self._depth <= 0:  # below it in a child, which has resumed before
+            self._resume()
 
     def _resume(self) -> None:
+        self._depth = 0
         if self._paused:
             self._paused = False
             gc.enable()

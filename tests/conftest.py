@@ -9,6 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import kernelforge as kf
+from kernelforge import errors
+from kernelforge.backends import registry
 from kernelforge.compile import _kernels, _plans
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -32,3 +35,13 @@ def few_programs() -> Iterator[None]:
     yield
     _plans.clear()
     _kernels.clear()
+
+
+@pytest.fixture(params=["cpu", "opencl", "reference"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    try:
+        registry.backend(request.param)
+    except errors.DeviceUnavailable as error:
+        pytest.skip(str(error))
+    with kf.default_device(request.param) as name:
+        yield name

@@ -186,6 +186,21 @@ def test_garbage_waits_for_a_compilation_and_is_collected_again(monkeypatch: pyt
     assert seen == [False, False]
 
 
+def test_garbage_waits_for_the_outer_of_nested_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    plan = compiling.Plan
+
+    def look(*args: Any) -> Any:
+        seen.append(gc.isenabled())
+        return plan(*args)
+
+    monkeypatch.setattr(compiling, "Plan", look)
+    kf.jit(lambda x: kf.scan(lambda c, v: (c * 3 + v, np.cosh(c)), x[0] * 5, x))(X)
+    assert len(seen) > 1
+    assert not any(seen)
+    assert gc.isenabled()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_of_a_compiling_process_collects_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     children: list[int] = []

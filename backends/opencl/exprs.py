@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kernelforge.backends.opencl.lib import MASKS, Functions, ctype, has_function, literal, size, unsigned
 from kernelforge.dtypes import INTEGERS, SIGNED
 from kernelforge.ir.index import affine, bounds, flatten, free_vars
-from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, operands, substitute, walk
+from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, substitute, walk
 
 INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
@@ -108,8 +108,8 @@ class Scope:
         depth: dict[Expr, int] = {}
         for root in roots:
             for e in walk(root, seen):
-                uses.update(operands(e))
-                depth[e] = 1 + max((depth[x] for x in operands(e)), default=0)
+                uses.update(e.parts)
+                depth[e] = 1 + max((depth[x] for x in e.parts), default=0)
         deep = {e for e, n in depth.items() if n % DEEP == 0}
         shared = {e for e, n in uses.items() if n > 1 and isinstance(e, Op | Load)}
         self._hoisted = {e for e in shared | deep if self.may(e)}
@@ -457,5 +457,5 @@ def _always(roots: Sequence[Expr]) -> set[Expr]:
         e = waiting.pop()
         if e not in found:
             found.add(e)
-            waiting += e.args[:1] if isinstance(e, Op) and e.op == "select" else operands(e)
+            waiting += e.args[:1] if isinstance(e, Op) and e.op == "select" else e.parts
     return found

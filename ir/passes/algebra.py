@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from kernelforge.dtypes import FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
+from kernelforge.ir.axes import carried
 from kernelforge.ir.build import Sym, apply, full
 from kernelforge.ir.graph import Node, Value
 from kernelforge.ir.passes.rewrite import Rewriter, Rule
@@ -211,21 +212,15 @@ def _repeated(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:
     shape = value.type.shape
     along: list[int | None] = list(range(len(shape)))
     while (node := r.producer(value)) is not None and node.prim.name in ("broadcast", "reshape"):
-        given = node.inputs[0].type.shape
-        if node.prim.name == "broadcast":
-            wide = value.type.shape[len(along) - len(given) :]
-            last = along[len(along) - len(given) :]
-            along = [a if n == m else None for a, n, m in zip(last, given, wide, strict=True)]
-        else:
-            long = [(n, a) for n, a in zip(value.type.shape, along, strict=True) if n != 1]
-            if [n for n, _ in long] != [n for n in given if n != 1]:
-                break
-            left = iter(long)
-            along = [None if n == 1 else next(left)[1] for n in given]
-        value = node.inputs[0]
-    kept = [a for a in range(len(shape)) if a not in axes]
-    same = value.type.shape == tuple(shape[a] for a in kept)
-    return value if same and all(a in (k, None) for a, k in zip(along, kept, strict=True)) else None
+        (given,) = node.inputs
+        known = dict(carried(node, given))
+        if any(n != 1 and a not in known for a, n in enumerate(given.type.shape) if node.prim.name == "reshape"):
+            break
+        along = [along[known[a]] if a in known else None for a in range(given.type.ndim)]
+        value = given
+    left = [a for a in range(len(shape)) if a not in axes]
+    same = value.type.shape == tuple(shape[a] for a in left)
+    return value if same and all(a in (k, None) for a, k in zip(along, left, strict=True)) else None
 
 
 def _summed(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:

@@ -21,7 +21,6 @@ from kernelforge.ir.kernel import (
     Var,
     exprs,
     map_exprs,
-    operands,
     rebuild,
     substitute,
     walk,
@@ -119,7 +118,7 @@ def _branches(roots: Sequence[Expr]) -> list[tuple[Expr, list[Op]]]:
     groups: list[tuple[Expr, list[Op]]] = []
     latest: dict[Expr, int] = {}
     for e in order:
-        last = max((latest[x] for x in operands(e)), default=-1)
+        last = max((latest[x] for x in e.parts), default=-1)
         if _is_rare(e) and e in needed and e not in kept:
             cond = e.args[0]
             last = next((k for k in range(last + 1, len(groups)) if groups[k][0] is cond), len(groups))
@@ -145,5 +144,5 @@ def _needed(roots: Sequence[Expr], kept: set[Expr]) -> set[Expr]:
         e = waiting.pop()
         if e not in found:
             found.add(e)
-            waiting += (e.args[0], e.args[2]) if _is_rare(e) and e not in kept else operands(e)
+            waiting += (e.args[0], e.args[2]) if _is_rare(e) and e not in kept else e.parts
     return found

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable
 
-from kernelforge.ir.kernel import Expr, Kernel, Load, Op, exprs, map_exprs, op, stmts, walk
+from kernelforge.ir.kernel import Expr, Kernel, Op, exprs, map_exprs, op, stmts, walk, with_parts
 
 
 def contract(kernel: Kernel) -> Kernel:
@@ -35,15 +35,10 @@ class Contraction:
     def __call__(self, expr: Expr) -> Expr:
         done = self.memo.get(expr)
         if done is None:
-            if isinstance(expr, Load):
-                done = Load(expr.buffer, tuple(self(i) for i in expr.index), expr.dtype)
-            elif isinstance(expr, Op):
-                done = self.fused(expr) if expr.dtype in ("f32", "f64") else None
-                if done is None:
-                    args = tuple(self(a) for a in expr.args)
-                    done = expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
-            else:
-                done = expr
+            if isinstance(expr, Op) and expr.dtype in ("f32", "f64"):
+                done = self.fused(expr)
+            if done is None:
+                done = with_parts(expr, tuple([self(x) for x in expr.parts]))
             self.memo[expr] = done
         return done
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kernelforge.ir.index import is_lazy
-from kernelforge.ir.kernel import Expr, For, If, Kernel, Load, Op, Stmt, exprs, map_exprs, op, select
+from kernelforge.ir.kernel import Expr, For, If, Kernel, Load, Op, Stmt, exprs, map_exprs, select, with_parts
 
 
 def guard(kernel: Kernel) -> Kernel:
@@ -59,20 +59,16 @@ def _guarded(expr: Expr, path: Expr | None, always: set[Expr], memo: dict[tuple[
 
 def _rewritten(expr: Expr, path: Expr | None, always: set[Expr], memo: dict[tuple[Expr, Expr | None], Expr]) -> Expr:
     if isinstance(expr, Load):
-        load = Load(expr.buffer, tuple(_guarded(i, path, always, memo) for i in expr.index), expr.dtype)
+        load = with_parts(expr, tuple([_guarded(i, path, always, memo) for i in expr.index]))
         return load if path is None else select(path, load, 0)
-    if not isinstance(expr, Op):
-        return expr
-    if not is_lazy(expr):
-        args = tuple(_guarded(a, path, always, memo) for a in expr.args)
-        return expr if args == expr.args else op(expr.op, *args, dtype=expr.dtype)
+    if not isinstance(expr, Op) or not is_lazy(expr):
+        return with_parts(expr, tuple([_guarded(x, path, always, memo) for x in expr.parts]))
     cond = _guarded(expr.args[0], path, always, memo)
     arms: list[Expr] = []
     for arm, holds in ((expr.args[1], cond), (expr.args[2], ~cond)):
         inside = holds if path is None else path & holds
         if path is None and isinstance(arm, Load) and arm not in always:
-            index = tuple(_guarded(i, inside, always, memo) for i in arm.index)
-            arms.append(arm if index == arm.index else Load(arm.buffer, index, arm.dtype))
+            arms.append(with_parts(arm, tuple([_guarded(i, inside, always, memo) for i in arm.index])))
         else:
             arms.append(_guarded(arm, inside, always, memo))
     return select(cond, *arms)

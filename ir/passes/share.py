@@ -21,9 +21,9 @@ from kernelforge.ir.kernel import (
     Var,
     exprs,
     map_exprs,
-    op,
     stmts,
     substitute,
+    with_parts,
 )
 
 
@@ -143,17 +143,10 @@ class _Sharing:
                 done = names.get(e, memo.get(e))
                 if done is not None:
                     return done
-                if isinstance(e, Op):
-                    made = tuple(rewrite(a) for a in e.args)
-                    done = e if made == e.args else op(e.op, *made, dtype=e.dtype)
-                    if uses.get(e, 0) > 1 and _worth(e) and (e in safe or _exposed(e) <= safe):
-                        done = self.let(e, done, out, names, reading)
-                elif isinstance(e, Load):
-                    done = Load(e.buffer, tuple(rewrite(i) for i in e.index), e.dtype)
-                    if uses.get(e, 0) > 1 and e in safe:
-                        done = self.let(e, done, out, names, reading)
-                else:
-                    done = e
+                done = with_parts(e, tuple([rewrite(x) for x in e.parts]))
+                shared = isinstance(e, Op | Load) and uses.get(e, 0) > 1 and _worth(e)
+                if shared and (e in safe or _exposed(e) <= safe):
+                    done = self.let(e, done, out, names, reading)
                 memo[e] = done
                 return done
 

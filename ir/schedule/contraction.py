@@ -305,14 +305,7 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     kernel = lanes(kernel, i, j, accumulators, width)
     kernel = split(kernel, f"columns_{j}r", width, f"columns_{j}u", f"columns_{j}v", "exact")
 
-    if narrow:
-        kernel = bind(kernel, narrow[0], "unroll")
-        kernel = _filled_in_pairs(kernel, f"rows_{narrow[0]}", f"rows_{i}r")
-        kernel = _filled_in_pairs(kernel, f"columns_{narrow[0]}", f"columns_{j}v")
-    else:
-        if "rows" in read:
-            kernel, grid = _filled_rows(kernel, i, along[0], grid, width)
-        kernel, grid = _filled_columns(kernel, j, along[1], grid, width)
+    kernel, grid = _filled(kernel, tiles, along, grid, "rows" in read, width)
     for name in grid:
         kernel = bind(kernel, name, "grid")
     return kernel
@@ -409,6 +402,21 @@ def _in_pairs(kernel: Kernel, i: str, j: str, limits: Limits) -> bool:
 def _packed(factor: Expr, narrow: Collection[str]) -> Expr:
     """Return what is packed of a factor: in pairs, what it is before it is cast."""
     return factor.args[0] if narrow and isinstance(factor, Op) and factor.op == "cast" else factor
+
+
+def _filled(
+    kernel: Kernel, t: _Tiles, along: Sequence[str], grid: list[str], rows: bool, width: int
+) -> tuple[Kernel, list[str]]:
+    """Say how panels of columns, and of ``rows`` if any, are packed; return the loops of the grid with those that
+    packing has of its own.
+    """
+    if t.narrow:
+        kernel = bind(kernel, t.narrow[0], "unroll")
+        kernel = _filled_in_pairs(kernel, f"rows_{t.narrow[0]}", f"rows_{t.i}r")
+        return _filled_in_pairs(kernel, f"columns_{t.narrow[0]}", f"columns_{t.j}v"), grid
+    if rows:
+        kernel, grid = _filled_rows(kernel, t.i, along[0], grid, width)
+    return _filled_columns(kernel, t.j, along[1], grid, width)
 
 
 def _filled_rows(kernel: Kernel, i: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:

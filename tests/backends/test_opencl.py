@@ -15,7 +15,6 @@ import pytest
 
 from kernelforge.backends.opencl.icd import OPTIONS, VARIABLE, WITHOUT, libraries, options, vendors
 from kernelforge.backends.opencl.phases import Source
-from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
 from kernelforge.errors import (
     CompilationFailed,
     DamagedBinary,
@@ -23,9 +22,6 @@ from kernelforge.errors import (
     UnsupportedOnDevice,
 )
 from kernelforge.ir.kernel import (
-    COMPARE,
-    MATH_BINARY,
-    MATH_UNARY,
     Alloc,
     Arg,
     Const,
@@ -35,28 +31,23 @@ from kernelforge.ir.kernel import (
     Let,
     Load,
     LoopKind,
-    Op,
     Stmt,
     Store,
     Var,
     i64,
-    op,
     select,
 )
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule
 from tests.backends.on_opencl import (
-    COMPUTED,
     K,
     R,
     V,
     X,
     Y,
     check,
-    check_elementwise,
     compare,
     each_device,
-    elementwise,
     execute,
     f32,
     lanes,
@@ -65,110 +56,6 @@ from tests.backends.on_opencl import (
 )
 from tests.backends.random_kernels import RandomKernel
 from tests.ir import naive
-
-
-@each_device
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_float_operations(device: Any, dtype: str) -> None:
-    unary = [
-        (dtype, lambda x, name=name: op(name, x)) for name in ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
-    ]
-    check_elementwise(device, unary, (dtype,))
-    binary = [(dtype, lambda x, y, name=name: op(name, x, y)) for name in ("add", "sub", "mul", "div")]
-    tests = [("bool", lambda x, y, name=name: op(name, x, y)) for name in COMPARE]
-    check_elementwise(device, binary + tests, (dtype, dtype))
-    check_elementwise(device, [(dtype, lambda x, y, z: op("fma", x, y, z))], (dtype, dtype, dtype))
-
-
-@each_device
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_fmod_of_integral_floats(device: Any, dtype: str) -> None:
-    kernel = elementwise("integral", [(dtype, lambda x, y: op("fmod", x, y))], (dtype, dtype), "vector")
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        x, y = rng.integers(-200, 200, 64), rng.choice([-9, -7, -4, -2, 1, 2, 3, 8], 64)
-        arrays = {name: a.astype(DTYPES[dtype]) for name, a in (("x0", x), ("x1", y), ("y0", 0 * x))}
-        compare(device, kernel, arrays)
-
-
-@each_device
-@pytest.mark.parametrize("kind", ["vector", "serial"])
-def test_a_deep_expression(device: Any, kind: LoopKind) -> None:
-    def deep(x: Any, y: Any) -> Any:
-        for k in range(150):
-            x = x * y if k % 2 else x - k
-        return x
-
-    x = np.arange(64, dtype=np.int64)
-    arrays = {"x0": x, "x1": x[::-1].copy(), "y0": np.zeros_like(x)}
-    compare(device, elementwise("deep", [("i64", deep)], ("i64", "i64"), kind), arrays)
-
-
-@each_device
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_min_and_max_keep_nan(device: Any, dtype: str) -> None:
-    x = np.array([1, np.nan, 2, np.nan, np.inf, -np.inf, 3, 0] * 8, DTYPES[dtype])
-    y = np.array([2, 1, np.nan, np.nan, 1, 1, 3, -1] * 8, DTYPES[dtype])
-    for kind in ("vector", "serial"):
-        outputs = [(dtype, lambda a, b, name=name: op(name, a, b)) for name in ("min", "max")]
-        kernel = elementwise("extrema", outputs, (dtype, dtype), kind)  # type: ignore[arg-type]
-        compare(device, kernel, {"x0": x, "x1": y, "y0": np.zeros_like(x), "y1": np.zeros_like(x)})
-
-
-@each_device
-@pytest.mark.parametrize("dtype", sorted(INTEGERS))
-def test_integer_operations(device: Any, dtype: str) -> None:
-    names = ("add", "sub", "mul", "min", "max", "and", "or", "xor")
-    both: list[tuple[str, Any]] = [(dtype, lambda x, y, name=name: op(name, x, y)) for name in names]
-    both += [("bool", lambda x, y, name=name: op(name, x, y)) for name in COMPARE]
-    check_elementwise(device, both, (dtype, dtype))
-    bits = DTYPES[dtype].itemsize * 8
-    more: list[tuple[str, Any]] = [
-        (dtype, lambda x, y, name=name: op(name, x, y & (bits - 1))) for name in ("shl", "shr")
-    ]
-    more += [(dtype, lambda x, y, name=name: op(name, x)) for name in ("neg", "abs", "not")]
-    for name in ("floordiv", "mod"):
-        more.append((dtype, lambda x, y, name=name: select(y.eq(0), Const(0, dtype), op(name, x, y))))
-        for d in (3, 64, *((-1, -3) if dtype in SIGNED else ())):
-            more.append((dtype, lambda x, y, name=name, d=d: Op(name, (x, Const(d, dtype)), dtype)))
-    check_elementwise(device, more, (dtype, dtype))
-
-
-@each_device
-def test_bool_operations(device: Any) -> None:
-    names = ("and", "or", "xor", "min", "max", *COMPARE)
-    both: list[tuple[str, Any]] = [("bool", lambda x, y, name=name: op(name, x, y)) for name in names]
-    both += [("bool", lambda x, y: op("not", x)), ("bool", lambda x, y: select(x, y, op("not", y)))]
-    check_elementwise(device, both, ("bool", "bool"))
-    wide = [("bool", lambda a, b: (a < b.cast("f32")) & (b.cast("f64") > 0.5))]
-    wide += [("f64", lambda a, b: select(a < 1.0, b.cast("f64"), 2.0))]
-    check_elementwise(device, wide, ("f32", "i8"))
-
-
-@each_device
-@pytest.mark.parametrize("source", COMPUTED)
-def test_casts(device: Any, source: str) -> None:
-    targets = COMPUTED if source not in FLOATS else ["bool", "f32", "f64"]
-    check_elementwise(device, [(t, lambda x, t=t: x.cast(t)) for t in targets], (source,))
-    if source in FLOATS:
-        small = np.linspace(0, 100.9, 64).astype(DTYPES[source])
-        outputs = [(t, lambda x, t=t: x.cast(t)) for t in sorted(INTEGERS)]
-        arrays = {"x0": small, **{f"y{k}": np.zeros(64, DTYPES[t]) for k, (t, _) in enumerate(outputs)}}
-        for kind in ("vector", "serial"):
-            compare(device, elementwise("to_int", outputs, (source,), kind), arrays)  # type: ignore[arg-type]
-    same = [t for t in COMPUTED if DTYPES[t].itemsize == DTYPES[source].itemsize and "bool" not in (t, source)]
-    check_elementwise(device, [(t, lambda x, t=t: x.bitcast(t)) for t in same], (source,))
-
-
-@each_device
-def test_the_library_serves_what_is_not_expanded(device: Any) -> None:
-    x = np.linspace(0.1, 0.9, 64, dtype=np.float32)
-    outputs = [("f32", lambda a, b, name=name: op(name, a)) for name in MATH_UNARY if name != "acosh"]
-    outputs += [("f32", lambda a, b, name=name: op(name, a, b)) for name in MATH_BINARY]
-    outputs += [("f32", lambda a, b: op("acosh", a + 1.0))]
-    for kind in ("vector", "serial"):
-        arrays = {"x0": x, "x1": x[::-1].copy(), **{f"y{k}": np.zeros_like(x) for k in range(len(outputs))}}
-        compare(device, elementwise("library", outputs, ("f32", "f32"), kind), arrays, rtol=2e-6, atol=1e-7)  # type: ignore[arg-type]
 
 
 @each_device

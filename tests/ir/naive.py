@@ -1,10 +1,13 @@
-"""Naive kernels as lowering makes them, and the devices that tests schedule for."""
+"""Naive kernels as lowering makes them, the devices that tests schedule for, and whether two kernels do the same."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import Alloc, Arg, Const, For, Kernel, Load, Store, Var, i64, op
 from kernelforge.ir.schedule.limits import Limits
 
@@ -73,3 +76,21 @@ def double(n: int) -> Kernel:
 def kernel(name: str, args: tuple[tuple[str, int], ...], out: int, nest: For) -> Kernel:
     made = (*(Arg(a, "f32", i64(n), "in") for a, n in args), Arg("o", "f32", i64(out), "out"))
     return Kernel(name, made, (), (nest,))
+
+
+def arrays(k: Kernel, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    out = {}
+    for arg in k.args:
+        n = int(arg.size.value)  # type: ignore[attr-defined]
+        out[arg.name] = (
+            rng.uniform(0.5, 1.5, n).astype(np.float32) if arg.mode == "in" else np.full(n, np.nan, np.float32)
+        )
+    return out
+
+
+def same(before: Kernel, after: Kernel, tolerance: float = 1e-3, **options: int) -> None:
+    first, second = arrays(before), arrays(after)
+    run_kernel(before, first, {})
+    run_kernel(after, second, {}, **options)
+    np.testing.assert_allclose(second["o"], first["o"], rtol=tolerance, atol=tolerance)

@@ -19,8 +19,7 @@ from kernelforge.ir.schedule.nests import perfect
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.schedule.staging import pad
 from kernelforge.ir.verify import verify_kernel
-from tests.ir.naive import GPU, TINY, gemm, kernel
-from tests.ir.test_schedule import same
+from tests.ir.naive import GPU, TINY, gemm, kernel, same
 
 H200 = dataclasses.replace(GPU, threads=132 * 2048, group=1024)
 ASYNC = dataclasses.replace(TINY, native=frozenset({"async"}))

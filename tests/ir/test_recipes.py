@@ -1,0 +1,233 @@
+"""Recipes: the interpreter gives the same before and after, and the nests that they make."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from kernelforge.ir.kernel import (
+    Alloc,
+    Const,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    map_exprs,
+    op,
+    stmts,
+    substitute,
+    walk,
+)
+from kernelforge.ir.parse import parse_kernel
+from kernelforge.ir.passes.guard import guard
+from kernelforge.ir.passes.share import share
+from kernelforge.ir.schedule import steps
+from kernelforge.ir.schedule.merge import merge
+from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.verify import verify_kernel
+from tests.ir.naive import DEVICES, columns, double, gemm, kernel, same, softmax
+
+SHAPES = [
+    *(gemm(m, n, k) for m, n, k in [(13, 70, 19), (37, 80, 9), (64, 64, 16), (4, 16, 70), (1, 5, 3), (6, 64, 1)]),
+    *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000), (1, 20000)]),
+    *(columns(m, n) for m, n in [(30, 200), (5, 64), (7, 10), (3000, 40), (40000, 1), (70001, 1), (1, 17)]),
+    *(double(n) for n in [1, 5, 100, 40000]),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("naive", SHAPES, ids=lambda k: f"{k.name}-{k.args[0].size.value}-{k.args[-1].size.value}")
+def test_recipes_keep_the_meaning(naive: Kernel, device: str) -> None:
+    made = schedule(naive, DEVICES[device])
+    verify_kernel(made)
+    verify_kernel(share(guard(made)))
+    same(naive, share(guard(made)))
+    same(naive, made, shuffle=1)
+
+
+def test_a_product_is_packed_and_accumulated_in_registers() -> None:
+    made = schedule(gemm(64, 128, 64), DEVICES["avx512"])
+    spaces = {s.buffer: (s.space, len(s.shape)) for s in stmts(made.body) if isinstance(s, Alloc)}
+    assert spaces == {"a": ("register", 2), "columns": ("local", 2)}
+    assert not [a.name for a in made.args if a.mode == "scratch"]
+
+
+def test_rows_that_do_not_lie_as_a_tile_reads_them_are_packed_once() -> None:
+    """Not along the sum, not in whole tiles, or not as they are in memory."""
+    for naive in (gemm(64, 128, 64, transposed=True), gemm(61, 128, 64)):
+        made = schedule(naive, DEVICES["avx512"])
+        assert [a.name for a in made.args if a.mode == "scratch"] == ["rows"]
+        same(naive, made)
+
+
+def test_threads_share_the_rows_of_a_product_with_few_columns() -> None:
+    naive = gemm(1000, 40, 20)
+    made = schedule(naive, DEVICES["avx512"])
+    assert [s.var.name for s in stmts(made.body) if isinstance(s, For) and s.kind == "grid"] == ["i1o", "i0b"]
+    same(naive, made)
+
+
+def test_a_long_product_is_summed_in_blocks() -> None:
+    naive = gemm(13, 40, 2100)
+    made = schedule(naive, DEVICES["avx512"])
+    spaces = {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)}
+    assert spaces == {"a": "local", "block": "register", "columns": "local"}
+    assert [s.static for s in steps.loops(made, "rb")] == [5]
+    verify_kernel(made)
+    same(naive, made)
+
+
+@pytest.mark.parametrize("device", ["avx512", "gpu"])
+def test_a_convolution_is_a_product_whose_weights_are_packed_once(device: str) -> None:
+    """Images (2, 8, 6, 20), weights (9, 8, 3, 3): rows are the output channels, columns run along the images."""
+    names = {"n": 2, "o": 9, "u": 6, "v": 20, "c": 8, "p": 3, "q": 3}
+    n, o, u, v, c, p, q = (Var(name, "i64", extent) for name, extent in names.items())
+    image = Load("x", (n * 1408 + c * 176 + (u + p) * 22 + v + q,), "f32")
+    weight = Load("y", (o * 72 + c * 9 + p * 3 + q,), "f32")
+    body: tuple[Stmt, ...] = (Store("a", (), image * weight, "add"),)
+    for r in (q, p, c):
+        body = (For(r, i64(names[r.name]), "serial", body),)
+    out = Store("o", (n * 1080 + o * 120 + u * 20 + v,), Load("a", (), "f32"))
+    body = (Alloc("a", "f32", (), "register"), Store("a", (), Const(0, "f32")), *body, out)
+    for r in (v, u, o, n):
+        body = (For(r, i64(names[r.name]), "parallel", body),)
+    naive = kernel("conv", (("x", 2816), ("y", 648)), 2160, body[0])
+    made = schedule(naive, DEVICES[device])
+    verify_kernel(made)
+    same(naive, made)
+    if device == "avx512":
+        assert [a.name for a in made.args if a.mode == "scratch"] == ["rows"]
+        assert {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)}["columns"] == "local"
+
+
+def test_a_work_item_of_a_gpu_takes_16_bytes() -> None:
+    for k, wide in ((double(40003), 1), (softmax(2, 64), 3), (softmax(2, 62), 0), (columns(5, 64), 0)):
+        made = schedule(k, DEVICES["gpu"])
+        vectors = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
+        assert [s.static for s in vectors] == [4] * wide
+        verify_kernel(made)
+        same(k, made)
+    turned = Load("x", (Var("j", "i64", 8) * 8 + Var("i", "i64", 8),), "f32")
+    nest = For(
+        Var("j", "i64", 8), i64(8), "parallel", (Store("o", (Var("i", "i64", 8) * 8 + Var("j", "i64", 8),), turned),)
+    )
+    k = kernel("turn", (("x", 64),), 64, For(Var("i", "i64", 8), i64(8), "parallel", (nest,)))
+    assert not any(isinstance(s, For) and s.kind == "vector" for s in stmts(schedule(k, DEVICES["gpu"]).body))
+
+
+def test_a_row_keeps_what_its_passes_share() -> None:
+    def computed(k: Kernel) -> int:
+        loops = [s for s in stmts(k.body) if isinstance(s, For)]
+        return sum(
+            any(isinstance(e, Op) and e.op == "exp" for s in f.body for r in exprs(s) for e in walk(r)) for f in loops
+        )
+
+    wide = softmax(2, 1024)
+    made = schedule(wide, DEVICES["avx512"])
+    assert computed(wide) == 2
+    assert computed(made) == 1
+    assert [s.buffer for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"] == ["row0"]
+    # the sum is taken in the pass that stores, which is one of three
+    (row,) = [s for s in made.body if isinstance(s, For)]
+    assert len([s for s in row.body if isinstance(s, For) and s.kind in ("serial", "parallel")]) == 3
+    small = dataclasses.replace(DEVICES["avx512"], cache_bytes=4096)
+    assert computed(schedule(wide, small)) == 2
+
+
+def test_long_work_on_a_tile_is_not_unrolled() -> None:
+    def of(name: str) -> Kernel:
+        k = gemm(13, 70, 19)
+        loop = k.body[0]
+        memo: dict[Expr, Expr] = {}
+        acc = Load("a", (), "f32")
+        swap: dict[Expr, Expr] = {acc + Load("b", (Var("i1", "i64", 70),), "f32"): op(name, acc)}
+        return dataclasses.replace(k, body=(map_exprs(loop, lambda e: substitute(e, swap, memo)),))
+
+    assert not steps.loops(schedule(of("abs"), DEVICES["avx512"]), "tile_i0r")
+    made = schedule(of("tanh"), DEVICES["avx512"])
+    assert [s.kind for s in steps.loops(made, "tile_i0r")] == ["parallel"]
+    same(of("tanh"), made)
+
+
+def test_reductions_that_do_not_wait_for_each_other_share_a_pass() -> None:
+    body: list[Stmt] = []
+    for name, combine in (("s", "add"), ("m", "max")):
+        r = Var(f"r{name}", "i64", 8)
+        body += [Alloc(name, "f32", (), "register"), Store(name, (), Const(0.0, "f32"))]
+        body.append(For(r, i64(8), "serial", (Store(name, (), Load("x", (r,), "f32"), combine),)))
+    body.append(Store("o", (i64(0),), Load("s", (), "f32") / Load("m", (), "f32")))
+    k = kernel("both", (("x", 8),), 1, For(Var("g", "i64", 1), i64(1), "grid", tuple(body)))
+    same(k, merge(k))
+    assert len([s for s in stmts(merge(k).body) if isinstance(s, For) and s.kind == "serial"]) == 1
+
+
+def test_rows_are_kept_where_the_cache_has_room() -> None:
+    def kept(cache: int) -> list[str]:
+        made = schedule(softmax(4, 4096), dataclasses.replace(DEVICES["avx512"], cache_bytes=cache))
+        return [s.buffer for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"]
+
+    assert kept(1 << 20) == ["row0"]
+    enough = -(-2 * 4096 * 4 * 4 // 3)  # a row, what is kept of it, and a quarter for the next row
+    assert kept(enough) == ["row0"]
+    assert kept(enough - 1) == []
+
+
+def test_vectors_that_share_work_are_made_in_pairs() -> None:
+    n = 70
+
+    def of(distance: int) -> Kernel:
+        i = Var("i", "i64", n)
+        block = (i // (2 * distance) * distance + i % distance).cast("f32")
+        value = op("exp", block) * block + op("sqrt", block) - (i // distance % 2).cast("f32")
+        return kernel("paired", (), n, For(i, i64(n), "parallel", (Store("o", (i,), value),)))
+
+    for distance, paired in ((16, True), (1, False), (7, False)):
+        made = schedule(of(distance), DEVICES["avx512"])
+        assert any(isinstance(s, For) and s.kind == "unroll" for s in stmts(made.body)) == paired
+        same(of(distance), made)
+
+
+@pytest.mark.parametrize("n", [63, 64, 200, 1000])
+def test_functions_are_computed_in_several_vectors_at_once(n: int) -> None:
+    """While the steps of one wait for each other, the processor works on the others; a rest is in one vector."""
+    plain = double(n)
+    i = Var("i", "i64", n)
+    rooted = For(i, i64(n), "parallel", (Store("o", (i,), op("exp", Load("x", (i,), "f32"))),))
+    function = kernel("exp", (("x", n),), n, rooted)
+    once = For(
+        i, i64(n), "parallel", (Store("o", (i,), Load("x", (i,), "f32") * op("exp", Load("x", (i64(0),), "f32"))),)
+    )
+    fixed = kernel("once", (("x", n),), n, once)
+    for made, wide in ((plain, 16), (function, 64 if n >= 64 else 16), (fixed, 16)):
+        after = schedule(made, dataclasses.replace(DEVICES["avx512"], side=4))
+        widths = [s.static for s in stmts(after.body) if isinstance(s, For) and s.kind == "vector"]
+        assert widths[0] == wide
+        assert set(widths) <= {wide, 16}
+        same(made, after)
+
+
+def test_rows_whose_columns_are_summed_by_the_way_hold_several_vectors_too() -> None:
+    text = """kernel k(in x: f32[8192], out o: f32[8192], out p: f32[512]) {
+  for parallel w < 4 {
+    for parallel z < 128 {
+      p[w * 128 + z] = 0.0f32
+    }
+    for serial i < 16 {
+      for parallel j < 128 {
+        p[w * 128 + j] += exp(x[w * 2048 + i * 128 + j])
+        o[w * 2048 + i * 128 + j] = exp(x[w * 2048 + i * 128 + j])
+      }
+    }
+  }
+}"""
+    made = parse_kernel(text)
+    after = schedule(made, dataclasses.replace(DEVICES["avx512"], side=4))
+    assert 64 in [s.static for s in stmts(after.body) if isinstance(s, For) and s.kind == "vector"]
+    same(made, after)
