@@ -309,9 +309,8 @@ def _bounds(a: Poly) -> tuple[int | None, int | None]:
     low: int | None = 0
     high: int | None = 0
     for mono, c in a.items():
-        lo: int | None = 1
-        hi: int | None = 1
-        for atom in mono:
+        lo, hi = _atom_bounds(mono[0]) if mono else (1, 1)
+        for atom in mono[1:]:
             x, y = _atom_bounds(atom)
             if lo is None or x is None or lo < 0 or x < 0:
                 lo = hi = None  # products of signed atoms do not occur in the indices we make

@@ -332,7 +332,9 @@ def exact_gradients(ct: Any, q: Any, k: Any, v: Any, mask: Any) -> Any:
     return p @ v, ds @ k, np.swapaxes(ds, -1, -2) @ q, np.swapaxes(p, -1, -2) @ ct
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 40, 40, 16), (1, 1, 131, 131, 33), (1, 2, 300, 300, 64), (1, 2, 70, 30, 5)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 40, 40, 16), (1, 1, 131, 131, 33), (1, 2, 300, 300, 64), (1, 2, 70, 30, 5), (1, 1, 513, 512, 8)]
+)
 @pytest.mark.parametrize("fn", [attention, causal])
 def test_gradients_in_one_kernel_with_the_values(
     fn: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

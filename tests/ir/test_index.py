@@ -127,6 +127,13 @@ def test_what_is_equal_has_one_form(expr: Expr, expected: Expr) -> None:
     assert normalize(expr) is normalize(expected)
 
 
+def test_bounds_of_what_may_be_negative() -> None:
+    worker, block = Var("w", "i64", 8), Var("b", "i64", 3)
+    left = op("min", i64(30), op("min", i64(65), 513 - worker * 65) - block * 30)
+    assert bounds(left) == (-2, 30)
+    assert bounds((left + 5) // 6) == (0, 5)
+
+
 def test_unknown_bounds_are_not_made_up() -> None:
     n = Var("n")
     assert bounds(n) == (None, None)
