@@ -109,6 +109,18 @@ def test_dtypes_that_do_not_fit_are_refused(call: Any, text: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+def test_far_tails(dtype: Any) -> None:
+    lows, highs = np.array([(11.9, 12.2), (13, np.inf), (20, 20.1), (300, np.inf), (-np.inf, -37)], dtype).T[..., None]
+    made = np.asarray(R.truncated_normal(KEY, lows, highs, (5, N), dtype))
+    assert ((lows <= made) & (made <= highs)).all()
+    for x, low, high in zip(made.astype(np.float64), lows.astype(np.float64), highs.astype(np.float64), strict=True):
+        x, a, b = (x, low, high) if low > 0 else (-x, -high, -low)
+        # the integral of the density beyond x, as a share of the one beyond a
+        left, end = (np.exp(st.norm.logsf(v) - st.norm.logsf(a)) for v in (x, b))
+        assert st.kstest((1 - left) / (1 - end), "uniform").pvalue > 1e-3
+
+
 def test_permutations_are_as_likely() -> None:
     draw = kf.jit(lambda k: R.permutation(k, 4))
     counts: dict[tuple[int, ...], int] = {}
@@ -123,7 +135,11 @@ def test_permutation_of_an_array() -> None:
     x = np.arange(12.0).reshape(3, 4)
     order = np.asarray(R.permutation(KEY, 4))
     np.testing.assert_array_equal(R.permutation(KEY, x, axis=1), x[:, order])
-    np.testing.assert_array_equal(np.sort(np.asarray(R.permutation(KEY, 1000))), np.arange(1000))
+    for n in (1, 2, 3, 64, 1000, 200_000):
+        np.testing.assert_array_equal(np.sort(np.asarray(R.permutation(KEY, n))), np.arange(n))
+    # of half of the places what lies there came from below the middle or above it, evenly
+    lower = np.asarray(R.permutation(KEY, 200_000))[:100_000] < 100_000
+    assert abs(lower.mean() - 0.5) < 0.005
     assert R.permutation(KEY, 0).shape == (0,)
     with pytest.raises(errors.InvalidParameter, match="0 or more"):
         R.permutation(KEY, -1)

@@ -44,6 +44,7 @@ from kernelforge.nn.alignment import (
     ctc_loss,
 )
 from kernelforge.nn.attention import (
+    multi_head_attention_forward,
     rotary_embedding,
     scaled_dot_product_attention,
 )
@@ -125,6 +126,8 @@ from kernelforge.nn.pooling import (
     avg_pool1d,
     avg_pool2d,
     avg_pool3d,
+    fractional_max_pool2d,
+    fractional_max_pool3d,
     lp_pool1d,
     lp_pool2d,
     lp_pool3d,
@@ -199,6 +202,8 @@ __all__ = [
     "feature_alpha_dropout",
     "feature_dropout",
     "fold",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gaussian_nll_loss",
     "geglu",
     "gelu",
@@ -242,6 +247,7 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",

@@ -33,6 +33,14 @@ def wide(x: Any) -> Any:
     return x.astype(np.float64) if dtype.kind in "biu" else x
 
 
+def together(*xs: Any) -> list[Any]:
+    """Return arrays to compute with each other, as ``wide`` does; integers and bools take the dtype of the floats."""
+    arrays = [knp.asarray(x) for x in xs]
+    floats = [wide(x).dtype for x in arrays if as_dtype(x.dtype).kind not in "biu"]
+    common = np.result_type(*floats) if floats else np.dtype(np.float64)
+    return [x.astype(common) if as_dtype(x.dtype).kind in "biu" else wide(x) for x in arrays]
+
+
 def narrow(made: Any, like: Any) -> Any:
     """Return ``made`` in the dtype of ``like``, where that is a float."""
     dtype = as_dtype(like.dtype)
@@ -97,6 +105,18 @@ def known(x: Any) -> np.ndarray[Any, Any] | None:
     """Return the values of an argument, None where they are not known while a function is compiled."""
     found = concrete(x)
     return None if found is TRACED else np.asarray(found)
+
+
+def within(given: Given, op: str, name: str, low: float, high: float, expected: str) -> None:
+    """Raise InvalidParameter where numbers are known and not from ``low`` to ``high``; NaN is let through."""
+    if given.get(name) is None:
+        return
+    numbers = known(given[name])
+    if numbers is None:
+        return
+    wrong = numbers[(numbers < low) | (numbers > high)]
+    if wrong.size:
+        valid(False, op, name, wrong.flat[0].item(), expected)
 
 
 def names_classes(given: Given, op: str, name: str, count: int, ignored: int | None = None) -> None:

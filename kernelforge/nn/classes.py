@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
-from kernelforge.nn.calls import Given, function, known, names_classes, reduced, require, valid, wide
+from kernelforge.nn.calls import Given, function, known, names_classes, reduced, require, together, valid, wide
 from kernelforge.nn.probability import log_softmax
 
 IGNORED = {"nll_loss": -100, "cross_entropy": -100}
@@ -54,7 +54,7 @@ def _negative(log_p: Any, ids: Any, weight: Any, ignore_index: int) -> tuple[Any
     known = ids != ignore_index
     counted = known.astype(log_p.dtype)
     if weight is not None:
-        counted = counted * _picked(knp.broadcast_to(wide(weight), log_p.shape), ids)
+        counted = counted * _picked(knp.broadcast_to(together(log_p, weight)[1], log_p.shape), ids)
     named = (ids >= 0) & (ids < log_p.shape[-1])
     return knp.where(known, knp.where(named, -_picked(log_p, ids), math.nan) * counted, 0), counted
 
@@ -93,7 +93,7 @@ def cross_entropy(
     x, t, classes = _last("cross_entropy", input, target)
     log_p = log_softmax(x, -1)
     n = x.shape[-1]
-    scaled = log_p if weight is None else log_p * wide(weight)
+    scaled = log_p if weight is None else log_p * together(log_p, weight)[1]
     if not classes:
         smooth = t * (1 - label_smoothing) + label_smoothing / n
         losses = -(smooth * scaled).sum(axis=-1)
@@ -117,7 +117,7 @@ def multi_margin_loss(
     over = margin - own + x
     over = knp.where(right | (over <= 0), 0, over) ** p
     if weight is not None:
-        over = over * knp.where(right, wide(weight), 0).sum(axis=-1, keepdims=True)
+        over = over * knp.where(right, together(x, weight)[1], 0).sum(axis=-1, keepdims=True)
     losses = knp.where(right.any(axis=-1), over.sum(axis=-1) / x.shape[-1], math.nan)
     return reduced(losses, reduction, "multi_margin_loss")
 
@@ -154,9 +154,9 @@ def multilabel_margin_loss(input: Any, target: Any, reduction: str = "mean") -> 
 @function("reduction")
 def multilabel_soft_margin_loss(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
     """The binary cross entropy of each class with logits, averaged over the last axis."""
-    x, t = wide(input), wide(target)
+    x, t = together(input, target)
     require(x.shape == t.shape, "multilabel_soft_margin_loss", f"{x.shape} and {t.shape}", "one shape for both")
     losses = t * knp.logaddexp(-x, 0) + (1 - t) * knp.logaddexp(x, 0)
     if weight is not None:
-        losses = losses * weight
+        losses = losses * together(losses, weight)[1]
     return reduced(losses.mean(axis=-1), reduction, "multilabel_soft_margin_loss")

@@ -137,17 +137,22 @@ def embedding_bag(
         factors = knp.asarray(per_sample_weights)
         require(factors.shape == ids.shape, op, f"{ids.shape} and {factors.shape}", "weights of the input's shape")
         rows = rows * factors[..., None]
-    # a bag's rows along axis 1, those of others masked
-    if offsets is not None:
+    least = -math.inf if mode == "max" else 0
+    rows = knp.where(kept, rows, least)
+    if offsets is None:
+        count = kept.sum(axis=1)
+        total = rows.max(axis=1, initial=least) if mode == "max" else rows.sum(axis=1)
+    else:
         starts = knp.asarray(offsets)
-        place = knp.arange(ids.shape[0])
-        ends = starts[1:] if include_last_offset else knp.concatenate([starts[1:], knp.full((1,), ids.shape[0])])
-        starts = starts[: ends.shape[0]]
-        rows, kept = rows[None], ((starts[:, None] <= place) & (place < ends[:, None]))[..., None] & kept
-    count = kept.sum(axis=1)
+        bags = max(starts.shape[0] - include_last_offset, 0)
+        # as many bags have begun at a place as offsets are not above it
+        begun = knp.zeros((ids.shape[0],), np.int64).at[starts].add(1).cumsum()
+        own = knp.where(begun > 0, begun - 1, bags)
+        count = knp.zeros((bags, 1), np.int64).at[own].add(kept)
+        empty = knp.full((bags, rows.shape[-1]), least, rows.dtype).at[own]
+        total = empty.max(rows) if mode == "max" else empty.add(rows)
     if mode == "max":
-        return knp.where(count > 0, knp.where(kept, rows, -math.inf).max(axis=1, initial=-math.inf), 0)
-    total = knp.where(kept, rows, 0).sum(axis=1)
+        return knp.where(count > 0, total, 0)
     return total / knp.maximum(count, 1).astype(total.dtype) if mode == "mean" else total
 
 
@@ -155,11 +160,13 @@ def _counted(given: Given) -> None:
     ids = known(given["tensor"])
     count = given.get("num_classes", -1)
     if count != -1:
+        valid(count > 0, "one_hot", "num_classes", count, "1 or more, or -1 to find it")
         names_classes(given, "one_hot", "tensor", count)
         return
     expected = "the number of classes, which is not known while a function is compiled"
-    valid(ids is not None and ids.size > 0, "one_hot", "num_classes", count, expected)
+    valid(ids is not None, "one_hot", "num_classes", count, expected)
     assert ids is not None
+    valid(ids.size > 0, "one_hot", "num_classes", count, "the number of classes, as no elements do not show it")
     given["num_classes"] = int(ids.max()) + 1
     names_classes(given, "one_hot", "tensor", given["num_classes"])
 

@@ -9,34 +9,46 @@ import math
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.nn.calls import function, reduced, require, valid, wide
+from kernelforge.nn.calls import Given, function, reduced, require, together, valid, within
 from kernelforge.transforms import stop_gradient
 
 
 def _both(op: str, input: Any, target: Any) -> tuple[Any, Any]:
-    x, t = wide(input), wide(target)
+    x, t = together(input, target)
     require(x.shape == t.shape, op, f"{x.shape} and {t.shape}", "one shape for input and target")
     return x, t
 
 
 def _weighted(losses: Any, weight: Any) -> Any:
-    return losses if weight is None else losses * weight
+    return losses if weight is None else losses * together(losses, weight)[1]
+
+
+def _averaged(op: str, losses: Any, weight: Any, reduction: str) -> Any:
+    """Reduce losses times weights; a mean divides by the sum of the weights."""
+    if weight is None:
+        return reduced(losses, reduction, op)
+    w = _of_elements(op, losses, weight)
+    return reduced(losses * w, reduction, op, w.sum())
+
+
+def _of_elements(op: str, losses: Any, weight: Any) -> Any:
+    w = together(losses, weight)[1]
+    require(w.shape == losses.shape, op, f"{losses.shape} and {w.shape}", "weights of the input's shape")
+    return w
 
 
 @function("reduction")
 def mse_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """The square of the difference; with ``weight`` a mean divides by the sum of weights."""
     x, t = _both("mse_loss", input, target)
-    count = None if weight is None else knp.broadcast_to(weight, x.shape).sum()
-    return reduced(_weighted((x - t) * (x - t), weight), reduction, "mse_loss", count)
+    return _averaged("mse_loss", (x - t) * (x - t), weight, reduction)
 
 
 @function("reduction")
 def l1_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """The absolute difference; with ``weight`` a mean divides by the sum of weights."""
     x, t = _both("l1_loss", input, target)
-    count = None if weight is None else knp.broadcast_to(weight, x.shape).sum()
-    return reduced(_weighted(knp.abs(x - t), weight), reduction, "l1_loss", count)
+    return _averaged("l1_loss", knp.abs(x - t), weight, reduction)
 
 
 def _huber(x: Any, t: Any, delta: Any) -> Any:
@@ -45,14 +57,20 @@ def _huber(x: Any, t: Any, delta: Any) -> Any:
     return inside * (size - 0.5 * inside)
 
 
-@function("reduction")
+def _positive(given: Given) -> None:
+    within(given, "huber_loss", "delta", math.nextafter(0, 1), math.inf, "above 0")
+
+
+@function("reduction", before=_positive)
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: Any = 1.0, weight: Any = None) -> Any:
     """Half the square of the difference, up to ``delta`` of it, then linear; Huber 1964.
 
     With ``weight`` a mean divides by the number of elements all the same, as in PyTorch.
     """
     x, t = _both("huber_loss", input, target)
-    return reduced(_weighted(_huber(x, t, delta), weight), reduction, "huber_loss")
+    losses = _huber(x, t, delta)
+    weighted = losses if weight is None else losses * _of_elements("huber_loss", losses, weight)
+    return reduced(weighted, reduction, "huber_loss")
 
 
 @function("reduction", "beta")
@@ -63,9 +81,16 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float
     return reduced(knp.abs(x - t) if beta == 0 else _huber(x, t, beta) / beta, reduction, "smooth_l1_loss")
 
 
-@function("reduction")
+def _probabilities(given: Given) -> None:
+    for name in ("input", "target"):
+        within(given, "binary_cross_entropy", name, 0, 1, "probabilities from 0 to 1")
+
+
+@function("reduction", before=_probabilities)
 def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
-    """The cross entropy of probabilities in [0, 1]; logarithms are at least -100, as in PyTorch.
+    """The cross entropy of probabilities in [0, 1], which are checked where they are known.
+
+    Logarithms are at least -100, as in PyTorch.
 
     Where one is cut off its derivative is 0; PyTorch's is 1e12.
     """
@@ -134,22 +159,29 @@ def poisson_nll_loss(
     return reduced(losses, reduction, "poisson_nll_loss")
 
 
-@function("full", "reduction")
+def _variances(given: Given) -> None:
+    within(given, "gaussian_nll_loss", "var", 0, math.inf, "0 or more")
+
+
+@function("full", "reduction", before=_variances)
 def gaussian_nll_loss(
     input: Any, target: Any, var: Any, full: bool = False, eps: Any = 1e-6, reduction: str = "mean"
 ) -> Any:
     """The negative logarithm of the likelihood of ``target`` under normal distributions of mean ``input``.
 
     Args:
-        var: of the distributions, to broadcast with the input; ``eps`` at least, with the derivative at
-            ``eps`` there, so that it may grow.
+        var: of the distributions: a number, of the input's shape, or without its last axis, or with an axis of 1 for
+            one of its axes. It is ``eps`` at least, with the derivative at ``eps`` there, so that it may grow.
         full: add the constant.
     """
     x, t = _both("gaussian_nll_loss", input, target)
-    v = wide(var)
+    v = together(x, var)[1]
     v = v if v.ndim else v.astype(x.dtype)
-    if v.ndim == x.ndim - 1:
+    if v.ndim and v.shape == x.shape[:-1]:
         v = v[..., None]
+    others = [n for n, m in zip(v.shape, x.shape, strict=False) if n != m]
+    fits = v.ndim in (0, x.ndim) and others in ([], [1])
+    require(fits, "gaussian_nll_loss", f"{x.shape} and {v.shape}", "variances of the input's shape, one axis 1 or left")
     v = knp.where(v < eps, v + stop_gradient(eps - v), v)
     losses = 0.5 * (knp.log(v) + (x - t) * (x - t) / v)
     return reduced(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction, "gaussian_nll_loss")

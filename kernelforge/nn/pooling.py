@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
-from kernelforge.nn.calls import Function, Ints, each, narrow, require, valid, wide
+from kernelforge.nn.calls import Function, Given, Ints, draws_key, each, narrow, require, valid, wide
 from kernelforge.nn.probability import power, root
 from kernelforge.nn.windows import Sliding, padded, unbatched
+from kernelforge.random import uniform
 
 Fn = Callable[..., Any]
 
@@ -205,6 +206,77 @@ avg_pool1d, avg_pool2d, avg_pool3d = (_avg_pool(count) for count in (1, 2, 3))
 lp_pool1d, lp_pool2d, lp_pool3d = (_lp_pool(count) for count in (1, 2, 3))
 
 
+def _fractional_max(count: int) -> Fn:
+    op = f"fractional_max_pool{count}d"
+
+    def pool(
+        input: Any, kernel_size: Ints, output_size: Any = None, output_ratio: Any = None, return_indices: bool = False,
+        _random_samples: Any = None, *, key: Any = None,
+    ) -> Any:  # fmt: skip
+        like, single = unbatched(input, count, op)
+        x = wide(like)
+        extents = x.shape[2:]
+        kernel = each(kernel_size, count, op, "kernel_size")
+        valid((output_size is None) != (output_ratio is None), op, "output_size", output_size, "it or output_ratio")
+        if output_size is None:
+            ratios = [output_ratio] * count if np.ndim(output_ratio) == 0 else list(output_ratio)
+            valid(len(ratios) == count, op, "output_ratio", output_ratio, f"a number, or {count} of them")
+            output_size = tuple(int(n * r) for n, r in zip(extents, ratios, strict=True))
+        sizes = each(output_size, count, op, "output_size")
+        valid(min(sizes) > 0 and min(kernel) > 0, op, "output_size", sizes, "1 or more, as of kernel_size")
+        fits = all(n + k - 1 <= m for n, k, m in zip(sizes, kernel, extents, strict=True))
+        require(fits, op, x.shape, f"extents of at least output_size + kernel_size - 1, {sizes} and {kernel}")
+        shape = (*x.shape[:2], count)
+        drawn: Any = uniform(key, shape, x.dtype) if _random_samples is None else knp.asarray(_random_samples)
+        require(drawn.shape == shape, op, drawn.shape, f"random samples of shape {shape}")
+        # PyTorch's samples for images are of the width first
+        order = range(count) if count == 3 else reversed(range(count))
+        index = [knp.arange(n).reshape([-1 if a == b else 1 for b in range(2 + 2 * count)])
+                 for a, n in enumerate(x.shape[:2])]  # fmt: skip
+        for a, of in enumerate(order):
+            starts = _spread(drawn[:, :, of].astype(x.dtype), extents[a], kernel[a], sizes[a])
+            lead = [1] * (2 * count)
+            lead[a], lead[count + a] = sizes[a], kernel[a]
+            at = starts[:, :, :, None] + knp.arange(kernel[a])
+            index.append(at.reshape((*x.shape[:2], *lead)))
+        seen = x[tuple(index)]
+        axes = tuple(range(2 + count, 2 + 2 * count))
+        top = seen.max(axis=axes)
+        made = narrow(top, like)
+        if not return_indices:
+            return made[0] if single else made
+        places = _places(extents)[tuple(index[2:])]
+        first = _first(seen, knp.expand_dims(top, axes), places, axes)
+        return (made[0], first[0]) if single else (made, first)
+
+    pool.__name__ = pool.__qualname__ = op
+    pool.__doc__ = f"""The largest element of each of windows that lie at random, about evenly; Graham 2014.
+
+    Args:
+        output_size: how many windows there are along the last axes, {count} of them.
+        output_ratio: the same as shares of the extents.
+        return_indices: return the places of these elements too.
+        _random_samples: in place of a key: numbers in [0, 1) of shape (batch, channels, {count}).
+        key: as of ``dropout``.
+    """
+    return Function(pool, ("kernel_size", "output_size", "output_ratio", "return_indices"), _draws)
+
+
+def _draws(given: Given) -> None:
+    if given.get("_random_samples") is None:
+        draws_key(given)
+
+
+def _spread(u: Any, n: int, size: int, places: int) -> Any:
+    """Return where windows over ``n`` elements begin, for each ``u`` a row of ``places``, the last one at the end."""
+    if places == 1:
+        return knp.full((*u.shape, 1), n - size)
+    step = np.asarray(n - size, u.dtype) / np.asarray(places - 1, u.dtype)
+    at = knp.arange(places).astype(u.dtype)
+    begun = knp.floor((at + u[..., None]) * step) - knp.floor(u[..., None] * step)
+    return knp.where(knp.arange(places) == places - 1, n - size, begun.astype(np.int64))
+
+
 def _bins(n: int, places: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the elements of each of ``places`` bins over ``n`` elements, and which of them count.
 
@@ -286,5 +358,6 @@ def _adaptive_max(count: int) -> Fn:
     return _named(pool, op, doc, "output_size", "return_indices")
 
 
+fractional_max_pool2d, fractional_max_pool3d = (_fractional_max(count) for count in (2, 3))
 adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (_adaptive_avg(count) for count in (1, 2, 3))
 adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (_adaptive_max(count) for count in (1, 2, 3))

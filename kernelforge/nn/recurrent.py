@@ -8,7 +8,10 @@ gates in PyTorch's order. Inputs are (length, batch, inputs), or (length, inputs
 order of the parameters of PyTorch's modules. States are (layers * directions, batch, hidden). Each layer reads the
 states of the one before, those of both directions side by side, after ``dropout``, with a key as there.
 
-States begin as zeros where ``hx`` is None.
+States begin as zeros where ``hx`` is None. All is computed in the dtype that inputs, states and weights promote to.
+
+*Sequences of several lengths* are padded, and ``lengths`` (batch,) says where each ends: states stay as they are in the
+padding, outputs are zeros there. That is what PyTorch does with packed sequences.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import optree
+
 import kernelforge.numpy as knp
 from kernelforge.control import scan
+from kernelforge.dtypes import as_dtype, promote
 from kernelforge.nn.activations import relu
-from kernelforge.nn.calls import Fn, Given, draws_key, function, require, valid
+from kernelforge.nn.calls import Fn, Given, draws_key, function, known, require, valid
 from kernelforge.nn.masking import dropout as masked
 from kernelforge.random import fold_in
 
@@ -78,49 +85,60 @@ Cell = Callable[..., tuple[Any, ...]]
 """From both projections and the state to the new state, of which the first part is the output."""
 
 
-def _initial(op: str, x: Any, hx: Any, parts: int, lead: tuple[int, ...], hidden: int) -> tuple[Any, ...]:
-    """Return the parts of the state to begin with, each of shape (*lead, batch, hidden)."""
-    shape = (*lead, *x.shape[1:-1], hidden)
+def _initial(op: str, x: Any, hx: Any, lead: tuple[int, ...], widths: Sequence[int]) -> tuple[Any, ...]:
+    """Return the parts of the state to begin with, each of shape (*lead, batch, its width)."""
+    shapes = [(*lead, *x.shape[1:-1], n) for n in widths]
     if hx is None:
-        return (knp.zeros(shape, x.dtype),) * parts
-    states = tuple(knp.asarray(h) for h in (hx if parts > 1 else (hx,)))
-    for h in states:
+        return tuple(knp.zeros(shape, x.dtype) for shape in shapes)
+    states = tuple(knp.asarray(h).astype(x.dtype) for h in (hx if len(widths) > 1 else (hx,)))
+    for h, shape in zip(states, shapes, strict=True):
         require(h.shape == shape, op, h.shape, f"states of shape {shape}")
     return states
 
 
-def _layer(op: str, cell: Cell, x: Any, state: tuple[Any, ...], weights: Sequence[Any], reverse: bool) -> Any:
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
+def _layer(
+    op: str, cell: Cell, x: Any, state: tuple[Any, ...], weights: Sequence[Any], inside: Any, reverse: bool
+) -> Any:
+    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = weights
 
-    def body(state: tuple[Any, ...], z: Any) -> Any:
-        new = cell(z, _project(op, state[0], weight_hh, bias_hh), *state)
-        return new, new[0]
+    def body(state: tuple[Any, ...], seen: Any) -> Any:
+        z, here = seen
+        out, *rest = cell(z, _project(op, state[0], weight_hh, bias_hh), *state)
+        new = (out if weight_hr is None else _project(op, out, weight_hr, None), *rest)
+        if here is None:
+            return new, new[0]
+        kept = tuple(knp.where(here, a, b) for a, b in zip(new, state, strict=True))
+        return kept, knp.where(here, new[0], 0)
 
-    last, states = scan(body, state, _project(op, x, weight_ih, bias_ih), reverse=reverse)
+    last, states = scan(body, state, (_project(op, x, weight_ih, bias_ih), inside), reverse=reverse)
     return states, last
 
 
 def _run(op: str, cell: Cell, parts: int, given: Given) -> tuple[Any, Any]:
     """Run the layers of a call, whose arguments are ``given``; return the outputs and the last states."""
-    x, bidirectional = knp.asarray(given["input"]), given["bidirectional"]
+    given = _common(given)
+    x, bidirectional = given["input"], given["bidirectional"]
     require(x.ndim in (2, 3), op, x.shape, "(length, batch, inputs), or without the batch")
     swapped = given["batch_first"] and x.ndim == 3
     x = knp.swapaxes(x, 0, 1) if swapped else x
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     several = isinstance(given["weight_ih"], list | tuple)
     valid(
         several or not bidirectional, op, "weight_ih", "an array", "a list of two for each layer, for both directions"
     )
     count = len(given["weight_ih"]) if several else 1
     columns = []
-    for name in names:
-        found = given[name] if several and given[name] is not None else [given[name]] * count
+    for name in WEIGHTS:
+        own = given.get(name)
+        found = own if several and own is not None else [own] * count
         valid(len(found) == count, op, name, f"a list of {len(found)}", f"as many as weight_ih has, {count}")
         columns.append(found)
     rows = list(zip(*columns, strict=True))
     directions = 2 if bidirectional else 1
     valid(count > 0 and count % directions == 0, op, "weight_ih", f"a list of {count}", f"{directions} for each layer")
-    state = _initial(op, x, given["hx"], parts, (count,) if several else (), knp.asarray(rows[0][1]).shape[-1])
+    width = knp.asarray(rows[0][1]).shape[-1]
+    hidden = width if rows[0][-1] is None else knp.asarray(rows[0][-1]).shape[-1]
+    state = _initial(op, x, given["hx"], (count,) if several else (), (width, hidden)[:parts])
+    inside = _inside(op, x, given["lengths"])
     lasts = []
     for i in range(0, count, directions):
         if i:
@@ -128,7 +146,7 @@ def _run(op: str, cell: Cell, parts: int, given: Given) -> tuple[Any, Any]:
         made = []
         for j in range(i, i + directions):
             own = tuple(h[j] for h in state) if several else state
-            states, last = _layer(op, cell, x, own, rows[j], given["reverse"] != (j > i))
+            states, last = _layer(op, cell, x, own, rows[j], inside, given["reverse"] != (j > i))
             made.append(states)
             lasts.append(last)
         x = knp.concatenate(made, axis=-1) if bidirectional else made[0]
@@ -136,30 +154,57 @@ def _run(op: str, cell: Cell, parts: int, given: Given) -> tuple[Any, Any]:
     return knp.swapaxes(x, 0, 1) if swapped else x, ends
 
 
+def _common(given: Given) -> Given:
+    """Return the arguments with all arrays in the dtype that they promote to."""
+    arrays = {"input": knp.asarray(given["input"])} | {name: given.get(name) for name in ("hx", *WEIGHTS)}
+    dtype = promote([as_dtype(knp.asarray(v).dtype) for v in optree.tree_leaves(arrays)], [])
+    dtype = np.dtype(np.float64) if dtype.kind in "biu" else dtype
+    cast: Given = optree.tree_map(lambda v: knp.asarray(v).astype(dtype), arrays)
+    return given | cast
+
+
+def _inside(op: str, x: Any, lengths: Any) -> Any:
+    """Return where sequences have not ended, of shape (length, batch, 1), or None where all are whole."""
+    if lengths is None:
+        return None
+    ends = knp.asarray(lengths)
+    require(ends.shape == x.shape[1:-1], op, ends.shape, f"lengths of shape {x.shape[1:-1]}")
+    return (knp.arange(x.shape[0]).reshape((-1, *(1,) * ends.ndim)) < ends)[..., None]
+
+
 def _of_layer(key: Any, layer: int) -> Any:
     return None if key is None else fold_in(key, layer)
 
 
-def _draws(given: Given) -> None:
+def _checked(given: Given) -> None:
+    """Check known lengths, and draw the key of dropout."""
+    ends = known(given["lengths"]) if given.get("lengths") is not None else None
+    if ends is not None:
+        shape = np.shape(given["input"])
+        length = shape[1 if given.get("batch_first") and len(shape) == 3 else 0]
+        fits = ((ends >= 0) & (ends <= length)).all()
+        valid(bool(fits), "lengths of sequences", "lengths", ends.tolist(), f"integers from 0 to {length}")
     p = given.get("dropout", 0.0)
     several = isinstance(given["weight_ih"], list | tuple) and len(given["weight_ih"]) > 1
     if several and not (isinstance(p, int | float) and p == 0):
         draws_key(given, "dropout_key")
 
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 STATIC = ("reverse", "bidirectional", "batch_first")
 
 
-@function(*STATIC, "nonlinearity", before=_draws)
+@function(*STATIC, "nonlinearity", before=_checked)
 def rnn(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     nonlinearity: str = "tanh", reverse: bool = False, bidirectional: bool = False, batch_first: bool = False,
-    dropout: Any = 0.0, dropout_key: Any = None,
+    dropout: Any = 0.0, dropout_key: Any = None, lengths: Any = None,
 ) -> Any:  # fmt: skip
     """Run ``rnn_cell`` along axis 0; return the states (length, ..., hidden) and the last ones.
 
     Args:
         batch_first: the input and the states are (batch, length, ...).
+        lengths: of each sequence, where they are padded.
     """
     given = locals()
     step = _rnn_step(nonlinearity)
@@ -167,31 +212,34 @@ def rnn(
     return states, last[0]
 
 
-@function(*STATIC, before=_draws)
+@function(*STATIC, before=_checked)
 def lstm(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     reverse: bool = False, bidirectional: bool = False, batch_first: bool = False, dropout: Any = 0.0,
-    dropout_key: Any = None,
+    dropout_key: Any = None, weight_hr: Any = None, lengths: Any = None,
 ) -> Any:  # fmt: skip
     """Run ``lstm_cell`` along axis 0 from ``hx``, (h, c); return all h and the last (h, c).
 
     Args:
         batch_first: the input and the states are (batch, length, ...).
+        weight_hr: of shape (projected, hidden): h is its product with what the cell gives, PyTorch's ``proj_size``.
+        lengths: of each sequence, where they are padded.
     """
     given = locals()
     return _run("lstm", lambda z, rest, h, c: _lstm_step(z, rest, c), 2, given)
 
 
-@function(*STATIC, before=_draws)
+@function(*STATIC, before=_checked)
 def gru(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None,
     reverse: bool = False, bidirectional: bool = False, batch_first: bool = False, dropout: Any = 0.0,
-    dropout_key: Any = None,
+    dropout_key: Any = None, lengths: Any = None,
 ) -> Any:  # fmt: skip
     """Run ``gru_cell`` along axis 0; return the states (length, ..., hidden) and the last ones.
 
     Args:
         batch_first: the input and the states are (batch, length, ...).
+        lengths: of each sequence, where they are padded.
     """
     given = locals()
     states, last = _run("gru", lambda z, rest, h: (_gru_step(z, rest, h),), 1, given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,42 @@ import kernelforge.numpy as knp
 from kernelforge.nn.calls import each, function, narrow, require, valid, wide
 from kernelforge.nn.pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
-MODES = {"nearest": 0, "nearest-exact": 0, "linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2, "area": 0}
+MODES = {
+    "nearest": 0,
+    "nearest-exact": 0,
+    "linear": 1,
+    "bilinear": 2,
+    "trilinear": 3,
+    "bicubic": 2,
+    "lanczos": 2,
+    "area": 0,
+}
 """How many axes each mode is for; 0 for one to three."""
 
 CUBIC = -0.75
 """Keys 1981, the parameter a of the convolution kernel, as PyTorch has it."""
+
+SMOOTH: dict[str, tuple[float, Callable[[Any], Any]]] = {
+    "bilinear": (1.0, lambda d: 1 - d),
+    "bicubic": (2.0, lambda d: np.where(d < 1, _cubic_near(d, -0.5), _cubic_far(d, -0.5))),
+    "lanczos": (3.0, lambda d: np.sinc(d) * np.sinc(d / 3)),
+}
+"""Of each mode with antialiasing how far its filter reaches, and its weight at a distance; as Pillow has them."""
 
 Taps = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]]
 
 
 def _cubic_weights(t: Any) -> list[Any]:
     """The weights of the elements at -1, 0, 1 and 2 for a place ``t`` in [0, 1); Keys 1981, equation 15."""
+    return [_cubic_far(t + 1), _cubic_near(t), _cubic_near(1 - t), _cubic_far(2 - t)]
 
-    def near(x: Any) -> Any:
-        return ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
 
-    def far(x: Any) -> Any:
-        return ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
+def _cubic_near(x: Any, a: float = CUBIC) -> Any:
+    return ((a + 2) * x - (a + 3)) * x * x + 1
 
-    return [far(t + 1), near(t), near(1 - t), far(2 - t)]
+
+def _cubic_far(x: Any, a: float = CUBIC) -> Any:
+    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
 
 
 def _taps(n: int, places: int, scale: float, mode: str, align_corners: bool) -> Taps:
@@ -62,7 +79,24 @@ def _resized(x: Any, axis: int, taps: Taps) -> Any:
     return made
 
 
-@function("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+def _smoothed(x: Any, axis: int, places: int, scale: float, mode: str) -> Any:
+    """Resize an axis by a filter that is as wide as what each place is made of, where that is more than an element."""
+    n = x.shape[axis]
+    reach, filtered = SMOOTH[mode]
+    wide = max(scale, 1.0)
+    centre = (np.arange(places) + 0.5) * scale
+    first = np.maximum((centre - reach * wide + 0.5).astype(int), 0)
+    last = np.minimum((centre + reach * wide + 0.5).astype(int), n)
+    at = first[:, None] + np.arange((last - first).max())
+    distance = np.abs(at + 0.5 - centre[:, None]) / wide
+    weights = np.where((at < last[:, None]) & (distance < reach), filtered(distance), 0)
+    weights = (weights / weights.sum(1, keepdims=True)).astype(x.dtype)
+    shape = [-1 if a in (axis, axis + 1) else 1 for a in range(x.ndim + 1)]
+    shape[axis : axis + 2] = weights.shape
+    return (knp.take(x, np.minimum(at, n - 1), axis=axis) * weights.reshape(shape)).sum(axis=axis + 1)
+
+
+@function("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 def interpolate(
     input: Any,
     size: int | Sequence[int] | None = None,
@@ -70,15 +104,17 @@ def interpolate(
     mode: str = "nearest",
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
 ) -> Any:
     """Resize the axes after those of the batch and of channels.
 
     Args:
         size: of the result; or give ``scale_factor``, how many times larger it is, rounded down.
         mode: ``nearest``, ``nearest-exact``, ``area`` for one to three axes; ``linear`` for one, ``bilinear`` and
-            ``bicubic`` for two, ``trilinear`` for three. There is no antialiasing.
+            ``bicubic`` for two, ``trilinear`` for three; ``lanczos`` for two, with ``antialias``.
         align_corners: whether the centres of the elements at the corners stay where they are, and not their corners.
         recompute_scale_factor: take the ratio of the extents where elements lie, not ``scale_factor`` itself.
+        antialias: widen the filters of modes for two axes where the result is smaller, so that all elements count.
     """
     op = "interpolate"
     like = knp.asarray(input)
@@ -86,6 +122,8 @@ def interpolate(
     count = x.ndim - 2
     require(1 <= count <= 3, op, x.shape, "axes for batch, channels and one to three more")
     valid(mode in MODES and MODES[mode] in (0, count), op, "mode", mode, f"one for {count} axes")
+    valid(antialias or mode != "lanczos", op, "mode", mode, "another one, or antialias=True")
+    valid(not antialias or mode in SMOOTH, op, "antialias", antialias, f"False for mode={mode!r}")
     valid(align_corners is None or MODES[mode] > 0, op, "align_corners", align_corners, f"None for mode={mode!r}")
     valid((size is None) != (scale_factor is None), op, "size", size, "it or scale_factor, and not both")
     extents = x.shape[2:]
@@ -102,6 +140,10 @@ def interpolate(
         return (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[count - 1](like, sizes)
     for a, (n, places) in enumerate(zip(extents, sizes, strict=True)):
         ratio = ratios[a] if ratios else n / places
+        if antialias:
+            ends = (n - 1) / max(places - 1, 1) * (places > 1)
+            x = _smoothed(x, a + 2, places, ends if align_corners else ratio, mode)
+            continue
         x = _resized(x, a + 2, _taps(n, places, ratio, mode, bool(align_corners)))
     return narrow(x, like)
 

@@ -52,6 +52,7 @@ class Sliding:
         self.sizes = each(sizes, count, op, "kernel_size")
         self.strides = each(strides, count, op, "stride")
         self.dilations = each(dilations, count, op, "dilation")
+        valid(min(self.sizes, default=1) > 0, op, "kernel_size", sizes, "1 or more")
         valid(min(self.strides, default=1) > 0, op, "stride", strides, "1 or more")
         valid(min(self.dilations, default=1) > 0, op, "dilation", dilations, "1 or more")
         self.reach = tuple((size - 1) * d + 1 for size, d in zip(self.sizes, self.dilations, strict=True))

@@ -126,6 +126,37 @@ def _unpool(d: Draw, name: str) -> Case:
     return Case(name, (x, at), expected, {"kernel_size": kernel, "stride": stride, "output_size": sizes})
 
 
+@drawn("fractional_max_pool2d", "fractional_max_pool3d")
+def _fractional(d: Draw, name: str) -> Case:
+    k = 3 if "3" in name else 2
+    kernel, sizes = ([d.whole(1, 3) for _ in range(k)] for _ in range(2))
+    x = _batches(d, d.whole(1, 2), [n + m - 1 + d.whole(1, 4) for n, m in zip(kernel, sizes, strict=True)])
+    samples = d.uniform(*(x.shape[:2] if x.ndim == k + 2 else (1, x.shape[0])), k, low=0, high=1)
+    indices = d.flag()
+
+    def expected(x, kernel, sizes, output_ratio, return_indices, u):
+        y = x.reshape(u.shape[0], u.shape[1], *x.shape[-k:])
+        made, at = np.zeros((*u.shape[:2], *sizes)), np.zeros((*u.shape[:2], *sizes), int)
+        places = np.arange(math.prod(x.shape[-k:])).reshape(x.shape[-k:])
+        for i in np.ndindex(made.shape):
+            window = []
+            for a, (n, size, count) in enumerate(zip(x.shape[-k:], kernel, sizes, strict=True)):
+                own = u[i[:2]][a if k == 3 else 1 - a]
+                step = (n - size) / max(count - 1, 1)
+                last = i[2 + a] == count - 1
+                start = n - size if last else int((i[2 + a] + own) * step) - int(own * step)
+                window.append(slice(start, start + size))
+            seen = y[i[:2]][tuple(window)]
+            made[i], at[i] = seen.max(), places[tuple(window)].flat[seen.argmax()]
+        found = (made, at) if return_indices else made
+        return found if x.ndim == k + 2 else _first(found)
+
+    def theirs(f, x, kernel, sizes, ratio, indices, u):
+        return getattr(f, name)(x, kernel, sizes, ratio, indices, u)
+
+    return Case(name, (x, tuple(kernel), tuple(sizes), None, indices, samples), expected, torch=theirs, orders=1)
+
+
 @drawn("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def _avg_pool(d: Draw, name: str) -> Case:
     k = COUNTS[name]
@@ -205,13 +236,17 @@ def _interpolate(d: Draw, name: str) -> Case:
     modes = {1: ("nearest", "nearest-exact", "area", "linear"), 2: ("nearest", "area", "bilinear", "bicubic"),
              3: ("nearest", "nearest-exact", "area", "trilinear")}  # fmt: skip
     mode = d.one(*modes[count])
+    smooth = count == 2 and d.flag()
+    if smooth:
+        mode = d.one("bilinear", "bicubic", "lanczos")
     x = d.normal(d.whole(1, 2), d.whole(1, 2), *[d.whole(1, 6) for _ in range(count)])
-    options: dict[str, Any] = {"mode": mode}
+    options: dict[str, Any] = {"mode": mode} | ({"antialias": True} if smooth else {})
     if mode.endswith(("linear", "cubic")):
         options |= d.some(align_corners=d.flag())
     if mode != "area" and d.flag():
         # quarters are exact in f32 too, in which PyTorch finds nearest places
-        options["scale_factor"] = tuple(d.one(1.0, 1.25, 1.5, 2.0, 2.5, 3.0) for _ in range(count))
+        small = (0.25, 0.5) if smooth and min(x.shape[2:]) >= 4 else ()
+        options["scale_factor"] = tuple(d.one(*small, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0) for _ in range(count))
     else:
         options["size"] = d.one(tuple(d.whole(1, 8) for _ in range(count)), d.whole(1, 8))
     return Case(name, (x,), resizing._interpolate, options, loose=10)
@@ -270,6 +305,68 @@ def _attention(d: Draw, name: str) -> Case:
     return Case(name, args, sequences._attention, options, wrt=wrt, orders=1, loose=5)
 
 
+@drawn("multi_head_attention_forward")
+def _heads(d: Draw, name: str) -> Case:
+    n, m, batch, heads, separate = d.whole(1, 4), d.whole(1, 4), d.whole(1, 2), d.whole(1, 3), d.flag()
+    width = heads * d.whole(1, 3)
+    widths = (width, d.whole(1, 4), d.whole(1, 4)) if separate else (width,) * 3
+    inputs = [d.normal(length, batch, w) for length, w in zip((n, m, m), widths, strict=True)]
+    options = {"need_weights": d.flag(), "use_separate_proj_weight": separate} | d.some(average_attn_weights=False)
+    if separate:
+        options |= {f"{x}_proj_weight": d.normal(width, w) for x, w in zip("qkv", widths, strict=True)}
+    bias, kind, static = d.flag(), d.one(None, "hidden", "added", "causal"), d.flag()
+    if kind == "added":
+        options |= {"attn_mask": d.normal(batch * heads, n, m)} | d.some(key_padding_mask=d.normal(batch, m))
+    elif kind is not None:
+        hidden = (d.uniform(n, m) < 0.3) if kind == "hidden" else ~np.tri(n, m, dtype=bool)
+        padding = d.uniform(batch, m) < 0.3
+        hidden[:, 0] = padding[:, 0] = False
+        options |= {"attn_mask": hidden} | d.some(key_padding_mask=padding)
+    if static and not bias:
+        options |= {f"static_{x}": d.normal(batch * heads, m, width // heads) for x in "kv"}
+    if kind == "causal" and not bias:
+        options["is_causal"] = True
+    more = bias and d.flag()
+    w, b = None if separate else d.normal(3 * width, width), d.normal(3 * width) if d.flag() else None
+    extra = [d.normal(1, 1, width) if bias else None for _ in range(2)]
+    args = (*inputs, width, heads, w, b, *extra, more, 0.0, d.normal(width, width), d.normal(width))
+
+    def expected(
+        q, k, v, width, heads, w, b, bias_k, bias_v, more, p, wo, bo, need_weights, average_attn_weights=True,
+        attn_mask=None, key_padding_mask=None, static_k=None, static_v=None, is_causal=False, **of,
+    ):  # fmt: skip
+        ws = np.split(w, 3) if w is not None else [of[f"{x}_proj_weight"] for x in "qkv"]
+        bs = np.zeros((3, width)) if b is None else np.split(b, 3)
+        q, k, v = (x @ w.T + c for x, w, c in zip((q, k, v), ws, bs, strict=True))
+        out, shares = np.zeros((n, batch, width)), np.zeros((batch, heads, n, m + bias + more))
+        for i, h in np.ndindex(batch, heads):
+            at = slice(h * width // heads, (h + 1) * width // heads)
+            keys, values = (
+                s[i * heads + h] if s is not None else x[:, i, at] for x, s in ((k, static_k), (v, static_v))
+            )
+            mask = np.zeros((n, m))
+            for given in (
+                None if attn_mask is None else attn_mask[i * heads + h] if attn_mask.ndim == 3 else attn_mask,
+                None if key_padding_mask is None else key_padding_mask[i],
+            ):
+                if given is not None:
+                    mask = mask + (np.where(given, -np.inf, 0) if given.dtype == bool else given)
+            for added in (bias_k is not None and (bias_k[0, 0, at], bias_v[0, 0, at]), more and (0 * keys[0],) * 2):
+                if added:
+                    keys, values = np.vstack([keys, added[0]]), np.vstack([values, added[1]])
+                    mask = np.pad(mask, ((0, 0), (0, 1)))
+            scores = q[:, i, at] @ keys.T / np.sqrt(width // heads) + mask
+            shares[i, h] = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            out[:, i, at] = shares[i, h] @ values
+        return out @ wo.T + bo, (shares.mean(1) if average_attn_weights else shares) if need_weights else None
+
+    return Case(name, args, expected, options, wrt=_floats(args), orders=1, loose=10)
+
+
+def _floats(args: Any) -> tuple[int, ...]:
+    return tuple(i for i, a in enumerate(args) if isinstance(a, np.ndarray))
+
+
 @drawn("rotary_embedding")
 def _rotary(d: Draw, name: str) -> Case:
     x = d.normal(*d.shape(0, 2, high=3), d.whole(1, 4), 2 * d.whole(1, 3))
@@ -303,12 +400,40 @@ def _recurrent(d: Draw, name: str) -> Case:
     count = layers * directions
     inputs = [n if i < directions else hidden * directions for i in range(count)]
     weights = [[d.normal(gates * hidden, m) for m in inputs], [d.normal(gates * hidden, hidden) for _ in inputs]]
-    weights += [[d.normal(gates * hidden) for _ in inputs] for _ in range(2)] if d.flag() else []
-    state: Any = tuple(d.normal(count, batch, hidden) for _ in range(2 if name == "lstm" else 1))
+    biased = d.flag()
+    weights += [[d.normal(gates * hidden) for _ in inputs] for _ in range(2)] if biased else []
+    projected = d.whole(1, 2) if name == "lstm" and hidden > 2 else 0
+    shown = projected or hidden
+    if projected:
+        inputs = [n if i < directions else projected * directions for i in range(count)]
+        weights[0] = [d.normal(gates * hidden, m) for m in inputs]
+        weights[1] = [d.normal(gates * hidden, projected) for _ in inputs]
+    state: Any = tuple(d.normal(count, batch, w) for w in ((shown, hidden) if name == "lstm" else (shown,)))
     state = state if name == "lstm" else state[0]
-    options = {"bidirectional": directions == 2, "batch_first": first}
+    options: dict[str, Any] = {"bidirectional": directions == 2, "batch_first": first}
+    if projected:
+        options["weight_hr"] = [d.normal(projected, hidden) for _ in inputs]
+    if d.flag():
+        options["lengths"] = d.integers(length + 1, batch, low=1)
 
-    def expected(x, hx, *weights, bidirectional, batch_first):
+    def expected(x, hx, *weights, bidirectional, batch_first, weight_hr=None, lengths=None):
+        if lengths is not None:
+            rows = [
+                expected(
+                    x[i : i + 1, :end] if batch_first else x[:end, i : i + 1],
+                    tuple(s[:, i : i + 1] for s in hx) if name == "lstm" else hx[:, i : i + 1],
+                    *weights, bidirectional=bidirectional, batch_first=batch_first, weight_hr=weight_hr,
+                )
+                for i, end in enumerate(lengths)
+            ]  # fmt: skip
+            axis = 1 if batch_first else 0
+            outs = [
+                np.pad(o, [(0, length - end if a == axis else 0) for a in range(3)])
+                for (o, _), end in zip(rows, lengths, strict=True)
+            ]
+            ends = [h for _, h in rows]
+            whole = tuple(np.concatenate(p, 1) for p in zip(*ends, strict=True)) if name == "lstm" else None
+            return np.concatenate(outs, 1 - axis), np.concatenate(ends, 1) if whole is None else whole
         x = np.swapaxes(x, 0, 1) if batch_first else x
         lasts = []
         for i in range(0, count, directions):
@@ -316,18 +441,35 @@ def _recurrent(d: Draw, name: str) -> Case:
             for j in range(i, i + directions):
                 h = tuple(s[j] for s in hx) if name == "lstm" else hx[j]
                 own = [w[j] for w in weights]
-                out, last = sequences._along(cell, np.stack)(x, h, *own, reverse=j > i)
+
+                def step(x, h, *w, j=j):
+                    new = cell(x, h, *w)
+                    return new if weight_hr is None else (new[0] @ weight_hr[j].T, new[1])
+
+                out, last = sequences._along(step, np.stack)(x, h, *own, reverse=j > i)
                 made.append(out)
                 lasts.append(last)
             x = np.concatenate(made, -1)
         ends = tuple(np.stack(v) for v in zip(*lasts, strict=True)) if name == "lstm" else np.stack(lasts)
         return (np.swapaxes(x, 0, 1) if batch_first else x), ends
 
-    def torch(_, x, hx, *weights, bidirectional, batch_first):
+    def torch(_, x, hx, *weights, bidirectional, batch_first, weight_hr=None, lengths=None):
+        lib = importlib.import_module("torch")
+        weights = weights if weight_hr is None else (*weights, [lib.tensor(w) for w in weight_hr])
         flat = [w[i] for i in range(count) for w in weights]
-        fn = getattr(importlib.import_module("torch"), "rnn_tanh" if name == "rnn" else name)
+        fn = getattr(lib, "rnn_tanh" if name == "rnn" else name)
         hx = list(hx) if name == "lstm" else hx
-        out, *ends = fn(x, hx, flat, len(weights) > 2, layers, 0.0, False, bidirectional, batch_first)
+        if lengths is not None:
+            rnn = lib.nn.utils.rnn
+            packed = rnn.pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+            order = packed.sorted_indices
+            hx = [h[:, order] for h in hx] if name == "lstm" else hx[:, order]
+            out, *ends = fn(packed.data, packed.batch_sizes, hx, flat, biased, layers, 0.0, False, bidirectional)
+            whole = rnn.PackedSequence(out, packed.batch_sizes, order, packed.unsorted_indices)
+            out, _ = rnn.pad_packed_sequence(whole, batch_first, total_length=length)
+            ends = [h[:, packed.unsorted_indices] for h in ends]
+            return out, tuple(ends) if name == "lstm" else ends[0]
+        out, *ends = fn(x, hx, flat, biased, layers, 0.0, False, bidirectional, batch_first)
         return out, tuple(ends) if name == "lstm" else ends[0]
 
     x = d.normal(batch, length, n) if first else d.normal(length, batch, n)

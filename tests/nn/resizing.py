@@ -34,7 +34,21 @@ def _line(n, m, ratio, mode, align):
     return made
 
 
-def _interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None):
+def _smooth_line(n, m, ratio, mode):
+    """Return the matrix of a filter that is as wide as what each of ``m`` places is made of."""
+    made = np.zeros((m, n))
+    wide = max(ratio, 1)
+    reach = {"bilinear": 1, "bicubic": 2, "lanczos": 3}[mode] * wide
+    for i, j in np.ndindex(m, n):
+        at = (i + 0.5) * ratio
+        if max(int(at - reach + 0.5), 0) <= j < min(int(at + reach + 0.5), n):
+            t = (j + 0.5 - at) / wide
+            smooth = np.sinc(t) * np.sinc(t / 3) * (abs(t) < 3) if mode == "lanczos" else _cubic(t, -0.5)
+            made[i, j] = max(0, 1 - abs(t)) if mode == "bilinear" else smooth
+    return made / made.sum(1, keepdims=True)
+
+
+def _interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None, antialias=False):
     k = x.ndim - 2
     factors = np.broadcast_to(scale_factor, (k,)) if scale_factor else None
     sizes = (
@@ -42,7 +56,12 @@ def _interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=
     )
     for a, m in enumerate(sizes):
         n = x.shape[a + 2]
-        line = _line(n, m, 1 / factors[a] if scale_factor else n / m, mode, align_corners)
+        ratio = 1 / factors[a] if scale_factor else n / m
+        if antialias:
+            ratio = ((n - 1) / (m - 1) if m > 1 else 0) if align_corners else ratio
+            line = _smooth_line(n, m, ratio, mode)
+        else:
+            line = _line(n, m, ratio, mode, align_corners)
         x = np.moveaxis(np.moveaxis(x, a + 2, -1) @ line.T, -1, a + 2)
     return x
 

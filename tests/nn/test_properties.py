@@ -322,6 +322,39 @@ REFUSED = [
     (lambda: nn.one_hot(np.array([3]), 3), "one_hot: tensor=3 is not valid; expected integers from 0 to 2"),
     (lambda: kf.jit(nn.one_hot)(np.array([3])),
      "one_hot: num_classes=-1 is not valid; expected the number of classes, which is not known while a function"),
+    (lambda: nn.one_hot(np.zeros(0, int)),
+     "num_classes=-1 is not valid; expected the number of classes, as no elements"),
+    (lambda: nn.one_hot(np.array([3]), -2),
+     "one_hot: num_classes=-2 is not valid; expected 1 or more, or -1 to find it"),
+    (lambda: nn.max_pool1d(X[None], 0), "max_pool1d: kernel_size=0 is not valid; expected 1 or more"),
+    (lambda: nn.huber_loss(X, X, delta=0), "huber_loss: delta=0 is not valid; expected above 0"),
+    (lambda: nn.binary_cross_entropy(G * 0 + 2, G * 0),
+     "binary_cross_entropy: input=2.0 is not valid; expected probabilities from 0 to 1"),
+    (lambda: nn.binary_cross_entropy(G * 0, G * 0 - 1), "binary_cross_entropy: target=-1.0 is not valid"),
+    (lambda: nn.gaussian_nll_loss(G, G, -1.0), "gaussian_nll_loss: var=-1.0 is not valid; expected 0 or more"),
+    (lambda: nn.gaussian_nll_loss(X, X, np.ones((1, 1))),
+     "gaussian_nll_loss: shapes (12, 20) and (1, 1) do not fit; expected variances of the input's shape, one axis 1"),
+    (lambda: nn.mse_loss(X, X, weight=G), "mse_loss: shapes (12, 20) and (20,) do not fit; expected weights of the"),
+    (lambda: nn.huber_loss(X, X, weight=G),
+     "huber_loss: shapes (12, 20) and (20,) do not fit; expected weights of the"),
+    (lambda: nn.margin_ranking_loss(X, X, X[:1]),
+     "shapes (12, 20), (12, 20) and (1, 20) do not fit; expected one shape for input1, input2, target"),
+    (lambda: nn.cosine_embedding_loss(X, X, G[:1]), "shapes (12, 20) and (1,) do not fit; expected a target of (12,)"),
+    (lambda: nn.cosine_embedding_loss(X, X[:1], G[:12]), "shapes (12, 20) and (1, 20) do not fit; expected one shape"),
+    (lambda: nn.triplet_margin_loss(X, X, X[:1]), "expected one shape for anchor, positive, negative"),
+    (lambda: nn.triplet_margin_with_distance_loss(X, X, G), "expected one shape for anchor, positive, negative"),
+    (lambda: nn.interpolate(IMAGE, 3, mode="lanczos"),
+     "mode='lanczos' is not valid; expected another one, or antialias"),
+    (lambda: nn.interpolate(IMAGE, 3, antialias=True),
+     "antialias=True is not valid; expected False for mode='nearest'"),
+    (lambda: nn.fractional_max_pool2d(IMAGE, 3, 7), "expected extents of at least output_size + kernel_size - 1"),
+    (lambda: nn.fractional_max_pool2d(IMAGE, 3), "output_size=None is not valid; expected it or output_ratio"),
+    (lambda: nn.gru(X[:, :, None], None, X[:6, :1], X[:6, :2], lengths=np.full(20, 13)),
+     "expected integers from 0 to 12"),
+    (lambda: nn.gru(X[:, :, None], None, X[:6, :1], X[:6, :2], lengths=np.ones(3, int)),
+     "expected lengths of shape (20,)"),
+    (lambda: nn.multi_head_attention_forward(*[X[:, None]] * 3, 20, 3, X, None, None, None, False, 0.0, X, None),
+     "multi_head_attention_forward: num_heads=3 is not valid; expected a divisor of the width 20"),
     (lambda: nn.pdist(G), "pdist: shapes (20,) do not fit; expected (rows, width)"),
     (lambda: nn.feature_alpha_dropout(G, key=kf.random.key(0)), "axes for the batch and for channels, at least"),
 ]  # fmt: skip
@@ -347,6 +380,55 @@ def test_ctc_keeps_the_dtype() -> None:
     log_p = np.log(np.full((4, 1, 3), 1 / 3, np.float32))
     assert np.asarray(kf.nn.ctc_loss(log_p, np.array([[1, 2]]), np.array([4]), np.array([2]))).dtype == np.float32
     assert np.asarray(kf.nn.gaussian_nll_loss(log_p, log_p, 1.0)).dtype == np.float32
+
+
+def test_integers_take_the_dtype_of_floats() -> None:
+    ones = np.ones((2, 3), int)
+    for made in (
+        nn.mse_loss(X[:2, :3], ones), nn.binary_cross_entropy_with_logits(X[:2, :3], ones), nn.l1_loss(ones, X[:2, :3]),
+        nn.multilabel_soft_margin_loss(X[:2, :3], ones, weight=ones[0]), nn.pairwise_distance(X[:2, :3], ones),
+        nn.cross_entropy(X[:2, :3], ones[:, 0], weight=ones[0]), nn.smooth_l1_loss(X[:2, :3].astype(np.float16), ones),
+    ):  # fmt: skip
+        assert made.dtype == np.float32
+    assert nn.mse_loss(ones, ones).dtype == np.float64
+
+
+def test_recurrent_layers_promote() -> None:
+    w, u = X[:6, :4], X[:6, :6]
+    for dtype, expected in ((np.float16, np.float32), (np.float64, np.float64), (np.int64, np.float64)):
+        states, last = nn.rnn(np.ones((3, 2, 4), dtype), np.ones((2, 6), dtype), w, u)
+        assert states.dtype == last.dtype == expected
+
+
+def test_dropout_of_heads() -> None:
+    def call(*args: Any, **options: Any) -> Any:
+        return nn.multi_head_attention_forward(
+            *[X[:, None]] * 3, 20, 2, np.ones((60, 20), F32), None, None, None, False, 0.5, np.eye(20, dtype=F32), None,
+            *args, **options,
+        )  # fmt: skip
+
+    key = kf.random.key(3)
+    shares = np.asarray(call(dropout_key=key)[1])
+    assert (shares != np.asarray(call(dropout_key=kf.random.key(4))[1])).any()
+    assert call(need_weights=False, dropout_key=key)[1] is None
+    np.testing.assert_array_equal(call(False)[0], call(False, dropout_key=key)[0])
+
+
+def test_windows_at_random() -> None:
+    found = [np.asarray(nn.fractional_max_pool2d(IMAGE, 3, output_ratio=0.5, key=kf.random.key(i))) for i in (0, 0, 1)]
+    assert found[0].shape == (2, 3, 4, 4)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
+def test_bags_with_offsets_that_are_not_known() -> None:
+    table, ids, starts = normal(5, 2), np.array([4, 1, 1, 0, 2]), np.array([0, 2, 2, 5])
+    for mode in ("sum", "mean", "max"):
+        known = nn.embedding_bag(ids, table, starts, mode=mode)
+        found = kf.jit(lambda i, t, s, mode=mode: nn.embedding_bag(i, t, s, mode=mode))(ids, table, starts)
+        np.testing.assert_array_equal(found, known)
+    ended = nn.embedding_bag(ids, table, np.array([0, 2, 3]), include_last_offset=True, mode="sum")
+    np.testing.assert_allclose(ended, [table[4] + table[1], table[1]])
 
 
 def test_places_before_the_first_are_left_out() -> None:
