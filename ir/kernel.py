@@ -300,7 +300,8 @@ def _fold(name: str, a: Expr, b: Expr, dtype: str) -> Expr | None:
         return None
     if x is not None and y is not None and dtype == "i64":
         known = name in _CONSTANT and (y != 0 or name not in ("floordiv", "mod"))
-        return Const(_CONSTANT[name](int(x), int(y)), dtype) if known else None
+        # wraps, as it would at run time
+        return Const((_CONSTANT[name](int(x), int(y)) + (1 << 63)) % (1 << 64) - (1 << 63), dtype) if known else None
     if (y == 0 and name in ("add", "sub")) or (y == 1 and name in ("mul", "floordiv")):
         return a
     if (x == 0 and name == "add") or (x == 1 and name == "mul"):

@@ -6,6 +6,7 @@ that uses them still runs under NumPy. Functions may close over anything, traced
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -104,6 +105,7 @@ def scan(f: Fn, init: Any, xs: Any = None, length: int | None = None, reverse: b
 
 
 def _length(leaves: Sequence[Any], xs: Any, length: int | None) -> int:
+    length = None if length is None else operator.index(length)
     names = [accessor.codify("xs") for accessor in optree.tree_structure(xs).accessors()]
     for leaf, name in zip(leaves, names, strict=True):
         if np.ndim(leaf) == 0:
@@ -112,8 +114,9 @@ def _length(leaves: Sequence[Any], xs: Any, length: int | None) -> int:
             length = leaf.shape[0]
         elif leaf.shape[0] != length:
             raise LengthMismatch(name=name, found=leaf.shape[0], expected=f"{length}, as length or another array says")
-    if length is None:
-        raise LengthMismatch(name="xs=None", found="no extent", expected="length=, the number of steps")
+    if length is None or length < 0:
+        found = "no extent" if length is None else f"length={length}"
+        raise LengthMismatch(name="xs=None", found=found, expected="length=, the number of steps")
     return length
 
 

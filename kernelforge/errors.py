@@ -261,6 +261,10 @@ class UnsupportedFunction(KernelforgeError, TypeError):
     template = "{name} is not supported in compiled functions{reason}"
 
 
+class UnsupportedAttribute(KernelforgeError, AttributeError):
+    template = "{found} has no {name}, which NumPy's arrays have: {instead}"
+
+
 class UnsupportedArgument(KernelforgeError, TypeError):
     template = "{op}: {name}={found} is not supported; {expected}"
 

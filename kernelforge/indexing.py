@@ -299,6 +299,8 @@ def put(x: Sym, key: Any, value: Sym, mode: str) -> Sym:
         mode: of ``scatter``: ``set``, ``add``, ``mul``, ``max`` or ``min``.
     """
     value = value.astype(x.dtype)
+    if x.dtype.kind == "b":
+        mode = {"add": "max", "mul": "min"}.get(mode, mode)
     mask = mask_of(x, key)
     if mask is not None:
         return _put_mask(x, mask, value, mode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -20,7 +21,7 @@ from kernelforge.config import CURRENT, Config
 from kernelforge.config import current as current_config
 from kernelforge.devices import CHOSEN
 from kernelforge.devices import current as current_device
-from kernelforge.errors import InvalidArgument, MixedDevices, UnhashableStatic, UnknownStatic
+from kernelforge.errors import InvalidArgument, InvalidParameter, MixedDevices, UnhashableStatic, UnknownStatic
 from kernelforge.ir.build import BUILDERS, tracing
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.text import print_graph, print_kernel
@@ -227,6 +228,8 @@ class Jit:
     __wrapped__: Fn
 
     def __init__(self, fn: Fn, static_argnames: Sequence[str] | str, static_argnums: Sequence[int] | int) -> None:
+        if not callable(fn):
+            raise InvalidParameter(op="jit", name="fn", found=fn, expected="a function")
         functools.update_wrapper(self, fn)
         names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
         nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
@@ -241,6 +244,21 @@ class Jit:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        # by name where that finds it, as functions are; anew elsewhere
+        found: Any = sys.modules.get(self.__module__)
+        name = name_of(self)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        statics = tuple(sorted(self._static_names)), tuple(sorted(self._static_nums))
+        return name if found is self else (Jit, (self.__wrapped__, *statics))
+
+    def __copy__(self) -> Jit:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Jit:
+        return self
 
     if TYPE_CHECKING:
 

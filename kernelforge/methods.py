@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from kernelforge.errors import ImmutableArray, UnsupportedArgument, UnsupportedFunction
+from kernelforge.dtypes import as_dtype
+from kernelforge.errors import ImmutableArray, UnsupportedArgument, UnsupportedAttribute, UnsupportedFunction
+from kernelforge.ir.build import user_line
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """The array namespace: NumPy's name (``linalg.norm`` for those of its submodules) to the function."""
@@ -36,6 +38,8 @@ IGNORED = {
 REDUCERS = {
     "add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any",
     "fmax": "nanmax", "fmin": "nanmin", "logaddexp": "logsumexp",
+    "bitwise_and": "bitwise_and_all", "bitwise_or": "bitwise_or_all", "bitwise_xor": "bitwise_xor_all",
+    "logical_xor": "logical_xor_all",
 }  # fmt: skip
 ACCUMULATORS = {"add": "cumsum", "multiply": "cumprod", "maximum": "cummax", "minimum": "cummin"}
 METHODS = {"reduce": REDUCERS, "accumulate": ACCUMULATORS}
@@ -51,7 +55,7 @@ def function(name: str) -> Callable[..., Any]:
     if found is None:
         near = difflib.get_close_matches(name, FUNCTIONS, 1)
         reason = f": {REFUSED[name]}" if name in REFUSED else f"; the nearest that is: np.{near[0]}" if near else ""
-        raise UnsupportedFunction(name=f"np.{name}", reason=reason)
+        raise UnsupportedFunction(name=f"np.{name}", reason=reason, loc=user_line())
     return found
 
 
@@ -62,6 +66,8 @@ def is_array(x: Any) -> bool:
 
 def _operator(name: str, swapped: bool = False) -> Callable[..., Any]:
     def method(self: Any, other: Any) -> Any:
+        if isinstance(other, complex):
+            as_dtype(type(other))  # raises: says what there is
         if not is_array(other) and not isinstance(other, list | tuple):
             return NotImplemented
         return OPERATORS[name](other, self) if swapped else OPERATORS[name](self, other)
@@ -139,6 +145,24 @@ class Methods:
         return self
 
     @property
+    def imag(self) -> Any:
+        """Zeros: there are no complex numbers."""
+        return FUNCTIONS["zeros_like"](self)
+
+    @property
+    def flat(self) -> Any:
+        return FUNCTIONS["ravel"](self)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or not hasattr(np.ndarray, name):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            found = type(self).__name__
+            instead = f"np.{name} takes it" if name in FUNCTIONS else REFUSED.get(name, "compute it outside")
+            raise UnsupportedAttribute(name=name, found=found, instead=instead, loc=user_line())
+
+    @property
     def at(self) -> At:
         """``x.at[index].set(v)`` and the like: an updated copy."""
         return At(self)
@@ -205,6 +229,7 @@ class Methods:
     def __array_ufunc__(self, ufunc: np.ufunc, how: str, *inputs: Any, **kwargs: Any) -> Any:
         name = ufunc.__name__
         out = kwargs.pop("out", None)
+        axis_given = "axis" in kwargs
         given = _given(meaningful(name, kwargs))
         if how == "at":
             inputs[0].combine(name, *inputs[1:])
@@ -218,7 +243,8 @@ class Methods:
                     raise UnsupportedArgument(op=f"np.{name}", name="where", found="a mask", expected=instead)
                 result = FUNCTIONS["where"](mask, result, out[0])
         elif how in METHODS:
-            given.setdefault("axis", 0)
+            if not axis_given:
+                given["axis"] = 0
             result = _named(METHODS[how], name, how)(*inputs, **given)
         elif how == "outer":
             x, y = (FUNCTIONS["asarray"](v) for v in inputs)

@@ -13,10 +13,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import optree
 
 from kernelforge.dtypes import is_float
-from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, NotFloat, NotScalar, RepeatedArgnums
+from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, InvalidParameter, NotFloat, NotScalar, RepeatedArgnums
 from kernelforge.functions import Flat, flat, freeze, matched, result, run, trace_at
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
@@ -28,11 +29,16 @@ Argnums = int | Sequence[int]
 
 
 def _argnums(what: str, argnums: Argnums, count: int) -> tuple[int, ...]:
-    nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    nums = (argnums,) if isinstance(argnums, int | np.integer | str) else tuple(argnums)
+    for n in nums:
+        if not isinstance(n, int | np.integer):
+            raise InvalidParameter(
+                op=what, name="argnums", found=argnums, expected="numbers of positional arguments, the first is 0"
+            )
     for n in nums:
         if not -count <= n < count:
             raise ArgnumsOutOfRange(what=what, found=n, count=count)
-    chosen = tuple(n % count for n in nums)
+    chosen = tuple(int(n) % count for n in nums)
     if len(set(chosen)) < len(chosen):
         raise RepeatedArgnums(what=what, found=nums)
     return chosen
@@ -49,7 +55,7 @@ class _Selected:
 
     def __init__(self, what: str, fn: Fn, argnums: Argnums, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.fn, self.args, self.kwargs = fn, args, kwargs
-        self.single = isinstance(argnums, int)
+        self.single = isinstance(argnums, int | np.integer)
         self.nums = _argnums(what, argnums, len(args))
         self.flat = flat(tuple(args[n] for n in self.nums))
         names = [name for n in self.nums for name in flat(args[n]).names(f"argument {n}")]

@@ -78,7 +78,9 @@ class _Sharing:
         rows: list[tuple[Stmt, dict[Expr, None]]] = []
         for stmt in body:
             wanted: dict[Expr, None] = {}
-            if isinstance(stmt, For | If):
+            if isinstance(stmt, For) and stmt.static == 0:
+                pass  # what it loads need not be there
+            elif isinstance(stmt, For | If):
                 made, requests = self.within(stmt, depth)
                 stmt = dataclasses.replace(stmt, body=tuple(made))
                 for e in requests:

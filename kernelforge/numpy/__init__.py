@@ -20,7 +20,7 @@ for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES | joi
 _OWN = (
     "pi e inf nan newaxis euler_gamma finfo iinfo dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
     "float16 float32 float64 ndarray generic integer floating signedinteger unsignedinteger number issubdtype "
-    "result_type promote_types can_cast broadcast_shapes isscalar errstate"
+    "promote_types can_cast broadcast_shapes isscalar errstate"
 )
 _NUMPYS_OWN = frozenset(_OWN.split())
 

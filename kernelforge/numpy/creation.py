@@ -16,7 +16,7 @@ from kernelforge.errors import InvalidParameter
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function, lift, wrap
-from kernelforge.numpy.ufuncs import ufunc
+from kernelforge.numpy.ufuncs import common_dtype, ufunc
 from kernelforge.trace import TRACED, Tracer, concrete
 
 Shape = int | Sequence[int]
@@ -195,11 +195,7 @@ def linspace(
     axis: int = 0,
 ) -> Any:
     first, last = (as_sym(v) for v in (start, stop))
-    kind = (
-        np.result_type(np.float64, *(v.dtype for v in (first, last) if not v.type.weak))
-        if dtype is None
-        else as_dtype(dtype)
-    )
+    kind = common_dtype((start, stop, 1.0)) if dtype is None else as_dtype(dtype)
     first, last = (v.astype(np.float64) for v in (first, last))
     parts = num - 1 if endpoint else num
     delta = ufunc("subtract", last, first)

@@ -35,6 +35,13 @@ def contract(x: Sym, x_axes: str, y: Sym, y_axes: str, out: str) -> Sym:
     return apply("contract", x, y, x_axes=listed[0], y_axes=listed[1], out_axes=listed[2])
 
 
+def total(x: Sym, axes: Sequence[int]) -> Sym:
+    """Add up over axes; bools are or-ed, as in products."""
+    if x.dtype == np.bool_:
+        return total(x.astype(np.uint32), axes).astype(np.bool_)
+    return apply("sum", x, axes=tuple(axes)) if axes else x
+
+
 def _mismatch(op: str, x: Sym, y: Sym, expected: str) -> ShapeMismatch:
     return ShapeMismatch(op=f"np.{op}", found=f"{x.shape} and {y.shape}", expected=expected, loc=user_line())
 
@@ -80,7 +87,7 @@ for _table in (FUNCTIONS, OPERATORS):
 def vecdot(x1: Sym, x2: Sym, /, axis: int = -1) -> Sym:
     x, y = together((x1, x2))
     made = ufunc("multiply", x, y)
-    return apply("sum", made, axes=(normalize_axis_index(axis, made.ndim),))
+    return total(made, (normalize_axis_index(axis, made.ndim),))
 
 
 @array_function("x1", "x2")
@@ -205,7 +212,7 @@ def _without_repeats(x: Sym, term: str) -> tuple[Sym, str]:
 def _sum_out(x: Sym, term: str, needed: str) -> tuple[Sym, str]:
     """Add up over the names nobody else needs."""
     axes = tuple(i for i, n in enumerate(term) if n not in needed)
-    return x.sum(axes), "".join(n for n in term if n in needed)
+    return total(x, axes), "".join(n for n in term if n in needed)
 
 
 def _pair(x: Sym, x_term: str, y: Sym, y_term: str, needed: str) -> tuple[Sym, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, promote, short
-from kernelforge.errors import ShapeMismatch
+from kernelforge.errors import DtypeMismatch, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.ufuncs import boolean, floating, ufunc, where
@@ -130,7 +130,9 @@ def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | 
             "full", value=instead, shape=tuple(n for i, n in enumerate(x.shape) if i not in axes), dtype=short(x.dtype)
         )
     result = _finish(result, x, axes, keepdims)
-    return result if initial is None else ufunc("maximum" if name == "max" else "minimum", result, initial)
+    return (
+        result if initial is None else ufunc("maximum" if name == "max" else "minimum", result, initial).astype(x.dtype)
+    )
 
 
 @array_function("a", "where", "initial", numbers=True)
@@ -326,6 +328,53 @@ def _finite_or_zero(x: Sym) -> Sym:
 @array_function("a", numbers=True)
 def count_nonzero(a: Operand, axis: Axis = None, *, keepdims: bool = False) -> Sym:
     return sum(boolean(a), axis, keepdims=keepdims)
+
+
+def _bitwise(name: str, combine: str, neutral: int) -> None:
+    """Enter what ``reduce`` of a ufunc on bits is, as ``name_all``: bit by bit, each by a reduction that there is."""
+
+    def fn(
+        a: Operand, axis: Axis = None, *, keepdims: bool = False, initial: Operand | None = None, where: Any = None
+    ) -> Sym:
+        x = as_sym(a)
+        if x.dtype.kind == "b":
+            started = None if initial is None else boolean(initial).astype(np.uint8)
+            return boolean(fn(x.astype(np.uint8), axis, keepdims=keepdims, initial=started, where=where))
+        if x.dtype.kind not in "iu":
+            raise DtypeMismatch(op=f"np.{name}", found=short(x.dtype), expected="integers or bools", loc=user_line())
+        axes = axes_of(x, axis)
+        x = _masked_whole(x, where, int(np.array(neutral).astype(x.dtype)))
+        place = apply("iota", shape=(8 * x.dtype.itemsize,), axis=0, dtype=x.type.name)
+        bits = ufunc("bitwise_and", ufunc("right_shift", x.reshape((*x.shape, 1)), place), 1)
+        made = _accumulated(combine, bits, axes) if count_of(x, axes) else bits.sum(axes) + (neutral & 1)
+        whole = ufunc("left_shift", ufunc("bitwise_and", made, 1), place).sum((made.ndim - 1,))
+        whole = _finish(whole, x, axes, keepdims)
+        return whole if initial is None else ufunc(name, whole, initial).astype(x.dtype)
+
+    fn.__name__ = fn.__qualname__ = f"{name}_all"
+    array_function("a", "where", "initial", numbers=True)(fn)
+
+
+for _name, _how, _start in (
+    ("bitwise_and", "min", -1),
+    ("bitwise_or", "max", 0),
+    ("bitwise_xor", "sum", 0),
+):
+    _bitwise(_name, _how, _start)
+
+
+@array_function("a", "where", "initial", numbers=True)
+def logical_xor_all(
+    a: Operand,
+    axis: Axis = None,
+    *,
+    keepdims: bool = False,
+    initial: Operand | None = None,
+    where: Operand | None = None,
+) -> Sym:
+    """Whether an odd number of elements is true: ``np.logical_xor.reduce``."""
+    odd = sum(boolean(a), axis, keepdims=keepdims, where=where)
+    return boolean(ufunc("bitwise_and", odd if initial is None else odd + boolean(initial).astype(odd.dtype), 1))
 
 
 @array_function("a", numbers=True)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
-from kernelforge.ir.build import Operand, Sym, apply, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.joins import concatenate
-from kernelforge.numpy.ufuncs import kindred, ufunc, where
+from kernelforge.numpy.ufuncs import common_dtype, kindred, ufunc, where
 
 
 @array_function("*condlist", "*choicelist", "default", numbers=True)
@@ -26,10 +27,11 @@ def select(condlist: Sequence[Sym], choicelist: Sequence[Operand], default: Oper
             raise InvalidParameter(
                 op="np.select", name="condlist", found=condition, expected="conditions of bool", loc=user_line()
             )
-    chosen: Any = default
+    kind = common_dtype([*choicelist, default])
+    chosen = as_sym(default).astype(kind)
     for condition, choice in zip(reversed(condlist), reversed(choicelist), strict=True):
-        chosen = where(condition, choice, chosen)
-    return chosen  # type: ignore[no-any-return]
+        chosen = where(condition, as_sym(choice).astype(kind), chosen)
+    return chosen.broadcast(broadcast_shapes(*(as_sym(x).shape for x in (*condlist, *choicelist, default))))
 
 
 @array_function("arr", "values")

@@ -16,6 +16,7 @@ from kernelforge.jit import jit
 from kernelforge.methods import FUNCTIONS, REFUSED
 from kernelforge.numpy.creation import iota
 from kernelforge.numpy.dispatch import array_function, lift, wrap
+from kernelforge.numpy.products import contract
 from kernelforge.numpy.shapes import part, windows
 from kernelforge.numpy.ufuncs import loop, ufunc
 from kernelforge.trace import TRACED, Tracer, concrete
@@ -282,7 +283,7 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
     high = {"full": n - 1, "same": n - 1 - n // 2, "valid": 0}[mode]
     padded = apply("pad", a.astype(dtype), as_sym(0).astype(dtype), low=(low,), high=(high,), interior=(0,))
     seen = windows(padded, (0,), (n,))
-    return apply("contract", seen, v.astype(dtype), x_axes=(0, 1), y_axes=(1,), out_axes=(0,))
+    return contract(seen, "ij", v.astype(dtype), "j", "i")
 
 
 _WHY = {

@@ -12,7 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from kernelforge import indexing
 from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
-from kernelforge.ir.build import Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Sym, apply, as_sym, full, user_line
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import Shape, iota, shape_of
@@ -217,7 +217,8 @@ def _triangle(m: Sym, k: int, lower: bool) -> Sym:
         m = m.broadcast((m.shape[0], m.shape[0]))
     rows, columns = (iota(m.shape, m.ndim - 2), iota(m.shape, m.ndim - 1))
     below = rows + k >= columns
-    return where(below, m, 0) if lower else where(below, 0, m)
+    zero = full(0, m)
+    return where(below, m, zero) if lower else where(below, zero, m)
 
 
 @array_function("a", view=True)
@@ -253,7 +254,7 @@ def diagonal_matrix(v: Sym, n: int, k: int) -> Sym:
         .reshape((n, 1))
         .broadcast((n, n))
     )
-    return where((columns - rows).eq(k), spread, 0)
+    return where((columns - rows).eq(k), spread, full(0, spread))
 
 
 @array_function("v")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from kernelforge.dtypes import BFLOAT16, INTEGERS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line, weakened
 from kernelforge.ir.types import broadcast_shapes
-from kernelforge.methods import OPERATORS
+from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import F, Fn, array_function
+from kernelforge.trace import Tracer
 
 Kindred = np.dtype[Any] | type[int] | type[float]
 
@@ -72,6 +73,14 @@ def loop(name: str, kinds: tuple[Kindred, ...], dtype: np.dtype[Any] | None = No
     return tuple(as_dtype(np.int64 if d.hasobject else d) for d in found)
 
 
+def common_dtype(xs: Sequence[Operand]) -> np.dtype[Any]:
+    """Promote operands to one dtype; Python numbers count by their kind."""
+    kinds = [kindred(x) for x in xs]
+    return promote(
+        [k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)]
+    )
+
+
 def shape_of(xs: tuple[Operand, ...], op: str) -> tuple[int, ...]:
     """Broadcast the shapes of operands.
 
@@ -119,8 +128,9 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
             # a Python integer that is not known yet may be beyond the other operand's dtype: NumPy answers all the same
             xs = tuple(x.astype(np.int64) if isinstance(x, Sym) and x.type.weak else x for x in xs)
             kinds = tuple(kindred(x) for x in xs)
-        if sorted(map(str, kinds)) == ["int64", "uint64"]:
-            return _compared_exactly(name, *(as_sym(x).broadcast(shape) for x in xs))
+        left, right, _ = loop(name, kinds)
+        if left != right:
+            return _compared_exactly(name, operand(xs[0], left, shape, name), operand(xs[1], right, shape, name))
     *ins, out = loop(name, kinds, None if dtype is None else as_dtype(dtype))
     if name in ON_INTEGERS and ins[0].kind in "iub":
         return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")
@@ -369,10 +379,7 @@ def where(condition: Operand, x: Operand | None = None, y: Operand | None = None
             found=None,
             expected="three arguments: the shape of np.where(mask) depends on values",
         )
-    kinds = [kindred(v) for v in (x, y)]
-    dtype = promote(
-        [k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)]
-    )
+    dtype = common_dtype((x, y))
     shape = shape_of((condition, x, y), "where")
     chosen = boolean(condition).broadcast(shape)
     return apply("where", chosen, operand(x, dtype, shape, "where"), operand(y, dtype, shape, "where"))
@@ -434,7 +441,11 @@ def isclose(a: Operand, b: Operand, rtol: Operand = 1e-5, atol: Operand = 1e-8, 
 @elementwise("a")
 def round(a: Operand, decimals: int = 0) -> Sym:
     x = as_sym(a)
-    if x.dtype.kind in "iub" and decimals >= 0:
+    if x.dtype == BOOL and decimals:
+        raise DtypeMismatch(op="np.round", found="bool", expected="numbers, or no decimals", loc=user_line())
+    if x.dtype == BOOL:
+        return x.astype(np.float16)
+    if x.dtype.kind in "iu" and decimals >= 0:
         return x
     if decimals == 0:
         return ufunc("rint", x)
@@ -447,9 +458,21 @@ def round(a: Operand, decimals: int = 0) -> Sym:
 @elementwise("z")
 def angle(z: Operand) -> Sym:
     """The angle of a real number: pi where it is negative."""
-    value = floating(z)
+    value = as_sym(z).astype(np.float64) if kindred(z) == BOOL else floating(z)
     return where(value < 0, math.pi, where(ufunc("isnan", value), value, 0)).astype(value.dtype)
 
+
+def result_type(*arrays_and_dtypes: Any) -> np.dtype[Any]:
+    """``numpy.result_type``."""
+
+    def stand_in(x: Any) -> Any:
+        kind = kindred(x.sym) if isinstance(x, Tracer) else getattr(x, "dtype", x)
+        return kind(0) if isinstance(x, Tracer) and isinstance(kind, type) else kind
+
+    return np.result_type(*(stand_in(x) for x in arrays_and_dtypes))
+
+
+FUNCTIONS["result_type"] = result_type
 
 ALIASES = {
     "abs": "absolute", "true_divide": "divide", "mod": "remainder", "bitwise_not": "invert", "bitwise_invert": "invert",

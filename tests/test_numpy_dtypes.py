@@ -1,0 +1,118 @@
+"""Dtypes of results, where NumPy's rule is another one than a function's usual one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+
+RNG = np.random.default_rng(5)
+
+
+def agree(fn: Callable[..., Any], *args: Any) -> None:
+    """Compare values, shapes and dtypes of a function that returns a tuple with NumPy's."""
+    for k, (found, expected) in enumerate(zip(kf.jit(fn)(*args), fn(*args), strict=True)):
+        expected = np.asarray(expected)
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), k
+        np.testing.assert_array_equal(np.asarray(found), expected, err_msg=str(k))
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i8", "u8"])
+def test_integers_and_bools(dtype: str) -> None:
+    low, high = (0, 2) if dtype == "?" else (0, 100) if dtype[0] == "u" else (-100, 100)
+    x = RNG.integers(low, high, (5, 4)).astype(dtype)
+
+    def added(x: Any) -> Any:
+        y = x.copy()
+        np.add.at(y, np.array([0, 0]), 1)
+        return y
+
+    agree(
+        lambda x: (
+            np.tril(x), np.triu(x), np.diag(x[0]), np.diagflat(x[0]),
+            *(ufunc.reduce(x, axis) for axis in (0, 1) for ufunc in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)),
+            np.bitwise_or.reduce(x, axis=None), np.bitwise_and.reduce(x[:0]), np.logical_xor.reduce(x),
+            np.bitwise_and.reduce(x, where=x > 0, axis=1, keepdims=True), np.bitwise_xor.reduce(x, initial=1),
+            np.maximum.reduce(x, axis=None), np.add.reduce(x, axis=None), x.max(where=x > 0, initial=0),
+            np.einsum("ij->j", x), np.vecdot(x, x), np.convolve(x[0], x[1]), added(x), np.round(x), np.angle(x[0] > 0),
+        ),
+        x,
+    )  # fmt: skip
+
+
+def test_choices_and_lines_are_as_narrow_as_their_operands() -> None:
+    for dtype in ("f2", "f4", "f8"):
+        x = np.array([-1.0, 0, 2]).astype(dtype)
+        agree(lambda x: (np.select([x > 0, x < 0], [x, 1.5], 2), np.linspace(0, x, 3), np.linspace(x, 1, 2)), x)
+    agree(lambda n: (np.linspace(n, 3, 3),), np.int32(1))
+
+
+def test_types_of_traced_arrays() -> None:
+    def fn(x: Any, y: Any) -> Any:
+        return np.zeros(2, np.result_type(x, y)), np.zeros(2, np.result_type(x, 1.0)), np.zeros(2, np.result_type(y, 1))
+
+    agree(fn, np.ones(2, "f4"), np.ones(2, "i8"))
+
+
+@pytest.mark.parametrize("base", [2, -2, 3, 0, 1, -1])
+def test_powers_of_a_constant_wrap(base: int) -> None:
+    agree(lambda n: (base**n, np.full(70, base) ** n), np.arange(70))
+
+
+@pytest.mark.parametrize("signed", ["i1", "i4", "i8"])
+def test_unsigned_and_narrow_signed_compare(signed: str) -> None:
+    x, y = np.array([-1, 0, 1, 2], signed), np.array([2**64 - 1, 0, 2, 1], np.uint64)
+    agree(lambda x, y: (x < y, y < x, x >= y, x == y, x != y), x, y)
+
+
+def test_nothing_is_read_of_empty_arrays() -> None:
+    with kf.default_device("reference"):
+        agree(
+            lambda x: (x.sum(0, keepdims=True).mean(0), (x.sum(0) * 0.5).astype("f8").sum()), np.zeros((4, 3, 0), "f4")
+        )
+
+
+@kf.jit
+def doubled(x: Any) -> Any:
+    return 2 * x
+
+
+def plain(x: Any, n: int) -> Any:
+    return x + n
+
+
+def test_jitted_functions_are_pickled_and_copied() -> None:
+    assert pickle.loads(pickle.dumps(doubled)) is doubled
+    assert copy.copy(doubled) is copy.deepcopy(doubled) is doubled
+    made = pickle.loads(pickle.dumps(kf.jit(plain, static_argnums=1)))
+    assert float(made(1.0, 2)) == 3
+    assert made.__wrapped__ is plain
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda x: x * 1j, TypeError, "dtype complex128 is not supported"),
+        (lambda x: x.sort(0), AttributeError, "Tracer has no sort, which NumPy's arrays have: "),
+        (lambda x: x.strides, AttributeError, "Tracer has no strides, which NumPy's arrays have: compute it outside"),
+        (lambda x: x.colour + 1, AttributeError, "'Tracer' object has no attribute 'colour'"),
+        (lambda x: np.fft.fft(x, 3), TypeError, r"(?s)np.fft.fft is not supported.*test_numpy_dtypes.py"),
+        (lambda x: kf.scan(lambda c, _: (c, c), x, None, x[0]), TypeError, "needs the value of a traced array"),
+        (lambda x: kf.scan(lambda c, _: (c, c), x, None, -1), ValueError, "xs=None has length=-1"),
+        (lambda x: kf.grad(np.sum, "x")(x), ValueError, "grad: argnums='x' is not valid"),
+        (lambda x: kf.jit(3 if x.ndim else 4), ValueError, "jit: fn=3 is not valid; expected a function"),
+    ],
+)  # fmt: skip
+def test_errors(call: Callable[..., Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        kf.jit(call)(np.arange(3.0))
+
+
+def test_parts_that_only_complex_numbers_have() -> None:
+    agree(lambda x: (x.imag, x.real, x.flat[2], np.sum(list(x.flat))), np.arange(4.0).reshape(2, 2))
