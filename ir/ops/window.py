@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -100,7 +101,12 @@ def _window_adjoint(ct: Sym, x: Sym, params: Params) -> Sym:
 
 
 def _exchanged(ct: Sym, x: Sym, params: Params, node: Node, g: int, w: int) -> Sym | None:
-    """Move the sum over offsets into the contraction that made ``ct``; None where its names do not allow it."""
+    """Move the sum over offsets into the contraction that made ``ct``; None where its names do not allow it.
+
+    Along an axis with a stride, an element is reached through the offsets of one residue class alone. Each class is a
+    convolution without a stride, they are channels of one contraction, and their results lie in turn. Offsets are
+    filled up with zeros to as many in each class.
+    """
     names = node.params["out_axes"]
     operand = (node.params["x_axes"], node.params["y_axes"])
     positions = [names[a] for a in params["axes"]]
@@ -111,11 +117,38 @@ def _exchanged(ct: Sym, x: Sym, params: Params, node: Node, g: int, w: int) -> S
         return None
     held, weights = (Sym(ct.builder, node.inputs[i]) for i in (g, w))
     at = [operand[g].index(p) for p in positions]
-    spread = _from_elements(held, at, [x.shape[a] for a in params["axes"]], params)
-    turned = apply("flip", weights, axes=tuple(sorted(operand[w].index(o) for o in offsets)))
-    return apply(
-        "contract", spread, turned, x_axes=(*operand[g], *offsets), y_axes=operand[w], out_axes=tuple(names[: x.ndim])
-    )
+    w_names, classes = list(operand[w]), [max(map(max, operand)) + 1 + k for k in range(len(offsets))]
+    inner: dict[str, list[int]] = {"sizes": [], "strides": [], "dilations": []}
+    outer: dict[str, list[int]] = {"axes": list(params["axes"]), "sizes": [], "strides": [], "dilations": []}
+    extents = []
+    for a, o, c, size, stride, dilation in zip(
+        params["axes"], offsets, classes, *(params[p] for p in ("sizes", "strides", "dilations")), strict=True
+    ):
+        common = math.gcd(stride, dilation)
+        count = min(stride // common, size)
+        each = -(-size // count)
+        if (count - 1) * dilation >= stride:  # classes would reach over each other: zeros between the elements
+            count, each, common = 1, size, 1
+            step, apart, extent = stride, dilation, x.shape[a]
+        else:
+            step, apart = 1, dilation // common if each > 1 else 1
+            extent = ct.shape[a] + (each - 1) * apart
+        k = w_names.index(o)
+        on = [int(b == k) for b in range(weights.ndim)]
+        weights = padded(weights, 0.0, [0] * weights.ndim, [(count * each - size) * b for b in on])
+        weights = weights.reshape((*weights.shape[:k], each, count, *weights.shape[k + 1 :]))
+        w_names.insert(k + 1, c)
+        extents.append(extent)
+        for kept, values in ((inner, (each, step, apart)), (outer, (count, stride // step, dilation))):
+            for p, value in zip(("sizes", "strides", "dilations"), values, strict=True):
+                kept[p].append(value)
+    spread = _from_elements(held, at, extents, {p: tuple(v) for p, v in inner.items()})
+    turned = apply("flip", weights, axes=tuple(sorted(w_names.index(o) for o in offsets)))
+    made = apply(
+        "contract", spread, turned, x_axes=(*operand[g], *offsets), y_axes=tuple(w_names),
+        out_axes=(*names[: x.ndim], *classes),
+    )  # fmt: skip
+    return _disjoint(made, x, {p: tuple(v) for p, v in outer.items()})
 
 
 def _disjoint(ct: Sym, x: Sym, params: Params) -> Sym:

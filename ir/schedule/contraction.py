@@ -25,7 +25,7 @@ from kernelforge.ir.schedule.steps import (
     split,
     unguard,
 )
-from kernelforge.ir.schedule.windows import Slide
+from kernelforge.ir.schedule.windows import Slide, slides
 
 PANEL = 22
 """Panels of rows, read through windows, that a thread keeps packed at most beside one panel of columns."""
@@ -56,24 +56,29 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
     """Bring the parallel loops into the order of a product of matrices: last that of its rows and that of its columns.
 
     The nest sums products of one factor that depends on the rows and one that depends on the columns, not on both.
-    Columns are the last loop, along which the result lies in memory, unless it is shorter than a register of ``width``
-    elements. Returns None where the nest is no product, or one too small to pack.
+    Columns are the loop along which the result lies in memory most densely, unless it is shorter than a register of
+    ``width`` elements. Returns None where the nest is no product, or one too small to pack.
     """
     found, depth = factors(body)
     if not found:
         return None
+    kernel = _gathered(kernel, found, width)
+    parallel = parallel_loops(kernel)
+    found, _ = factors(parallel[-1].body)
     first, second = ({v.name for v in free_vars(f)} for f in found)
 
     def apart(i: str, j: str) -> bool:
         return any(i in a - b and j in b - a for a, b in ((first, second), (second, first)))
 
+    steps = [math.prod(p.static or 1 for p in parallel[k + 1 :]) for k in range(len(parallel))]
     pairs = []
-    for columns in parallel:
+    for columns, step in zip(parallel, steps, strict=True):
         for rows in parallel:
             i, j = rows.var.name, columns.var.name
             m, n = rows.static or 0, columns.static or 0
             if apart(i, j) and min(m, n) >= 4 and m * n * depth >= SMALL:
-                pairs.append((columns is parallel[-1] and n >= width, min(n, 4 * width), min(m, 4 * width), i, j))
+                dense = width - step if n >= width > step else 0
+                pairs.append((dense, min(n, 4 * width), min(m, 4 * width), i, j))
     if not pairs:
         return None
     *_, i, j = max(pairs)
@@ -81,6 +86,34 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
         names = [p.var.name for p in parallel_loops(kernel)]
         for inner in names[names.index(name) + 1 :]:
             kernel = reorder(kernel, name, inner)
+    return kernel
+
+
+def _gathered(kernel: Kernel, found: Sequence[Expr], width: int) -> Kernel:
+    """Make one loop of all rows or all columns where each of their loops is shorter than a register.
+
+    So it is where one factor is read through windows, for the other one: whatever is packed for the tiles of one
+    iteration of the loops outside serves more of them. Loops over the positions of windows stay, for these slide.
+    """
+    parallel, sums = parallel_loops(kernel), sum_loops(kernel)
+
+    def positions(factor: Expr) -> list[str]:
+        made = [slides(factor, p, r) for p in parallel for r in sums]
+        return [s.outer.var.name for s in made if s is not None and (s.outer.static or 0) >= (s.inner.static or 0)]
+
+    sliding = [positions(f) for f in found]
+    for k, factor in enumerate(found):
+        mine, others = free_vars(factor), free_vars(found[1 - k])
+        group = [p for p in parallel if p.var in mine - others and p.var.name not in sliding[k]]
+        short = not sliding[k] and max((p.static or 0 for p in group), default=0) < width
+        if len(group) < 2 or not (short or sliding[1 - k]):
+            continue
+        name = group[0].var.name
+        for p in group[1:]:
+            names = [q.var.name for q in parallel_loops(kernel)]
+            for before in reversed(names[names.index(name) + 1 : names.index(p.var.name)]):
+                kernel = reorder(kernel, before, p.var.name)
+            kernel, name = fuse(kernel, name, p.var.name, f"{name}g"), f"{name}g"
     return kernel
 
 
