@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from kernelforge.backends.cpu.ahead import Distances
 from kernelforge.backends.cpu.arithmetic import Arithmetic
@@ -16,6 +17,8 @@ DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""
 DUMMY_BYTES = 512
 LINE = 64
+NEAR = 8
+"""Elements from one lane to the next up to which vectors are read or written whole, and shuffled."""
 WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 
@@ -237,6 +240,13 @@ class Exprs(Arithmetic):
         buffer, lanes = self.buffers[name], self.lanes
         dtype, scalar, align = buffer.dtype, MEMORY[buffer.dtype], DTYPES[buffer.dtype].itemsize
         extra = () if mask is None else (mask,)
+        if step is not None and 1 < step <= NEAR:
+            near = self.near(step)
+            rows = []
+            for first, places in near:
+                on = None if mask is None else self.spread(self.splat(mask, lanes), places)
+                rows.append(self.load_at(name, self.ahead(pointer, first, scalar), 1, on))
+            return self.picked(rows, [(r, j) for r, (_, places) in enumerate(near) for j in places])
         if step is None or (step not in (0, 1, -1)):
             ptrs = pointer if step is None else self.lane_pointers(pointer, step, scalar)
             on = self.splat(mask or self.const(True, "bool"), lanes)
@@ -263,6 +273,44 @@ class Exprs(Arithmetic):
             v = self.read(name, f"load {kind}, ptr {pointer.ref}, align {align}", dtype, wide, pointer, *extra)
         v = self.loaded(v)
         return self.reversed(v) if step == -1 else v
+
+    def near(self, step: int) -> list[tuple[int, dict[int, int]]]:
+        """Return the vectors that hold what lanes ``step`` elements apart touch, and no element beyond: where each
+        begins, and which lane is at which place of it.
+        """
+        lanes = self.lanes
+        firsts = [min(r * lanes, (lanes - 1) * step + 1 - lanes) for r in range(step)]
+        found: list[tuple[int, dict[int, int]]] = [(first, {}) for first in firsts]
+        for k in range(lanes):
+            first, places = found[k * step // lanes]
+            places[k * step - first] = k
+        return found
+
+    def ahead(self, pointer: Val, count: int, scalar: str) -> Val:
+        """Return the address ``count`` elements further."""
+        if not count:
+            return pointer
+        return self.ins(f"getelementptr {scalar}, ptr {pointer.ref}, i64 {count}", "ptr", 0, pointer)
+
+    def spread(self, v: Val, places: dict[int, int]) -> Val:
+        """Return a vector with lanes of ``v`` at the given places, and zeros between."""
+        order = ", ".join(f"i32 {places.get(j, v.lanes)}" for j in range(v.lanes))
+        rhs = f"shufflevector {v.type} {v.ref}, {v.type} zeroinitializer, <{v.lanes} x i32> <{order}>"
+        return self.ins(rhs, v.dtype, v.lanes, v)
+
+    def picked(self, rows: Sequence[Val], places: Sequence[tuple[int, int]]) -> Val:
+        """Return the vector of the elements at ``places``, each a row and a lane."""
+        made, lanes = rows[0], rows[0].lanes
+        for r in range(1, len(rows)):
+            order = []
+            for k, (row, lane) in enumerate(places):
+                kept = lane if r == 1 else k
+                order.append(f"i32 {lanes + lane if row == r else kept}" if row <= r else "i32 poison")
+            rhs = (
+                f"shufflevector {made.type} {made.ref}, {made.type} {rows[r].ref}, <{lanes} x i32> <{', '.join(order)}>"
+            )
+            made = self.ins(rhs, made.dtype, lanes, made, rows[r])
+        return made
 
     def loaded(self, v: Val) -> Val:
         """Turn what is in memory into a value: a bool's byte into a bit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernelforge.backends.cpu.exprs import Exprs
+from kernelforge.backends.cpu.exprs import NEAR, Exprs
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val, identity, suffix, typed
 from kernelforge.dtypes import DTYPES
@@ -128,6 +128,14 @@ class Stores(Exprs):
             self.put(f"store {scalar} {byte.ref}, ptr {pointer.ref}, align {align}")
             return
         v = self.splat(v, lanes)
+        if step is not None and 1 < step <= NEAR:
+            before = self.mask
+            on = self.splat(self.const(True, "bool") if before is None else before, lanes)
+            for first, places in self.near(step):
+                self.mask = self.spread(on, places)
+                self.write(buffer, name, self.ahead(pointer, first, scalar), 1, self.spread(v, places))
+            self.mask = before
+            return
         mask = self.splat(self.mask, lanes) if self.mask is not None else None
         if step == -1:
             v, mask = self.reversed(v), self.reversed(mask) if mask is not None else None

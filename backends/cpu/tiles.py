@@ -109,20 +109,6 @@ class Tiles(Stores):
             ]
         return rows
 
-    def picked(self, rows: Sequence[Val], places: Sequence[tuple[int, int]]) -> Val:
-        """Return the vector of the elements at ``places``, each a row and a lane."""
-        made, lanes = rows[0], rows[0].lanes
-        for r in range(1, len(rows)):
-            order = []
-            for k, (row, lane) in enumerate(places):
-                kept = lane if r == 1 else k
-                order.append(f"i32 {lanes + lane if row == r else kept}" if row <= r else "i32 poison")
-            rhs = (
-                f"shufflevector {made.type} {made.ref}, {made.type} {rows[r].ref}, <{lanes} x i32> <{', '.join(order)}>"
-            )
-            made = self.ins(rhs, made.dtype, lanes, made, rows[r])
-        return made
-
 
 def _apart(outer: For) -> list[For]:
     """Return a loop for each store of the vector loop at the end of an unrolled one, where they are independent."""

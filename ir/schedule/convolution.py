@@ -142,13 +142,25 @@ def _joined(kernel: Kernel, places: Sequence[str], image: str) -> tuple[Kernel, 
 
 
 def _in_lanes(kernel: Kernel, name: str, width: int) -> Kernel:
-    """Run a loop that packs in lanes."""
+    """Run a loop that packs in lanes, once for each phase where what it packs has several."""
     if (loops(kernel, name)[0].static or 0) == 1:
         return kernel
     kernel = bind(split(kernel, name, width, f"{name}o", f"{name}v", "guard"), f"{name}v", "vector")
     if (loops(kernel, f"{name}o")[0].static or UNROLL) < UNROLL:
         kernel = bind(kernel, f"{name}o", "unroll")  # which lanes are in the padding is known then
+        if any((s.static or UNROLL) < UNROLL for s in loops(kernel, f"{name}p")):
+            kernel = bind(_inward(kernel, f"{name}p"), f"{name}p", "unroll")
     return kernel
+
+
+def _inward(kernel: Kernel, name: str) -> Kernel:
+    """Move a loop inside all that stand directly in each other, but for those that are unrolled or run in lanes."""
+    while True:
+        (loop,) = loops(kernel, name)
+        inner = loop.body[0] if len(loop.body) == 1 else None
+        if not isinstance(inner, For) or inner.kind in ("unroll", "vector"):
+            return kernel
+        kernel = reorder(kernel, name, inner.var.name)
 
 
 def reduced(kernel: Kernel) -> list[Slide]:

@@ -35,7 +35,7 @@ def test_a_transposed_tile_is_stored_in_whole_vectors(count: int, step: int, dty
         kernel = tile(count, step, dtype, guarded)
         x = np.arange(3 * count * LANES).astype(DTYPES[dtype])
         compare(kernel, {"x": x, "y": np.zeros(3 * step * LANES, DTYPES[dtype])})
-        assert "scatter" not in print_kernel(kernel, CPU.host)
+        assert "masked" not in print_kernel(kernel, CPU.host)
 
 
 @pytest.mark.parametrize("second", ["z", "y"])
@@ -50,7 +50,7 @@ def test_two_stores_make_two_tiles(second: str) -> None:
     kernel = Kernel("tiles", args, (), (body,))
     x = np.arange(32, dtype=np.float32)
     compare(kernel, {"x": x, "y": np.zeros(32, np.float32), "z": np.zeros(32, np.float32)})
-    assert ("scatter" in print_kernel(kernel, CPU.host)) == (second == "y")
+    assert ("masked" in print_kernel(kernel, CPU.host)) == (second == "y")
 
 
 @pytest.mark.parametrize(("count", "step"), [(6, 9), (4, 16), (8, 7), (8, -1), (8, 0)])
@@ -119,3 +119,21 @@ def test_panels_of_padded_windows_hold_what_was_stored():
     with kf.default_device("cpu"):
         made = np.asarray(kf.jit(gradient)(x, ct))
     np.testing.assert_allclose(made, gradient(x, ct), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "bf16", "i8", "bool"])
+@pytest.mark.parametrize("kept", [LANES, 5, 1, 0])
+@pytest.mark.parametrize("step", [2, 3, 8, 9])
+def test_lanes_near_each_other_go_in_whole_vectors(step: int, kept: int, dtype: str) -> None:
+    """No element between them is touched, and none beyond the last one."""
+    k, v = Var("k", bound=3), Var("v", bound=LANES)
+    size = (3 * LANES - 1) * step + 1
+    at = (k * LANES + v) * step
+    store: Stmt = Store("y", (at,), Load("x", (at,), dtype))
+    store = If(v + k < kept, (store,)) if kept < LANES else store
+    body = For(k, i64(3), "serial", (For(v, i64(LANES), "vector", (store,)),))
+    kernel = Kernel("near", (buffer("x", dtype, size), buffer("y", dtype, size, "out")), (), (body,))
+    x = (np.arange(size) % 7 % 5 % 2 if dtype == "bool" else np.arange(size) % 100).astype(DTYPES[dtype])
+    compare(kernel, {"x": x, "y": np.ones(size, DTYPES[dtype])})
+    text = print_kernel(kernel, CPU.host)
+    assert ("scatter" in text) == ("gather" in text) == (step == 9)
