@@ -10,15 +10,9 @@ import pytest
 from kernelforge.backends.cpu.host import host
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
-from kernelforge.ir.kernel import (
-    Const,
-    Expr,
-    Op,
-    op,
-    select,
-)
+from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Op, Store, Var, i64, op, select
 from kernelforge.ir.passes.finish import finish
-from tests.backends.on_cpu import CPU, SPECIAL, Array, check_map, execute, mapped, values
+from tests.backends.on_cpu import CPU, SPECIAL, Array, check_map, compare, execute, mapped, values
 
 FLOAT_UNARY = ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
 FLOAT_BINARY = ("add", "sub", "mul", "div", "min", "max")
@@ -33,6 +27,26 @@ def test_float_operations(dtype: str) -> None:
         check_map(name, (dtype, dtype), dtype, lambda x, y, name=name: op(name, x, y))
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         check_map(name, (dtype, dtype), "bool", lambda x, y, name=name: op(name, x, y))
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+@pytest.mark.parametrize("name", ["min", "max"])
+@pytest.mark.parametrize("lanes", [1, 2, 4, 12, 16, 64])
+def test_a_nan_stays_in_an_extremum_whichever_operand_has_it(dtype: str, name: str, lanes: int) -> None:
+    kernel = mapped(name, (dtype, dtype), dtype, lambda x, y: op(name, x, y), "vector", 64, lanes)
+    pairs = list(itertools.product((np.nan, -np.nan, np.inf, -np.inf, 1.0, -2.0, 0.0, 5.0), repeat=2))
+    x, y = (np.array(part, DTYPES[dtype]) for part in zip(*pairs, strict=True))
+    compare(kernel, {"x0": x, "x1": y, "y": np.zeros(64, DTYPES[dtype])})
+    if lanes & (lanes - 1):
+        return  # such lanes are not folded
+    total = (Store("y", (i64(0),), Load("x0", (Var("v", bound=lanes),), dtype), name),)
+    nest = For(Var("v", bound=lanes), i64(lanes), "vector", total)
+    args = (Arg("x0", dtype, i64(lanes), "in"), Arg("y", dtype, i64(1), "out"))
+    for at in range(lanes):
+        x = np.linspace(-3, 2, lanes).astype(DTYPES[dtype])
+        compare(Kernel(name, args, (), (nest,)), {"x0": x, "y": np.ones(1, DTYPES[dtype])})
+        x[at] = np.nan
+        compare(Kernel(name, args, (), (nest,)), {"x0": x, "y": np.ones(1, DTYPES[dtype])})
 
 
 @pytest.mark.parametrize("dtype", sorted(INTEGERS))
