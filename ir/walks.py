@@ -2,19 +2,21 @@
 
 A buffer of columns is filled element by element and read at the column that is being walked through. What reduces
 columns is known after a walk through all of them; whoever needs it belongs to a later walk, in which what it reads of
-columns is computed once more.
+columns is computed once more. Sums that are relative to a maximum go along with it (``online``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from kernelforge.dtypes import FLOATS
 from kernelforge.ir.demand import Refused
 from kernelforge.ir.index import reads
-from kernelforge.ir.kernel import Alloc, Const, For, Load, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Load, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.online import Running, Scaled
 
 NARROW = 256
 """Elements of a row, besides its columns, that a block of rows holds at most."""
@@ -34,12 +36,23 @@ class Step:
             element or into several, stores them, or none of these.
         level: the walk it belongs to, or after which it stands; that of a fill is given by who reads it.
         loop: the one over columns.
+        running: the maximum that it finds or, where ``scaled`` is what it sums, goes along with.
     """
 
     stmt: Stmt
     form: Form
     level: int = 0
     loop: For | None = None
+    running: Running | None = None
+    scaled: Scaled | None = None
+
+    def grown(self, total: Expr) -> Expr:
+        """Return what has been summed, for the maximum that a block of columns has made of the last one."""
+        assert self.running is not None
+        assert self.scaled is not None
+        for shift in self.scaled.shifts:
+            total = total * self.running.growth(shift)
+        return total
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +66,19 @@ class Walk:
     @property
     def levels(self) -> int:
         return max(s.level for s in self.steps)
+
+    @property
+    def maxima(self) -> list[Running]:
+        """Those that sums go along with."""
+        found = [s.running for s in self.steps if s.running is not None and s.scaled is None]
+        return [m for m in found if any(s.running is m and s.scaled is not None for s in self.steps)]
+
+    def product(self, step: Step, level: int) -> Scaled | None:
+        """Return what a step sums or fills in a walk, where that is a factor of what it says."""
+        if step.form == "fill":
+            buffer = next(s.buffer for s in reversed(list(stmts((step.stmt,)))) if isinstance(s, Store))
+            return next((m.fills[buffer] for m in self.maxima if m.level == level and buffer in m.fills), None)
+        return step.scaled
 
 
 def found(body: Sequence[Stmt]) -> Walk:
@@ -68,21 +94,46 @@ def found(body: Sequence[Stmt]) -> Walk:
         raise Refused(f"a row holds {narrow:,} elements besides its columns")
     steps: list[Step] = []
     known: dict[str, int] = {}
+    maxima: list[Running] = []
     for stmt in body:
         if isinstance(stmt, Alloc):
             continue
         needed = max((known.get(b, 0) for b in _read(stmt)), default=0)
         loop = _loop(stmt, columns, extent)
         form = _form(stmt, loop, columns)
-        level = needed + (form in ("sum", "sums", "store"))
+        step = Step(stmt, form, needed + (form in ("sum", "sums", "store")), loop)
+        if loop is not None:
+            step = _along(step, loop, maxima, known)
         for s in stmts((stmt,)):
             if isinstance(s, Store):
-                known[s.buffer] = max(known.get(s.buffer, 0), level)
-        steps.append(Step(stmt, form, level, loop))
+                known[s.buffer] = max(known.get(s.buffer, 0), step.level)
+        steps.append(step)
     made = Walk(tuple(steps), columns, extent)
     if made.levels > 1 and any(s.form == "fill" and _depth(s) > SHALLOW for s in steps):
         raise Refused("a long contraction would be computed again in each walk through its columns")
     return made
+
+
+def _along(step: Step, loop: For, maxima: list[Running], known: Mapping[str, int]) -> Step:
+    """Let a sum go along with one of the ``maxima`` where it can; note what else tells of them."""
+    combine = next((s for s in loop.body if isinstance(s, Store)), None)
+    if combine is None:
+        return step
+    if step.form == "sum" and combine.op == "max" and combine.value.dtype in FLOATS:
+        found = Load(combine.buffer, (), combine.value.dtype)
+        maxima.append(Running(found, combine.value, loop.var, step.level, known))
+        return dataclasses.replace(step, running=maxima[-1])
+    if step.form == "fill" and len(loop.body) == 1:
+        for running in maxima:
+            scaled = running.scaled(combine.value, loop.var)
+            if scaled is not None:
+                running.fills[combine.buffer] = scaled
+    if step.form in ("sum", "sums") and combine.op == "add":
+        for running in maxima:
+            scaled = running.scaled(combine.value, loop.var)
+            if scaled is not None and scaled.shifts and scaled.fits(combine.value.dtype):
+                return dataclasses.replace(step, level=running.level, running=running, scaled=scaled)
+    return step
 
 
 def _columns(body: Sequence[Stmt], local: set[str]) -> tuple[frozenset[str], int]:

@@ -187,7 +187,7 @@ def looked_up(q: Any, k: Any, v: Any, causal: bool) -> Any:
     return softmax(s) @ v
 
 
-def exactly(q: Any, k: Any, v: Any, g: Any, causal: bool) -> tuple[Any, ...]:
+def exactly(causal: bool, q: Any, k: Any, v: Any, g: Any) -> tuple[Any, ...]:
     """Attention and its gradients in NumPy."""
     import numpy as np
 
@@ -214,7 +214,7 @@ def attention() -> Iterator[Found]:
             for heads, queries, keys, width, causal in cases if dtype in ("f32", "bf16") else cases[:2]:
                 shapes = [(heads, queries, width), (heads, keys, width), (heads, keys, width), (heads, queries, width)]
                 q, k, v, g = (rng.standard_normal(s).astype(DTYPES[dtype]) for s in shapes)
-                exact = exactly(*(a.astype(np.float64) for a in (q, k, v, g)), causal)
+                exact = exactly(causal, *(a.astype(np.float64) for a in (q, k, v, g)))
 
                 def loss(q: Any, k: Any, v: Any, g: Any, causal: bool = causal) -> Any:
                     return (looked_up(q, k, v, causal) * g).sum()

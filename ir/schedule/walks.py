@@ -1,14 +1,15 @@
 """The recipe for chains on GPUs: a work-group takes a block of rows and walks blocks of their columns through local
 memory, once for each level of reductions that need each other (``kernelforge.ir.walks``).
 
-What a walk needs of columns is computed in it, so that memory is linear in the number of columns: attention takes its
-maximum in the first walk, the sum of exponentials in the second, and its values in the last, each with the very
-operations that the naive nest has. Blocks of columns that a mask hides are left out (``skips``).
+What a walk needs of columns is computed in it, so that memory is linear in the number of columns. Attention walks once,
+as its sums go along with the maximum (``kernelforge.ir.online``), and its gradient with respect to queries twice.
+Blocks of columns that a mask hides are left out (``skips``).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from kernelforge.dtypes import DTYPES
@@ -16,6 +17,7 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir import walks
 from kernelforge.ir.demand import Refused, identity
 from kernelforge.ir.index import normalize
+from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -71,8 +73,9 @@ def walked(kernel: Kernel, row: str, size: int) -> Kernel:
     """Walk the columns of the row loop ``row`` by blocks of ``size``, in a loop for each level that is called ``row``,
     ``w`` and the number of the level.
 
-    Legal where ``kernelforge.ir.walks`` finds walks: reductions may be reassociated, and what a walk computes once more
-    reads nothing that changed since.
+    Legal where ``kernelforge.ir.walks`` finds walks: reductions may be reassociated, what a walk computes once more
+    reads nothing that changed since, and sums that go along with a maximum are scaled as it grows
+    (``kernelforge.ir.online``).
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -82,6 +85,7 @@ def walked(kernel: Kernel, row: str, size: int) -> Kernel:
             raise IllegalSchedule(step="walked", target=row, reason=str(refusal)) from refusal
         allocs = {s.buffer: s for s in loop.body if isinstance(s, Alloc)}
         body: list[Stmt] = [s for s in allocs.values() if s.buffer not in found.columns]
+        body += [Alloc(b.buffer, b.dtype, (), "register") for m in found.maxima for b in (m.before, *m.bases())]
         body += [s.stmt for s in found.steps if not s.form and not s.level]
         for level in range(1, found.levels + 1):
             steps = walks.wanted(found.steps, found.columns, level)
@@ -90,12 +94,14 @@ def walked(kernel: Kernel, row: str, size: int) -> Kernel:
             for step in steps:
                 if step.form == "sums":
                     body.append(_started(step.stmt))
-                inner.append(_in_block(step, block, size, found))
+                inner += _in_block(step, block, size, found)
             inner = _in_place(inner, found.columns)
             used = {b for s in inner for b in _touched(s)} & found.columns
             made = [dataclasses.replace(allocs[b], shape=(i64(size),)) for b in allocs if b in used]
             body.append(For(block, i64(block.bound or 0), "serial", (*made, *inner)))
-            body += [s.stmt for s in found.steps if not s.form and s.level == level]
+            for step in found.steps:
+                if step.level == level and (step.scaled is not None or not step.form):
+                    body.append(_finished(step) if step.form else step.stmt)
         return (dataclasses.replace(loop, body=tuple(body)),)
 
     return each(kernel, "walked", row, change)
@@ -120,9 +126,11 @@ def _started(stmt: Stmt) -> Stmt:
     return made
 
 
-def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> Stmt:
+def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> list[Stmt]:
     """Do for the columns of a block what a step does for all."""
     assert step.loop is not None
+    level = int(block.name.rpartition("w")[2])
+    inside = found.product(step, level)
     old, ends = step.loop.var, found.extent % size != 0
     new = Var(old.name, "i64", size)
     at = block * size + new
@@ -145,7 +153,8 @@ def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> Stm
             return s
         if s is not step.loop:
             return dataclasses.replace(s, body=tuple(map(shorten, s.body)))
-        body = tuple(map(visit, substituted(s.body, {old: at})))
+        whole = s.body if inside is None else _valued(s.body, inside.term)
+        body = tuple(map(visit, substituted(whole, {old: at})))
         if ends:
             body = (If(normalize(at < found.extent), body),)
         return For(new, i64(size), s.kind, body)
@@ -157,9 +166,50 @@ def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> Stm
         def join(s: Stmt) -> Stmt:
             if isinstance(s, For) and s.kind == "parallel":
                 return dataclasses.replace(s, body=tuple(map(join, s.body)))
-            return dataclasses.replace(s, op=combine) if isinstance(s, Store) and isinstance(s.value, Load) else s
+            if isinstance(s, Store) and isinstance(s.value, Load):
+                if step.scaled is None:
+                    return dataclasses.replace(s, op=combine)
+                old = Load(s.buffer, s.index, s.value.dtype)
+                return dataclasses.replace(s, value=step.grown(old) + s.value)
+            return s
 
-        made = join(made)
+        return [join(made)]
+    if step.scaled is not None:
+        total = _total(step.stmt)
+        return [Store(total.buffer, (), step.grown(total)), made]
+    if step.running is not None and step.running.shifts:
+        return [
+            Store(step.running.before.buffer, (), step.running.maximum),
+            made,
+            *(Store(b.buffer, (), value) for b, value in step.running.bases().items()),
+        ]
+    return [made]
+
+
+def _valued(body: Sequence[Stmt], value: Expr) -> tuple[Stmt, ...]:
+    (store,) = body
+    assert isinstance(store, Store)
+    return (dataclasses.replace(store, value=value),)
+
+
+def _total(stmt: Stmt) -> Load:
+    """Return the element that a statement reduces columns to, in its loops."""
+    last = stmt
+    while isinstance(last, For):
+        last = last.body[-1]
+    assert isinstance(last, Store)
+    return Load(last.buffer, last.index, last.value.dtype)
+
+
+def _finished(step: walks.Step) -> Stmt:
+    """Make a sum of what the walk has summed, in the loops of its statement."""
+    assert step.running is not None
+    assert step.scaled is not None
+    total = _total(step.stmt)
+    made: Stmt = Store(total.buffer, total.index, step.running.finished(total, step.scaled))
+    for loop in reversed(nested(step.stmt) if step.form == "sums" else ()):
+        var = Var(f"{loop.var.name}e", "i64", loop.var.bound)
+        (made,) = (For(var, loop.extent, loop.kind, substituted((made,), {loop.var: var})),)
     return made
 
 
@@ -241,7 +291,7 @@ def _blocks(kernel: Kernel, parallel: Sequence[For], found: walks.Walk, sizes: S
     for level in range(1, found.levels + 1):
         kernel = reorder(kernel, i, f"{i}w{level}")
     kernel = fission(kernel, i)
-    if skip is not None:
+    if skip is not None and _hidden(found, skip):
         kernel = _skipped(kernel, f"{i}b", found, sizes, skip)
     (block,) = loops(kernel, f"{i}b")
     registers = {s.buffer for s in block.body if isinstance(s, Alloc) and s.shape}
@@ -264,35 +314,54 @@ def _within(kernel: Kernel, around: Sequence[str], body: Sequence[Stmt]) -> Kern
 
 
 def _skipped(kernel: Kernel, at: str, found: walks.Walk, sizes: Sizes, skip: skips.Skip) -> Kernel:
-    """Let each walk end after the columns that its reductions need, and add what is to be done instead."""
+    """Let each walk end after the columns that its reductions need, and add what is to be done instead.
+
+    A sum that goes along with a maximum of -inf in those columns adds zeros there, whatever the other columns are.
+    """
     known = {
         s.buffer: step.level for step in found.steps for s in stmts((step.stmt,)) if isinstance(s, Store)
     }  # fmt: skip
     first = skip.bound.upto(i64(0), i64(sizes.rows - 1), sizes.columns)
+    along = {k for k, s in enumerate(found.steps) if s.scaled is not None}
+    live = False
     ends: dict[int, Expr] = {}
     for level in range(1, found.levels + 1):
         own = {k for k, s in enumerate(found.steps) if s.level == level and s.form in ("sum", "sums", "store")}
         if own <= skip.masked | skip.zero:
-            most = op("max", Load("live", (), "i64"), first) if own & skip.zero else first
+            seen = bool(own & skip.zero - along)
+            most = op("max", Load("live", (), "i64"), first) if seen else first
             ends[level] = normalize((most + (sizes.columns - 1)) // sizes.columns)
+            live = live or seen
     added: dict[int, list[Stmt]] = {}
     for k in sorted(skip.after):
         read = {b for s in skip.after[k] for b in _touched(s)}
-        added.setdefault(max((known.get(b, 0) for b in read), default=0), []).extend(map(_scalar, skip.after[k]))
+        if live or "live" not in read:
+            added.setdefault(max((known.get(b, 0) for b in read), default=0), []).extend(map(_scalar, skip.after[k]))
 
     def change(loop: For) -> Sequence[Stmt]:
         out: list[Stmt] = []
+        past = 0
         for s in loop.body:
-            if not isinstance(s, For) or not s.var.name.startswith(f"{at[:-1]}w"):
-                out.append(s)
-                continue
-            level = int(s.var.name[len(at) :])
-            if level == 1:
-                out += added.get(0, ())
-            out += [dataclasses.replace(s, extent=ends.get(level, s.extent)), *added.get(level, ())]
-        return (dataclasses.replace(loop, body=tuple(out)),)
+            if isinstance(s, For) and s.var.name.startswith(f"{at[:-1]}w"):
+                out += added.get(past, ())
+                past = int(s.var.name[len(at) :])
+                s = dataclasses.replace(s, extent=ends.get(past, s.extent))
+            out.append(s)
+        return (dataclasses.replace(loop, body=(*out, *added.get(past, ()))),)
 
     return each(kernel, "walked", at, change)
+
+
+def _hidden(found: walks.Walk, skip: skips.Skip) -> bool:
+    """Whether the maxima that sums go along with are -inf in columns that are left out: exponentials are zero there."""
+    for k, step in enumerate(found.steps):
+        if step.running in found.maxima and step.scaled is None and k in skip.after:
+            again = next(s for added in skip.after[k] for s in stmts((added,)) if isinstance(s, Store))
+            if _variables(again.value) or any(isinstance(e, Load) for e in walk(again.value)):
+                return False
+            if not evaluate(again.value.eq(-math.inf), {}):
+                return False
+    return True
 
 
 def _scalar(stmt: Stmt) -> Stmt:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from kernelforge.dtypes import DTYPES
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import Alloc, Const, For, Kernel, stmts
@@ -31,13 +32,25 @@ def naive(fn: Callable[..., Any], *args: Any) -> Kernel:
 
 
 def run(kernel: Kernel, args: tuple[np.ndarray, ...], shape: tuple[int, ...], shuffle: int | None = None) -> np.ndarray:
-    buffers = {a.name: np.full(int(np.prod([1, *shape])), 7, np.float32) for a in kernel.args if a.mode == "out"}
+    buffers = {a.name: np.full(int(np.prod([1, *shape])), 7, DTYPES[a.dtype]) for a in kernel.args if a.mode == "out"}
     # a kernel takes its arguments in the order in which it reads them: values after masks
     given = (np.ascontiguousarray(a).reshape(-1) for a in (*args[:2], *args[3:], args[2]))
     buffers |= dict(zip((a.name for a in kernel.args if a.mode == "in"), given, strict=True))
     run_kernel(kernel, buffers, {}, shuffle=shuffle)
     (out,) = (buffers[a.name] for a in kernel.args if a.mode == "out")
     return out.reshape(shape)
+
+
+GOLDEN = [
+    "a1_was[] = a1[]",
+    "a1[] max= a0[r1_0] * 0.25f32",
+    "a1_base0[] = select(a1[] == -inff32, 0.0f32, a1[])",
+    "a1_by0[] = select(a1_was[] == a1[], 1.0f32, select(a1_was[] == -inff32, 0.0f32, exp(a1_was[] - a1[])))",
+    "a2[] = a2[] * a1_by0[]",
+    "a2[] += exp(a0[r2_0] * 0.25f32 - a1_base0[])",
+    "a0[h3_3] = exp(a0[h3_3] * 0.25f32 - a1_base0[])",
+    "a4[c4_3] = a4[c4_3] * a1_by0[] + a4_s[]",
+]
 
 
 MASK = normal(9, 21, seed=9) > 0
@@ -96,8 +109,98 @@ def test_gradients_keep_the_meaning(fn: Any) -> None:
 def test_blocks_that_a_triangle_hides_are_not_walked() -> None:
     made = schedule(naive(causal, *heads(300, 300, 8, 1, 1)), LARGE)
     walked_ = [s for s in stmts(made.body) if isinstance(s, For) and s.var.name.startswith("i2w")]
-    assert len(walked_) == 3
+    assert len(walked_) == 1
     assert all(s.static is None for s in walked_)
+
+
+def hidden(q: Any, k: Any, v: Any) -> Any:
+    """A triangle that hides all columns of the first rows."""
+    s = q @ np.swapaxes(k, -1, -2)
+    return softmax(np.where(np.arange(s.shape[-2])[:, None] - 9 >= np.arange(s.shape[-1]), s, -np.inf)) @ v
+
+
+def finite(q: Any, k: Any, v: Any) -> Any:
+    """The same with a number in place of -inf, which softmax takes for what it is where there is nothing else."""
+    s = q @ np.swapaxes(k, -1, -2)
+    return softmax(np.where(np.arange(s.shape[-2])[:, None] - 9 >= np.arange(s.shape[-1]), s, np.float32(-1e9))) @ v
+
+
+LATE = np.ones((37, 150), bool)
+LATE[:, :64] = False
+LATE[3] = False
+LATE[5, :149] = False
+
+
+def special(case: str) -> tuple[np.ndarray, ...]:
+    q, k, v = heads(37, 150, 5, 1, 1)
+    if case == "special":
+        q[0, 0, 7, 2], k[0, 0, 100, 0], k[0, 0, 20, 1] = np.nan, np.inf, -np.inf
+    return {"large": (q * np.float32(1e3), k * np.float32(1e3), v)}.get(case, (q, k, v))
+
+
+@pytest.mark.parametrize("limits", [TINY, SMALL, LARGE], ids=["tiny", "small", "large"])
+@pytest.mark.parametrize(
+    ("fn", "args"),
+    [
+        (masked, (*special("late"), LATE)),
+        (masked, (*special("special"), LATE)),
+        (attention, special("large")),
+        (hidden, heads(150, 150, 5, 1, 1)),
+        (finite, heads(150, 150, 5, 1, 1)),
+    ],
+    ids=["first columns hidden", "infinities and NaN", "large", "rows hidden", "finite"],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_running_maximum_gives_what_the_maximum_gives(fn: Any, args: Any, limits: Any) -> None:
+    kernel = naive(fn, *args)
+    made = schedule(kernel, limits)
+    assert [s for s in stmts(made.body) if isinstance(s, For) and "w1" in s.var.name]
+    assert not [s for s in stmts(made.body) if isinstance(s, For) and "w2" in s.var.name]
+    shape = fn(*args).shape
+    want, found = run(kernel, args, shape), run(made, args, shape, shuffle=1)
+    assert (np.isnan(found) == np.isnan(want)).all()
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 2e-3), ("bf16", 2e-2), ("f64", 1e-14)])
+def test_casts_commute_with_scaling(dtype: str, tolerance: float) -> None:
+    args = tuple(a.astype(DTYPES[dtype]) for a in heads(21, 150, 5, 1, 1))
+    kernel = naive(attention, *args)
+    made = schedule(kernel, LARGE)
+    assert not [s for s in stmts(made.body) if isinstance(s, For) and "w2" in s.var.name]
+    want, found = (run(k, args, (1, 1, 21, 5)).astype(np.float64) for k in (kernel, made))
+    np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance)
+
+
+def test_what_does_not_scale_waits_for_the_maximum() -> None:
+    """What is relative to another row's maximum, and powers of what is; the sum of those is scaled by the square."""
+
+    def levels(weights: Callable[[Any], Any]) -> int:
+        def fn(q: Any, k: Any, v: Any) -> Any:
+            s = q @ np.swapaxes(k, -1, -2)
+            return weights(s) @ v
+
+        made = schedule(naive(fn, *heads(9, 70, 4, 1, 1)), LARGE)
+        return len([s for s in stmts(made.body) if isinstance(s, For) and s.var.name.startswith("i2w")])
+
+    def relative(s: Any) -> Any:
+        return np.exp(s - s.max(axis=-1, keepdims=True))
+
+    assert levels(relative) == 1
+    assert levels(lambda s: relative(s) * relative(s)) == 1
+    assert levels(lambda s: relative(s) / relative(s).sum(axis=-1, keepdims=True) * s) == 1
+    assert levels(lambda s: relative(s) + 1) == 2
+    assert levels(lambda s: np.exp(2 * s - s.max(axis=-1, keepdims=True))) == 2
+    assert levels(lambda s: np.tanh(s - s.max(axis=-1, keepdims=True))) == 2
+    assert levels(lambda s: relative(s) / (relative(s).sum(axis=-1, keepdims=True) + s * s)) == 2
+
+
+def test_a_walk_with_a_running_maximum_in_text() -> None:
+    kernel = naive(attention, *heads(7, 32, 5, 1, 1))
+    row = perfect(kernel.body[0])[0][-1].var.name  # type: ignore[arg-type]
+    (walk,) = (s for s in stmts(walked(kernel, row, 16).body) if isinstance(s, For) and s.var.name == f"{row}w1")
+    text = str(dataclasses.replace(kernel, body=(walk,)))
+    assert [line.strip() for line in text.splitlines() if "a1" in line or "a2" in line] == GOLDEN
 
 
 def test_no_buffer_grows_with_the_columns() -> None:
