@@ -110,9 +110,10 @@ def power_of_two(i: Expr, dtype: str) -> Expr:
 
 def scaleb(x: Expr, n: Expr) -> Expr:
     """X * 2**n in two steps, so that a subnormal result is rounded once and overflow gives infinity."""
-    i = bits_of(n + FORMATS[x.dtype].magic)
+    f = FORMATS[x.dtype]
+    i = bits_of(n + (f.magic + 2 * f.bias))  # the low bits of either half are then a power's exponent
     half = i >> 1
-    return x * power_of_two(half, x.dtype) * power_of_two(i - half, x.dtype)
+    return x * (half << f.fraction).bitcast(x.dtype) * ((i - half) << f.fraction).bitcast(x.dtype)
 
 
 def nearest(x: Expr) -> tuple[Expr, Expr]:

@@ -133,8 +133,8 @@ _MOD = """{{
 
 _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("abs", "float"): ("a", "{{ return as_{T}(as_{U}(a) & ({U}){magnitude}); }}"),
-    ("min", "float"): ("a, b", "{{ return (a < b) | (a != a) ? a : b; }}"),
-    ("max", "float"): ("a, b", "{{ return (a > b) | (a != a) ? a : b; }}"),
+    ("min", "float"): ("a, b", "{{ {T} m = b < a ? b : a; return b != b ? b : m; }}"),
+    ("max", "float"): ("a, b", "{{ {T} m = b > a ? b : a; return b != b ? b : m; }}"),
     ("rint", "float"): ("a", _RINT),
     ("floor", "float"): ("a", _FLOOR),
     ("ceil", "float"): ("a", _CEIL),
