@@ -106,9 +106,9 @@ def rowwise(body: Sequence[Stmt], last: For) -> bool:
     votes = longest = 0
     for loop in reduction_loops(body):
         for load in loads((loop,)):
-            across = affine(load.index[0], last.var)
-            if across != 0:  # what every result reads says nothing
-                votes += (affine(load.index[0], loop.var) == 1) - (across == 1)
+            across, along = affine(load.index[0], last.var), affine(load.index[0], loop.var)
+            if across != 0 and along != 0:  # what every result, or every step of one, reads says nothing
+                votes += (along == 1) - (across == 1)
         longest = max(longest, loop.static or loop.var.bound or 0)
     return votes > 0 or (votes == 0 and longest >= (last.static or 0))
 

@@ -231,3 +231,21 @@ def test_rows_whose_columns_are_summed_by_the_way_hold_several_vectors_too() -> 
     after = schedule(made, dataclasses.replace(DEVICES["avx512"], side=4))
     assert 64 in [s.static for s in stmts(after.body) if isinstance(s, For) and s.kind == "vector"]
     same(made, after)
+
+
+def test_numbers_of_each_row_do_not_make_columns() -> None:
+    k = parse_kernel("""kernel scaled(in x0: f32[65536], in x1: f32[16], in x2: f32[16], out o: f32[16]) {
+  for parallel i0 < 16 {
+    register a1: f32[]
+    a1[] = 0.0f32
+    for serial r1 < 4096 {
+      a1[] += x0[i0 * 4096 + r1] * x1[i0] / x2[i0]
+    }
+    o[i0] = a1[]
+  }
+}
+""")
+    made = schedule(k, DEVICES["avx512"])
+    same(k, made)
+    assert isinstance(made.body[0], For)
+    assert made.body[0].extent == i64(16)
