@@ -132,6 +132,8 @@ class Running:
         found = self.scaled(e.args[k], var)
         if found is None or factor is not None:
             return found and dataclasses.replace(found, factors=(*found.factors, *([factor] if factor else [])))
+        if e.op == "cast" and _widened(found.term).dtype == e.dtype:
+            return dataclasses.replace(found, term=_widened(found.term))
         return dataclasses.replace(found, term=Op(e.op, (*e.args[:k], found.term, *e.args[k + 1 :]), e.dtype))
 
     def _relative(self, e: Op, var: Var) -> Scaled | None:

@@ -14,8 +14,8 @@ from typing import Literal
 
 from kernelforge.dtypes import FLOATS
 from kernelforge.ir.demand import Refused
-from kernelforge.ir.index import reads
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Load, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.index import normalize, reads
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Load, Stmt, Store, exprs, stmts, substitute, walk
 from kernelforge.ir.online import Running, Scaled
 
 NARROW = 256
@@ -73,12 +73,26 @@ class Walk:
         found = [s.running for s in self.steps if s.running is not None and s.scaled is None]
         return [m for m in found if any(s.running is m and s.scaled is not None for s in self.steps)]
 
-    def product(self, step: Step, level: int) -> Scaled | None:
-        """Return what a step sums or fills in a walk, where that is a factor of what it says."""
-        if step.form == "fill":
-            buffer = next(s.buffer for s in reversed(list(stmts((step.stmt,)))) if isinstance(s, Store))
-            return next((m.fills[buffer] for m in self.maxima if m.level == level and buffer in m.fills), None)
-        return step.scaled
+    def wanted(self, level: int) -> list[Step]:
+        """Return what a walk does: the reductions and stores of its level, and the fills that those read.
+
+        They sum and fill the factors that go along with a maximum; and what a fill makes is not made twice.
+        """
+        own = {k for k, s in enumerate(self.steps) if s.form in ("sum", "sums", "store") and s.level == level}
+        need = {b for k in own for b in _read(self.steps[k].stmt)}
+        for k in reversed(range(len(self.steps))):
+            stored = {t.buffer for t in stmts((self.steps[k].stmt,)) if isinstance(t, Store)} & self.columns
+            if self.steps[k].form == "fill" and stored & need:
+                own.add(k)
+                need |= _read(self.steps[k].stmt)
+        return _once([self._factor(self.steps[k], level) for k in sorted(own)])
+
+    def _factor(self, step: Step, level: int) -> Step:
+        if step.scaled is not None:
+            return _valued(step, step.scaled.term)
+        fills = [m.fills for m in self.maxima if m.level == level] if step.form == "fill" else []
+        store = _combined(step)
+        return next((_valued(step, f[store.buffer].term) for f in fills if store and store.buffer in f), step)
 
 
 def found(body: Sequence[Stmt]) -> Walk:
@@ -195,16 +209,47 @@ def _form(stmt: Stmt, loop: For | None, columns: frozenset[str]) -> Form:
     raise Refused("it does something else with columns than to fill, to reduce or to store them")
 
 
-def wanted(steps: Sequence[Step], columns: frozenset[str], level: int) -> list[Step]:
-    """Return what a walk does: the reductions and stores of its level, and the fills that those read."""
-    own = {k for k, s in enumerate(steps) if s.form in ("sum", "sums", "store") and s.level == level}
-    need = {b for k in own for b in _read(steps[k].stmt)}
-    for k in reversed(range(len(steps))):
-        stored = {t.buffer for t in stmts((steps[k].stmt,)) if isinstance(t, Store)} & columns
-        if steps[k].form == "fill" and stored & need:
-            own.add(k)
-            need |= _read(steps[k].stmt)
-    return [steps[k] for k in sorted(own)]
+def _combined(step: Step) -> Store | None:
+    """Return the Store into what a step fills or sums, where that is all that its loop over columns does."""
+    body = step.loop.body if step.loop is not None else ()
+    return body[0] if len(body) == 1 and isinstance(body[0], Store) else None
+
+
+def _valued(step: Step, value: Expr) -> Step:
+    """Let a step fill or sum something else."""
+    store, old = _combined(step), step.loop
+    assert store is not None
+    assert old is not None
+    new = dataclasses.replace(old, body=(dataclasses.replace(store, value=value),))
+
+    def visit(s: Stmt) -> Stmt:
+        if s is old:
+            return new
+        return dataclasses.replace(s, body=tuple(map(visit, s.body))) if isinstance(s, For) else s
+
+    return dataclasses.replace(step, stmt=visit(step.stmt), loop=new)
+
+
+def _once(steps: Sequence[Step]) -> list[Step]:
+    """Let sums read what a later fill makes, too, which then comes first."""
+    out = list(steps)
+    for fill in [s for s in steps if s.form == "fill"]:
+        made = _combined(fill)
+        if made is None or fill.loop is None:
+            continue
+        for k, step in enumerate(out[: out.index(fill)]):
+            summed = _combined(step)
+            if step.form != "sum" or summed is None or step.loop is None or summed.op != "add":
+                continue
+            there = substitute(made.value, {fill.loop.var: step.loop.var})
+            between = out[k : out.index(fill)]
+            stored = {t.buffer for s in between for t in stmts((s.stmt,)) if isinstance(t, Store)}
+            if normalize(there) is normalize(summed.value) and not stored & _read(fill.stmt):
+                out.remove(fill)
+                load = Load(made.buffer, (step.loop.var,), made.value.dtype)
+                out[k : k + 1] = [fill, _valued(step, load)]
+                break
+    return out
 
 
 def _read(stmt: Stmt) -> set[str]:

@@ -88,7 +88,7 @@ def walked(kernel: Kernel, row: str, size: int) -> Kernel:
         body += [Alloc(b.buffer, b.dtype, (), "register") for m in found.maxima for b in (m.before, *m.bases())]
         body += [s.stmt for s in found.steps if not s.form and not s.level]
         for level in range(1, found.levels + 1):
-            steps = walks.wanted(found.steps, found.columns, level)
+            steps = found.wanted(level)
             block = Var(f"{row}w{level}", "i64", -(-found.extent // size))
             inner: list[Stmt] = []
             for step in steps:
@@ -129,8 +129,6 @@ def _started(stmt: Stmt) -> Stmt:
 def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> list[Stmt]:
     """Do for the columns of a block what a step does for all."""
     assert step.loop is not None
-    level = int(block.name.rpartition("w")[2])
-    inside = found.product(step, level)
     old, ends = step.loop.var, found.extent % size != 0
     new = Var(old.name, "i64", size)
     at = block * size + new
@@ -153,8 +151,7 @@ def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> lis
             return s
         if s is not step.loop:
             return dataclasses.replace(s, body=tuple(map(shorten, s.body)))
-        whole = s.body if inside is None else _valued(s.body, inside.term)
-        body = tuple(map(visit, substituted(whole, {old: at})))
+        body = tuple(map(visit, substituted(s.body, {old: at})))
         if ends:
             body = (If(normalize(at < found.extent), body),)
         return For(new, i64(size), s.kind, body)
@@ -184,12 +181,6 @@ def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> lis
             *(Store(b.buffer, (), value) for b, value in step.running.bases().items()),
         ]
     return [made]
-
-
-def _valued(body: Sequence[Stmt], value: Expr) -> tuple[Stmt, ...]:
-    (store,) = body
-    assert isinstance(store, Store)
-    return (dataclasses.replace(store, value=value),)
 
 
 def _total(stmt: Stmt) -> Load:

@@ -46,9 +46,9 @@ GOLDEN = [
     "a1[] max= a0[r1_0] * 0.25f32",
     "a1_base0[] = select(a1[] == -inff32, 0.0f32, a1[])",
     "a1_by0[] = select(a1_was[] == a1[], 1.0f32, select(a1_was[] == -inff32, 0.0f32, exp(a1_was[] - a1[])))",
-    "a2[] = a2[] * a1_by0[]",
-    "a2[] += exp(a0[r2_0] * 0.25f32 - a1_base0[])",
     "a0[h3_3] = exp(a0[h3_3] * 0.25f32 - a1_base0[])",
+    "a2[] = a2[] * a1_by0[]",
+    "a2[] += a0[r2_0]",
     "a4[c4_3] = a4[c4_3] * a1_by0[] + a4_s[]",
 ]
 
