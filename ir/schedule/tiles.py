@@ -185,7 +185,12 @@ def tensor_cores(product: Product, limits: Limits) -> bool:
 
 def narrow(product: Product) -> bool:
     """Whether both factors are floats of 16 bits and the sums f32, as tensor cores take them."""
-    pair, _ = factors(product.sums[:1])
+    return halves(product.sums[:1])
+
+
+def halves(sums: Sequence[Stmt]) -> bool:
+    """Whether statements add products of floats of 16 bits, both of one type, to f32."""
+    pair, _ = factors(sums)
     found = {e.args[0].dtype if isinstance(e, Op) and e.op == "cast" and e.dtype == "f32" else "" for e in pair}
     return len(found) == 1 and found <= NARROW_FLOATS
 
@@ -210,20 +215,28 @@ def fragments(product: Product, limits: Limits) -> Tile:
 
 
 def tensor(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
-    """Tile a product of narrow floats for tensor cores.
+    """Tile a product of narrow floats for tensor cores."""
+    kernel, i, j, k = _as_matrices(kernel, product)
+    kernel, warp, lane = fragmented(kernel, i, j, k, fragments(product, limits), WARPS)
+    return _bound(kernel, product, (f"{i}o", f"{j}o", f"{k}o"), warp, lane, limits)
+
+
+def fragmented(
+    kernel: Kernel, i: str, j: str, k: str, sizes: Tile, warps: tuple[int, int]
+) -> tuple[Kernel, list[str], str]:
+    """Tile a product of narrow floats with one loop each of rows, columns and the sum, as ``blocked`` does.
 
     A warp owns small products of 16 x 8, of which its lanes, ``g`` by ``q``, hold rows ``g`` and ``g + 8`` and columns
     ``2 q`` and ``2 q + 1`` (PTX ISA, mma.m16n8k16): a printer that has the instruction finds the loops like this, and
     for all others they are ordinary loops. In local memory both operands lie with the sum innermost, as lanes load it
     in pairs; their rows are longer by a wide load, so that the words of a warp are in banks of their own.
     """
-    sizes = fragments(product, limits)
-    kernel, i, j, k = _as_matrices(kernel, product)
-    kernel = split(kernel, i, 16 * WARPS[0] * sizes.rows, f"{i}o", f"{i}t", "guard")
+    accumulator = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc) and s.space == "register")
+    kernel = split(kernel, i, 16 * warps[0] * sizes.rows, f"{i}o", f"{i}t", "guard")
     kernel = split(kernel, f"{i}t", 16 * sizes.rows, f"{i}w", f"{i}s", "exact")
     kernel = split(kernel, f"{i}s", 16, f"{i}m", f"{i}f", "exact")
     kernel = split(kernel, f"{i}f", 8, f"{i}h", f"{i}g", "exact")
-    kernel = split(kernel, j, 8 * WARPS[1] * sizes.columns, f"{j}o", f"{j}t", "guard")
+    kernel = split(kernel, j, 8 * warps[1] * sizes.columns, f"{j}o", f"{j}t", "guard")
     kernel = split(kernel, f"{j}t", 8 * sizes.columns, f"{j}w", f"{j}s", "exact")
     kernel = split(kernel, f"{j}s", 8, f"{j}n", f"{j}f", "exact")
     kernel = split(kernel, f"{j}f", 2, f"{j}q", f"{j}p", "exact")
@@ -237,7 +250,7 @@ def tensor(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
         kernel = stage(kernel, factor.args[0], f"{k}o", [*inside, f"{k}s"], "local", name)
         kernel, _ = _copied(kernel, name, f"{k}s", inside, sizes.items)
         kernel = pad(kernel, name, len(inside), WIDE // 2)
-    return _bound(kernel, product, (f"{i}o", f"{j}o", f"{k}o"), warp, f"{j}p", limits)
+    return unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns")), warp, f"{j}p"
 
 
 def _tiled(
@@ -281,8 +294,6 @@ def _bound(
     kernel: Kernel, product: Product, tiles: tuple[str, str, str], items: Sequence[str], lane: str, limits: Limits
 ) -> Kernel:
     """Bind the loops of a tiled product, and let it fetch ahead."""
-    accumulator = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc) and s.space == "register")
-    kernel = unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns"))
     for name in (*(p.var.name for p in product.batch), *tiles[:2]):
         kernel = bind(kernel, name, "grid")
     for name in items:
@@ -356,8 +367,10 @@ __all__ = [
     "Tile",
     "blocked",
     "found",
+    "fragmented",
     "fragments",
     "group",
+    "halves",
     "narrow",
     "share",
     "tensor",

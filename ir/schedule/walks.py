@@ -68,6 +68,12 @@ PAD = 4
 STEP = 8
 """Products of an element that a block of operands in local memory holds."""
 
+WARP, ROWS, COLUMNS = 32, 16, 8
+"""Work-items that tensor cores take at once, and the rows and columns of what these make."""
+
+DEEP = 32
+"""As ``STEP``, for tensor cores; or half of it."""
+
 
 def walked(kernel: Kernel, row: str, size: int) -> Kernel:
     """Walk the columns of the row loop ``row`` by blocks of ``size``, in a loop for each level that is called ``row``,
@@ -251,7 +257,7 @@ def group(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     candidates = [Sizes(items, items * r, columns) for r in wanted]
     candidates += [Sizes(k, k * r, k * OWN[0]) for k in ITEMS if k < items for r in OWN]
     for sizes in candidates:
-        made = _blocks(kernel, parallel, found, sizes)
+        made = _blocks(kernel, parallel, found, sizes, limits)
         if _held(made) <= limits.local_bytes:
             return made
     raise IllegalSchedule(step="walked", target=row.var.name, reason="no block of rows fits local memory")
@@ -270,7 +276,7 @@ def _held(kernel: Kernel) -> int:
     return total
 
 
-def _blocks(kernel: Kernel, parallel: Sequence[For], found: walks.Walk, sizes: Sizes) -> Kernel:
+def _blocks(kernel: Kernel, parallel: Sequence[For], found: walks.Walk, sizes: Sizes, limits: Limits) -> Kernel:
     i, around = parallel[-1].var.name, [p.var.name for p in parallel]
     around[-1] = f"{i}b"
     whole = fission(split(kernel, i, sizes.rows, f"{i}b", i, "clip"), i)
@@ -289,7 +295,7 @@ def _blocks(kernel: Kernel, parallel: Sequence[For], found: walks.Walk, sizes: S
     for buffer in registers:
         kernel = place(kernel, buffer, "local")
     (block,) = loops(kernel, f"{i}b")
-    made = _Pieces(kernel, i, around, sizes).all(block.body)
+    made = _Pieces(kernel, i, around, sizes, "mma" in limits.native).all(block.body)
     (kernel,) = [_within(kernel, around, made)]
     for name in around:
         kernel = bind(kernel, name, "grid")
@@ -366,11 +372,13 @@ def _scalar(stmt: Stmt) -> Stmt:
 class _Pieces:
     """Shares the statements of a block of rows among work-items."""
 
-    def __init__(self, kernel: Kernel, row: str, around: Sequence[str], sizes: Sizes) -> None:
+    def __init__(self, kernel: Kernel, row: str, around: Sequence[str], sizes: Sizes, tensor_cores: bool) -> None:
         self.kernel = kernel
         self.row = row
         self.around = around
         self.sizes = sizes
+        self.warps = sizes.items**2 // WARP
+        self.tensor_cores = tensor_cores
 
     def all(self, body: Sequence[Stmt]) -> list[Stmt]:
         out: list[Stmt] = []
@@ -418,11 +426,20 @@ class _Pieces:
             first = f"{first}f"
         j, items = columns[0], self.sizes.items
         n = loops(kernel, j)[0].static or 1
-        own = next((c for c in (1, 2, 4, 8) if items * c >= n), 8)
-        step = STEP if items >= 8 else 4
-        kernel, group_, lane = tiles.blocked(
-            kernel, i, j, first, tiles.Tile(items, self.sizes.rows // items, own, step)
-        )
+        along = self.sizes.rows // ROWS
+        if self.tensor_cores and tiles.halves([_plain(s) for s in body]) and along and self.warps % along == 0:
+            across = self.warps // along
+            own = next((c for c in (1, 2, 4, 8) if COLUMNS * across * c >= n), 8)
+            deep = DEEP if (loops(kernel, first)[0].static or 1) > DEEP // 2 else DEEP // 2
+            kernel, group_, lane = tiles.fragmented(
+                kernel, i, j, first, tiles.Tile(items * items, 1, own, deep), (along, across)
+            )
+        else:
+            own = next((c for c in (1, 2, 4, 8) if items * c >= n), 8)
+            step = STEP if items >= 8 else 4
+            kernel, group_, lane = tiles.blocked(
+                kernel, i, j, first, tiles.Tile(items, self.sizes.rows // items, own, step)
+            )
         for name in (f"{i}o", f"{j}o"):
             kernel = bind(kernel, name, "serial")
         for name in group_:
