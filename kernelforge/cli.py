@@ -6,6 +6,7 @@ import argparse
 import functools
 import importlib
 import inspect
+import io
 import operator
 import os
 import pathlib
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import kernelforge
 from kernelforge.bench.arguments import add_arguments
 from kernelforge.devices import environment
 from kernelforge.errors import CommandFailed, DeviceUnavailable, KernelforgeError, UnknownDevice
@@ -21,6 +23,8 @@ from kernelforge.errors import CommandFailed, DeviceUnavailable, KernelforgeErro
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0 when all is well, 1 with the reason on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows ASCII alone shows the rest as it can
     args = _parser().parse_args(argv)
     try:
         status = int(args.run(args) or 0)
@@ -31,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads has seen enough: nothing more is written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        return 130
     return status
 
 
@@ -38,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "kernelforge", description="Write NumPy; get fused kernels on every vendor's device."
     )
+    parser.add_argument("--version", action="version", version=f"kernelforge {kernelforge.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     demo = commands.add_parser("demo", help="train a classifier of hand-written digits and show its kernels")

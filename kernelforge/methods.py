@@ -211,6 +211,7 @@ class Methods:
     sum, prod, mean, var, std = _method("sum"), _method("prod"), _method("mean"), _method("var"), _method("std")
     max, min, any, all = _method("max"), _method("min"), _method("any"), _method("all")
     argmax, argmin = _method("argmax"), _method("argmin")
+    argsort, searchsorted = _method("argsort"), _method("searchsorted")
     cumsum, cumprod = _method("cumsum"), _method("cumprod")
     swapaxes, squeeze, ravel = _method("swapaxes"), _method("squeeze"), _method("ravel")
     diagonal, trace, repeat, take = _method("diagonal"), _method("trace"), _method("repeat"), _method("take")
@@ -222,6 +223,9 @@ class Methods:
 
     def transpose(self, *axes: Any) -> Any:
         return FUNCTIONS["transpose"](self, axes[0] if len(axes) == 1 else axes or None)
+
+    def sort(self, axis: int = -1, kind: str | None = None, order: Any = None, *, stable: Any = None) -> None:
+        self.assign("sort", FUNCTIONS["sort"](self, axis, kind, order))
 
     def __round__(self, ndigits: int | None = None) -> Any:
         return FUNCTIONS["round"](self, ndigits or 0)

@@ -30,6 +30,7 @@ from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import part
+from kernelforge.numpy.sorting import network
 from kernelforge.numpy.ufuncs import operand, ufunc, where
 from kernelforge.trace import TRACED, concrete
 
@@ -274,18 +275,7 @@ def _order(key: Sym, n: int) -> Sym:
     place = apply("iota", shape=(whole,), axis=0, dtype="i64")
     drawn = ufunc("left_shift", ufunc("right_shift", bits(key, (whole,), np.uint64), width), width)
     words = where(place < n, ufunc("bitwise_or", drawn, place.astype(np.uint64)), np.uint64(2**64 - 1))
-    steps = [(1 << size, 1 << apart) for size in range(1, width + 1) for apart in reversed(range(size))]
-
-    def exchange(words: Sym, size: Sym, apart: Sym) -> list[Sym]:
-        """A stage of the bitonic sort: of places ``apart`` the lesser word goes first, or last in every other run."""
-        other = FUNCTIONS["take"](words, ufunc("bitwise_xor", place, apart))
-        first = ufunc("equal", ufunc("bitwise_and", place, apart), 0)
-        rising = ufunc("equal", ufunc("bitwise_and", place, size), 0)
-        return [where(ufunc("equal", first, rising), ufunc("minimum", words, other), ufunc("maximum", words, other))]
-
-    if steps:
-        numbers = [as_sym(np.array(column)) for column in zip(*steps, strict=True)]
-        (words,) = emit_scan(exchange, [words], numbers, len(steps), False)
+    (words,) = network((words,))
     return ufunc("bitwise_and", part(words, 0, 0, n), whole - 1).astype(np.int64)
 
 

@@ -201,3 +201,17 @@ def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
 
 def test_the_package_says_its_version() -> None:
     assert kernelforge.__version__ == importlib.metadata.version("kernelforge")
+
+
+def test_a_terminal_that_knows_ascii_alone() -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(
+        [sys.executable, "-m", "kernelforge", "bench", "--list"], env=env, capture_output=True, check=False
+    )
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"kernelforge {kernelforge.__version__}\n"

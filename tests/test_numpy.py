@@ -207,13 +207,13 @@ def test_creation() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(
-        errors.UnsupportedFunction, match=r"np\.median is not supported in compiled functions: it needs a sort"
+        errors.UnsupportedFunction, match=r"np\.linalg\.svd is not supported in compiled functions: factorisations"
     ):
-        kf.jit(np.median)(X)
+        kf.jit(np.linalg.svd)(M)
     with pytest.raises(errors.UnsupportedFunction, match=r"np.nonzero .*depends on values; use np.where"):
         kf.jit(np.nonzero)(X)
-    with pytest.raises(errors.UnsupportedFunction, match=r"np.nanargmax .*the nearest that is: np\."):
-        kf.jit(np.nanargmax)(X)
+    with pytest.raises(errors.UnsupportedFunction, match=r"np.ediff1d .*the nearest that is: np\.diff"):
+        kf.jit(np.ediff1d)(X)
     with pytest.raises(errors.ShapeMismatch, match=r"np.matmul: shapes \(4, 5\) and \(4, 5\)"):
         kf.jit(np.matmul)(M, M)
     with pytest.raises(errors.ShapeMismatch, match="at least one element along the axis"):

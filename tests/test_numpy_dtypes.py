@@ -99,13 +99,13 @@ def test_jitted_functions_are_pickled_and_copied() -> None:
     ("call", "error", "text"),
     [
         (lambda x: x * 1j, TypeError, "dtype complex128 is not supported"),
-        (lambda x: x.sort(0), AttributeError, "Tracer has no sort, which NumPy's arrays have: "),
+        (lambda x: x.nonzero(), AttributeError, "Tracer has no nonzero, which NumPy's arrays have: "),
         (lambda x: x.strides, AttributeError, "Tracer has no strides, which NumPy's arrays have: compute it outside"),
         (lambda x: x.colour + 1, AttributeError, "'Tracer' object has no attribute 'colour'"),
         (lambda x: np.fft.fft(x, 3), TypeError, r"(?s)np.fft.fft is not supported.*test_numpy_dtypes.py"),
         (lambda x: kf.scan(lambda c, _: (c, c), x, None, x[0]), TypeError, "needs the value of a traced array"),
         (lambda x: kf.scan(lambda c, _: (c, c), x, None, -1), ValueError, "xs=None has length=-1"),
-        (lambda x: kf.grad(np.sum, "x")(x), ValueError, "grad: argnums='x' is not valid"),
+        (lambda x: kf.grad(np.sum, "x")(x * 2), ValueError, "grad: argnums='x' is not valid"),
         (lambda x: kf.jit(3 if x.ndim else 4), ValueError, "jit: fn=3 is not valid; expected a function"),
     ],
 )  # fmt: skip

@@ -12,7 +12,19 @@ import ml_dtypes
 import numpy as np
 
 from kernelforge.methods import FUNCTIONS
-from kernelforge.numpy import creation, joins, products, reductions, search, selection, shapes, ufuncs
+from kernelforge.numpy import (
+    creation,
+    joins,
+    places,
+    products,
+    reductions,
+    search,
+    selection,
+    shapes,
+    sorting,
+    statistics,
+    ufuncs,
+)
 
 for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES | joins.ALIASES).items():
     FUNCTIONS[_alias] = FUNCTIONS[_name]
@@ -42,4 +54,16 @@ def __dir__() -> list[str]:
     return sorted({*FUNCTIONS, *_NUMPYS_OWN, "bfloat16", "linalg"})
 
 
-__all__ = ["creation", "joins", "products", "reductions", "search", "selection", "shapes", "ufuncs"]
+__all__ = [
+    "creation",
+    "joins",
+    "places",
+    "products",
+    "reductions",
+    "search",
+    "selection",
+    "shapes",
+    "sorting",
+    "statistics",
+    "ufuncs",
+]

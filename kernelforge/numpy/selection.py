@@ -287,14 +287,9 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
 
 
 _WHY = {
-    "it needs a sort, which kernelforge has not; compute it with NumPy outside of the function": (
-        "sort argsort median percentile quantile nanmedian nanpercentile nanquantile partition argpartition unique "
-        "lexsort histogram"
-    ),
-    "it looks at values first; for bins that ascend, np.searchsorted(bins, x, 'right') is the same": "digitize",
     "the shape of its result depends on values; write counts = np.zeros(n, int); np.add.at(counts, x, 1)": "bincount",
     "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument": (
-        "nonzero flatnonzero argwhere extract compress delete union1d intersect1d setdiff1d"
+        "nonzero flatnonzero argwhere extract compress unique union1d intersect1d setdiff1d"
     ),
     "factorisations are not compiled; compute it with NumPy outside of the function": (
         "linalg.inv linalg.solve linalg.det linalg.svd linalg.eig linalg.eigh linalg.qr "

@@ -1,0 +1,268 @@
+"""Places in arrays: as numbers, as indices of several axes, and what is at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from kernelforge.errors import InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsupportedArgument
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.methods import FUNCTIONS
+from kernelforge.numpy.creation import shape_of
+from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.reductions import all as all_
+from kernelforge.numpy.ufuncs import common_dtype, elementwise, ufunc, where
+from kernelforge.trace import TRACED, Tracer, concrete
+
+
+@array_function("indices")
+def unravel_index(indices: Sym, shape: Any, order: str = "C") -> tuple[Sym, ...]:
+    extents = shape_of(shape)
+    found: list[Sym] = []
+    rest = indices.astype(np.int64)
+    for n in extents[:0:-1] if order == "C" else extents[:-1]:
+        found.append(ufunc("remainder", rest, n))
+        rest = ufunc("floor_divide", rest, n)
+    found.append(rest)
+    return tuple(found if order == "F" else found[::-1])
+
+
+@array_function("*multi_index")
+def ravel_multi_index(multi_index: Sequence[Sym], dims: Any, mode: str = "raise", order: str = "C") -> Sym:
+    """``numpy.ravel_multi_index``; ``mode="raise"`` looks at nothing."""
+    extents = shape_of(dims)
+    if order != "C" or len(multi_index) != len(extents):
+        raise UnsupportedArgument(
+            op="np.ravel_multi_index", name="order", found=order, expected="'C', and an index for each extent"
+        )
+    made: Sym = as_sym(0)
+    for index, n in zip(multi_index, extents, strict=True):
+        if mode == "clip":
+            index = FUNCTIONS["clip"](index, 0, n - 1)
+        elif mode == "wrap":
+            index = ufunc("remainder", index, n)
+        made = ufunc("add", ufunc("multiply", made, n), index.astype(np.int64))
+    return made
+
+
+@array_function("args")
+def ix_(*args: Sym) -> tuple[Sym, ...]:
+    if any(x.ndim != 1 or x.dtype.kind == "b" for x in args):
+        raise ShapeMismatch(
+            op="np.ix_", found=[x.shape for x in args], expected="integers of one axis", loc=user_line()
+        )
+    return tuple(x.reshape(tuple(x.size if i == k else 1 for i in range(len(args)))) for k, x in enumerate(args))
+
+
+@array_function("element", "test_elements")
+def isin(
+    element: Sym, test_elements: Sym, assume_unique: bool = False, invert: bool = False, *, kind: str | None = None
+) -> Sym:
+    """``numpy.isin``: each element is compared with each of the others."""
+    found = ufunc("equal", element.reshape((*element.shape, 1)), test_elements.reshape((test_elements.size,)))
+    made = FUNCTIONS["any"](found, -1)
+    return ufunc("invert", made) if invert else made
+
+
+@array_function("a", "*choices")
+def choose(a: Sym, choices: Sequence[Sym], mode: str = "raise") -> Sym:
+    """``numpy.choose``; ``mode="raise"`` looks at nothing, and takes the last beyond the end."""
+    if mode == "wrap":
+        a = ufunc("remainder", a, len(choices))
+    kind = common_dtype(choices)
+    made = choices[-1].astype(kind)
+    for i in reversed(range(len(choices) - 1)):
+        made = where(ufunc("less_equal", a, i) if i == 0 else ufunc("equal", a, i), choices[i].astype(kind), made)
+    return made
+
+
+def piecewise(x: Any, condlist: Any, funclist: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    """``numpy.piecewise``; each function is called with all of ``x``."""
+    conditions = list(condlist) if isinstance(condlist, list | tuple) else [condlist]
+    values = [f(x, *args, **kwargs) if callable(f) else f for f in funclist]
+    default = values.pop() if len(values) == len(conditions) + 1 else 0
+    if len(values) != len(conditions):
+        raise ShapeMismatch(
+            op="np.piecewise", found=f"{len(conditions)} conditions and {len(funclist)} functions",
+            expected="as many of both, or one function more", loc=user_line(),
+        )  # fmt: skip
+    made: Any = FUNCTIONS["full_like"](x, default) if np.ndim(default) == 0 else default
+    for condition, value in zip(conditions, values, strict=True):
+        made = FUNCTIONS["where"](condition, FUNCTIONS["astype"](FUNCTIONS["asarray"](value), x.dtype), made)
+    return made
+
+
+def _own(op: str, a: Any) -> Tracer:
+    if not isinstance(a, Tracer):
+        raise ReadOnlyArray(found="the array", loc=user_line())
+    return a
+
+
+def put(a: Any, ind: Any, v: Any, mode: str = "raise") -> None:
+    """``numpy.put``, on an array made inside of the function."""
+    flat = FUNCTIONS["reshape"](_own("put", a), -1)
+    if mode != "raise":
+        raise UnsupportedArgument(op="np.put", name="mode", found=mode, expected="raise")
+    index = FUNCTIONS["reshape"](FUNCTIONS["asarray"](ind), -1)
+    value = FUNCTIONS["resize"](v, index.shape)
+    a.assign("put", FUNCTIONS["reshape"](flat.at[index].set(FUNCTIONS["astype"](value, a.dtype)), a.shape))
+
+
+def putmask(a: Any, mask: Any, values: Any) -> None:
+    """``numpy.putmask``, on an array made inside of the function."""
+    value = FUNCTIONS["astype"](FUNCTIONS["resize"](values, a.shape), a.dtype)
+    _own("putmask", a).assign("putmask", FUNCTIONS["where"](mask, value, a))
+
+
+@array_function("a")
+def resize(a: Sym, new_shape: Any) -> Sym:
+    shape = shape_of(new_shape)
+    size, flat = math.prod(shape), a.reshape((a.size,))
+    if not a.size:
+        return apply("full", value=0, shape=shape, dtype=a.type.name)
+    return FUNCTIONS["take"](flat, np.arange(size) % a.size, 0).reshape(shape)  # type: ignore[no-any-return]
+
+
+def _static(op: str, obj: Any, n: int) -> np.ndarray[Any, Any]:
+    """Return places along an axis that are known while tracing, non-negative."""
+    known = concrete(obj)
+    if known is TRACED:
+        raise InvalidParameter(
+            op=f"np.{op}", name="obj", found="a traced array", expected="places that are known", loc=user_line()
+        )
+    found = (
+        np.arange(n)[known] if isinstance(known, slice) or np.asarray(known).dtype == np.bool_ else np.asarray(known)
+    )
+    outside = found[(found < -n) | (found > n - (op == "delete"))].reshape(-1)
+    if outside.size:
+        raise IndexError(f"index {outside[0]} is out of range for an axis of {n} elements")
+    return np.where(found < 0, found + n, found)
+
+
+def delete(arr: Any, obj: Any, axis: int | None = None) -> Any:
+    """``numpy.delete``, of places that are known while tracing."""
+    x = FUNCTIONS["reshape"](arr, -1) if axis is None else FUNCTIONS["asarray"](arr)
+    on = 0 if axis is None else normalize_axis_index(axis, x.ndim)
+    kept = np.setdiff1d(np.arange(x.shape[on]), _static("delete", obj, x.shape[on]))
+    return FUNCTIONS["take"](x, kept, on)
+
+
+def insert(arr: Any, obj: Any, values: Any, axis: int | None = None) -> Any:
+    """``numpy.insert``, at one place that is known while tracing."""
+    x = FUNCTIONS["reshape"](arr, -1) if axis is None else FUNCTIONS["asarray"](arr)
+    on = 0 if axis is None else normalize_axis_index(axis, x.ndim)
+    at = _static("insert", obj, x.shape[on])
+    if at.size != 1:
+        raise UnsupportedArgument(op="np.insert", name="obj", found=f"{at.size} places", expected="one at a time")
+    value = FUNCTIONS["astype"](FUNCTIONS["asarray"](values), x.dtype)
+    if at.ndim == 0 and value.ndim == x.ndim:
+        value = FUNCTIONS["moveaxis"](value, 0, on)
+    elif value.ndim == x.ndim - 1 and value.ndim:
+        value = FUNCTIONS["expand_dims"](value, on)
+    count = value.shape[on] if value.ndim == x.ndim else 1
+    value = FUNCTIONS["broadcast_to"](value, (*x.shape[:on], count, *x.shape[on + 1 :]))
+    i = int(at.reshape(-1)[0])
+    index: list[Any] = [slice(None)] * x.ndim
+    before, after = [*index], [*index]
+    before[on], after[on] = slice(0, i), slice(i, None)
+    return FUNCTIONS["concatenate"]([x[tuple(before)], value, x[tuple(after)]], on)
+
+
+def block(arrays: Any) -> Any:
+    """``numpy.block``."""
+
+    def depth(x: Any) -> int:
+        return 1 + max(map(depth, x)) if isinstance(x, list) else 0
+
+    def joined(x: Any, level: int) -> Any:
+        if not isinstance(x, list):
+            return FUNCTIONS["asarray"](x)
+        parts = [joined(v, level - 1) for v in x]
+        most = max(level, *(p.ndim for p in parts))
+        parts = [FUNCTIONS["reshape"](p, (*(1,) * (most - p.ndim), *p.shape)) for p in parts]
+        return FUNCTIONS["concatenate"](parts, -level)
+
+    return joined(arrays, depth(arrays))
+
+
+@array_function("ary")
+def dsplit(ary: Sym, indices_or_sections: Any) -> Any:
+    return FUNCTIONS["split"](ary, indices_or_sections, 2)
+
+
+@array_function("ary", "to_end", "to_begin")
+def ediff1d(ary: Sym, to_end: Sym | None = None, to_begin: Sym | None = None) -> Sym:
+    made = FUNCTIONS["diff"](ary.reshape((ary.size,)))
+    ends = [x.reshape((x.size,)).astype(made.dtype) for x in (to_begin, to_end) if x is not None]
+    parts = [*(ends[:1] if to_begin is not None else []), made, *(ends[-1:] if to_end is not None else [])]
+    return FUNCTIONS["concatenate"](parts, 0)  # type: ignore[no-any-return]
+
+
+@array_function("p")
+def unwrap(p: Sym, discont: float | None = None, axis: int = -1, *, period: float = 2 * math.pi) -> Sym:
+    on = normalize_axis_index(axis, p.ndim)
+    x = p.astype(common_dtype((p, 1.0)))
+    step = FUNCTIONS["diff"](x, 1, on)
+    half = period / 2
+    near = ufunc("remainder", step + half, period) - half
+    near = where(ufunc("equal", near, -half) & (step > 0), full(half, near), near)
+    apart = where(ufunc("absolute", step) < (half if discont is None else max(discont, half)), 0.0, near - step)
+    added = FUNCTIONS["cumsum"](apart, on)
+    low = tuple(int(i == on) for i in range(x.ndim))
+    zero = as_sym(0.0).astype(x.dtype)
+    return x + apply("pad", added.astype(x.dtype), zero, low=low, high=(0,) * x.ndim, interior=(0,) * x.ndim)
+
+
+@elementwise("x")
+def isposinf(x: Operand) -> Sym:
+    return ufunc("isinf", x) & ufunc("greater", x, 0)
+
+
+@elementwise("x")
+def isneginf(x: Operand) -> Sym:
+    return ufunc("isinf", x) & ufunc("less", x, 0)
+
+
+@elementwise("x")
+def isreal(x: Operand) -> Sym:
+    return full(True, ufunc("equal", x, x))
+
+
+@elementwise("x")
+def iscomplex(x: Operand) -> Sym:
+    return full(False, ufunc("equal", x, x))
+
+
+@elementwise("x")
+def bitwise_count(x: Operand, /) -> Sym:
+    """Count the bits of absolute values, by halves (Hacker's Delight, section 5-1)."""
+    value = as_sym(x)
+    if value.dtype.kind == "b":
+        return value.astype(np.uint8)
+    name = f"u{8 * value.dtype.itemsize}"
+    bits = ufunc("absolute", value) if value.dtype.kind == "i" else value
+    bits = apply("bitcast", bits, dtype=name) if value.dtype.kind == "i" else bits
+    width = 8 * value.dtype.itemsize
+    for shift in (1, 2, 4, 8, 16, 32):
+        if shift < width:
+            mask = bits.dtype.type(((1 << width) - 1) // ((1 << shift) + 1))
+            bits = ufunc("bitwise_and", bits, mask) + ufunc("bitwise_and", ufunc("right_shift", bits, shift), mask)
+    return bits.astype(np.uint8)
+
+
+@array_function("a1", "a2", numbers=True)
+def array_equiv(a1: Operand, a2: Operand) -> Sym:
+    x, y = as_sym(a1), as_sym(a2)
+    try:
+        same = ufunc("equal", x, y)
+    except ShapeMismatch:
+        return apply("full", value=False, shape=(), dtype="bool")
+    return all_(same)
+
+
+for _fn in (piecewise, put, putmask, delete, insert, block):
+    FUNCTIONS[_fn.__name__] = _fn  # type: ignore[attr-defined]

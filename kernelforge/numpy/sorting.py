@@ -1,0 +1,250 @@
+"""Sorting by Batcher's bitonic network (1968), and what is read off sorted arrays.
+
+Elements become integers that order as NumPy orders them, NaN behind all; ties go by place, so every sort is stable.
+A stage of the network is a launch, and n elements take log2(n) * (log2(n) + 1) / 2 stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.ir.ops.control import emit_scan
+from kernelforge.methods import FUNCTIONS
+from kernelforge.numpy.creation import iota
+from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.reductions import Axis, axes_of, count_of
+from kernelforge.numpy.shapes import part
+from kernelforge.numpy.ufuncs import common_dtype, ufunc, where
+
+TOP = 1 << 31
+"""Added to an i32, makes unsigned numbers in the same order."""
+
+
+def network(words: Sequence[Sym]) -> tuple[Sym, ...]:
+    """Sort along the last axis, by the first of ``words``, then the second, and so on; no two may be equal in all.
+
+    Its extent is a power of two.
+    """
+    whole = words[0].shape[-1]
+    width = whole.bit_length() - 1
+    steps = [(1 << size, 1 << apart) for size in range(1, width + 1) for apart in reversed(range(size))]
+    if not steps:
+        return tuple(words)
+    place = iota((whole,), 0)
+
+    def exchange(*given: Sym) -> list[Sym]:
+        """Of two places ``apart`` the lesser goes first, or last in every other run of ``size``."""
+        *mine, size, apart = given
+        others = [FUNCTIONS["take"](w, ufunc("bitwise_xor", place, apart), -1) for w in mine]
+        first = ufunc("equal", ufunc("bitwise_and", place, apart), 0)
+        rising = ufunc("equal", ufunc("bitwise_and", place, size), 0)
+        less = ufunc("less", mine[-1], others[-1])
+        for w, o in zip(mine[-2::-1], others[-2::-1], strict=True):
+            less = ufunc("less", w, o) | (ufunc("equal", w, o) & less)
+        stays = ufunc("equal", less, ufunc("equal", first, rising))
+        return [where(stays, w, o) for w, o in zip(mine, others, strict=True)]
+
+    numbers = [as_sym(np.array(column)) for column in zip(*steps, strict=True)]
+    return emit_scan(exchange, words, numbers, len(steps), False)
+
+
+def _ordered(x: Sym) -> Sym:
+    """Return signed integers, i32 where they fit, that order as the elements do; NaN is the greatest."""
+    if x.dtype.kind in "iub":
+        if x.dtype == np.uint64:
+            return apply("bitcast", ufunc("bitwise_xor", x, np.uint64(1 << 63)), dtype="i64")
+        return x.astype(np.int64 if x.dtype.itemsize == 8 or x.dtype == np.uint32 else np.int32)
+    x = apply("stop_gradient", x)
+    if x.dtype.itemsize == 2:
+        x = x.astype(np.float32)
+    name, kind = ("i32", np.int32) if x.dtype == np.float32 else ("i64", np.int64)
+    bits = apply("bitcast", where(ufunc("equal", x, 0), full(0.0, x), x), dtype=name)
+    greatest = int(np.iinfo(kind).max)
+    folded = ufunc(
+        "bitwise_xor", bits, ufunc("bitwise_and", ufunc("right_shift", bits, 8 * bits.dtype.itemsize - 1), greatest)
+    )
+    return where(ufunc("isnan", x), full(greatest, folded), folded)
+
+
+def order(x: Sym) -> Sym:
+    """Return the places, as i64, of the elements along the last axis in ascending order."""
+    n = x.shape[-1]
+    whole = 1 << max(n - 1, 0).bit_length()
+    if x.size == 0 or n == 1:
+        return iota(x.shape, x.ndim - 1)
+    keys = _ordered(x)
+    last = as_sym(np.iinfo(keys.dtype).max).astype(keys.dtype)
+    low, high = (0,) * x.ndim, (*(0,) * (x.ndim - 1), whole - n)
+    keys = apply("pad", keys, last, low=low, high=high, interior=low)
+    place = iota(keys.shape, keys.ndim - 1)
+    if keys.dtype == np.int64 or whole > TOP:
+        found = network((keys.astype(np.int64), place))[-1]
+    else:
+        # both in one word
+        word = ufunc("bitwise_or", ufunc("left_shift", keys.astype(np.int64), 32), place)
+        found = ufunc("bitwise_and", network((word,))[0], (1 << 32) - 1)
+    return part(found, found.ndim - 1, 0, n)
+
+
+def _last(a: Operand, axis: int | None) -> tuple[Sym, int]:
+    """Return ``a`` with the axis to sort by at the end, and where that was; all axes are one where it is None."""
+    x = as_sym(a)
+    if axis is None:
+        return x.reshape((x.size,)), 0
+    on = normalize_axis_index(axis, x.ndim)
+    return FUNCTIONS["moveaxis"](x, on, -1), on
+
+
+def _plain(op: str, order: Any) -> None:
+    if order is not None:
+        raise UnsupportedArgument(op=f"np.{op}", name="order", found=order, expected="leave it out", loc=user_line())
+
+
+@array_function("a")
+def argsort(a: Sym, axis: int | None = -1, kind: str | None = None, order: Any = None, *, stable: Any = None) -> Sym:
+    """``numpy.argsort``, stable whatever ``kind`` says."""
+    _plain("argsort", order)
+    x, on = _last(a, axis)
+    return FUNCTIONS["moveaxis"](order_of(x), -1, on)  # type: ignore[no-any-return]
+
+
+order_of = order
+
+
+def ascending(x: Sym) -> Sym:
+    """Sort along the last axis; derivatives go to where the elements came from."""
+    return FUNCTIONS["take_along_axis"](x, order(x), -1)  # type: ignore[no-any-return]
+
+
+@array_function("a", name="sort")
+def _sort(a: Sym, axis: int | None = -1, kind: str | None = None, order: Any = None, *, stable: Any = None) -> Sym:
+    """``numpy.sort``."""
+    _plain("sort", order)
+    x, on = _last(a, axis)
+    return FUNCTIONS["moveaxis"](ascending(x), -1, on)  # type: ignore[no-any-return]
+
+
+@array_function("a")
+def partition(a: Sym, kth: Any, axis: int | None = -1, kind: str | None = None, order: Any = None) -> Sym:
+    """``numpy.partition``, sorted altogether."""
+    return _sort(a, axis, kind, order)
+
+
+@array_function("a")
+def argpartition(a: Sym, kth: Any, axis: int | None = -1, kind: str | None = None, order: Any = None) -> Sym:
+    """``numpy.argpartition``, sorted altogether."""
+    return argsort(a, axis, kind, order)
+
+
+@array_function("*keys")
+def lexsort(keys: Sequence[Sym], axis: int = -1) -> Sym:
+    rows = [_last(k, axis)[0] for k in keys]
+    found = order(rows[0])
+    for row in rows[1:]:
+        again = order(FUNCTIONS["take_along_axis"](row, found, -1))
+        found = FUNCTIONS["take_along_axis"](found, again, -1)
+    return FUNCTIONS["moveaxis"](found, -1, axis)  # type: ignore[no-any-return]
+
+
+METHODS = {
+    "linear": (1.0, 1.0), "lower": (1.0, 1.0), "higher": (1.0, 1.0), "midpoint": (1.0, 1.0), "nearest": (1.0, 1.0),
+    "interpolated_inverted_cdf": (0.0, 1.0), "hazen": (0.5, 0.5), "weibull": (0.0, 0.0),
+    "median_unbiased": (1 / 3, 1 / 3), "normal_unbiased": (3 / 8, 3 / 8),
+}  # fmt: skip
+"""Alpha and beta of quantiles between elements (Hyndman and Fan 1996, table 1)."""
+
+TAKEN = frozenset({"lower", "higher", "nearest"})
+"""Those that are elements."""
+
+
+def _quantiles(op: str, a: Operand, q: Operand, axis: Axis, method: str, keepdims: bool, skips: bool) -> Sym:
+    x, share = as_sym(a), as_sym(q)
+    kind = common_dtype((x, 1.0)) if isinstance(q, int | float) else common_dtype((x, share, 1.0))
+    axes = axes_of(x, axis)
+    kept = [i for i in range(x.ndim) if i not in axes]
+    rows = x.transpose([*kept, *axes]).reshape((*(x.shape[i] for i in kept), count_of(x, axes)))
+    n = rows.shape[-1]
+    if n == 0:
+        raise ShapeMismatch(op=f"np.{op}", found=x.shape, expected="at least one element", loc=user_line())
+    rows = ascending(rows)
+    nan = ufunc("isnan", rows)
+    numbers = ufunc("invert", nan) if skips else full(True, nan)
+    count = numbers.astype(np.float64).sum((nan.ndim - 1,)).reshape((*(1,) * share.ndim, *rows.shape[:-1]))
+    share = share.astype(np.float64).reshape((*share.shape, *(1,) * (rows.ndim - 1)))
+    alpha, beta = METHODS.get(method, (1.0, 1.0))
+    last = ufunc("maximum", count - 1.0, 0.0)
+    place = ufunc("add", ufunc("multiply", count, share), share * (1.0 - alpha - beta) + (alpha - 1.0))
+    place = ufunc("maximum", ufunc("minimum", place, last), 0.0)
+    low = ufunc("floor", place)
+    high = ufunc("minimum", low + 1.0, last.broadcast(low.shape))
+    weight = place - low
+    lead = low.shape[: low.ndim - rows.ndim + 1]
+    wide = rows.reshape((*(1,) * len(lead), *rows.shape)).broadcast((*lead, *rows.shape))
+    below, above = (
+        FUNCTIONS["take_along_axis"](wide, i.astype(np.int64).reshape((*i.shape, 1)), -1).reshape(i.shape).astype(kind)
+        for i in (low, high)
+    )
+    made = _between(method, below, above, weight.astype(kind), rounded=ufunc("rint", place), low=low)
+    if not skips and x.dtype.kind == "f":
+        bad = part(nan, nan.ndim - 1, n - 1, n).reshape(rows.shape[:-1])
+        made = where(bad, full(float("nan"), made), made)
+    if method in TAKEN and x.dtype.kind in "iu":
+        made = made.astype(x.dtype)
+    return made.reshape((*lead, *(1 if i in axes else m for i, m in enumerate(x.shape)))) if keepdims else made
+
+
+def _between(method: str, below: Sym, above: Sym, t: Sym, rounded: Sym, low: Sym) -> Sym:
+    """Return what a quantile is by the elements below and above its place, ``t`` of the way from one to the other."""
+    match method:
+        case "median":
+            mean = ufunc("divide", ufunc("add", below.astype(np.float64), above), 2.0)
+            return where(ufunc("equal", t, 0), below, mean).astype(below.dtype)
+        case "lower":
+            return below
+        case "higher":
+            return where(t > 0, above, below)
+        case "nearest":
+            return where(ufunc("equal", rounded, low), below, above)
+        case "midpoint":
+            t = where(t > 0, 0.5, t)
+    apart = ufunc("subtract", above, below)
+    # from the nearer end, as NumPy does
+    return where(t >= 0.5, above - apart * (1 - t), below + apart * t)
+
+
+def _enter(name: str, scale: float | None, skips: bool) -> None:
+    if scale is None:
+
+        def median(a: Operand, axis: Axis = None, overwrite_input: bool = False, keepdims: bool = False) -> Sym:
+            return _quantiles(name, a, 0.5, axis, "median", keepdims, skips)
+
+        fn: Any = median
+    else:
+
+        def quantile(
+            a: Operand, q: Operand, axis: Axis = None, overwrite_input: bool = False, method: str = "linear",
+            keepdims: bool = False, *, weights: Any = None,
+        ) -> Sym:  # fmt: skip
+            if weights is not None:
+                raise UnsupportedArgument(op=f"np.{name}", name="weights", found="an array", expected="leave it out")
+            if method not in METHODS:
+                names = ", ".join(METHODS)
+                raise InvalidParameter(op=f"np.{name}", name="method", found=method, expected=names, loc=user_line())
+            share = q if scale == 1 else q / scale if isinstance(q, int | float) else ufunc("divide", q, scale)
+            return _quantiles(name, a, share, axis, method, keepdims, skips)
+
+        fn = quantile
+    fn.__name__ = fn.__qualname__ = name
+    fn.__doc__ = f"``numpy.{name}``."
+    array_function("a", *([] if scale is None else ["q"]), numbers=True)(fn)
+
+
+for _skips in (False, True):
+    for _name, _scale in (("median", None), ("quantile", 1.0), ("percentile", 100.0)):
+        _enter(f"nan{_name}" if _skips else _name, _scale, _skips)

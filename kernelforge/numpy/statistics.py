@@ -1,0 +1,171 @@
+"""Moments of several variables, counts in bins, polynomials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.methods import FUNCTIONS
+from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.products import matrices
+from kernelforge.numpy.search import searchsorted
+from kernelforge.numpy.ufuncs import common_dtype, ufunc, where
+from kernelforge.trace import TRACED, concrete
+
+
+def _variables(op: str, m: Sym, y: Sym | None, rowvar: bool) -> Sym:
+    """Return variables as rows, in the dtype that moments are computed in."""
+    parts = [
+        x.reshape((1, x.size)) if x.ndim < 2 else x if rowvar else x.transpose((1, 0)) for x in (m, y) if x is not None
+    ]
+    if any(x.ndim > 2 for x in parts):
+        raise ShapeMismatch(op=f"np.{op}", found=m.shape, expected="at most two axes", loc=user_line())
+    rows: Sym = FUNCTIONS["concatenate"](parts, 0)
+    return rows.astype(common_dtype((rows, np.float64(0))))
+
+
+@array_function("m", "y", "fweights", "aweights")
+def cov(
+    m: Sym,
+    y: Sym | None = None,
+    rowvar: bool = True,
+    bias: bool = False,
+    ddof: int | None = None,
+    fweights: Sym | None = None,
+    aweights: Sym | None = None,
+    *,
+    dtype: Any = None,
+) -> Sym:
+    """``numpy.cov``, without weights."""
+    if fweights is not None or aweights is not None:
+        raise UnsupportedArgument(
+            op="np.cov", name="weights", found="an array", expected="leave it out", loc=user_line()
+        )
+    x = _variables("cov", m, y, rowvar)
+    x = x if dtype is None else x.astype(dtype)
+    apart = ufunc("subtract", x, FUNCTIONS["mean"](x, 1, keepdims=True))
+    degrees = max(x.shape[1] - ((0 if bias else 1) if ddof is None else ddof), 0)
+    made = ufunc("divide", matrices(apart, apart.transpose((1, 0))), float(degrees))
+    return made.reshape(()) if made.size == 1 else made
+
+
+@array_function("x", "y")
+def corrcoef(x: Sym, y: Sym | None = None, rowvar: bool = True, *, dtype: Any = None) -> Sym:
+    c = cov(x, y, rowvar, dtype=dtype)
+    if not c.ndim:
+        return ufunc("divide", c, c)
+    spread = ufunc("sqrt", FUNCTIONS["diagonal"](c))
+    made = ufunc("divide", ufunc("divide", c, spread.reshape((spread.size, 1))), spread)
+    return FUNCTIONS["clip"](made, -1, 1)  # type: ignore[no-any-return]
+
+
+def _nan_arg(name: str, a: Operand, axis: int | None, keepdims: bool) -> Sym:
+    x = as_sym(a)
+    if x.dtype.kind == "f":
+        x = where(ufunc("isnan", x), full(-np.inf if name == "max" else np.inf, x), x)
+    return FUNCTIONS[f"arg{name}"](x, axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+@array_function("a")
+def nanargmax(a: Sym, axis: int | None = None, *, keepdims: bool = False) -> Sym:
+    """``numpy.nanargmax``; of NaN alone it is 0, where NumPy raises."""
+    return _nan_arg("max", a, axis, keepdims)
+
+
+@array_function("a")
+def nanargmin(a: Sym, axis: int | None = None, *, keepdims: bool = False) -> Sym:
+    """``numpy.nanargmin``; of NaN alone it is 0, where NumPy raises."""
+    return _nan_arg("min", a, axis, keepdims)
+
+
+@array_function("a")
+def nancumprod(a: Sym, axis: int | None = None, dtype: Any = None) -> Sym:
+    return FUNCTIONS["cumprod"](where(ufunc("isnan", a), full(1, a), a), axis, dtype)  # type: ignore[no-any-return]
+
+
+def _counted(places: Sym, count: int, weights: Sym | None) -> Sym:
+    """Add up weights, or ones, by place; places beyond ``count`` are dropped."""
+    added = full(1, places) if weights is None else weights
+    start = apply("full", value=0, shape=(count,), dtype=added.type.name)
+    return apply("scatter", start, added, places, axes=(0,), mode="add")
+
+
+@array_function("a", "weights", "edges", table={})
+def _histogram(
+    a: Sym, bins: int | None, range: Any, density: bool, weights: Sym | None, edges: Sym | None
+) -> tuple[Sym, Sym]:
+    x = a.reshape((a.size,))
+    if edges is None:
+        assert bins is not None
+        low, high = (as_sym(v).astype(np.float64) for v in range) if range is not None else _extremes(x)
+        same = ufunc("equal", low, high)
+        low, high = where(same, low - 0.5, low), where(same, high + 0.5, high)
+        edges = FUNCTIONS["linspace"](low, high, bins + 1).astype(common_dtype((x, 1.0)))
+    count = edges.size - 1
+    places = searchsorted(edges, x, "right") - 1
+    # the last bin has both its edges
+    places = where(ufunc("equal", x, FUNCTIONS["take"](edges, count)), full(count - 1, places), places)
+    outside = ufunc("less", places, 0) | ufunc("greater", x, FUNCTIONS["take"](edges, count))
+    if x.dtype.kind == "f":
+        outside = outside | ufunc("isnan", x)
+    places = where(outside, full(count, places), places)
+    made = _counted(places, count, None if weights is None else weights.reshape((weights.size,)))
+    if density:
+        width = FUNCTIONS["diff"](edges)
+        made = ufunc("divide", ufunc("divide", made, width), made.sum((0,)))
+    return made, edges
+
+
+def _extremes(x: Sym) -> tuple[Sym, Sym]:
+    if not x.size:
+        return as_sym(0.0).astype(np.float64), as_sym(1.0).astype(np.float64)
+    return tuple(FUNCTIONS[name](x).astype(np.float64) for name in ("min", "max"))  # type: ignore[return-value]
+
+
+def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = None, weights: Any = None) -> Any:
+    """``numpy.histogram``, with a number of bins or with their edges, ascending."""
+    if isinstance(bins, str):
+        raise InvalidParameter(
+            op="np.histogram", name="bins", found=bins, expected="a number or edges", loc=user_line()
+        )
+    known = concrete(bins)
+    number = known is not TRACED and np.ndim(known) == 0
+    if number and int(known) < 1:
+        raise InvalidParameter(op="np.histogram", name="bins", found=bins, expected="at least one", loc=user_line())
+    edges = None if number else bins
+    return _histogram(a, int(known) if number else None, range, bool(density), weights, edges)
+
+
+def digitize(x: Any, bins: Any, right: bool = False) -> Any:
+    """``numpy.digitize``, for bins that are known while tracing, or ascend."""
+    known = concrete(bins)
+    count = np.shape(bins)[0]
+    if known is not TRACED and count > 1 and known[0] > known[-1]:
+        found = FUNCTIONS["searchsorted"](np.asarray(known)[::-1], x, "left" if right else "right")
+        return FUNCTIONS["subtract"](count, found)
+    return FUNCTIONS["searchsorted"](bins, x, "left" if right else "right")
+
+
+@array_function("p", "x")
+def polyval(p: Sym, x: Sym) -> Sym:
+    """``numpy.polyval``: Horner's rule."""
+    made = ufunc("multiply", full(0, x), 0)
+    for i in range(p.shape[0]):
+        made = ufunc(
+            "add", ufunc("multiply", made, x), apply("slice", p, starts=(i,), stops=(i + 1,), steps=(1,)).reshape(())
+        )
+    return made
+
+
+@array_function("x")
+def vander(x: Sym, N: int | None = None, increasing: bool = False) -> Sym:
+    count = x.size if N is None else N
+    powers = np.arange(count) if increasing else np.arange(count)[::-1]
+    return ufunc("power", x.reshape((x.size, 1)), as_sym(np.ascontiguousarray(powers))).astype(common_dtype((x, 1)))
+
+
+for _fn in (histogram, digitize):
+    FUNCTIONS[_fn.__name__] = _fn
