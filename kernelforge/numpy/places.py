@@ -265,4 +265,4 @@ def array_equiv(a1: Operand, a2: Operand) -> Sym:
 
 
 for _fn in (piecewise, put, putmask, delete, insert, block):
-    FUNCTIONS[_fn.__name__] = _fn  # type: ignore[attr-defined]
+    FUNCTIONS[_fn.__name__] = _fn

@@ -122,7 +122,7 @@ def _histogram(
 def _extremes(x: Sym) -> tuple[Sym, Sym]:
     if not x.size:
         return as_sym(0.0).astype(np.float64), as_sym(1.0).astype(np.float64)
-    return tuple(FUNCTIONS[name](x).astype(np.float64) for name in ("min", "max"))  # type: ignore[return-value]
+    return tuple(FUNCTIONS[name](x).astype(np.float64) for name in ("min", "max"))
 
 
 def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = None, weights: Any = None) -> Any:
