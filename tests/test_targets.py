@@ -15,6 +15,7 @@ import kernelforge as kf
 from kernelforge.backends.target import Report
 from kernelforge.backends.targets import GPUS, target
 from kernelforge.cli import main
+from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DeviceUnavailable, UnknownTarget
 from kernelforge.ir.kernel import Alloc, Arg, For, Kernel, Load, Store, Var, i64
 from tests.representative import programs, softmax
@@ -72,6 +73,19 @@ def test_two_work_groups_of_attention_fit_a_unit(program: str, name: str) -> Non
     """A unit has 65536 registers, and a work-group has 256 work-items."""
     for report in reports(name, *PROGRAMS[program]):
         assert all(u.registers is not None and u.registers <= 128 for u in report.usage)
+
+
+@pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_attention_multiplies_by_tensor_cores(dtype: str, name: str) -> None:
+    fn, args = PROGRAMS["attention"]
+    (report,) = reports(name, fn, [a.astype(DTYPES[dtype]) for a in args])
+    assert report.assembly.count(f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32") >= 16
+    assert "ld.local" not in report.assembly
+    (usage,) = report.usage
+    assert not usage.spills
+    assert usage.registers is not None
+    assert usage.registers <= 96
 
 
 @pytest.mark.parametrize("name", ["cuda:sm_90", "opencl:gfx90a"])

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from kernelforge.dtypes import DTYPES, NARROW_FLOATS
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Op, Stmt, Store, stmts
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, exprs, stmts, walk
 from kernelforge.ir.schedule.ahead import ahead
 from kernelforge.ir.schedule.contraction import SMALL, factors
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.nests import loads, perfect, size
+from kernelforge.ir.schedule.nests import perfect, size
 from kernelforge.ir.schedule.staging import pad, stage
 from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, reorder, sink_guard, split, unguard
 
@@ -328,6 +328,10 @@ def _factor(kernel: Kernel, inside: Sequence[str]) -> Expr:
     raise IllegalSchedule(step="stage", target=inside[0], reason="no product is accumulated")
 
 
+def _read(loop: For) -> list[Load]:
+    return [e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Load)]
+
+
 def _copied(kernel: Kernel, name: str, depth: str, inside: Sequence[str], count: int) -> tuple[Kernel, bool]:
     """Share out the filling of a block among ``count`` work-items: side by side along memory, as wide as it goes.
 
@@ -343,7 +347,7 @@ def _copied(kernel: Kernel, name: str, depth: str, inside: Sequence[str], count:
         and {t.var.name for t in stmts((s,)) if isinstance(t, For)} >= {*walked, deep}
     )
     (loop,) = loops(kernel, deep)
-    along = any(affine(e.index[0], loop.var) == 1 for e in loads((outermost,)))
+    along = any(affine(e.index[-1], loop.var) == 1 for e in _read(outermost))
     order = [*walked, deep] if along else [deep, *walked]
     kernel = _ordered(kernel, [s.var.name for s in stmts((outermost,)) if isinstance(s, For)], order)
     current = order[0]
@@ -351,13 +355,13 @@ def _copied(kernel: Kernel, name: str, depth: str, inside: Sequence[str], count:
         kernel = fuse(kernel, current, following, f"{name}_f{following}")
         current = f"{name}_f{following}"
     (whole,) = loops(kernel, current)
-    itemsize = min((DTYPES[e.dtype].itemsize for e in loads((whole,))), default=4)
+    itemsize = min((DTYPES[e.dtype].itemsize for e in _read(whole)), default=4)
     each = max(1, min(WIDE // itemsize, (whole.static or 1) // count))
     kernel = split(kernel, current, each, f"{name}_u", f"{name}_v", "guard")
     kernel = split(kernel, f"{name}_u", count, f"{name}_o", f"{name}_t", "guard")
     kernel = reorder(kernel, f"{name}_o", f"{name}_t")
     (lane,) = loops(kernel, f"{name}_v")
-    if each > 1 and any(affine(e.index[0], lane.var) == 1 for e in loads((lane,))):
+    if each > 1 and any(affine(e.index[-1], lane.var) == 1 for e in _read(lane)):
         kernel = bind(kernel, f"{name}_v", "vector")
     return bind(kernel, f"{name}_t", "group"), along
 

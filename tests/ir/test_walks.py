@@ -172,6 +172,34 @@ def test_casts_commute_with_scaling(dtype: str, tolerance: float) -> None:
     np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance)
 
 
+AMPERE = dataclasses.replace(GPU, group=1024, local_bytes=48 << 10, native=frozenset({"async", "mma", "f16", "bf16"}))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 2e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(
+    ("fn", "args"),
+    [
+        (attention, heads(70, 150, 5, 1, 1)),
+        (attention, heads(130, 67, 72, 1, 1)),
+        (causal, heads(90, 90, 40, 1, 1)),
+        (hidden, heads(90, 90, 16, 1, 1)),
+        (grouped, (normal(1, 4, 33, 24), normal(1, 2, 65, 24, seed=1), normal(1, 2, 65, 24, seed=2))),
+    ],
+    ids=["odd", "wide", "causal", "rows hidden", "grouped"],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_tiles_for_tensor_cores_keep_the_meaning(fn: Any, args: Any, dtype: str, tolerance: float) -> None:
+    shape = fn(*args).shape
+    args = tuple(a.astype(DTYPES[dtype]) for a in args)
+    kernel = naive(fn, *args)
+    made = schedule(kernel, AMPERE)
+    staged = {s.buffer: s.dtype for s in stmts(made.body) if isinstance(s, Alloc) and s.buffer in ("rows", "columns")}
+    assert staged == {"rows": dtype, "columns": dtype}
+    want, found = (run(k, args, shape).astype(np.float64) for k in (kernel, made))
+    assert (np.isnan(found) == np.isnan(want)).all()
+    np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance)
+
+
 def test_what_does_not_scale_waits_for_the_maximum() -> None:
     """What is relative to another row's maximum, and powers of what is; the sum of those is scaled by the square."""
 
