@@ -16,7 +16,9 @@ import numpy as np
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.schedule.limits import Form, Limits
 
-__all__ = ["Argument", "Backend", "Call", "Direct", "Entry", "Executable", "Form", "Guards", "Limits", "Result"]
+__all__ = [
+    "Argument", "Backend", "Call", "Direct", "Entry", "Executable", "Form", "Guards", "Limits", "Printing", "Result",
+]  # fmt: skip
 
 
 class Executable(Protocol):
@@ -141,6 +143,30 @@ class Entry(Protocol):
         """Return a function that does the call where the context variables have these values and the arguments match.
 
         Elsewhere it calls ``otherwise`` with what it was given.
+        """
+        ...
+
+
+@runtime_checkable
+class Printing(Protocol):
+    """What a backend with several ``Limits.compilers`` may have besides its nine members: ``compile`` in two halves.
+
+    Printing takes Python's lock as scheduling does, so one thread does both; others are left to the compiler.
+    """
+
+    def printed(self, kernel: Kernel) -> Any:
+        """Return what ``build`` takes.
+
+        Raises:
+            CompilationFailed: for what the printer refuses.
+        """
+        ...
+
+    def build(self, kernel: Kernel, printed: Any) -> Executable:
+        """Compile what was printed of a kernel, in any thread.
+
+        Raises:
+            CompilationFailed: with the compiler's log and the source.
         """
         ...
 

@@ -13,6 +13,9 @@ def carried(node: Node, value: Value) -> Iterator[tuple[int, int]]:
     Those of one element may be left out; a reshape keeps all of more, or none.
     """
     shape, out, params = value.type.shape, node.output.type.shape, node.params
+    if node.prim.kind is Kind.MAP:
+        yield from ((a, a) for a in range(len(out) if shape == out else 0))
+        return
     match node.prim.name:
         case "contract":
             for v, names in zip(node.inputs, (params["x_axes"], params["y_axes"]), strict=True):
@@ -31,8 +34,6 @@ def carried(node: Node, value: Value) -> Iterator[tuple[int, int]]:
         case _ if node.prim.kind is Kind.REDUCE:
             left = [a for a in range(len(shape)) if a not in params["axes"]]
             yield from ((a, k) for k, a in enumerate(left))
-        case _ if node.prim.kind is Kind.MAP and shape == out:
-            yield from ((a, a) for a in range(len(out)))
 
 
 def dropped(node: Node, value: Value) -> set[int]:

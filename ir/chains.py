@@ -47,29 +47,45 @@ FEW_ROWS = 4
 
 
 class Axes:
-    """Which axes of the values that depend on reductions of a part are one and the same."""
+    """Which axes of the values that depend on reductions of a part are one and the same: they have one number."""
 
     def __init__(self, part: Part) -> None:
-        self.above: dict[tuple[Value, int], tuple[Value, int]] = {}
+        self.one: list[int] = []  # a number that is the same axis, for each number
+        self.known: dict[Value, list[int]] = {}
         self.dependent: set[Value] = set()
         for node in part.nodes:
-            if node.prim.kind in REDUCTIONS or any(v in self.dependent for v in node.inputs):
+            given = [v for v in node.inputs if v in self.dependent]
+            if given or node.prim.kind in REDUCTIONS:
                 self.dependent.update(node.outputs)
-                for v in node.inputs:
-                    if v in self.dependent:
-                        for a, b in carried(node, v):
-                            self.above[self.name(v, a)] = self.name(node.output, b)
+                mine: dict[int, int] = {}
+                for v in given:
+                    of = self._numbers(v)
+                    for a, b in carried(node, v):
+                        if mine.setdefault(b, of[a]) != of[a]:
+                            self.one[self._same(of[a])] = self._same(mine[b])
+                self.known[node.output] = [mine[b] if b in mine else self._new() for b in range(node.output.type.ndim)]
 
-    def name(self, value: Value, axis: int) -> tuple[Value, int]:
-        """Return what stands for all axes that are one with this one."""
-        at = start = value, axis
-        while (up := self.above.get(at, at)) != at:
-            at = up
-        self.above[start] = at
-        return at
+    def _new(self) -> int:
+        self.one.append(len(self.one))
+        return len(self.one) - 1
 
-    def names(self, value: Value) -> tuple[tuple[Value, int], ...]:
-        return tuple(self.name(value, a) for a in range(value.type.ndim))
+    def _same(self, number: int) -> int:
+        while (up := self.one[number]) != number:
+            number = up
+        return number
+
+    def _numbers(self, value: Value) -> list[int]:
+        found = self.known.get(value)
+        if found is None:
+            found = self.known[value] = [self._new() for _ in value.type.shape]
+        return found
+
+    def name(self, value: Value, axis: int) -> int:
+        """Return the number of an axis."""
+        return self._same(self._numbers(value)[axis])
+
+    def names(self, value: Value) -> list[int]:
+        return [self._same(n) for n in self._numbers(value)]
 
 
 class Chain:
@@ -88,7 +104,7 @@ class Chain:
         self.summed: tuple[Expr, ...] = ()
         self.worker = Var(f"{low.prefix}w", "i64", 1)
 
-    def _rows(self) -> dict[tuple[Value, int], Expr]:
+    def _rows(self) -> dict[int, Expr]:
         """Return the loop over each row axis."""
         for node in self.reductions:
             for v in node.inputs:

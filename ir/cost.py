@@ -111,11 +111,11 @@ def streamed(kernel: Kernel, cache_bytes: tuple[int, int, int]) -> frozenset[str
     Args:
         cache_bytes: sizes of the caches for data of levels 1, 2 and 3.
     """
-    read = {e.buffer for s in stmts(kernel.body) for top in exprs(s) for e in walk(top) if isinstance(e, Load)}
     sizes = {a.name: nbytes(a) for a in kernel.args if isinstance(a.size, Const)}
     if sum(sizes.values()) < cache_bytes[2] // 2:
         return frozenset()
     large = {a.name for a in kernel.args if a.mode == "out" and sizes.get(a.name, 0) >= cache_bytes[1]}
+    read = {e.buffer for s in stmts(kernel.body) for top in exprs(s) for e in walk(top) if isinstance(e, Load)}
     return frozenset(large - read)
 
 

@@ -76,6 +76,7 @@ class Lowering:
         self.numbers: dict[Value, int] = {}
         self.named = 0
         self.waiting = 0
+        self.prepared: tuple[Expr, ...] | None = None  # the index at which what maps ask for was looked through
         self.evaluations = 0
         self.costly = 0
         self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
@@ -87,7 +88,7 @@ class Lowering:
         """Return the element of ``value`` at ``index``, which is in normal form."""
         key = (value, index)
         found = self.memo.get(key)
-        if found is None:
+        if found is None and self.prepared != index:
             for node in self._before(value, index):
                 self.memo[node.output, index] = self._named(self._at(node.output, index))
             found = self.memo.get(key)
@@ -159,14 +160,16 @@ class Lowering:
         return (flatten(tuple(i for i, _ in own), row_major(tuple(n for _, n in own))),) if own else ()
 
     def _at(self, value: Value, index: tuple[Expr, ...]) -> Expr:
+        node, prepared = self.producer.get(value), self.prepared
         self.waiting += 1
+        self.prepared = index if node is not None and node.prim.kind is Kind.MAP else None
         try:
-            return self._made(value, index)
+            return self._made(node, value, index)
         finally:
             self.waiting -= 1
+            self.prepared = prepared
 
-    def _made(self, value: Value, index: tuple[Expr, ...]) -> Expr:
-        node = self.producer.get(value)
+    def _made(self, node: Node | None, value: Value, index: tuple[Expr, ...]) -> Expr:
         if self.trial and self.waiting > STEPS:
             raise Refused(f"its values follow each other in more than {STEPS} steps")
         if value in self.held:

@@ -221,10 +221,11 @@ class _Fuser:
             a.join(b, None, needed)
             return ""
         part = self.part([*a.items, *b.items])
-        work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
-        full = any(v.type.size > rows for v in part.outputs)
-        if reductions and rows < FEW_ROWS and work >= rows * WIDE_ROW and (full or len(reductions) > 1):
-            return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
+        if reductions and rows < FEW_ROWS:
+            work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
+            full = any(v.type.size > rows for v in part.outputs)
+            if work >= rows * WIDE_ROW and (full or len(reductions) > 1):
+                return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
         if (
             not chained
             and Kind.CONTRACT in b.kinds

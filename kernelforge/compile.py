@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernelforge.backends.base import Backend, Executable
+from kernelforge.backends.base import Backend, Executable, Printing
 from kernelforge.config import Config
 from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, UnsupportedOnDevice
 from kernelforge.forks import Lock
@@ -260,7 +260,7 @@ def _ordered(
                 kernel = _tuned(naive, parameters, backend, config)
                 text = print_kernel(kernel)
                 name = cache.key(text, backend.limits.fingerprint)
-                wait = start(functools.partial(_executable, kernel, text, name, backend))
+                wait = start(_executable(kernel, text, name, backend))
                 known[naive] = kernel, tuple(parameters.items()), wait
             orders.append(_Order(naive, *known[naive], values))
     return orders
@@ -297,25 +297,35 @@ def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | 
     return kernel
 
 
-def _executable(kernel: Kernel, text: str, name: str, backend: Backend) -> Executable:
-    """Take a kernel's executable from memory or disk, or have it compiled; ``name`` is its key there."""
-    executable = _kernels.get((name, backend))
-    if executable is None:
-        executable = _kernels[name, backend] = _load(kernel, name, backend)
+def _executable(kernel: Kernel, text: str, name: str, backend: Backend) -> Callable[[], Executable]:
+    """Find a kernel's executable in memory or on disk, where ``name`` is its key, or print it; return what gets it."""
+    found = _kernels.get((name, backend))
+    if found is not None:
+        return lambda: found
+    kept = cache.load(name)
+    compiled = functools.partial(backend.compile, kernel)
+    if kept is None and isinstance(backend, Printing):
+        compiled = functools.partial(backend.build, kernel, backend.printed(kernel))
+
+    def make() -> Executable:
+        executable = _kernels[name, backend] = _load(kernel, name, backend, kept, compiled)
         dump = os.environ.get("KERNELFORGE_DUMP_DIR")
         if dump:
             _dump(pathlib.Path(dump), kernel.name, backend.name, text, executable.source)
-    return executable
+        return executable
+
+    return make
 
 
-def _load(kernel: Kernel, name: str, backend: Backend) -> Executable:
-    kept = cache.load(name)
+def _load(
+    kernel: Kernel, name: str, backend: Backend, kept: bytes | None, compiled: Callable[[], Executable]
+) -> Executable:
     if kept is not None:
         try:
             return backend.compile(kernel, kept)
         except DamagedBinary:
             cache.discard(name)
-    executable = backend.compile(kernel)
+    executable = compiled()
     if executable.binary is not None:
         cache.store(name, executable.binary)
     return executable

@@ -17,7 +17,7 @@ import pytest
 import kernelforge as kf
 from kernelforge.backends import registry
 from kernelforge.forks import UNFORKED
-from kernelforge.ir import index
+from kernelforge.ir import demand, index
 from kernelforge.ir.passes import share
 
 compiling = sys.modules["kernelforge.compile"]
@@ -39,18 +39,18 @@ def test_equal_kernels_are_compiled_once() -> None:
 
 def test_kernels_are_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     device = registry.backend("cpu")
-    together = threading.Barrier(2)
-    compile_ = type(device).compile
+    together, met = threading.Barrier(2), []
+    build = type(device).build
 
     def meet(self: Any, *args: Any) -> Any:
-        together.wait(timeout=20)  # breaks where no other thread comes
-        return compile_(self, *args)
+        met.append(together.wait(timeout=20))  # breaks where no other thread comes
+        return build(self, *args)
 
     monkeypatch.setattr(device, "limits", dataclasses.replace(device.limits, compilers=2, fingerprint="at once"))
-    monkeypatch.setattr(type(device), "compile", meet)
+    monkeypatch.setattr(type(device), "build", meet)
     with kf.default_device("cpu"):
         fn = kf.jit(lambda x: (x.cumsum(0), x.cumsum(1)))
-        assert len(fn.lower(X).kernels) == 2
+        assert len(fn.lower(X).kernels) == len(met) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -164,6 +164,57 @@ def test_names_are_looked_up_by_what_is_stored(monkeypatch: pytest.MonkeyPatch) 
     with kf.default_device("cpu"):
         few, many = chain(20), chain(80)
     assert 0 < many < 6 * few
+
+
+def test_maps_behind_each_other_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each of them: in trials, too, a map costs as much in a long chain as in a short one."""
+    looked = [0]
+    before = demand.Lowering._before
+
+    def counted(*args: Any) -> Any:
+        looked[0] += 1
+        return before(*args)
+
+    def chain(n: int) -> float:
+        def fn(x: Any) -> Any:
+            for k in range(n):
+                x = np.tanh(x) + np.float32(k)
+                x = x[::-1] if k % 5 == 1 else x - x.mean(1, keepdims=True) if k % 11 == 3 else x
+            return x
+
+        looked[0] = 0
+        kf.jit(fn).lower(X)
+        return looked[0] / n
+
+    monkeypatch.setattr(demand.Lowering, "_before", counted)
+    with kf.default_device("cpu"):
+        assert 0 < chain(30) < 50
+        assert 0 < chain(120) < 50
+
+
+def test_one_thread_prints_and_others_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Printing takes Python's lock, as scheduling does; LLVM does not."""
+    threads: dict[str, list[int]] = {"printed": [], "build": []}
+
+    device = registry.backend("cpu")
+
+    def seen(name: str) -> Any:
+        of = getattr(device, name)
+
+        def noted(*args: Any) -> Any:
+            threads[name].append(threading.get_ident())
+            return of(*args)
+
+        return noted
+
+    for name in threads:
+        monkeypatch.setattr(device, name, seen(name))
+    monkeypatch.setattr(device, "limits", dataclasses.replace(device.limits, compilers=2, fingerprint="printed first"))
+    with kf.default_device("cpu"):
+        kf.jit(lambda x: (np.cumsum(np.sinh(x), 0), np.cumprod(np.cosh(x), 1)))(X)
+    assert set(threads["printed"]) == {threading.get_ident()}
+    assert len(threads["build"]) == len(threads["printed"]) > 1
+    assert threading.get_ident() not in threads["build"]
 
 
 def test_garbage_waits_for_a_compilation_and_is_collected_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def limits_of(host: Host, fingerprint: str) -> Limits:
 
 
 class CpuBackend:
-    """The nine members of ``kernelforge.backends.base.Backend``, and that of ``Direct``."""
+    """The nine members of ``kernelforge.backends.base.Backend``, and those of ``Printing`` and ``Direct``."""
 
     name = "cpu"
 
@@ -129,13 +129,21 @@ class CpuBackend:
         return np.asarray(elements).view(dtype).reshape(shape)
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> CpuExecutable:
-        fingerprint = self.limits.fingerprint
         if binary is None:
-            from kernelforge.backends.cpu.compiler import compile_kernel, compile_pool
+            return self.build(kernel, self.printed(kernel))
+        return CpuExecutable(kernel, self.host, binary, self.limits.fingerprint)
 
-            code = compile_kernel(kernel, self.host)
-            binary = loader.pack((compile_pool(self.host), code), fingerprint)
-        return CpuExecutable(kernel, self.host, binary, fingerprint)
+    def printed(self, kernel: Kernel) -> str:
+        from kernelforge.backends.cpu.printer import print_kernel
+
+        return print_kernel(kernel, self.host)
+
+    def build(self, kernel: Kernel, printed: str) -> CpuExecutable:
+        from kernelforge.backends.cpu.compiler import compile_ir, compile_pool, passes_for
+
+        code = compile_ir(printed, kernel.name, passes_for(kernel))
+        binary = loader.pack((compile_pool(self.host), code), self.limits.fingerprint)
+        return CpuExecutable(kernel, self.host, binary, self.limits.fingerprint)
 
     def launch(self, executable: CpuExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
         frame = executable.pack(*[handle.address + offset for handle, offset in arguments], *params)

@@ -12,7 +12,6 @@ from llvmlite.binding import ffi
 
 from kernelforge.backends.cpu.entry_code import entry_ir
 from kernelforge.backends.cpu.host import Host
-from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import pool_ir
 from kernelforge.errors import CompilationFailed
 from kernelforge.forks import UNFORKED
@@ -77,15 +76,6 @@ def _multiplies(stmt: Stmt, unrolled: bool) -> bool:
         return any(_multiplies(s, inside) for s in stmt.body)
     adds = isinstance(stmt, Store) and stmt.op == "add" and isinstance(stmt.value, Op) and stmt.value.op == "mul"
     return adds and unrolled
-
-
-def compile_kernel(kernel: Kernel, host: Host) -> bytes:
-    """Return the object file of a kernel.
-
-    Raises:
-        CompilationFailed: for what the printer or LLVM refuses.
-    """
-    return compile_ir(print_kernel(kernel, host), kernel.name, passes_for(kernel))
 
 
 @functools.cache

@@ -162,8 +162,14 @@ class Values:
 
     def ins(self, rhs: str, dtype: str, lanes: int, *operands: Val) -> Val:
         """Return the value of a pure instruction, written where its operands are known."""
-        level = max((o.level for o in operands), default=0)
-        bind = max((o.bind for o in operands), default=0)
+        level = bind = 0
+        reads: frozenset[str] = frozenset()
+        for o in operands:
+            if o.level > level:
+                level = o.level
+            if o.bind > bind:
+                bind = o.bind
+            reads = reads | o.reads if o.reads else reads
         level = self.inside(level, rhs)
         scope = self.scopes[level]
         ref = scope.values.get(rhs)
@@ -171,7 +177,6 @@ class Values:
             ref = scope.values[rhs] = self.fresh()
             scope.lines.append(f"{ref} = {rhs}")
         bind = max(bind, level) if scope.kind == "branch" else bind
-        reads = frozenset().union(*(o.reads for o in operands if o.reads))
         return Val(ref, dtype, lanes, level, bind, reads)
 
     def inside(self, level: int, rhs: str) -> int:
