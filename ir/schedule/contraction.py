@@ -182,11 +182,17 @@ def sum_loops(kernel: Kernel) -> list[For]:
 
 
 def _walk(kernel: Kernel, width: int, kept: Collection[str]) -> Kernel:
-    """Make the longest loop of the sum the innermost, and one loop of those too short for lanes, as over a window,
-    but for those to be ``kept``.
+    """Make the longest loop of the sum the innermost, before others one of whole vectors along memory, so that panels
+    are packed in these; and one loop of those too short for lanes, as over a window, but for those to be ``kept``.
     """
     sums = sum_loops(kernel)
-    longest = max(range(len(sums)), key=lambda k: (sums[k].static or 0, k))
+    read = loads(sums[-1].body)
+
+    def rank(k: int) -> tuple[bool, int, int]:
+        n = sums[k].static or 0
+        return n >= width and any(affine(e.index[0], sums[k].var) == 1 for e in read), n, k
+
+    longest = max(range(len(sums)), key=rank)
     for loop in sums[longest + 1 :]:
         kernel = reorder(kernel, sums[longest].var.name, loop.var.name)
     sums = sum_loops(kernel)

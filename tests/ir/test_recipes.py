@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from kernelforge.ir.index import affine
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -249,3 +250,33 @@ def test_numbers_of_each_row_do_not_make_columns() -> None:
     same(k, made)
     assert isinstance(made.body[0], For)
     assert made.body[0].extent == i64(16)
+
+
+def test_panels_are_packed_along_memory_where_a_sum_over_something_else_is_longer() -> None:
+    k = parse_kernel("""kernel over_batches(in x0: f32[32768], in x1: f32[32768], out o: f32[256]) {
+  for parallel i0 < 16 {
+    for parallel i1 < 16 {
+      register a1: f32[]
+      a1[] = 0.0f32
+      for serial r0 < 64 {
+        for serial r1 < 32 {
+          a1[] += x0[i0 * 32 + r0 * 512 + r1] * x1[i1 * 32 + r0 * 512 + r1]
+        }
+      }
+      o[i0 * 16 + i1] = a1[]
+    }
+  }
+}
+""")
+    made = schedule(k, DEVICES["avx512"])
+    same(k, made)
+    along = {
+        e.buffer
+        for v in stmts(made.body)
+        if isinstance(v, For) and v.kind == "vector"
+        for s in stmts(v.body)
+        for r in exprs(s)
+        for e in walk(r)
+        if isinstance(e, Load) and affine(e.index[0], v.var) == 1
+    }
+    assert "x1" in along  # rows are read as they lie
