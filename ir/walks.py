@@ -22,7 +22,8 @@ NARROW = 256
 """Elements of a row, besides its columns, that a block of rows holds at most."""
 
 SHALLOW = 256
-"""Products of an element that may be summed again in each walk; more are stored instead."""
+"""Products of an element that a walk may sum; more are summed by a kernel of their own, which has a work-group for each
+tile of rows and columns, and stored."""
 
 Form = Literal["fill", "sum", "sums", "store", ""]
 
@@ -123,8 +124,8 @@ def found(body: Sequence[Stmt]) -> Walk:
                 known[s.buffer] = max(known.get(s.buffer, 0), step.level)
         steps.append(step)
     made = Walk(tuple(steps), columns, extent)
-    if made.levels > 1 and any(s.form == "fill" and _depth(s) > SHALLOW for s in steps):
-        raise Refused("a long contraction would be computed again in each walk through its columns")
+    if any(s.form == "fill" and _depth(s) > SHALLOW for s in steps):
+        raise Refused("a long contraction keeps more work-groups busy in a kernel of its own")
     return made
 
 

@@ -449,7 +449,8 @@ class _Pieces:
     def reduction(self, kernel: Kernel, loop: For) -> Kernel:
         """Let work-items of a row share it, and one of them add up what they found."""
         name, i = loop.var.name, self.row
-        count = max(1, min(self.sizes.items**2 // self.sizes.rows, loop.static or 1))
+        most = min(self.sizes.items**2 // self.sizes.rows, loop.static or 1)
+        count = next((c for c in range(most, 1, -1) if (loop.static or 1) % c == 0), 1)
         kernel = split(kernel, name, count, f"{name}o", f"{name}t", "exact")
         kernel = rfactor(kernel, f"{name}o", f"{name}t", f"{name}_parts", "local")
         kernel = fission(sink_guard(kernel, i), i)

@@ -238,13 +238,23 @@ def test_no_buffer_grows_with_the_columns() -> None:
     assert not [a for a in many.args if a.mode == "scratch"]
 
 
+def test_classes_that_work_items_cannot_share_evenly() -> None:
+    def fn(x: Any, w: Any, v: Any) -> Any:
+        return softmax(np.maximum(x @ w, 0) @ v)
+
+    args = normal(70, 24), normal(24, 40, seed=1), normal(40, 10, seed=2)
+    kernel = naive(fn, *args)
+    for limits in (TINY, SMALL, LARGE):
+        np.testing.assert_allclose(run(schedule(kernel, limits), args, (70, 10)), fn(*args), rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_no_walk_is_refused() -> None:
     row = perfect(gemm(4, 8, 8).body[0])[0][-1].var.name  # type: ignore[arg-type]
     with pytest.raises(IllegalSchedule, match="nothing reduces what it makes of a row"):
         walked(gemm(4, 8, 8), row, 4)
     x, w = normal(64, 300), normal(300, 40, seed=1)
     for fn, reason in (
-        (lambda x, w: softmax(x @ w), "a long contraction would be computed again"),
+        (lambda x, w: softmax(x @ w), "a long contraction keeps more work-groups busy"),
         (lambda x, w: np.tanh(np.tanh(x @ w) @ w.T) @ w, "a row holds 300 elements besides its columns"),
     ):
         assert reason in kf.jit(fn).explain(x, w, target="opencl:gfx90a").text(sources=False)
