@@ -17,6 +17,10 @@ from kernelforge.methods import FUNCTIONS, Methods
 from kernelforge.runtime.memory import Buffer, allocate, download, upload
 
 
+LEGACY_STREAM = 1
+"""How ``__cuda_array_interface__`` calls the legacy default stream, where CUDA devices run all kernels."""
+
+
 class Array(Methods):
     """An immutable array of one device, in row-major order, with NumPy's operators, methods and functions.
 
@@ -64,6 +68,25 @@ class Array(Methods):
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return np.asarray(self).__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The elements where CUDA has them, for PyTorch, CuPy and numba, in the order of the legacy default stream.
+
+        Whoever reads them keeps the array. They must not be written to: the protocol can say so, but PyTorch then takes
+        none.
+
+        Raises:
+            AttributeError: on other devices.
+        """
+        address = getattr(self._buffer.handle, "address", None)
+        if address is None or self.device.partition(":")[0] != "cuda":
+            raise AttributeError(f"an array of {self.device} has no memory of CUDA")
+        data = address if self.size else 0
+        return {
+            "shape": self.shape, "strides": None, "typestr": self.dtype.str, "data": (data, False), "version": 3,
+            "stream": LEGACY_STREAM,
+        }  # fmt: skip
 
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         import kernelforge.numpy

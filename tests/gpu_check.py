@@ -295,6 +295,12 @@ def lifetimes() -> Iterator[Found]:
                         right &= bool((np.asarray(found) == 2 * step).all())
                 out[f"{name} PyTorch's memory, {what} stream"] = right
                 yield out
+            for step in range(20):
+                shared = torch.as_tensor(twice(torch.full((1 << 20,), float(step), device="cuda")), device="cuda")
+                gc.collect()
+                twice(torch.full((1 << 20,), -1.0, device="cuda"))
+                out[f"{name} lent to PyTorch"] = bool((shared == 2 * step).all())
+            yield out
             for made in (torch.arange(12.0, device="cuda").reshape(3, 4).T, torch.arange(5, device="cuda") > 2):
                 right = bool((np.asarray(kf.asarray(made)) == made.cpu().numpy()).all())
                 out[f"{name} PyTorch's {tuple(made.shape)}"] = right

@@ -88,3 +88,22 @@ def test_a_driver_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
             kf.errors.InvalidArgument, match=r"Foreign, whose memory numba\.cuda cannot reach: no driver"
         ):
             call(Foreign())
+
+
+def test_arrays_of_cuda_lend_their_memory() -> None:
+    """Without a driver: what an array says of a buffer that has an address."""
+    from types import SimpleNamespace
+
+    from kernelforge.array import Array
+
+    def array(device: str, handle: Any, *shape: int) -> Array:
+        buffer = SimpleNamespace(handle=handle, backend=SimpleNamespace(name=device))
+        return Array(buffer, shape, np.dtype(np.float16))  # type: ignore[arg-type]
+
+    found = array("cuda:0", SimpleNamespace(address=4096), 2, 3).__cuda_array_interface__
+    expected = {"shape": (2, 3), "strides": None, "typestr": "<f2", "data": (4096, False), "version": 3, "stream": 1}
+    assert found == expected
+    assert array("cuda:0", SimpleNamespace(address=4096), 0).__cuda_array_interface__["data"] == (0, False)
+    for other in (array("cuda:0", object(), 2), array("opencl:0", SimpleNamespace(address=4096), 2), kf.asarray([1.0])):
+        with pytest.raises(AttributeError, match="has no memory of CUDA"):
+            other.__cuda_array_interface__  # noqa: B018
