@@ -16,7 +16,6 @@ from kernelforge.ir.types import row_major
 from kernelforge.methods import FUNCTIONS, Methods
 from kernelforge.runtime.memory import Buffer, allocate, download, upload
 
-
 LEGACY_STREAM = 1
 """How ``__cuda_array_interface__`` calls the legacy default stream, where CUDA devices run all kernels."""
 
@@ -81,7 +80,7 @@ class Array(Methods):
         """
         address = getattr(self._buffer.handle, "address", None)
         if address is None or self.device.partition(":")[0] != "cuda":
-            raise AttributeError(f"an array of {self.device} has no memory of CUDA")
+            raise AttributeError(f"__cuda_array_interface__ of an array of {self.device}")
         data = address if self.size else 0
         return {
             "shape": self.shape, "strides": None, "typestr": self.dtype.str, "data": (data, False), "version": 3,

@@ -105,5 +105,5 @@ def test_arrays_of_cuda_lend_their_memory() -> None:
     assert found == expected
     assert array("cuda:0", SimpleNamespace(address=4096), 0).__cuda_array_interface__["data"] == (0, False)
     for other in (array("cuda:0", object(), 2), array("opencl:0", SimpleNamespace(address=4096), 2), kf.asarray([1.0])):
-        with pytest.raises(AttributeError, match="has no memory of CUDA"):
+        with pytest.raises(AttributeError, match="__cuda_array_interface__"):
             other.__cuda_array_interface__  # noqa: B018
