@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import importlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -89,6 +90,27 @@ class TestCheck:
         with pytest.raises(AttributeError) as raised:
             testing.check(fn, shapes="(3,)", devices=["cpu"], max_examples=3, order=0)
         assert any("x0 = np.array(" in note for note in raised.value.__notes__)
+
+    @pytest.mark.parametrize(
+        ("wrong", "shown"),
+        [
+            (lambda x: np.where(x > 0, x, 0) + np.where(x < 0, x, 0), "nan"),
+            (lambda x: np.where(x == -np.inf, 0, x), "-np.inf"),
+            (lambda x: x if x.ndim else x + 1, "np.array(0.5,"),
+            (lambda x: x if x.ndim < 3 else x + 1, "np.array([[[0.5]]],"),
+            (lambda x: x.sum() if x.size else x.sum() + 1, "np.empty("),
+        ],
+        ids=["NaN", "-inf", "no axes", "three axes", "empty"],
+    )
+    def test_what_is_easily_forgotten_is_drawn(self, wrong: Any, shown: str) -> None:
+        right = np.sum if shown == "np.empty(" else np.positive
+
+        @kf.jit
+        def fn(x: Any) -> Any:
+            return right(x) if isinstance(x, np.ndarray | np.generic) else wrong(x)
+
+        with pytest.raises(errors.CheckFailed, match=re.escape(shown)):
+            kf.testing.check(fn, devices=["cpu"], order=0)
 
     def test_nothing_to_guess_from(self) -> None:
         def never(x: Any) -> Any:

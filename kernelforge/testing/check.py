@@ -25,6 +25,9 @@ MOST_RELATIONS = 48
 OTHERS = 8
 """A device that was not asked for gets one input where the current one gets this many."""
 
+FEW = 4
+"""So many inputs a relation gets at least, where each is checked by itself."""
+
 Relation = Sequence[Shape | None]
 """The shape of each argument; None for one that is not an array."""
 
@@ -67,8 +70,8 @@ def check(
     floats = [as_dtype(d) for d in dtypes]
     relations = _relations(python, examples, shapes)
 
-    def trial(data: st.DataObject, device: str) -> None:
-        relation = data.draw(st.sampled_from(relations))
+    def trial(data: st.DataObject, device: str, among: Sequence[Relation]) -> None:
+        relation = data.draw(st.sampled_from(among))
         sizes = data.draw(extents([s for s in relation if s is not None]))
         dtype = data.draw(st.sampled_from(floats))
         special = data.draw(st.booleans())
@@ -81,14 +84,18 @@ def check(
             _try(compiled, python, drawn, device, depth)
 
     for name in names:
+        count = max_examples if devices is not None or name == main else max(1, max_examples // OTHERS)
+        # each relation by itself where there are enough inputs for all
+        parts = [[r] for r in relations] if count >= FEW * len(relations) else [relations]
         settings = hypothesis.settings(
-            max_examples=max_examples if devices is not None or name == main else max(1, max_examples // OTHERS),
+            max_examples=-(-count // len(parts)),
             deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
             suppress_health_check=cast(list[hypothesis.HealthCheck], list(hypothesis.HealthCheck)),
             phases=[p for p in hypothesis.Phase if p is not hypothesis.Phase.explain],
             verbosity=hypothesis.Verbosity.quiet,
         )  # fmt: skip
-        settings(hypothesis.given(st.data(), st.just(name))(trial))()
+        for part in parts:
+            settings(hypothesis.given(st.data(), st.just(name), st.just(part))(trial))()
 
 
 def _dtypes(device: str) -> frozenset[str]:
@@ -225,15 +232,25 @@ def _of_examples(python: Fn, examples: Sequence[Any]) -> Relation:
     return tuple(None if s is None else tuple(e if e in free else sizes[e] for e in s) for s in relation)
 
 
+def _renamed(relation: Relation) -> Relation:
+    """Name extents in the order in which they come, so that equal relations are equal."""
+    names: dict[str | int, str] = {}
+    return tuple(
+        None if s is None else tuple(e if isinstance(e, int) else names.setdefault(e, f"n{len(names)}") for e in s)
+        for s in relation
+    )
+
+
 def _guessed(python: Fn) -> list[Relation]:
-    """Find relations of arrays of up to two axes that NumPy accepts, the simplest first."""
+    """Find relations of arrays of up to three axes that NumPy accepts, the simplest first."""
     parameters = inspect.signature(python).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     count = sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
-    kinds: list[Shape] = [("a", "b"), ("b",), ("b", "c"), ("c",), ("a",), ("a", 1), ()]
+    kinds: list[Shape] = [("a", "b"), ("b",), ("b", "c"), ("c",), ("a",), ("a", 1), (), ("c", "a", "b")]
     sizes = {"a": 2, "b": 3, "c": 5}
     tried = itertools.islice(itertools.product(kinds, repeat=count), 4096)
-    found: list[Relation] = [relation for relation in tried if _accepts(python, relation, sizes, [None] * count)]
+    accepted = (relation for relation in tried if _accepts(python, relation, sizes, [None] * count))
+    found = sorted(dict.fromkeys(map(_renamed, accepted)), key=lambda r: sum(len(s or ()) for s in r))
     if not found:
         raise InvalidParameter(
             op="check", name="shapes", found=None, expected=f"shapes for the {count} arguments, or examples of them"

@@ -108,15 +108,15 @@ def literal(array: Array, layout: str = "row-major") -> str:
 def _specials(dtype: np.dtype[Any]) -> list[float]:
     limits = np.finfo(np.float32) if dtype == BFLOAT16 else np.finfo(dtype)
     return [
-        0.0,
-        -0.0,
-        1.0,
-        -1.0,
         float("nan"),
         float("inf"),
         -float("inf"),
+        -0.0,
         float(limits.max) * 0.99,
         float(limits.tiny),
+        0.0,
+        1.0,
+        -1.0,
     ]
 
 
@@ -127,6 +127,8 @@ def extents(draw: st.DrawFn, shapes: Sequence[Shape]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name in names:
         sizes[name] = draw(st.sampled_from(EXTENTS))
+    if names and draw(st.integers(0, 5)) == 5:  # nothing is what is most often forgotten
+        sizes[draw(st.sampled_from(names))] = 0
     while any(np.prod(sized(s, sizes), dtype=np.int64) > MOST_ELEMENTS for s in shapes):
         largest = max(sizes, key=lambda n: sizes[n])
         sizes[largest] //= 2
@@ -147,7 +149,12 @@ def arrays(
     scale = draw(st.sampled_from((1.0, 1e-3, 30.0)))
     put: tuple[tuple[int, float], ...] = ()
     if special and size and is_float(dtype):
-        entry = st.tuples(st.integers(0, size - 1), st.sampled_from(_specials(dtype)))
-        put = tuple(draw(st.lists(entry, max_size=3)))
+        values = _specials(dtype)
+        entry = st.tuples(st.integers(0, size - 1), st.sampled_from(values))
+        if draw(st.booleans()):  # few examples are to meet all of them
+            start = draw(st.integers(0, len(values) - 1))
+            put = tuple((i, values[(start + i) % len(values)]) for i in range(min(size, len(values))))
+        else:
+            put = tuple(draw(st.lists(entry, min_size=1, max_size=3)))
     layout = draw(st.sampled_from(tuple(LAYOUTS))) if shape else "row-major"
     return Example(shape, dtype, seed, scale, put, layout, low, high)

@@ -79,7 +79,7 @@ def _nudged(args: Sequence[Any], seed: int) -> list[Any]:
     wide = []
     for a, original in zip(widened(args), args, strict=True):
         if isinstance(a, np.ndarray) and a.dtype == np.float64:
-            a = a * (1.0 + epsilon(original.dtype) * rng.uniform(-1.0, 1.0, a.shape))
+            a = np.asarray(a * (1.0 + epsilon(original.dtype) * rng.uniform(-1.0, 1.0, a.shape)))
         wide.append(a)
     return wide
 
