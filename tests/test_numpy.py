@@ -207,7 +207,7 @@ def test_creation() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(
-        errors.UnsupportedFunction, match=r"np\.linalg\.svd is not supported in compiled functions: factorisations"
+        errors.UnsupportedFunction, match=r"np\.linalg\.svd is not supported in compiled functions: of factorisations"
     ):
         kf.jit(np.linalg.svd)(M)
     with pytest.raises(errors.UnsupportedFunction, match=r"np.nonzero .*depends on values; use np.where"):

@@ -23,6 +23,7 @@ from kernelforge.numpy import (
     shapes,
     sorting,
     statistics,
+    systems,
     ufuncs,
 )
 
@@ -65,5 +66,6 @@ __all__ = [
     "shapes",
     "sorting",
     "statistics",
+    "systems",
     "ufuncs",
 ]

@@ -291,9 +291,9 @@ _WHY = {
     "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument": (
         "nonzero flatnonzero argwhere extract compress unique union1d intersect1d setdiff1d"
     ),
-    "factorisations are not compiled; compute it with NumPy outside of the function": (
-        "linalg.inv linalg.solve linalg.det linalg.svd linalg.eig linalg.eigh linalg.qr "
-        "linalg.cholesky linalg.lstsq linalg.pinv"
+    "of factorisations there is Cholesky's alone; compute it with NumPy outside of the function": (
+        "linalg.svd linalg.svdvals linalg.eig linalg.eigh linalg.eigvals linalg.eigvalsh linalg.qr linalg.lstsq "
+        "linalg.pinv linalg.matrix_rank linalg.cond"
     ),
 }
 REFUSED |= {name: reason for reason, names in _WHY.items() for name in names.split()}

@@ -1,0 +1,235 @@
+"""Linear systems, inverses, determinants and Cholesky's factor, by scans over columns; derivatives are closed forms.
+
+Where NumPy raises ``LinAlgError``, as a matrix is singular or not positive definite, elements are NaN.
+A step of a scan reads the whole matrix: time goes with the third power of the extent, at the speed of memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernelforge.control import scan
+from kernelforge.custom import custom_vjp
+from kernelforge.errors import DtypeMismatch, ShapeMismatch
+from kernelforge.ir.build import user_line
+from kernelforge.jit import jit
+from kernelforge.methods import FUNCTIONS
+
+
+def _matrices(op: str, a: Any, square: bool = True) -> Any:
+    """Return matrices in a dtype they are computed in.
+
+    Raises:
+        ShapeMismatch, DtypeMismatch: for what are none, and for narrow floats, as NumPy does.
+    """
+    x = FUNCTIONS["asarray"](a)
+    if x.ndim < 2 or (square and x.shape[-1] != x.shape[-2]):
+        expected = "square matrices, in the last two axes" if square else "matrices, in the last two axes"
+        raise ShapeMismatch(op=f"np.linalg.{op}", found=x.shape, expected=expected, loc=user_line())
+    if x.dtype.itemsize == 2 and x.dtype.kind not in "iub":
+        raise DtypeMismatch(op=f"np.linalg.{op}", found=x.dtype, expected="float32 or float64", loc=user_line())
+    return x if x.dtype.kind == "f" else x.astype(np.float64)
+
+
+def _eliminated(m: Any) -> tuple[Any, Any, Any]:
+    """Bring the square part of ``(..., n, n + k)`` to the identity by Gauss and Jordan, with the largest pivots.
+
+    Returns what became of the other columns, the pivots of all steps, and how often rows were exchanged.
+    """
+    n = m.shape[-2]
+    rows = np.arange(n)
+
+    def step(m: Any, k: Any) -> tuple[Any, Any]:
+        p = np.argmax(np.where(rows >= k, np.abs(np.take(m, k, -1)), -1), -1)[..., None]
+        m = np.take_along_axis(m, np.where(rows == k, p, np.where(rows == p, k, rows))[..., None], -2)
+        row, column = np.take(m, k, -2), np.take(m, k, -1)
+        pivot = np.take(row, k, -1)
+        row = row / np.where(pivot == 0, 1, pivot)[..., None]
+        m = m - np.where(rows == k, 0, column)[..., None] * row[..., None, :]
+        return np.where((rows == k)[:, None], row[..., None, :], m), (pivot, p[..., 0] != k)
+
+    m, (pivots, exchanged) = scan(step, m, np.arange(n))
+    return m[..., n:], pivots, exchanged.sum(0)
+
+
+def _identity(a: Any) -> Any:
+    return np.broadcast_to(np.eye(a.shape[-1], dtype=a.dtype), a.shape)
+
+
+def _solved(a: Any, *bs: Any) -> list[Any]:
+    m, pivots, _ = _eliminated(np.concatenate([a, *bs], -1))
+    singular = (pivots == 0).any(0)[..., None, None]
+    ends = np.cumsum([b.shape[-1] for b in bs])
+    return [
+        np.where(singular, np.nan, m[..., e - b.shape[-1] : e]).astype(a.dtype) for e, b in zip(ends, bs, strict=True)
+    ]
+
+
+@custom_vjp
+def _solve(a: Any, b: Any) -> Any:
+    return _solved(a, b)[0]
+
+
+def _solve_fwd(a: Any, b: Any) -> tuple[Any, tuple[Any, Any]]:
+    x, inverse = _solved(a, b, _identity(a))
+    return x, (x, inverse)
+
+
+def _solve_bwd(kept: tuple[Any, Any], ct: Any) -> tuple[Any, Any]:
+    x, inverse = kept
+    of_b = inverse.mT @ ct
+    return -of_b @ x.mT, of_b
+
+
+_solve.defvjp(_solve_fwd, _solve_bwd)
+
+
+def _pivots(a: Any) -> tuple[Any, Any]:
+    """Return the pivots, of which the determinant is the product, and the sign that exchanges of rows give it."""
+    _, pivots, exchanged = _eliminated(a)
+    return pivots, (1 - 2 * (exchanged % 2)).astype(a.dtype)
+
+
+@custom_vjp
+def _det(a: Any) -> Any:
+    pivots, sign = _pivots(a)
+    return sign * np.prod(pivots, 0)
+
+
+def _det_fwd(a: Any) -> tuple[Any, tuple[Any, Any]]:
+    made = _det(a)
+    return made, (made, _solved(a, _identity(a))[0])
+
+
+def _det_bwd(kept: tuple[Any, Any], ct: Any) -> tuple[Any]:
+    made, inverse = kept
+    return ((ct * made)[..., None, None] * inverse.mT,)
+
+
+_det.defvjp(_det_fwd, _det_bwd)
+
+
+@custom_vjp
+def _slogdet(a: Any) -> tuple[Any, Any]:
+    pivots, sign = _pivots(a)
+    return sign * np.prod(np.sign(pivots), 0), np.log(np.abs(pivots)).sum(0)
+
+
+def _slogdet_fwd(a: Any) -> tuple[Any, Any]:
+    return _slogdet(a), _solved(a, _identity(a))[0]
+
+
+def _slogdet_bwd(inverse: Any, ct: tuple[Any, Any]) -> tuple[Any]:
+    return (ct[1][..., None, None] * inverse.mT,)
+
+
+_slogdet.defvjp(_slogdet_fwd, _slogdet_bwd)
+
+
+@custom_vjp
+def _cholesky(a: Any) -> Any:
+    rows = np.arange(a.shape[-1])
+
+    def step(factor: Any, j: Any) -> tuple[Any, Any]:
+        column = np.take(a, j, -1) - (factor @ np.take(factor, j, -2)[..., None])[..., 0]
+        pivot = np.take(column, j, -1)
+        column = np.where(rows >= j, column / np.sqrt(pivot)[..., None], 0)
+        return np.where(rows == j, column[..., None], factor), pivot
+
+    factor, pivots = scan(step, np.zeros_like(a), rows)
+    return np.where((pivots > 0).all(0)[..., None, None], factor, np.nan).astype(a.dtype)
+
+
+def _cholesky_fwd(a: Any) -> tuple[Any, tuple[Any, Any]]:
+    factor = _cholesky(a)
+    return factor, (factor, _solved(factor, _identity(factor))[0])
+
+
+def _cholesky_bwd(kept: tuple[Any, Any], ct: Any) -> tuple[Any]:
+    """Murray 2016, Differentiation of the Cholesky decomposition, equation 9; symmetric."""
+    factor, inverse = kept
+    inner = np.tril(factor.mT @ ct) * (1 - 0.5 * _identity(factor))
+    whole = inverse.mT @ inner @ inverse
+    return (0.5 * (whole + whole.mT),)
+
+
+_cholesky.defvjp(_cholesky_fwd, _cholesky_bwd)
+
+
+@jit
+def solve(a: Any, b: Any) -> Any:
+    """``numpy.linalg.solve``; NaN where ``a`` is singular."""
+    a, b = _matrices("solve", a), FUNCTIONS["asarray"](b)
+    vector = b.ndim == 1
+    b = b[:, None] if vector else b
+    kind = np.result_type(a.dtype, b.dtype if b.dtype.kind == "f" else "f8")
+    if b.ndim < 2 or b.shape[-2] != a.shape[-1]:
+        expected = f"{a.shape[-1]} rows in the second"
+        raise ShapeMismatch(op="np.linalg.solve", found=f"{a.shape} and {b.shape}", expected=expected, loc=user_line())
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = (np.broadcast_to(x.astype(kind), (*lead, *x.shape[-2:])) for x in (a, b))
+    x = _solve(a, b) if a.size and b.size else b
+    return x[..., 0] if vector else x
+
+
+@jit
+def inv(a: Any) -> Any:
+    """``numpy.linalg.inv``; NaN where ``a`` is singular."""
+    a = _matrices("inv", a)
+    return _solve(a, _identity(a)) if a.size else a
+
+
+@jit
+def slogdet(a: Any) -> Any:
+    """``numpy.linalg.slogdet``."""
+    a = _matrices("slogdet", a)
+    sign, log = _slogdet(a) if a.size else (np.ones(a.shape[:-2], a.dtype), np.zeros(a.shape[:-2], a.dtype))
+    return SLOGDET(sign, log)
+
+
+SLOGDET: Any = type(np.linalg.slogdet(np.eye(1)))
+
+
+@jit
+def det(a: Any) -> Any:
+    """``numpy.linalg.det``."""
+    a = _matrices("det", a)
+    return _det(a) if a.size else np.ones(a.shape[:-2], a.dtype)
+
+
+@jit(static_argnames="upper")
+def cholesky(a: Any, /, *, upper: bool = False) -> Any:
+    """``numpy.linalg.cholesky``, of the lower triangle; NaN where ``a`` is not positive definite."""
+    a = _matrices("cholesky", a)
+    if upper:
+        a = a.mT
+    made = _cholesky(a) if a.size else a
+    return made.mT if upper else made
+
+
+@jit(static_argnames="n")
+def matrix_power(a: Any, n: int) -> Any:
+    """``numpy.linalg.matrix_power``, by squaring."""
+    a = FUNCTIONS["asarray"](a)
+    if n == 0:
+        return np.broadcast_to(np.eye(_matrices("matrix_power", a).shape[-1], dtype=a.dtype), a.shape)
+    a = inv(a) if n < 0 else a if a.dtype.kind != "f" else _matrices("matrix_power", a)
+    made, square = None, a
+    for bit in bin(abs(n))[:1:-1]:
+        if bit == "1":
+            made = square if made is None else made @ square
+        square = square @ square
+    return made
+
+
+def multi_dot(arrays: Sequence[Any], *, out: Any = None) -> Any:
+    """``numpy.linalg.multi_dot``, from the left to the right."""
+    return functools.reduce(FUNCTIONS["dot"], arrays)
+
+
+for _fn in (solve, inv, slogdet, det, cholesky, matrix_power, multi_dot):
+    FUNCTIONS[f"linalg.{_fn.__name__}"] = _fn

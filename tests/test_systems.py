@@ -1,0 +1,98 @@
+"""Linear systems, inverses, determinants and Cholesky's factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge import errors
+
+RNG = np.random.default_rng(3)
+A, B, WEIGHT = RNG.standard_normal((4, 4)) + 4 * np.eye(4), RNG.standard_normal(4), RNG.standard_normal((4, 4))
+
+
+def agree(fn: Callable[..., Any], *args: Any, tol: float = 1e-9) -> None:
+    for k, (found, expected) in enumerate(zip(kf.jit(fn)(*args), fn(*args), strict=True)):
+        expected = np.asarray(expected)
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), k
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=tol, atol=tol, err_msg=str(k))
+
+
+def several(a: Any, b: Any) -> Any:
+    return (
+        np.linalg.solve(a, b), np.linalg.inv(a), np.linalg.det(a), *np.linalg.slogdet(a),
+        np.linalg.cholesky(a @ a.mT + np.eye(a.shape[-1], dtype=a.dtype)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i8"])
+def test_systems(dtype: str, device: str) -> None:
+    a, b = ((RNG.standard_normal(s) * 4).astype(dtype) for s in ((5, 5), (5, 3)))
+    with kf.default_device(device):
+        agree(several, a, b, tol=1e-3 if dtype == "f4" else 1e-9)
+
+
+def test_batches_vectors_and_powers() -> None:
+    agree(several, RNG.standard_normal((2, 3, 4, 4)), RNG.standard_normal((3, 4, 2)))
+    agree(several, np.eye(4)[[2, 0, 3, 1]], np.eye(4))
+    agree(several, np.zeros((2, 0, 0)), np.zeros((2, 0, 3)))
+    agree(
+        lambda a, b: (
+            np.linalg.solve(a, b), *(np.linalg.matrix_power(a, n) for n in (-2, 0, 3)), np.linalg.multi_dot([a, a, b]),
+            np.linalg.cholesky(a @ a.T, upper=True), np.linalg.det(np.ones((3, 3)) * a[0, 0]),
+        ),
+        A, B,
+    )  # fmt: skip
+    agree(lambda n: (np.linalg.matrix_power(n, 5),), np.array([[1, 1], [1, 0]]))
+
+
+def gaussian_process(x: Any) -> Any:
+    k = x @ x.T + np.eye(4)
+    return B @ np.linalg.solve(k, B) + np.linalg.slogdet(k)[1]
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: (np.linalg.inv(x) * WEIGHT).sum(),
+        lambda x: (np.linalg.solve(x, B) * B).sum(),
+        np.linalg.det,
+        lambda x: (np.linalg.cholesky(x @ x.T + np.eye(4)) * WEIGHT).sum(),
+        gaussian_process,
+    ],
+    ids=["inv", "solve", "det", "cholesky", "gp"],
+)
+def test_derivatives(fn: Callable[[Any], Any]) -> None:
+    def along(x: Any) -> Any:
+        return (kf.grad(fn)(x) * WEIGHT).sum()
+
+    step = 1e-5 * RNG.standard_normal(A.shape)
+    for f in (fn, along):
+        slope = (np.asarray(kf.grad(f)(A)) * step).sum()
+        np.testing.assert_allclose(slope, (f(A + step) - f(A - step)) / 2, rtol=1e-6)
+        np.testing.assert_allclose(kf.jvp(f, (A,), (step,))[1], slope, rtol=1e-9)
+
+
+def test_what_is_singular_or_not_positive_is_nan() -> None:
+    assert np.isnan(kf.jit(np.linalg.inv)(np.ones((3, 3)))).all()
+    assert np.isnan(kf.jit(np.linalg.solve)(np.zeros((2, 2)), np.ones(2))).all()
+    assert np.isnan(kf.jit(np.linalg.cholesky)(np.diag([1.0, -1]))).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda x: np.linalg.inv(x[0]), r"np.linalg.inv: shapes \(4,\) do not fit; expected square matrices"),
+        (lambda x: np.linalg.solve(x, x[:3]), r"np.linalg.solve: .* expected 4 rows in the second"),
+        (lambda x: np.linalg.det(x.astype(np.float16)), "np.linalg.det: dtypes float16 do not fit; expected float32"),
+        (lambda x: np.linalg.svd(x)[0], "np.linalg.svd is not supported in compiled functions: of factorisations"),
+    ],
+)
+def test_refusals(call: Callable[[Any], Any], text: str) -> None:
+    with pytest.raises(errors.KernelforgeError, match=text):
+        kf.jit(call)(A)
