@@ -77,7 +77,10 @@ PRODUCTS: list[tuple[Callable[[Any, Any], Any], str]] = [
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float16), BF16], ids=str)
 @pytest.mark.parametrize(("fn", "order"), PRODUCTS, ids=lambda v: v if isinstance(v, str) else "")
-@pytest.mark.parametrize("size", [(37, 65, 70), (64, 64, 64), (5, 33, 130), (100, 2050, 40), (8, 3, 128)])
+@pytest.mark.parametrize(
+    "size",
+    [(37, 65, 70), (70, 300, 2), (300, 3, 3), (9, 8, 8), (64, 64, 64), (5, 33, 130), (100, 2050, 40), (8, 3, 128)],
+)
 def test_transposed_operands(fn: Any, order: str, size: tuple[int, int, int], dtype: Any) -> None:
     m, k, n = size
     rng = np.random.default_rng(size)

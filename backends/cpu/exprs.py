@@ -12,13 +12,12 @@ from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val
 from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.ir.index import affine, bounds, free_vars, poly
 from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64
+from kernelforge.ir.schedule.limits import NEAR
 
 DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""
 DUMMY_BYTES = 512
 LINE = 64
-NEAR = 8
-"""Elements from one lane to the next up to which vectors are read or written whole, and shuffled."""
 WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 

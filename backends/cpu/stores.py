@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from kernelforge.backends.cpu.exprs import NEAR, Exprs
+from kernelforge.backends.cpu.exprs import Exprs
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val, identity, suffix, typed
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import poly
 from kernelforge.ir.kernel import Expr, Op, Store
+from kernelforge.ir.schedule.limits import NEAR
 
 
 class Stores(Exprs):

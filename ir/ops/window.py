@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -68,44 +69,88 @@ def _producer(x: Sym) -> Node | None:
     return next((n for n in reversed(x.builder.nodes) if x.value in n.outputs), None)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Classes:
+    """The offsets of a window along one axis, by the remainder that they leave to the stride.
+
+    An element is reached through the offsets of one class alone: for these the window has no stride.
+
+    Attributes:
+        count: how many classes there are; 1 where they would reach over each other, with zeros put between positions.
+        each: offsets in each, where the last ones are filled up.
+        step: the stride left inside a class.
+        apart: positions from one offset of a class to the next.
+        extent: elements that a class reaches.
+        stride: elements from one that a class reaches to the next.
+    """
+
+    count: int
+    each: int
+    step: int
+    apart: int
+    extent: int
+    stride: int
+
+
+def _classes(positions: int, extent: int, size: int, stride: int, dilation: int) -> _Classes:
+    common = math.gcd(stride, dilation)
+    count = min(stride // common, size)
+    each = -(-size // count)
+    if (count - 1) * dilation >= stride:
+        return _Classes(1, size, stride, dilation, extent, 1)
+    apart = dilation // common if each > 1 else 1
+    return _Classes(count, each, 1, apart, positions + (each - 1) * apart, stride)
+
+
+def _split_offsets(x: Sym, axis: int, size: int, c: _Classes) -> Sym:
+    """Make two axes of an axis of offsets: those of a class, and the classes."""
+    none, on = [0] * x.ndim, [int(b == axis) for b in range(x.ndim)]
+    x = padded(x, 0.0, none, [(c.count * c.each - size) * b for b in on])
+    return x.reshape((*x.shape[:axis], c.each, c.count, *x.shape[axis + 1 :]))
+
+
 def _window_adjoint(ct: Sym, x: Sym, params: Params) -> Sym:
     """Sum, for each element, the cotangents of the windows that hold it.
 
     - Where ``ct`` is a contraction of g, which has the positions, with weights, which have the offsets, the sum moves
       into it: the gradient of a convolution is a convolution.
     - Windows that do not overlap need no sum.
-    - Else the sum runs over the offsets, each a padded slice.
+    - Else the sum runs over the offsets of a class, each a padded slice.
     """
+    axes_ = params["axes"]
+    sized = [params[n] for n in ("sizes", "strides", "dilations")]
+    found = [_classes(ct.shape[a], x.shape[a], *given) for a, *given in zip(axes_, *sized, strict=True)]
+    outer = {"axes": axes_, "sizes": [c.count for c in found], "strides": [c.stride for c in found]}
+    outer["dilations"] = [d if c.count > 1 else 1 for c, d in zip(found, sized[2], strict=True)]
     node = _producer(ct)
     if node is not None and node.prim.name == "contract":
         for g, w in ((0, 1), (1, 0)):
-            made = _exchanged(ct, x, params, node, g, w)
+            made = _exchanged(ct, x, params, found, node, g, w)
             if made is not None:
-                return made
-    sized = list(zip(*(params[n] for n in ("axes", "sizes", "strides", "dilations")), strict=True))
-    if all((size - 1) * dilation < stride for _, size, stride, dilation in sized):
-        return _disjoint(ct, x, params)
+                return _disjoint(made, x, outer)
+    for k, (size, c) in enumerate(zip(params["sizes"], found, strict=True)):
+        ct = _split_offsets(ct, x.ndim + 2 * k, size, c)
+    lead, classes = ct.shape[: x.ndim], tuple(c.count for c in found)
     total: Sym | None = None
-    for offset in itertools.product(*(range(s) for s in params["sizes"])):
-        low, high, interior = [0] * x.ndim, [0] * x.ndim, [0] * x.ndim
-        for (a, _, stride, dilation), i in zip(sized, offset, strict=True):
-            low[a] = i * dilation
-            high[a] = x.shape[a] - low[a] - ((ct.shape[a] - 1) * stride + 1)
-            interior[a] = stride - 1
-        counts = (*ct.shape[: x.ndim], *(1 for _ in sized))
-        part = strided(ct, (*(0 for _ in x.shape), *offset), (1,) * ct.ndim, counts).reshape(ct.shape[: x.ndim])
+    for offset in itertools.product(*(range(c.each) for c in found)):
+        starts = [0] * x.ndim + [n for i in offset for n in (i, 0)]
+        counts = (*lead, *(n for c in classes for n in (1, c)))
+        part = strided(ct, starts, (1,) * ct.ndim, counts).reshape((*lead, *classes))
+        low, high, interior = [0] * part.ndim, [0] * part.ndim, [0] * part.ndim
+        for a, c, i in zip(axes_, found, offset, strict=True):
+            low[a] = i * c.apart
+            high[a] = c.extent - low[a] - ((lead[a] - 1) * c.step + 1)
+            interior[a] = c.step - 1
         made = padded(part, 0.0, low, high, interior)
         total = made if total is None else total + made
     assert total is not None
-    return total
+    return _disjoint(total, x, outer)
 
 
-def _exchanged(ct: Sym, x: Sym, params: Params, node: Node, g: int, w: int) -> Sym | None:
+def _exchanged(ct: Sym, x: Sym, params: Params, found: Sequence[_Classes], node: Node, g: int, w: int) -> Sym | None:
     """Move the sum over offsets into the contraction that made ``ct``; None where its names do not allow it.
 
-    Along an axis with a stride, an element is reached through the offsets of one residue class alone. Each class is a
-    convolution without a stride, they are channels of one contraction, and their results lie in turn. Offsets are
-    filled up with zeros to as many in each class.
+    Each class is a convolution without a stride, and they are channels of one contraction.
     """
     names = node.params["out_axes"]
     operand = (node.params["x_axes"], node.params["y_axes"])
@@ -118,37 +163,18 @@ def _exchanged(ct: Sym, x: Sym, params: Params, node: Node, g: int, w: int) -> S
     held, weights = (Sym(ct.builder, node.inputs[i]) for i in (g, w))
     at = [operand[g].index(p) for p in positions]
     w_names, classes = list(operand[w]), [max(map(max, operand)) + 1 + k for k in range(len(offsets))]
-    inner: dict[str, list[int]] = {"sizes": [], "strides": [], "dilations": []}
-    outer: dict[str, list[int]] = {"axes": list(params["axes"]), "sizes": [], "strides": [], "dilations": []}
-    extents = []
-    for a, o, c, size, stride, dilation in zip(
-        params["axes"], offsets, classes, *(params[p] for p in ("sizes", "strides", "dilations")), strict=True
-    ):
-        common = math.gcd(stride, dilation)
-        count = min(stride // common, size)
-        each = -(-size // count)
-        if (count - 1) * dilation >= stride:  # classes would reach over each other: zeros between the elements
-            count, each, common = 1, size, 1
-            step, apart, extent = stride, dilation, x.shape[a]
-        else:
-            step, apart = 1, dilation // common if each > 1 else 1
-            extent = ct.shape[a] + (each - 1) * apart
+    for o, new, size, c in zip(offsets, classes, params["sizes"], found, strict=True):
         k = w_names.index(o)
-        on = [int(b == k) for b in range(weights.ndim)]
-        weights = padded(weights, 0.0, [0] * weights.ndim, [(count * each - size) * b for b in on])
-        weights = weights.reshape((*weights.shape[:k], each, count, *weights.shape[k + 1 :]))
-        w_names.insert(k + 1, c)
-        extents.append(extent)
-        for kept, values in ((inner, (each, step, apart)), (outer, (count, stride // step, dilation))):
-            for p, value in zip(("sizes", "strides", "dilations"), values, strict=True):
-                kept[p].append(value)
-    spread = _from_elements(held, at, extents, {p: tuple(v) for p, v in inner.items()})
+        weights = _split_offsets(weights, k, size, c)
+        w_names.insert(k + 1, new)
+    inner = {"sizes": tuple(c.each for c in found), "strides": tuple(c.step for c in found)}
+    inner["dilations"] = tuple(c.apart for c in found)
+    spread = _from_elements(held, at, [c.extent for c in found], inner)
     turned = apply("flip", weights, axes=tuple(sorted(w_names.index(o) for o in offsets)))
-    made = apply(
+    return apply(
         "contract", spread, turned, x_axes=(*operand[g], *offsets), y_axes=tuple(w_names),
         out_axes=(*names[: x.ndim], *classes),
     )  # fmt: skip
-    return _disjoint(made, x, {p: tuple(v) for p, v in outer.items()})
 
 
 def _disjoint(ct: Sym, x: Sym, params: Params) -> Sym:

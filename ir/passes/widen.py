@@ -107,6 +107,9 @@ class _Widener:
                 return Let(name, self.visit(value))
             case Store(buffer, index, value, combine):
                 at = tuple(self.visit(i) for i in index)
+                bits = None if combine else self.moved(value)
+                if bits is not None:
+                    return Store(buffer, at, bits)
                 wide = self.visit(value)
                 if value.dtype not in NARROW_FLOATS:
                     return Store(buffer, at, wide, combine)
@@ -124,6 +127,20 @@ class _Widener:
         """The stored form; a rounding just made is not made twice."""
         wide = self.unrounded.get(wide, wide)
         return wide.cast(dtype) if dtype in self.native else to_bits(wide, dtype)
+
+    def moved(self, e: Expr) -> Expr | None:
+        """Return the stored form of elements held in a u16 that are only chosen: they keep their bits."""
+        if self.storage(e.dtype) == e.dtype:
+            return None
+        if isinstance(e, Load):
+            return Load(e.buffer, tuple(self.visit(i) for i in e.index), "u16")
+        if isinstance(e, Const):
+            with np.errstate(over="ignore"):
+                return Const(int(np.asarray(e.value, DTYPES[e.dtype]).view(np.uint16)), "u16")
+        if not isinstance(e, Op) or e.op != "select":
+            return None
+        first, second = self.moved(e.args[1]), self.moved(e.args[2])
+        return None if first is None or second is None else select(self.visit(e.args[0]), first, second)
 
     def round(self, wide: Expr, dtype: str) -> Expr:
         rounded = wide.cast(dtype).cast("f32") if dtype in self.native else round_to(wide, dtype)

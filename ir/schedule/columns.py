@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from kernelforge.ir.index import affine
 from kernelforge.ir.kernel import Alloc, For, Kernel, Store, stmts
 from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.maps import SHORT, SHORTEST, rest_in_lanes, shortened
 from kernelforge.ir.schedule.nests import grid, loads, perfect, size
 from kernelforge.ir.schedule.steps import bind, fission, loops, place, reorder, split
 
@@ -24,16 +25,16 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     outer = size(parallel[:-1])
     enough = 8 * limits.threads
     names = [p.var.name for p in parallel]
-    if width == 1 or n < width:
+    width = shortened(width, n)
+    if width == 1:
         return grid(kernel, names, enough)
+    least = SHORTEST if n < SHORT * width else width
     walk = _walk(kernel)
     wide = min(WIDE, n, n * outer // (2 * limits.threads))
     wide = n // -(-n // max(wide, 1)) // width * width
     if walk is not None and wide >= 8 * width:
         kernel = _rows(kernel, name, walk, wide, width)
-        if n % wide >= width:
-            kernel = split(kernel, f"{name}i_t", width, f"{name}r", f"{name}w", "cut")
-            kernel = _tile(kernel, [f"{name}w"])
+        kernel = rest_in_lanes(kernel, name, f"{name}i_t", width, least, _lanes)
         return grid(kernel, names, enough)
     unroll = max(u for u in (4, 2, 1) if u == 1 or (n >= u * width and outer * (n // (u * width)) >= limits.threads))
     unroll = min(limits.choose("columns", unroll, (1, 2, 4, 8)), n // width)
@@ -44,9 +45,7 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     else:
         tile = [f"{name}i"]
     kernel = _tile(kernel, tile)
-    if unroll > 1 and n % (unroll * width) >= width:
-        kernel = split(kernel, f"{name}i_t", width, f"{name}r", f"{name}w", "cut")
-        kernel = _tile(kernel, [f"{name}w"])
+    kernel = rest_in_lanes(kernel, name, f"{name}i_t", width if unroll > 1 else width // 2, least, _lanes)
     return grid(kernel, names, enough)
 
 
@@ -93,6 +92,10 @@ def _tile(kernel: Kernel, names: Sequence[str]) -> Kernel:
     for name in names[1:]:
         kernel = bind(kernel, name, "unroll")
     return bind(kernel, names[0], "vector")
+
+
+def _lanes(kernel: Kernel, name: str) -> Kernel:
+    return _tile(kernel, [name])
 
 
 def _inside(kernel: Kernel, name: str, tile: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.nests import loads, perfect
+from kernelforge.ir.schedule.nests import loads, perfect, size
 from kernelforge.ir.schedule.staging import copy_out, stage
 from kernelforge.ir.schedule.steps import (
     bind,
@@ -62,7 +62,9 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
     found, depth = factors(body)
     if not found:
         return None
-    kernel = _gathered(kernel, found, width)
+    # elements of the result from one iteration of a loop to the next
+    steps = {p.var.name: size(parallel[k + 1 :]) for k, p in enumerate(parallel)}
+    kernel = _gathered(kernel, found, width, steps)
     parallel = parallel_loops(kernel)
     found, _ = factors(parallel[-1].body)
     first, second = ({v.name for v in free_vars(f)} for f in found)
@@ -70,42 +72,43 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
     def apart(i: str, j: str) -> bool:
         return any(i in a - b and j in b - a for a, b in ((first, second), (second, first)))
 
-    steps = [math.prod(p.static or 1 for p in parallel[k + 1 :]) for k in range(len(parallel))]
+    extents = {p.var.name: p.static or 0 for p in parallel}
+    for f in found:
+        positions = _positions(kernel, f)
+        extents.update(dict.fromkeys(positions, math.prod(extents[name] for name in positions)))
     pairs = []
-    for columns, step in zip(parallel, steps, strict=True):
-        for rows in parallel:
-            i, j = rows.var.name, columns.var.name
-            m, n = rows.static or 0, columns.static or 0
+    for a, i in enumerate(extents):
+        for b, j in enumerate(extents):
+            m, n, step = extents[i], extents[j], steps[j]
             if apart(i, j) and min(m, n) >= 4 and m * n * depth >= SMALL:
                 dense = width - step if n >= width > step else 0
-                pairs.append((dense, min(n, 4 * width), min(m, 4 * width), i, j))
+                pairs.append((dense, min(n, 4 * width), min(m, 4 * width), a, b))
     if not pairs:
         return None
-    *_, i, j = max(pairs)
-    for name in (i, j):
+    *_, a, b = max(pairs)
+    for name in (parallel[a].var.name, parallel[b].var.name):
         names = [p.var.name for p in parallel_loops(kernel)]
         for inner in names[names.index(name) + 1 :]:
             kernel = reorder(kernel, name, inner)
     return kernel
 
 
-def _gathered(kernel: Kernel, found: Sequence[Expr], width: int) -> Kernel:
+def _gathered(kernel: Kernel, found: Sequence[Expr], width: int, steps: dict[str, int]) -> Kernel:
     """Make one loop of all rows or all columns where each of their loops is shorter than a register.
 
     So it is where one factor is read through windows, for the other one: whatever is packed for the tiles of one
     iteration of the loops outside serves more of them. Loops over the positions of windows stay, for these slide.
+    ``steps`` has the distance in the result from one iteration of each loop to the next.
     """
-    parallel, sums = parallel_loops(kernel), sum_loops(kernel)
-
-    def positions(factor: Expr) -> list[str]:
-        made = [slides(factor, p, r) for p in parallel for r in sums]
-        return [s.outer.var.name for s in made if s is not None and (s.outer.static or 0) >= (s.inner.static or 0)]
-
-    sliding = [positions(f) for f in found]
+    parallel = parallel_loops(kernel)
+    sliding = [_positions(kernel, f) for f in found]
     for k, factor in enumerate(found):
         mine, others = free_vars(factor), free_vars(found[1 - k])
         group = [p for p in parallel if p.var in mine - others and p.var.name not in sliding[k]]
         short = not sliding[k] and max((p.static or 0 for p in group), default=0) < width
+        if short and not sliding[1 - k]:  # an image's worth will do
+            enough = (n for n in range(1, len(group)) if size(group[-n:]) >= 4 * width)
+            group = group[-next(enough, len(group)) :]
         if len(group) < 2 or not (short or sliding[1 - k]):
             continue
         name = group[0].var.name
@@ -114,7 +117,14 @@ def _gathered(kernel: Kernel, found: Sequence[Expr], width: int) -> Kernel:
             for before in reversed(names[names.index(name) + 1 : names.index(p.var.name)]):
                 kernel = reorder(kernel, before, p.var.name)
             kernel, name = fuse(kernel, name, p.var.name, f"{name}g"), f"{name}g"
+            steps[name] = steps[p.var.name]
     return kernel
+
+
+def _positions(kernel: Kernel, factor: Expr) -> list[str]:
+    """Return the loops over positions of windows that a factor is read through."""
+    made = [slides(factor, p, r) for p in parallel_loops(kernel) for r in sum_loops(kernel)]
+    return [s.outer.var.name for s in made if s is not None and (s.outer.static or 0) >= (s.inner.static or 0)]
 
 
 def factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
@@ -365,7 +375,7 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
     else:
         above = [o for o in t.outer if any(v.name == o for v in free_vars(left))]
         kernel = stage(kernel, left, "", [*above, i, *t.block, *t.walked, f"{t.i}r", *t.narrow], "global", "rows")
-        grid += _filling("rows", [*above, i, *t.block, *t.walked[:-1]])
+        grid += filling("rows", [*above, i, *t.block, *t.walked[:-1]])
         read = {"rows", "columns"}
     kernel = reorder(kernel, i, j)
     at = j
@@ -412,10 +422,10 @@ def _slid(
     left, right = factor(kernel, i, j), factor(kernel, j, i)
     for name, tile, f in (("columns", f"{j}o", right), ("rows", f"{i}o", left)):
         by = axes(tile, f)
-        along.insert(0, _filling(name, by)[-2])
+        along.insert(0, filling(name, by)[-2])
         if not together:
             kernel = stage(kernel, f, "", by, "global", name)
-            grid += _filling(name, by[:-2])
+            grid += filling(name, by[:-2])
     kernel = split(kernel, f"{i}o", panels, f"{i}b", f"{i}p", "clip")
     kernel = reorder(kernel, f"{i}p", f"{j}o")
     inside = [f"{i}p", f"{j}o"]
@@ -454,11 +464,11 @@ def _filled(
         kernel = _filled_in_pairs(kernel, f"rows_{t.narrow[0]}", f"rows_{t.i}r")
         return _filled_in_pairs(kernel, f"columns_{t.narrow[0]}", f"columns_{t.j}v"), grid
     if rows:
-        kernel, grid = _filled_rows(kernel, t.i, along[0], grid, width)
-    return _filled_columns(kernel, t.j, along[1], grid, width)
+        kernel, grid = filled_rows(kernel, t.i, along[0], grid, width)
+    return filled_columns(kernel, t.j, along[1], grid, width)
 
 
-def _filled_rows(kernel: Kernel, i: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
+def filled_rows(kernel: Kernel, i: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
     """Pack rows in vectors, across memory where it runs along the sum; return the loops of the grid with those that
     packing has of its own.
     """
@@ -471,7 +481,7 @@ def _filled_rows(kernel: Kernel, i: str, step: str, grid: list[str], width: int)
     return _in_steps(bind(kernel, tile, "vector"), f"rows_{i}o", step, grid)
 
 
-def _filled_columns(kernel: Kernel, j: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
+def filled_columns(kernel: Kernel, j: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
     """Do the same for columns."""
     if contiguous(kernel, step, width):
         kernel = transposed(kernel, step, [f"columns_{j}u", f"columns_{j}v"], width)
@@ -500,7 +510,7 @@ def _filled_in_pairs(kernel: Kernel, pair: str, tile: str) -> Kernel:
     return bind(kernel, pair, "unroll")
 
 
-def _filling(buffer: str, by: Sequence[str | tuple[str, str]]) -> list[str]:
+def filling(buffer: str, by: Sequence[str | tuple[str, str]]) -> list[str]:
     """Return the loops that fill a buffer, of a pair the one over both of its loops."""
     return [f"{buffer}_{b if isinstance(b, str) else b[0]}" for b in by]
 

@@ -7,13 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-from kernelforge.ir.index import free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Store, stmts, substitute, walk
+from kernelforge.ir.index import affine, free_vars
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Op, Store, stmts, substitute, walk
 from kernelforge.ir.schedule import contraction as product
-from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.nests import perfect
+from kernelforge.ir.schedule.limits import NEAR, Limits
+from kernelforge.ir.schedule.maps import SHORTEST
+from kernelforge.ir.schedule.nests import loads, perfect, size
 from kernelforge.ir.schedule.staging import pad, stage
-from kernelforge.ir.schedule.steps import bind, fuse, loops, reorder, sink_guard, split, unguard
+from kernelforge.ir.schedule.steps import bind, fuse, loops, place, reorder, rfactor, sink_guard, split, unguard
 from kernelforge.ir.schedule.windows import Slide, cross, flat, lengthen, slides
 
 UNROLL = 8
@@ -21,6 +22,9 @@ UNROLL = 8
 
 WHOLE = 32
 """Elements of a window that are written out where nothing but it is summed."""
+
+SUMS = 28
+"""Elements of a window whose sums are in registers together."""
 
 VECTORS = 4
 """Vectors of positions that share each element of such a window, and what lies in several of them."""
@@ -93,7 +97,8 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
     kernel = product.tiled(kernel, f"{i}o", f"{j}o", [blocks, walked] if blocks else [walked], [f"{i}r"], [f"{j}r"])
-    if in_columns:
+    filters = o * math.prod(s.static or 1 for s in sums) * limits.vector_bytes // width
+    if in_columns and filters <= limits.cache_bytes // 2:  # else the image is what stays in the cache
         kernel = reorder(kernel, f"{i}o", f"{j}o")
     weights = product.factor(kernel, i, j) if in_columns else product.factor(kernel, j, i)
     named = {v.name for v in free_vars(weights)}
@@ -110,9 +115,31 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     if (loops(kernel, walked[-1])[0].static or 0) <= UNROLL:
         kernel = bind(kernel, walked[-1], "unroll")
     kernel = _in_lanes(kernel, last, width)
-    for name in (*outer, *(f"{packed}_{b}" for b in by_[:-2])):
+    *above, along = product.filling(packed, by_[:-1])
+    kernel, grid, along = _run(kernel, above, along, len(walked))
+    if in_columns:
+        kernel, grid = product.filled_rows(kernel, other, along, grid, width)
+    else:
+        kernel = split(kernel, f"{packed}_{other}r", width, f"{packed}_{other}u", f"{packed}_{other}v", "exact")
+        kernel, grid = product.filled_columns(kernel, other, along, grid, width)
+    for name in (*outer, *grid):
         kernel = bind(kernel, name, "grid")
     return kernel
+
+
+def _run(kernel: Kernel, above: Sequence[str], along: str, most: int) -> tuple[Kernel, list[str], str]:
+    """Make one loop of those that go on along memory, of ``most`` at the end; return those above it and its name."""
+    grid = list(above)
+    for outer in reversed(above[len(above) - most + 1 :]):
+        if loops(kernel, along)[0].static is None:
+            break
+        made = fuse(kernel, outer, along, f"{outer}f")
+        (loop,) = loops(made, f"{outer}f")
+        if any(affine(e.index[0], loop.var) != 1 for e in loads(loop.body)):
+            break
+        kernel, along = made, f"{outer}f"
+        grid.remove(outer)
+    return kernel, grid, along
 
 
 def _block(pairs: Sequence[Slide], held: int, room: int, share: float) -> int:
@@ -181,7 +208,8 @@ def reduced(kernel: Kernel) -> list[Slide]:
         return []
     rest = free_vars(substitute(value, {image: Const(0, image.dtype)}))
     few = math.prod(s.inner.static or 0 for s in pairs) <= math.prod(s.outer.static or 0 for s in pairs)
-    last = pairs[-1].outer.var is parallel[-1].var
+    after = parallel[[p.var for p in parallel].index(pairs[-1].outer.var) + 1 :]
+    last = size(after) <= NEAR and free_vars(image).isdisjoint(p.var for p in after)
     return pairs if few and last and not rest & {s.outer.var for s in pairs} else []
 
 
@@ -205,18 +233,21 @@ def _image(value: Expr, pairs: Sequence[Slide]) -> Expr | None:
 def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int) -> Kernel:
     """Reduce windows: the padded image is in the first-level cache, the results of a tile of positions in registers.
 
-    Positions below each other are a tile, so that what their windows share is loaded once.
+    Positions below each other are a tile, so that what their windows share is loaded once. All results of an image are
+    made while it is there.
     """
     parallel = product.parallel_loops(kernel)
     places = [s.outer.var.name for s in pairs]
     first = places[0]
-    outer = [p.var.name for p in parallel if p.var.name not in places]
+    named = free_vars(cast("Expr", _image(cast("Expr", _summed(kernel)), pairs)))
+    outer = [p.var.name for p in parallel if p.var.name not in places and p.var in named]
+    inside = [p.var.name for p in parallel if p.var.name not in places and p.var not in named]
     count = math.prod(p.static or 1 for p in parallel if p.var.name in outer)
     block = _block(pairs, limits.vector_bytes // width, limits.local_bytes // 2, count / (4 * limits.threads))
     accumulator = product.accumulator(kernel)
     kernel = split(kernel, first, block, f"{first}b", first, "clip")
     outer.append(f"{first}b")
-    kernel = ordered(kernel, [*outer, *places])
+    kernel = ordered(kernel, [*outer, *inside, *places])
     by = [(s.outer.var.name, s.inner.var.name) for s in pairs]
     now = [
         s._replace(outer=loops(kernel, a)[0], inner=loops(kernel, b)[0]) for s, (a, b) in zip(pairs, by, strict=True)
@@ -236,22 +267,84 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     if across:  # rows begin at the start of a vector
         kernel = pad(kernel, "image", len(shape) - 1, -(filled.var.bound or 0) % width)
     kernel = flat(kernel, "image", 2 if across else 1)
-    inside = {f"{name}{part}" for name in places for part in "or"}
+    tiled = {f"{name}{part}" for name in places for part in "or"}
     kernel = unguard(
-        kernel, accumulator, lambda e: e.buffer == "image" or not any(v.name in inside for v in free_vars(e))
+        kernel, accumulator, lambda e: e.buffer == "image" or not any(v.name in tiled for v in free_vars(e))
     )
     kernel = split(kernel, f"{lane}r", width, f"{lane}u", f"{lane}v", "exact")
     kernel = bind(kernel, f"{lane}v", "vector")
     for name in (f"{lane}u", *tile):
         kernel = bind(kernel, name, "unroll")
-    size = 1
+    written = 1
     for name in reversed(walked):
-        size *= loops(kernel, name)[0].static or 1
-        kernel = bind(kernel, name, "unroll") if size <= WHOLE else kernel
+        written *= loops(kernel, name)[0].static or 1
+        kernel = bind(kernel, name, "unroll") if written <= WHOLE else kernel
     kernel = _in_lanes(kernel, f"image_{places[-1]}", width)
     for name in outer:
         kernel = bind(kernel, name, "grid")
     return kernel
+
+
+def filtering(kernel: Kernel) -> list[Slide]:
+    """Return the loops that slide over each other where a nest sums products with the windows of an image for each
+    element of a window: the gradient of a filter of one channel, or of each by itself. No loops where it does not.
+    """
+    parallel, body = perfect(next(s for s in kernel.body if isinstance(s, For)))
+    factors, depth = product.factors(body)
+    for image, other in (factors, factors[::-1]) if depth else ():
+        sums = product.sum_loops(kernel)
+        pairs = [s for p in parallel for r in sums if (s := slides(image, p, r)) is not None]
+        named = [s.outer.var for s in pairs]
+        last = 0 < len(pairs) < len(parallel) and named == [p.var for p in parallel[-len(pairs) :]]
+        own = {p.var for p in parallel[: -len(pairs)]} & free_vars(image) <= free_vars(other)
+        few = all((s.outer.static or 0) <= (s.inner.static or 0) for s in pairs)
+        once = len({s.inner.var for s in pairs}) == len(pairs)
+        if last and own and few and once and free_vars(other).isdisjoint(named):
+            return pairs
+    return []
+
+
+def filtered(kernel: Kernel, pairs: Sequence[Slide], width: int) -> Kernel:
+    """Sum products with windows for all elements of a window, or some of its rows, at once: each has lanes of its own,
+    and what is multiplied with all of them is loaded once.
+    """
+    parallel = product.parallel_loops(kernel)
+    inside, walked = [s.outer.var.name for s in pairs], [s.inner.var.name for s in pairs]
+    outer = [p.var.name for p in parallel if p.var.name not in inside]
+    around = [s.var.name for s in product.sum_loops(kernel) if s.var.name not in walked]
+    accumulator, lane = product.accumulator(kernel), walked[-1]
+    while width > SHORTEST and width // 2 >= (pairs[-1].inner.static or 0):
+        width //= 2
+    kernel = _sums_ordered(kernel, [*around, *walked])
+    kernel = product.tiled(kernel, "", "", [around], [], inside)
+    (image,) = {e for e in _summed_products(kernel) if all(slides(e, s.outer, s.inner) for s in pairs)}
+    at = (around or outer)[-1]
+    kernel = stage(kernel, image, at, list(zip(inside, walked, strict=True)), "local", "image")
+    kernel = place(kernel, accumulator, "local")
+    tile = list(inside)
+    if len(inside) > 1:
+        n, row = pairs[0].outer.static or 1, math.prod(s.outer.static or 1 for s in pairs[1:])
+        rows = max(r for r in range(1, n + 1) if r == 1 or (n % r == 0 and r * row <= SUMS))
+        tile[0] = f"{inside[0]}r"
+        kernel = split(kernel, inside[0], rows, f"{inside[0]}o", tile[0], "exact")
+    kernel = sink_guard(split(kernel, lane, width, f"{lane}o", f"{lane}v", "guard"), at)
+    walked[-1] = f"{lane}o"
+    kernel = product.tiled(rfactor(kernel, walked[0], f"{lane}v", "part"), "", "", [walked], [], tile)
+    if (loops(kernel, walked[-1])[0].static or UNROLL) < UNROLL:
+        tile.append(walked[-1])  # which lanes are beyond the end is known then
+    for name in tile:
+        kernel = bind(kernel, name, "unroll")
+    kernel = bind(kernel, f"{lane}v", "vector")
+    kernel = _in_lanes(kernel, f"image_{inside[-1]}", width)
+    for name in outer:
+        kernel = bind(kernel, name, "grid")
+    return kernel
+
+
+def _summed_products(kernel: Kernel) -> tuple[Expr, ...]:
+    """Return the factors of the products that a nest sums."""
+    found = (s.value for s in stmts(kernel.body) if isinstance(s, Store) and s.op == "add")
+    return next(e.args for e in found if isinstance(e, Op) and e.op == "mul")
 
 
 def ordered(kernel: Kernel, names: Sequence[str]) -> Kernel:

@@ -22,6 +22,10 @@ def core_rate(vector_bytes: int) -> float:
     return CORE_CLOCK * CORE_PIPES * 2 * vector_bytes / 4
 
 
+NEAR = 8
+"""Elements from one lane to the next up to which CPUs read or write whole vectors, and shuffle."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
     """What the cost model and the recipes ask of a device.

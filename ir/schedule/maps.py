@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 
 from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine, bounds, free_vars
 from kernelforge.ir.kernel import Const, For, Kernel, Load, Op, Store, Var, exprs, i64, stmts, walk
-from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.nests import grid, loads, size, unit
 from kernelforge.ir.schedule.staging import stage
-from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, split, substituted
+from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, residues, split, substituted
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 
 CHUNK = 16384
 """Elements of a map that one grid iteration of a ``vector`` device takes: small beside L2, large beside a launch."""
+
+
+SHORT, SHORTEST = 8, 4
+"""Loops of fewer vectors run what is left over in vectors of half the lanes, and so on, down to so many lanes."""
+
+TURNS = 4
+"""Copies of a map, one for each kind of element, that are made at most."""
 
 
 def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
@@ -31,9 +40,28 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width, limits.side)
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
-    across = _across(kernel, parallel, width)
+    turned = _in_turn(kernel, parallel, width)
+    across = "" if turned is not kernel else _across(kernel, parallel, width)
+    kernel, last = turned, loops(turned, name)[0]
     kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else _solo(kernel)
+
+
+def _in_turn(kernel: Kernel, parallel: Sequence[For], width: int) -> Kernel:
+    """Where elements are made in turn, as by quotients and remainders of a counter, give each kind a loop of its own:
+    the index of a loop, and which of several values it takes, is plain then.
+    """
+    copies = 1
+    for loop in reversed(parallel[1:]):
+        every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
+        turns = {e.args[1] for e in every if e.op in ("floordiv", "mod") and affine(e.args[0], loop.var) == 1}
+        count = math.lcm(*(int(t.value) if isinstance(t, Const) else 0 for t in turns))
+        if loop is parallel[-1] and (count < 2 or (loop.static or 0) < count * width):
+            break
+        copies *= count
+        if count > 1 and copies <= TURNS:
+            kernel = residues(kernel, loop.var.name, count)
+    return kernel
 
 
 def _strided(kernel: Kernel, last: For) -> list[Load]:
@@ -91,35 +119,58 @@ def _solo(kernel: Kernel) -> Kernel:
     return dataclasses.replace(kernel, body=(For(Var("g", "i64", 1), i64(1), "grid", kernel.body),))
 
 
+Bound = Callable[[Kernel, str], Kernel]
+
+
+def _bound(kernel: Kernel, name: str) -> Kernel:
+    return bind(kernel, name, "vector")
+
+
 def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
     """Run a parallel loop in lanes, the rest one by one; two vectors at a time where they share work, ``side`` where
     functions keep them waiting.
     """
     name, extent = loop.var.name, loop.static or 0
-    if width == 1 or extent < width or not unit(loop):
+    width = shortened(width, extent)
+    if width == 1 or not unit(loop, NEAR):
         return kernel
+    least = SHORTEST if extent < SHORT * width else width
     if extent >= 2 * width and alike(loop, width):
         kernel = split(kernel, name, 2 * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
-        return _rest_in_lanes(kernel, name, f"{name}i_t", width)
+        return rest_in_lanes(kernel, name, f"{name}i_t", width, least)
     every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
     found = {e for e in every if loop.var in free_vars(e)}  # the rest is computed once
     wide = side * width
     if wide > width and extent >= wide and effort(found) >= TRANSCENDENTAL:
         kernel = bind(split(kernel, name, wide, name, f"{name}v", "cut"), f"{name}v", "vector")
-        return _rest_in_lanes(kernel, name, f"{name}v_t", width)
-    kernel = split(kernel, name, width, name, f"{name}v", "cut")
-    return bind(kernel, f"{name}v", "vector")
+        return rest_in_lanes(kernel, name, f"{name}v_t", width, least)
+    kernel = bind(split(kernel, name, width, name, f"{name}v", "cut"), f"{name}v", "vector")
+    return rest_in_lanes(kernel, name, f"{name}v_t", width // 2, least)
 
 
-def _rest_in_lanes(kernel: Kernel, name: str, rest: str, width: int) -> Kernel:
-    """Run what a loop's split into more than one vector left over."""
-    for loop in loops(kernel, rest):
-        if loop.static is None or loop.static >= width:
-            kernel = split(kernel, loop.var.name, width, f"{name}r", f"{name}w", "cut")
-            kernel = bind(kernel, f"{name}w", "vector")
-    return kernel
+def shortened(width: int, extent: int) -> int:
+    """Return how many lanes a loop has: ``width``, halved until it fills them; 1 where these are too few."""
+    while width > extent:
+        width //= 2
+    return width if width >= SHORTEST else 1
+
+
+def rest_in_lanes(kernel: Kernel, name: str, rest: str, width: int, least: int, bound: Bound = _bound) -> Kernel:
+    """Run what a loop's split into vectors left over in shorter ones, down to ``least`` lanes; ``bound`` makes lanes of
+    a loop.
+    """
+    for k in itertools.count():
+        found = loops(kernel, rest)
+        if not found or width < least:
+            return kernel
+        if any(s.static is None or s.static >= width for s in found):
+            lane = f"{name}w{k or ''}"
+            kernel = bound(split(kernel, rest, width, f"{name}r{k or ''}", lane, "cut"), lane)
+            rest = f"{lane}_t"
+        width //= 2
+    raise AssertionError
 
 
 def alike(loop: For, width: int) -> bool:

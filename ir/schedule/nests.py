@@ -23,7 +23,7 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
-from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.limits import NEAR, Limits
 
 COSTS = {"div": 4, "sqrt": 6} | dict.fromkeys(MATH_UNARY + MATH_BINARY, 16)
 """Operations, on SIMD lanes, that take the time of so many additions."""
@@ -113,6 +113,14 @@ def rowwise(body: Sequence[Stmt], last: For) -> bool:
     return votes > 0 or (votes == 0 and longest >= (last.static or 0))
 
 
+def few(body: Sequence[Stmt], last: For, width: int) -> bool:
+    """Whether each reduction is of few elements, and lanes that own results find theirs near each other."""
+    found = reduction_loops(body)
+    steps = [affine(e.index[0], last.var) for loop in found for e in loads((loop,))]
+    near = all(c is not None and 0 <= c <= NEAR for c in steps) and any(steps)
+    return near and (last.static or 0) >= width and all((loop.static or width) < width for loop in found)
+
+
 def operations(expr: Expr, inner: Collection[Var] = ()) -> int:
     """Estimate what an element of ``expr`` costs, in arithmetic operations; of what depends on ``inner`` if given."""
     seen = [e for e in walk(expr) if e.dtype != "i64" or isinstance(e, Load)]
@@ -121,11 +129,14 @@ def operations(expr: Expr, inner: Collection[Var] = ()) -> int:
     return sum(COSTS.get(e.op, 1) if isinstance(e, Op) else LOAD * isinstance(e, Load) for e in seen)
 
 
-def unit(loop: For) -> bool:
-    """Whether most of what a loop touches lies side by side for consecutive iterations."""
+def unit(loop: For, near: int = 1) -> bool:
+    """Whether most of what a loop touches lies side by side for consecutive iterations, or at most ``near`` elements
+    apart.
+    """
     steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
     stored = [affine(s.index[0], loop.var) for s in stmts(loop.body) if isinstance(s, Store) and len(s.index) == 1]
-    return all(c == 1 for c in stored) and 2 * sum(c in (0, 1) for c in steps) >= len(steps)
+    inside = sum(c is not None and 0 <= c <= near for c in steps)
+    return all(c is not None and 0 < c <= near for c in stored) and 2 * inside >= len(steps)
 
 
 def grid(kernel: Kernel, allowed: Sequence[str], enough: int) -> Kernel:

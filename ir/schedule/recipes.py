@@ -31,12 +31,13 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
 from kernelforge.ir.schedule.columns import vector_column
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
+from kernelforge.ir.schedule.maps import SHORTEST, group_map, in_lanes, vector_map
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.nests import grid, lanes, perfect, row_of_block, rowwise, size
+from kernelforge.ir.schedule.nests import few, grid, lanes, perfect, row_of_block, rowwise, size
 from kernelforge.ir.schedule.phases import join, obstacle, spread
 from kernelforge.ir.schedule.rows import BLOCK, group_row, vector_row
 from kernelforge.ir.schedule.staging import nested
+from kernelforge.ir.schedule.steps import reorder
 from kernelforge.ir.types import row_major
 
 SPREAD = 1 << 14
@@ -142,6 +143,9 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     if chains.chained(body):
         return chains.vector(kernel, parallel, limits)
     product = contraction.arranged(kernel, parallel, body, width)
+    filtering = convolution.filtering(kernel)
+    if width > 1 and filtering and (product is None or size([s.outer for s in filtering]) < width):
+        return convolution.filtered(kernel, filtering, width)
     if product is not None:
         factor, pairs = convolution.found(product)
         tile = [p.var.name for p in contraction.parallel_loops(product)[-2:]]
@@ -166,9 +170,14 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
         isinstance(s, For) and s.kind == "serial" and any(isinstance(t, Store) and not t.op for t in s.body)
         for s in body
     )
-    if running or not rowwise(body, parallel[-1]):
+    if len(parallel) > 1 and (parallel[-1].static or 0) < SHORTEST and few(body, parallel[-2], width):
+        kernel = reorder(kernel, parallel[-2].var.name, parallel[-1].var.name)
+        parallel = [*parallel[:-2], parallel[-1], parallel[-2]]
+    last = parallel[-1]
+    across = not rowwise(body, last) and (last.static or 0) >= SHORTEST
+    if running or across or few(body, last, width):
         return vector_column(kernel, parallel, limits, width)
-    return vector_row(kernel, parallel, parallel[-1], limits, width)
+    return vector_row(kernel, parallel, last, limits, width)
 
 
 def group(kernel: Kernel, limits: Limits) -> Kernel:

@@ -24,7 +24,7 @@ from kernelforge.ir.kernel import (
     stmts,
     substitute,
 )
-from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import alike, in_lanes
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
@@ -148,7 +148,8 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.in
     """
     name, n = loop.var.name, loop.static
     bound = n if n is not None else (loop.var.bound or 0)
-    if width == 1 or bound < width or any(affine(e.index[0], loop.var) not in (0, 1) for e in loads(loop.body)):
+    steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
+    if width == 1 or bound < width or any(c is None or not 0 <= c <= NEAR for c in steps):
         return kernel
     if bound > BLOCK:
         kernel = split(kernel, name, BLOCK, f"{name}c", name, "cut")

@@ -133,6 +133,22 @@ def split(kernel: Kernel, name: str, factor: int, outer: str, inner: str, tail: 
     return each(kernel, "split", name, change)
 
 
+def residues(kernel: Kernel, name: str, count: int) -> Kernel:
+    """Make a loop for each remainder that the counter of a parallel loop of constant extent leaves to ``count``."""
+
+    def change(loop: For) -> Sequence[Stmt]:
+        if loop.kind != "parallel" or loop.static is None:
+            raise IllegalSchedule(step="residues", target=name, reason="it is not parallel, or of no constant extent")
+        made = []
+        for k in range(min(count, loop.static)):
+            n = -(-(loop.static - k) // count)
+            var = Var(name, "i64", n)
+            made.append(For(var, i64(n), loop.kind, substituted(loop.body, {loop.var: var * count + k})))
+        return made
+
+    return each(kernel, "residues", name, change)
+
+
 def bind(kernel: Kernel, name: str, kind: LoopKind) -> Kernel:
     """Say what runs a loop. Legal for a parallel loop; any loop may be unrolled or run serially; a serial loop that
     does nothing but combine into one element may become ``vector``.

@@ -53,6 +53,20 @@ def test_split_tails() -> None:
         steps.split(k, "z", 4, "a", "b", "exact")
 
 
+def test_residues_make_quotients_plain() -> None:
+    i, j = Var("i", "i64", 3), Var("j", "i64", 7)
+    element = Load("x", ((j + 1) // 2 + i * 4,), "f32")
+    inner = For(j, i64(7), "parallel", (Store("o", (i * 7 + j,), element),))
+    k = kernel("turns", (("x", 12),), 21, For(i, i64(3), "parallel", (inner,)))
+    made = steps.residues(k, "j", 2)
+    assert [s.static for s in steps.loops(made, "j")] == [4, 3]
+    assert "//" not in str(made)
+    same(k, made)
+    same(k, steps.residues(k, "j", 9))
+    with pytest.raises(IllegalSchedule, match="it is not parallel, or of no constant extent"):
+        steps.residues(columns(8, 8), "r", 2)
+
+
 def test_bind_needs_independence() -> None:
     k = columns(8, 8)
     with pytest.raises(IllegalSchedule, match="a serial loop cannot become grid"):
