@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import IllegalSchedule
@@ -101,7 +101,7 @@ def walked(kernel: Kernel, row: str, size: int) -> Kernel:
                 if step.form == "sums":
                     body.append(_started(step.stmt))
                 inner += _in_block(step, block, size, found)
-            inner = _in_place(inner, found.columns)
+            inner = _in_place(inner, {b: allocs[b].dtype for b in found.columns})
             used = {b for s in inner for b in _touched(s)} & found.columns
             made = [dataclasses.replace(allocs[b], shape=(i64(size),)) for b in allocs if b in used]
             body.append(For(block, i64(block.bound or 0), "serial", (*made, *inner)))
@@ -210,16 +210,16 @@ def _finished(step: walks.Step) -> Stmt:
     return made
 
 
-def _in_place(steps: Sequence[Stmt], columns: frozenset[str]) -> list[Stmt]:
-    """Let a fill of columns that alone reads others of them overwrite these."""
+def _in_place(steps: Sequence[Stmt], columns: Mapping[str, str]) -> list[Stmt]:
+    """Let a fill of columns that alone reads others of them, of its dtype, overwrite these."""
     out = list(steps)
     for k, stmt in enumerate(out):
-        stored = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)} & columns
+        stored = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)} & columns.keys()
         if len(stored) != 1:
             continue
         (new,) = stored
-        read = _touched(stmt) & columns - stored
-        alone = [b for b in sorted(read) if not any(b in _touched(s) for s in out[k + 1 :])]
+        read = [b for b in sorted(_touched(stmt) & columns.keys() - stored) if columns[b] == columns[new]]
+        alone = [b for b in read if not any(b in _touched(s) for s in out[k + 1 :])]
         if alone:
             out[k:] = [_renamed(s, new, alone[0]) for s in out[k:]]
     return out
@@ -337,14 +337,15 @@ def _skipped(kernel: Kernel, at: str, found: walks.Walk, sizes: Sizes, skip: ski
 
     def change(loop: For) -> Sequence[Stmt]:
         out: list[Stmt] = []
-        past = 0
         for s in loop.body:
-            if isinstance(s, For) and s.var.name.startswith(f"{at[:-1]}w"):
-                out += added.get(past, ())
-                past = int(s.var.name[len(at) :])
-                s = dataclasses.replace(s, extent=ends.get(past, s.extent))
-            out.append(s)
-        return (dataclasses.replace(loop, body=(*out, *added.get(past, ()))),)
+            if not isinstance(s, For) or not s.var.name.startswith(f"{at[:-1]}w"):
+                out.append(s)
+                continue
+            level = int(s.var.name[len(at) :])
+            if level == 1:
+                out += added.get(0, ())
+            out += [dataclasses.replace(s, extent=ends.get(level, s.extent)), *added.get(level, ())]
+        return (dataclasses.replace(loop, body=tuple(out)),)
 
     return each(kernel, "walked", at, change)
 

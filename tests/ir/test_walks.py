@@ -238,6 +238,40 @@ def test_no_buffer_grows_with_the_columns() -> None:
     assert not [a for a in many.args if a.mode == "scratch"]
 
 
+def compared(fn: Any, args: Any, tolerance: float = 1e-5) -> None:
+    """Run each kernel on drawn arguments, as it is defined and as it is scheduled."""
+    for kernel in kf.jit(fn).lower(*args, target="opencl:gfx90a").kernels:
+        drawn = {
+            a.name: normal(int(a.size.value), seed=k).astype(DTYPES[a.dtype]) for k, a in enumerate(kernel.naive.args)
+        }
+        for limits in (TINY, SMALL, LARGE):
+            want, found = ({name: a.copy() for name, a in drawn.items()} for _ in range(2))
+            run_kernel(kernel.naive, want, {})
+            made = schedule(kernel.naive, limits)
+            verify_kernel(made)
+            run_kernel(made, found, {}, shuffle=1)
+            for name in drawn:
+                np.testing.assert_allclose(found[name], want[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_minimum_sees_the_columns_that_are_left_out() -> None:
+    def fn(q: Any, k: Any, v: Any) -> Any:
+        s = q @ np.swapaxes(k, -1, -2)
+        s = np.where(np.arange(s.shape[-2])[:, None] >= np.arange(s.shape[-1]), s, -np.inf)
+        return softmax(s) @ v, s.min(axis=-1)
+
+    compared(fn, heads(70, 70, 5, 1, 1))
+
+
+def test_columns_of_another_dtype_have_a_buffer_of_their_own() -> None:
+    def fn(q: Any, k: Any, v: Any) -> Any:
+        s = q @ np.swapaxes(k, -1, -2)
+        return softmax(s - (np.arange(s.shape[-2])[:, None] - np.arange(s.shape[-1])) * 0.1) @ v
+
+    compared(fn, heads(20, 70, 5, 1, 1))
+
+
 def test_classes_that_work_items_cannot_share_evenly() -> None:
     def fn(x: Any, w: Any, v: Any) -> Any:
         return softmax(np.maximum(x @ w, 0) @ v)
