@@ -261,8 +261,9 @@ class Chain:
         low, value = self.low, node.output
         made = reduction(node)
         index = self.place(value, low.name("c", value) + "_")
-        self.sums[value] = low.name("p", value)
-        at = self.worker, flatten(index, row_major(value.type.shape))
+        flat = flatten(index, row_major(value.type.shape))
+        self.sums[value] = self.names[value] if self._alone(value) else low.name("p", value)
+        at = (flat,) if self._alone(value) else (self.worker, flat)
         element = normalize(made.element(low.reader(node), index, tuple(self._walked(node))))
         kept = [v for v in variables(index) if v not in self.rows.values()]
         self.body += nest(kept, "parallel", [Store(self.sums[value], at, element, made.op)])
@@ -270,11 +271,9 @@ class Chain:
     def _blocks(self) -> tuple[Stmt, ...]:
         """Walk blocks of rows, each with partial results of its own, then add these up, in order."""
         inner = variables(self.summed)
-        outer = [v for v in variables(tuple(self.rows.values())) if v not in inner]
-        n, others = inner[0].bound or 0, math.prod(v.bound or 0 for v in outer)
-        count = max(1, min(-(-WORKERS // others), n // SHORT_BLOCK))
-        size = -(-n // count)
-        count = -(-n // size)
+        outer = self._outer()
+        n = inner[0].bound or 0
+        count, size = self._shares()
         worker, walked = Var(self.worker.name, "i64", count), Var(inner[0].name, "i64", size)
         body: tuple[Stmt, ...] = tuple(self.body)
         for v in reversed(inner[1:]):
@@ -292,7 +291,12 @@ class Chain:
             own = axes(value.type.shape, self.low.name("z", value) + "_")
             index = tuple(o if i is None else i for i, o in zip(found, own, strict=True))
             kept = [v for v in variables(index) if v not in outer]
-            starts += nest(kept, "parallel", [Store(name, (worker, flatten(index, strides)), identity("add", dtype))])
+            alone, flat = self._alone(value), flatten(index, strides)
+            starts += nest(
+                kept, "parallel", [Store(name, (flat,) if alone else (worker, flat), identity("add", dtype))]
+            )
+            if alone:
+                continue
             scratch.append(Alloc(name, dtype, (i64(count), i64(value.type.size)), "global"))
             every = axes(value.type.shape, self.low.name("s", value) + "_")
             flat, total, step = flatten(every, strides), f"{name}_t", Var(f"{name}_w", "i64", count)
@@ -309,6 +313,21 @@ class Chain:
         extent = normalize(op("min", i64(size), i64(n) - worker * size))
         rows = For(walked, extent, "serial", body)
         return (*scratch, *nest([*outer, worker], "parallel", [*starts, rows]), *ends)
+
+    def _outer(self) -> list[Var]:
+        """Return the loops over rows that are not summed over."""
+        return [v for v in variables(tuple(self.rows.values())) if v not in variables(self.summed)]
+
+    def _shares(self) -> tuple[int, int]:
+        """Return into how many blocks the rows that are summed over fall, and how long one is."""
+        n, others = variables(self.summed)[0].bound or 0, math.prod(v.bound or 0 for v in self._outer())
+        count = max(1, min(-(-WORKERS // others), n // SHORT_BLOCK))
+        size = -(-n // count)
+        return -(-n // size), size
+
+    def _alone(self, value: Value) -> bool:
+        """Whether a block's partial result is the result, and in its dtype."""
+        return self._shares()[0] == 1 and accumulator(value.type.name) == value.type.name
 
     def _operand(self, value: Value) -> None:
         """Compute what a contraction reads into a buffer of the row, where the chain makes it."""

@@ -7,14 +7,14 @@ import math
 from collections.abc import Container, Mapping, Sequence
 
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, i64, stmts
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Space, Stmt, Store, i64, stmts
 from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
 from kernelforge.ir.schedule.nests import filled, lanes, summed
 from kernelforge.ir.schedule.rows import passes
-from kernelforge.ir.schedule.staging import nested, outward, stage
+from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import (
     bind,
     each,
@@ -274,9 +274,10 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
         above = [o for o in around[:-1] if any(v.name == o for v in free_vars(right))]
         by = [*above, *(c.var.name for c in columns[:-1]), f"{jn}o", *block, *walked, f"{jn}r"]
         alone = above == around[: len(above)] and _iterations(kernel, above) >= SHARES * limits.threads
-        kernel = stage(kernel, right, above[-1] if alone else "", by[len(above) * alone :], "local", f"{name}_columns")
+        at: str = above[-1] if alone else ""
+        space: Space = "local" if alone else "global"
+        kernel = stage(kernel, right, at, by[len(above) * alone :], space, f"{name}_columns")
         kernel = _packed(kernel, f"{name}_columns", by, width)
-        kernel = outward(kernel, f"{name}_columns", above if alone else ())
         for fill in () if alone else by[:-2]:
             kernel = bind(kernel, f"{name}_columns_{fill}", "grid")
     for buffer in accumulators:

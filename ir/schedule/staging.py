@@ -219,35 +219,3 @@ def pad(kernel: Kernel, buffer: str, axes: int, extra: int) -> Kernel:
 
     body = tuple(visit(map_exprs(s, lambda e: rebuild(e, load, memo))) for s in kernel.body)
     return dataclasses.replace(kernel, body=body)
-
-
-def outward(kernel: Kernel, buffer: str, by: Sequence[str]) -> Kernel:
-    """Keep a local buffer in memory of the kernel, with a place for each iteration of the loops ``by`` around it.
-
-    Legal because the iterations of those loops share nothing that is allocated in them.
-    """
-    around = [next(s for s in stmts(kernel.body) if isinstance(s, For) and s.var.name == name) for name in by]
-    made = next((s for s in stmts(kernel.body) if isinstance(s, Alloc) and s.buffer == buffer), None)
-    if made is None or any(made not in stmts(s.body) or not isinstance(s.extent, Const) for s in around):
-        raise IllegalSchedule(step="outward", target=buffer, reason="it is not allocated in loops of constant extents")
-    lead = tuple(s.var for s in around)
-    memo: dict[Expr, Expr] = {}
-
-    def load(e: Expr) -> Expr:
-        return Load(e.buffer, (*lead, *e.index), e.dtype) if isinstance(e, Load) and e.buffer == buffer else e
-
-    def visit(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-        out: list[Stmt] = []
-        for s in body:
-            if s is made:
-                continue
-            if isinstance(s, For | If):
-                s = dataclasses.replace(s, body=visit(s.body))
-            elif isinstance(s, Store) and s.buffer == buffer:
-                s = dataclasses.replace(s, index=(*lead, *s.index))
-            out.append(s)
-        return tuple(out)
-
-    body = tuple(map_exprs(s, lambda e: rebuild(e, load, memo)) for s in visit(kernel.body))
-    shape = (*(s.extent for s in around), *made.shape)
-    return dataclasses.replace(kernel, body=(dataclasses.replace(made, shape=shape, space="global"), *body))

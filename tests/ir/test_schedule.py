@@ -29,7 +29,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.schedule import phases, steps
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.staging import copy_out, outward, stage
+from kernelforge.ir.schedule.staging import copy_out, stage
 from tests.ir.naive import arrays, columns, double, gemm, kernel, same, softmax
 
 
@@ -169,17 +169,6 @@ def test_stage_refuses_what_changes() -> None:
         stage(k, Load("a", (), "f32"), "", [], "local", "t")
     with pytest.raises(IllegalSchedule, match="nothing computes it there"):
         stage(k, x * 2, "i0", ["r"], "local", "t")
-
-
-def test_what_is_kept_for_each_iteration_has_its_place_in_memory() -> None:
-    k = gemm(4, 4, 4)
-    x = Load("x", (Var("i0", "i64", 4) * 4 + Var("r", "i64", 4),), "f32")
-    made = outward(stage(k, x, "i0", ["r"], "local", "t"), "t", ["i0"])
-    same(k, made)
-    same(k, made, shuffle=1)
-    assert [tuple(n.value for n in s.shape) for s in made.body if isinstance(s, Alloc)] == [(4, 4)]
-    with pytest.raises(IllegalSchedule, match="not allocated in loops of constant extents"):
-        outward(stage(k, x, "i0", ["r"], "local", "t"), "t", ["i0", "i1"])
 
 
 def guarded(loop: str, place: int, below: int) -> For:
