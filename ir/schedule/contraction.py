@@ -8,9 +8,10 @@ from collections.abc import Collection, Sequence
 
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, stmts, walk
+from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, Kernel, Load, Op, Store, stmts, walk
+from kernelforge.ir.schedule.factors import parallel_loops, sum_loops
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.nests import loads, perfect, size
+from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.staging import copy_out, stage
 from kernelforge.ir.schedule.steps import (
     bind,
@@ -25,7 +26,7 @@ from kernelforge.ir.schedule.steps import (
     split,
     unguard,
 )
-from kernelforge.ir.schedule.windows import Slide, slides
+from kernelforge.ir.schedule.windows import Slide
 
 PANEL = 22
 """Panels of rows, read through windows, that a thread keeps packed at most beside one panel of columns."""
@@ -47,98 +48,6 @@ MATHEMATICS = frozenset(MATH_UNARY + MATH_BINARY)
 
 FLIGHT = 8
 """Multiply-adds on their way at once: two start in a cycle, and each takes four."""
-
-SMALL = 4096
-"""Multiplications below which packing does not pay."""
-
-
-def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], width: int) -> Kernel | None:
-    """Bring the parallel loops into the order of a product of matrices: last that of its rows and that of its columns.
-
-    The nest sums products of one factor that depends on the rows and one that depends on the columns, not on both.
-    Columns are the loop along which the result lies in memory most densely, unless it is shorter than a register of
-    ``width`` elements. Returns None where the nest is no product, or one too small to pack.
-    """
-    found, depth = factors(body)
-    if not found:
-        return None
-    # elements of the result from one iteration of a loop to the next
-    steps = {p.var.name: size(parallel[k + 1 :]) for k, p in enumerate(parallel)}
-    kernel = _gathered(kernel, found, width, steps)
-    parallel = parallel_loops(kernel)
-    found, _ = factors(parallel[-1].body)
-    first, second = ({v.name for v in free_vars(f)} for f in found)
-
-    def apart(i: str, j: str) -> bool:
-        return any(i in a - b and j in b - a for a, b in ((first, second), (second, first)))
-
-    extents = {p.var.name: p.static or 0 for p in parallel}
-    for f in found:
-        positions = _positions(kernel, f)
-        extents.update(dict.fromkeys(positions, math.prod(extents[name] for name in positions)))
-    pairs = []
-    for a, i in enumerate(extents):
-        for b, j in enumerate(extents):
-            m, n, step = extents[i], extents[j], steps[j]
-            if apart(i, j) and min(m, n) >= 4 and m * n * depth >= SMALL:
-                dense = width - step if n >= width > step else 0
-                pairs.append((dense, min(n, 4 * width), min(m, 4 * width), a, b))
-    if not pairs:
-        return None
-    *_, a, b = max(pairs)
-    for name in (parallel[a].var.name, parallel[b].var.name):
-        names = [p.var.name for p in parallel_loops(kernel)]
-        for inner in names[names.index(name) + 1 :]:
-            kernel = reorder(kernel, name, inner)
-    return kernel
-
-
-def _gathered(kernel: Kernel, found: Sequence[Expr], width: int, steps: dict[str, int]) -> Kernel:
-    """Make one loop of all rows or all columns where each of their loops is shorter than a register.
-
-    So it is where one factor is read through windows, for the other one: whatever is packed for the tiles of one
-    iteration of the loops outside serves more of them. Loops over the positions of windows stay, for these slide.
-    ``steps`` has the distance in the result from one iteration of each loop to the next.
-    """
-    parallel = parallel_loops(kernel)
-    sliding = [_positions(kernel, f) for f in found]
-    for k, factor in enumerate(found):
-        mine, others = free_vars(factor), free_vars(found[1 - k])
-        group = [p for p in parallel if p.var in mine - others and p.var.name not in sliding[k]]
-        short = not sliding[k] and max((p.static or 0 for p in group), default=0) < width
-        if short and not sliding[1 - k]:  # an image's worth will do
-            enough = (n for n in range(1, len(group)) if size(group[-n:]) >= 4 * width)
-            group = group[-next(enough, len(group)) :]
-        if len(group) < 2 or not (short or sliding[1 - k]):
-            continue
-        name = group[0].var.name
-        for p in group[1:]:
-            names = [q.var.name for q in parallel_loops(kernel)]
-            for before in reversed(names[names.index(name) + 1 : names.index(p.var.name)]):
-                kernel = reorder(kernel, before, p.var.name)
-            kernel, name = fuse(kernel, name, p.var.name, f"{name}g"), f"{name}g"
-            steps[name] = steps[p.var.name]
-    return kernel
-
-
-def _positions(kernel: Kernel, factor: Expr) -> list[str]:
-    """Return the loops over positions of windows that a factor is read through."""
-    made = [slides(factor, p, r) for p in parallel_loops(kernel) for r in sum_loops(kernel)]
-    return [s.outer.var.name for s in made if s is not None and (s.outer.static or 0) >= (s.inner.static or 0)]
-
-
-def factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
-    """Return the factors of the one sum of products of a nest, and the number of products; none where it has none."""
-    sums = [s for s in body if isinstance(s, For) and s.kind == "serial"]
-    depth = 1
-    while len(sums) == 1:
-        depth *= sums[0].static or 0
-        inner = sums[0].body
-        if len(inner) == 1 and isinstance(store := inner[0], Store):
-            value = store.value
-            return (value.args, depth) if store.op == "add" and isinstance(value, Op) and value.op == "mul" else ((), 0)
-        sums = [s for s in inner if isinstance(s, For) and s.kind == "serial"] if len(inner) == 1 else []
-    return (), 0
 
 
 def factor(kernel: Kernel, by: str, without: str) -> Expr:
@@ -179,16 +88,6 @@ def tiled(
             for k in level:
                 kernel = reorder(kernel, name, k)
     return kernel
-
-
-def parallel_loops(kernel: Kernel) -> list[For]:
-    """Return the parallel loops of the one nest of a kernel."""
-    return perfect(next(s for s in kernel.body if isinstance(s, For)))[0]
-
-
-def sum_loops(kernel: Kernel) -> list[For]:
-    """Return the loops of the sum of products, outermost first."""
-    return [s for s in stmts(parallel_loops(kernel)[-1].body) if isinstance(s, For) and s.kind == "serial"]
 
 
 def _walk(kernel: Kernel, width: int, kept: Collection[str]) -> Kernel:

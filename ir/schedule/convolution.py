@@ -10,6 +10,7 @@ from typing import cast
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Op, Store, stmts, substitute, walk
 from kernelforge.ir.schedule import contraction as product
+from kernelforge.ir.schedule.factors import factors, parallel_loops, sum_loops
 from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import SHORTEST
 from kernelforge.ir.schedule.nests import loads, perfect, size
@@ -34,7 +35,7 @@ def found(kernel: Kernel) -> tuple[Expr, list[Slide]]:
     """Return the factor of a product that is read through windows, with the loops that slide over each other; no loops
     where there is none.
     """
-    parallel, sums = product.parallel_loops(kernel), product.sum_loops(kernel)
+    parallel, sums = parallel_loops(kernel), sum_loops(kernel)
     i, j = parallel[-2].var.name, parallel[-1].var.name
     for factor, other in ((product.factor(kernel, j, i), i), (product.factor(kernel, i, j), j)):
         rest = free_vars(product.factor(kernel, other, i if other == j else j))
@@ -55,7 +56,7 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     element of a window is at one distance from the last one for a whole tile of positions, also where a row ends in it.
     The elements between the rows are computed, too, and not stored.
     """
-    parallel, sums = product.parallel_loops(kernel), product.sum_loops(kernel)
+    parallel, sums = parallel_loops(kernel), sum_loops(kernel)
     i, j = parallel[-2].var.name, parallel[-1].var.name
     in_columns = parallel[-1].var in free_vars(factor)
     tile, other = (j, i) if in_columns else (i, j)
@@ -90,7 +91,7 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
         i, j = whole, other
         rows, registers = product.tile(m, o, limits, width, aligned=True)
     kernel, blocks = product.blocked(kernel, limits)
-    walked = [s.var.name for s in product.sum_loops(kernel)][len(blocks) :]
+    walked = [s.var.name for s in sum_loops(kernel)][len(blocks) :]
     if blocks:
         accumulators.append("block")
     kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
@@ -197,7 +198,7 @@ def reduced(kernel: Kernel) -> list[Slide]:
     parallel, body = perfect(next(s for s in kernel.body if isinstance(s, For)))
     if sum(isinstance(s, For) for s in body) != 1 or sum(isinstance(s, Alloc) for s in body) != 1:
         return []
-    value, sums = _summed(kernel), product.sum_loops(kernel)
+    value, sums = _summed(kernel), sum_loops(kernel)
     if value is None:
         return []
     for image in sorted(walk(value), key=_parts, reverse=True):
@@ -219,7 +220,7 @@ def _parts(expr: Expr) -> int:
 
 def _summed(kernel: Kernel) -> Expr | None:
     """Return what the one reduction of a nest combines."""
-    sums = product.sum_loops(kernel)
+    sums = sum_loops(kernel)
     store = sums[-1].body[0] if sums else None
     return store.value if isinstance(store, Store) and store.op and len(sums[-1].body) == 1 else None
 
@@ -236,7 +237,7 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     Positions below each other are a tile, so that what their windows share is loaded once. All results of an image are
     made while it is there.
     """
-    parallel = product.parallel_loops(kernel)
+    parallel = parallel_loops(kernel)
     places = [s.outer.var.name for s in pairs]
     first = places[0]
     named = free_vars(cast("Expr", _image(cast("Expr", _summed(kernel)), pairs)))
@@ -260,7 +261,7 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
         kernel = split(kernel, name, VECTORS, f"{name}o", f"{name}r", "guard")
     kernel = split(kernel, lane, width if across else VECTORS * width, f"{lane}o", f"{lane}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
-    walked = [s.var.name for s in product.sum_loops(kernel)]
+    walked = [s.var.name for s in sum_loops(kernel)]
     kernel = product.tiled(kernel, "", f"{lane}o", [walked], tile, [f"{lane}r"])
     (filled,) = loops(kernel, f"image_{lane}")
     shape = next(s.shape for s in stmts(kernel.body) if isinstance(s, Alloc) and s.buffer == "image")
@@ -290,9 +291,9 @@ def filtering(kernel: Kernel) -> list[Slide]:
     element of a window: the gradient of a filter of one channel, or of each by itself. No loops where it does not.
     """
     parallel, body = perfect(next(s for s in kernel.body if isinstance(s, For)))
-    factors, depth = product.factors(body)
-    for image, other in (factors, factors[::-1]) if depth else ():
-        sums = product.sum_loops(kernel)
+    found, depth = factors(body)
+    for image, other in (found, found[::-1]) if depth else ():
+        sums = sum_loops(kernel)
         pairs = [s for p in parallel for r in sums if (s := slides(image, p, r)) is not None]
         named = [s.outer.var for s in pairs]
         last = 0 < len(pairs) < len(parallel) and named == [p.var for p in parallel[-len(pairs) :]]
@@ -308,10 +309,10 @@ def filtered(kernel: Kernel, pairs: Sequence[Slide], width: int) -> Kernel:
     """Sum products with windows for all elements of a window, or some of its rows, at once: each has lanes of its own,
     and what is multiplied with all of them is loaded once.
     """
-    parallel = product.parallel_loops(kernel)
+    parallel = parallel_loops(kernel)
     inside, walked = [s.outer.var.name for s in pairs], [s.inner.var.name for s in pairs]
     outer = [p.var.name for p in parallel if p.var.name not in inside]
-    around = [s.var.name for s in product.sum_loops(kernel) if s.var.name not in walked]
+    around = [s.var.name for s in sum_loops(kernel) if s.var.name not in walked]
     accumulator, lane = product.accumulator(kernel), walked[-1]
     while width > SHORTEST and width // 2 >= (pairs[-1].inner.static or 0):
         width //= 2
@@ -350,7 +351,7 @@ def _summed_products(kernel: Kernel) -> tuple[Expr, ...]:
 def ordered(kernel: Kernel, names: Sequence[str]) -> Kernel:
     """Bring the parallel loops of a nest into an order."""
     for k, name in enumerate(names):
-        now = [p.var.name for p in product.parallel_loops(kernel)]
+        now = [p.var.name for p in parallel_loops(kernel)]
         for before in reversed(now[k : now.index(name)]):
             kernel = reorder(kernel, before, name)
     return kernel
@@ -358,7 +359,7 @@ def ordered(kernel: Kernel, names: Sequence[str]) -> Kernel:
 
 def _sums_ordered(kernel: Kernel, names: Sequence[str]) -> Kernel:
     for k, name in enumerate(names):
-        now = [s.var.name for s in product.sum_loops(kernel)]
+        now = [s.var.name for s in sum_loops(kernel)]
         for before in reversed(now[k : now.index(name)]):
             kernel = reorder(kernel, before, name)
     return kernel

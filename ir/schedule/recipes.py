@@ -30,6 +30,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
 from kernelforge.ir.schedule.columns import vector_column
+from kernelforge.ir.schedule.factors import arranged, parallel_loops
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import SHORTEST, group_map, in_lanes, vector_map
 from kernelforge.ir.schedule.merge import merge
@@ -142,13 +143,13 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     enough = 8 * limits.threads
     if chains.chained(body):
         return chains.vector(kernel, parallel, limits)
-    product = contraction.arranged(kernel, parallel, body, width)
+    product = arranged(kernel, parallel, body, width)
     filtering = convolution.filtering(kernel)
     if width > 1 and filtering and (product is None or size([s.outer for s in filtering]) < width):
         return convolution.filtered(kernel, filtering, width)
     if product is not None:
         factor, pairs = convolution.found(product)
-        tile = [p.var.name for p in contraction.parallel_loops(product)[-2:]]
+        tile = [p.var.name for p in parallel_loops(product)[-2:]]
         if pairs and pairs[-1].outer.var.name in tile:
             return convolution.vector(product, factor, pairs, limits, width)
         pairs = [s for s in pairs if s.outer.var.name not in tile]

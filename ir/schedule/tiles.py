@@ -16,7 +16,7 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, exprs, stmts, walk
 from kernelforge.ir.schedule.ahead import ahead
-from kernelforge.ir.schedule.contraction import SMALL, factors
+from kernelforge.ir.schedule.factors import SMALL, factors
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import perfect, size

@@ -38,7 +38,7 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.schedule import skips, tiles
-from kernelforge.ir.schedule.contraction import factors
+from kernelforge.ir.schedule.factors import factors
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import filled, perfect
 from kernelforge.ir.schedule.staging import nested
