@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import kernelforge.ir.ops as _ops
+import kernelforge.systems as _systems
 from kernelforge import numpy, random
 from kernelforge.array import Array, asarray
 from kernelforge.config import config
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kernelforge.tuner import tune
 
 assert _ops.PRIMITIVES
+assert _systems.solve
 
 __all__ = [
     "Array",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -23,7 +22,6 @@ from kernelforge.numpy import (
     shapes,
     sorting,
     statistics,
-    systems,
     ufuncs,
 )
 
@@ -38,9 +36,26 @@ _OWN = (
 _NUMPYS_OWN = frozenset(_OWN.split())
 
 bfloat16 = ml_dtypes.bfloat16
-linalg = SimpleNamespace(
-    **{name.removeprefix("linalg."): fn for name, fn in FUNCTIONS.items() if name.startswith("linalg.")}
-)
+
+
+class _Submodule:
+    """A submodule of NumPy's, of whose functions there are some."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        found = FUNCTIONS.get(f"{self._name}.{name}")
+        if found is None:
+            raise AttributeError(f"kernelforge.numpy.{self._name} has no function {name!r}")
+        return found
+
+    def __dir__(self) -> list[str]:
+        start = f"{self._name}."
+        return sorted(name.removeprefix(start) for name in FUNCTIONS if name.startswith(start))
+
+
+linalg = _Submodule("linalg")
 
 
 def __getattr__(name: str) -> Any:
@@ -66,6 +81,5 @@ __all__ = [
     "shapes",
     "sorting",
     "statistics",
-    "systems",
     "ufuncs",
 ]

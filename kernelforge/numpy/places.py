@@ -84,7 +84,7 @@ def piecewise(x: Any, condlist: Any, funclist: Sequence[Any], *args: Any, **kwar
     """``numpy.piecewise``; each function is called with all of ``x``."""
     conditions = list(condlist) if isinstance(condlist, list | tuple) else [condlist]
     values = [f(x, *args, **kwargs) if callable(f) else f for f in funclist]
-    default = values.pop() if len(values) == len(conditions) + 1 else 0
+    default: Any = values.pop() if len(values) == len(conditions) + 1 else 0
     if len(values) != len(conditions):
         raise ShapeMismatch(
             op="np.piecewise", found=f"{len(conditions)} conditions and {len(funclist)} functions",

@@ -103,7 +103,7 @@ def _histogram(
         low, high = (as_sym(v).astype(np.float64) for v in range) if range is not None else _extremes(x)
         same = ufunc("equal", low, high)
         low, high = where(same, low - 0.5, low), where(same, high + 0.5, high)
-        edges = FUNCTIONS["linspace"](low, high, bins + 1).astype(common_dtype((x, 1.0)))
+        edges = as_sym(FUNCTIONS["linspace"](low, high, bins + 1)).astype(common_dtype((x, 1.0)))
     count = edges.size - 1
     places = searchsorted(edges, x, "right") - 1
     # the last bin has both its edges

@@ -188,10 +188,13 @@ def slogdet(a: Any) -> Any:
     """``numpy.linalg.slogdet``."""
     a = _matrices("slogdet", a)
     sign, log = _slogdet(a) if a.size else (np.ones(a.shape[:-2], a.dtype), np.zeros(a.shape[:-2], a.dtype))
-    return SLOGDET(sign, log)
+    return _named()(sign, log)
 
 
-SLOGDET: Any = type(np.linalg.slogdet(np.eye(1)))
+@functools.cache
+def _named() -> Any:
+    """Return the named tuple of ``numpy.linalg.slogdet``, which NumPy keeps to itself."""
+    return type(np.linalg.slogdet([[1.0]]))
 
 
 @jit
