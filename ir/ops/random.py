@@ -41,7 +41,7 @@ def threefry(key: Pair, counter: Pair, constant: Callable[[int], Any]) -> Pair:
         b = ((b << constant(left)) | (b >> constant(32 - left))) ^ a
         if i % 4 == 3:
             step = i // 4 + 1
-            a, b = a + keys[step % 3], b + keys[(step + 1) % 3] + constant(step)
+            a, b = a + keys[step % 3], b + (keys[(step + 1) % 3] + constant(step))
     return a, b
 
 
