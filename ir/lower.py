@@ -276,6 +276,17 @@ class _Builder:
                 found.update(node.outputs)
         return found
 
+    def behind(self, values: Sequence[Value], ends: Sequence[Node]) -> set[Node]:
+        """Return the nodes that make ``values``, up to those that ``ends`` make."""
+        found = set(ends)
+        stack = list(values)
+        while stack:
+            node = self.low.producer.get(stack.pop())
+            if node is not None and node not in found:
+                found.add(node)
+                stack.extend(node.inputs)
+        return found - set(ends)
+
     def blocks(self, columns: Sequence[Node]) -> tuple[Stmt, ...]:
         """Walk rows once for reductions over them and for all else that is made of their elements.
 
@@ -293,6 +304,8 @@ class _Builder:
         block = Var(f"{prefix}w", "i64", math.prod(row_shape))
         rows = [n for n in self.reductions if n not in columns]
         if rows:
+            if not self.behind([v for v in self.low.part.outputs if v in below], columns).isdisjoint(rows):
+                raise Refused("a reduction over rows and one along them make an output together")
             if rows[0].output.type.size != math.prod(row_shape):
                 raise Refused("its reductions have different numbers of results")
             flat, loops, body = self.reduce(rows, beside)

@@ -12,7 +12,7 @@ import pytest
 import kernelforge as kf
 from kernelforge import errors
 from kernelforge.backends import registry
-from kernelforge.compile import _kernels, _plans
+from kernelforge.compile import forget
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("local", deadline=None)
@@ -33,8 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def few_programs() -> Iterator[None]:
     """Forget the programs of a module after it: a thousand of one OpenCL runtime take gigabytes."""
     yield
-    _plans.clear()
-    _kernels.clear()
+    forget()
 
 
 @pytest.fixture(params=["cpu", "opencl", "reference"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -16,8 +17,8 @@ from kernelforge.config import Config
 from kernelforge.dtypes import is_float
 from kernelforge.errors import NotDifferentiable, UnsupportedOnDevice
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Sym, build
-from kernelforge.ir.graph import Graph, Kind
+from kernelforge.ir.build import Builder, Sym, build
+from kernelforge.ir.graph import Graph, Kind, Value
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.runtime.memory import download, upload
@@ -46,9 +47,30 @@ def run(graph: Graph, inputs: Arrays, device: str) -> Arrays:
     return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(made, plan.graph.outputs, strict=True)]
 
 
-def check(graph: Graph, inputs: Arrays, device: str, rtol: float) -> None:
-    for got, want in zip(run(graph, inputs, device), run_graph(graph, inputs), strict=True):
+def check(cases: list[tuple[Graph, Arrays]], device: str, rtol: float) -> None:
+    """Compute all cases in one plan, where maps share a launch; one by one where the device refuses some."""
+    try:
+        made = run(together([graph for graph, _ in cases]), [a for _, inputs in cases for a in inputs], device)
+    except UnsupportedOnDevice:
+        if len(cases) == 1:
+            raise
+        for case in cases:
+            with contextlib.suppress(UnsupportedOnDevice):
+                check([case], device, rtol)
+        raise
+    wanted = [want for graph, inputs in cases for want in run_graph(graph, inputs)]
+    for got, want in zip(made, wanted, strict=True):
         close(np.asarray(got), want, rtol)
+
+
+def together(graphs: list[Graph]) -> Graph:
+    b = Builder()
+    outputs: list[Value] = []
+    with b.active():
+        for graph in graphs:
+            values = b.replay(graph, [b.input(v.type) for v in graph.inputs])
+            outputs += [values[v] for v in graph.outputs]
+    return Graph(tuple(b.inputs), tuple(b.nodes), tuple(outputs), tuple(b.consts))
 
 
 @pytest.mark.parametrize("device", NAMES)
@@ -59,11 +81,10 @@ def test_values(name: str, device: str) -> None:
     if further.is_further(device):
         chosen = [d for d in chosen if d in further.DTYPES] or chosen
     for dtype in chosen:
-        for graph, inputs in samples(prim, dtype):
-            try:
-                check(graph, inputs, device, tolerance(prim, dtype))
-            except UnsupportedOnDevice as refused:
-                assert dtype in str(refused)  # noqa: PT017
+        try:
+            check(list(samples(prim, dtype)), device, tolerance(prim, dtype))
+        except UnsupportedOnDevice as refused:
+            assert dtype in str(refused)  # noqa: PT017
 
 
 def gradient(graph: Graph) -> Graph | None:
@@ -95,6 +116,7 @@ def test_gradients(name: str, device: str, order: int) -> None:
     prim = PRIMITIVES[name]
     chosen = ("f32",) if further.is_further(device) else ("f64",) if SIMULATED else ("f64", "f32")
     for dtype in (d for d in chosen if d in dtypes(prim)):
+        cases: list[tuple[Graph, Arrays]] = []
         for graph, inputs in samples(prim, dtype):
             if not smooth(inputs):
                 continue
@@ -105,12 +127,12 @@ def test_gradients(name: str, device: str, order: int) -> None:
             except NotDifferentiable as refused:
                 assert "mode" in str(refused)  # noqa: PT017 - one mode of a primitive whose others have derivatives
                 continue
-            if made is None or not made.outputs:
-                continue
-            try:
-                check(made, inputs, device, 100 * tolerance(prim, dtype))
-            except UnsupportedOnDevice as refused:
-                assert dtype in str(refused)  # noqa: PT017
+            if made is not None and made.outputs:
+                cases.append((made, inputs))
+        try:
+            check(cases, device, 100 * tolerance(prim, dtype))
+        except UnsupportedOnDevice as refused:
+            assert dtype in str(refused)  # noqa: PT017
 
 
 def test_what_a_further_runtime_runs_is_there() -> None:

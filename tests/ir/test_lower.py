@@ -103,6 +103,20 @@ def test_columns_that_the_rows_need_come_first() -> None:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_columns_and_rows_of_a_square_do_not_make_an_output_together() -> None:
+    """Its element k takes the sum over all rows of column k, and that along row k."""
+
+    def both(x, y):  # type: ignore[no-untyped-def]
+        return (x.sum((0,)) + apply("exp", y).sum((1,)),)
+
+    for shape in ((64, 33), (64, 64)):
+        graph = build(both, [Type((64, 64), F32), Type(shape, F32)])
+        assert len(fuse(graph, columns=True).regions) == 2
+        inputs = [np.random.default_rng(2).normal(size=s).astype(F32) for s in ((64, 64), shape)]
+        for got, want in zip(run(graph, inputs, AVX512, columns=True), run_graph(graph, inputs), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 def product_and_sum(x, y):  # type: ignore[no-untyped-def]
     return apply("contract", x, y, x_axes=(0, 1), y_axes=(1, 2), out_axes=(0, 2)), x.sum((1,))
 
