@@ -72,6 +72,11 @@ def _gathered(kernel: Kernel, found: Sequence[Expr], width: int, steps: dict[str
         if short and not sliding[1 - k]:  # an image's worth will do
             enough = (n for n in range(1, len(group)) if size(group[-n:]) >= 4 * width)
             group = group[-next(enough, len(group)) :]
+        elif (
+            not sliding[k] and not sliding[1 - k]
+        ):  # the last ones, if they are too short for lanes but one run of memory
+            group = _run(parallel, group, width)
+            short = len(group) > 1
         if len(group) < 2 or not (short or sliding[1 - k]):
             continue
         name = group[0].var.name
@@ -82,6 +87,16 @@ def _gathered(kernel: Kernel, found: Sequence[Expr], width: int, steps: dict[str
             kernel, name = fuse(kernel, name, p.var.name, f"{name}g"), f"{name}g"
             steps[name] = steps[p.var.name]
     return kernel
+
+
+def _run(parallel: Sequence[For], group: Sequence[For], width: int) -> list[For]:
+    """Return the last loops of a group that stand directly in each other, as few as fill a register together."""
+    taken: list[For] = []
+    for p in reversed(parallel):
+        if p not in group or size(taken) >= width:
+            break
+        taken.insert(0, p)
+    return taken
 
 
 def _positions(kernel: Kernel, factor: Expr) -> list[str]:

@@ -280,3 +280,44 @@ def test_panels_are_packed_along_memory_where_a_sum_over_something_else_is_longe
         if isinstance(e, Load) and affine(e.index[0], v.var) == 1
     }
     assert "x1" in along  # rows are read as they lie
+
+
+SMALL_IMAGES = """kernel images(in x0: f32[{size}], in x1: f32[{weights}], out o: f32[4096]) {{
+  for parallel i0 < 16 {{
+    for parallel i1 < 4 {{
+      for parallel i2 < 8 {{
+        for parallel i3 < 8 {{
+          register a1: f32[]
+          a1[] = 0.0f32
+          for serial r0 < 16 {{
+            {sum}
+          }}
+          o[i0 * 256 + i1 * 64 + i2 * 8 + i3] = a1[]
+        }}
+      }}
+    }}
+  }}
+}}
+"""
+STRIDED = "a1[] += x0[i0 * 4096 + r0 * 256 + i2 * 32 + i3 * 2] * x1[i1 * 16 + r0]"
+WINDOWS = """for serial r1 < 3 {
+              for serial r2 < 3 {
+                a1[] += x0[i0 * 1600 + r0 * 100 + i2 * 10 + i3 + r1 * 10 + r2] * x1[i1 * 144 + r0 * 9 + r1 * 3 + r2]
+              }
+            }"""
+
+
+@pytest.mark.parametrize(("text", "size", "weights"), [(STRIDED, 65536, 64), (WINDOWS, 25600, 576)])
+def test_lanes_lie_in_small_images_rather_than_across_a_batch(text: str, size: int, weights: int) -> None:
+    k = parse_kernel(SMALL_IMAGES.format(sum=text, size=size, weights=weights))
+    made = schedule(k, DEVICES["avx512"])
+    same(k, made)
+    stores = [
+        affine(s.index[0], v.var)
+        for v in stmts(made.body)
+        if isinstance(v, For) and v.kind == "vector"
+        for s in stmts(v.body)
+        if isinstance(s, Store) and s.buffer == "o"
+    ]
+    assert stores
+    assert not {64, 256} & set(stores)
