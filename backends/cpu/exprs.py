@@ -22,7 +22,7 @@ WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 14)
 def loads(expr: Expr) -> bool:
     """Whether evaluating ``expr`` reads memory."""
     if isinstance(expr, Op):

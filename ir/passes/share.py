@@ -201,7 +201,7 @@ def _worth(expr: Expr) -> bool:
     return expr.dtype != "i64" or is_data(expr)
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 14)
 def _exposed(expr: Expr) -> frozenset[Load]:
     """Return the Loads evaluated whenever ``expr`` is; after ``guard`` those in arms of lazy selects are safe."""
     if isinstance(expr, Load):
