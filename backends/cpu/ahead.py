@@ -100,7 +100,7 @@ def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
     whole = list(dict.fromkeys(p.loop.var for p in passes if 2 * p.nbytes(shared) > most))
     step = next((s for s in reversed(passes[0].steps[:shared]) if s), 0) * DTYPES[passes[0].load.dtype].itemsize
     near = AHEAD if again or all(p.goes_on for p in passes) else 0
-    if again or len(whole) == 1 or most > room:
+    if again or len(whole) < 2 or most > room:
         return {p.loop.var: near for p in passes}
     ahead = step if step and most > AHEAD and 2 * most <= room else near
     return {p.loop.var: ahead if p.loop.var == whole[-1] else 0 for p in passes}
