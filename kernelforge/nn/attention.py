@@ -157,7 +157,10 @@ def multi_head_attention_forward(
         k, v = (knp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))) for x in (k, v))
     mask = None
     for given, shape in (
-        (attn_mask, (-1, num_heads, length, k.shape[2] - more) if np.ndim(attn_mask) == 3 else None),
+        (
+            attn_mask,
+            (-1, num_heads, length, k.shape[2] - more) if attn_mask is not None and np.ndim(attn_mask) == 3 else None,
+        ),
         (key_padding_mask, (-1, 1, 1, k.shape[2] - more)),
     ):
         if given is not None:

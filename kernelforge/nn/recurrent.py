@@ -156,11 +156,12 @@ def _run(op: str, cell: Cell, parts: int, given: Given) -> tuple[Any, Any]:
 
 def _common(given: Given) -> Given:
     """Return the arguments with all arrays in the dtype that they promote to."""
-    arrays = {"input": knp.asarray(given["input"])} | {name: given.get(name) for name in ("hx", *WEIGHTS)}
+    arrays: Any = {"input": knp.asarray(given["input"])} | {name: given.get(name) for name in ("hx", *WEIGHTS)}
     dtype = promote([as_dtype(knp.asarray(v).dtype) for v in optree.tree_leaves(arrays)], [])
     dtype = np.dtype(np.float64) if dtype.kind in "biu" else dtype
-    cast: Given = optree.tree_map(lambda v: knp.asarray(v).astype(dtype), arrays)
-    return given | cast
+    cast: Any = optree.tree_map(lambda v: knp.asarray(v).astype(dtype), arrays)
+    made: Given = given | cast
+    return made
 
 
 def _inside(op: str, x: Any, lengths: Any) -> Any:
