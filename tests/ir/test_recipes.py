@@ -197,7 +197,9 @@ def test_vectors_that_share_work_are_made_in_pairs() -> None:
 
 @pytest.mark.parametrize("n", [63, 64, 200, 1000])
 def test_functions_are_computed_in_several_vectors_at_once(n: int) -> None:
-    """While the steps of one wait for each other, the processor works on the others; a rest is in one vector."""
+    """While the steps of one wait for each other, the processor works on the others; a rest is in one vector, or in
+    shorter ones where the loop is short.
+    """
     plain = double(n)
     i = Var("i", "i64", n)
     rooted = For(i, i64(n), "parallel", (Store("o", (i,), op("exp", Load("x", (i,), "f32"))),))
@@ -210,7 +212,7 @@ def test_functions_are_computed_in_several_vectors_at_once(n: int) -> None:
         after = schedule(made, dataclasses.replace(DEVICES["avx512"], side=4))
         widths = [s.static for s in stmts(after.body) if isinstance(s, For) and s.kind == "vector"]
         assert widths[0] == wide
-        assert set(widths) <= {wide, 16}
+        assert set(widths) <= {wide, 16, *((8, 4) if n < 64 else ())}
         same(made, after)
 
 
