@@ -11,8 +11,8 @@ from typing import Literal
 from kernelforge.dtypes import FLOATS, UNSIGNED
 from kernelforge.ir.cost import COSTLY, RECOMPUTE
 from kernelforge.ir.graph import Kind, Node, Reduction, Value
-from kernelforge.ir.index import flatten, normalize
-from kernelforge.ir.kernel import Const, Expr, Let, Load, Stmt, Var
+from kernelforge.ir.index import bounds, flatten, normalize
+from kernelforge.ir.kernel import Const, Expr, Let, Load, Stmt, Var, select
 from kernelforge.ir.types import row_major
 
 REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
@@ -90,7 +90,7 @@ class Lowering:
         found = self.memo.get(key)
         if found is None and self.prepared != index:
             for node in self._before(value, index):
-                self.memo[node.output, index] = self._named(self._at(node.output, index))
+                self.memo[node.output, index] = self._named(self._at(node.output, index), node.output.type.shape, index)
             found = self.memo.get(key)
         if found is None:
             found = self.memo[key] = self._at(value, index)
@@ -122,10 +122,16 @@ class Lowering:
                 stack += new
         return [ends[k] for k in sorted(ends)]
 
-    def _named(self, element: Expr) -> Expr:
+    def _named(self, element: Expr, shape: tuple[int, ...], index: tuple[Expr, ...]) -> Expr:
         self.named += 1
         if self.lets is None or isinstance(element, Const | Load):
             return element
+        for i, n in zip(index, shape, strict=True):  # a view's condition stands around the name alone
+            low, high = bounds(i)
+            if low is None or low < 0:
+                element = select(i >= 0, element, Const(0, element.dtype))
+            if high is None or high >= n:
+                element = select(i < n, element, Const(0, element.dtype))
         let = Let(f"{self.prefix}v{self.named}", element)
         self.lets.append(let)
         return Var(let.name, element.dtype)

@@ -156,8 +156,9 @@ class Running:
         return any(self.known.get(b, 0) >= self.level for b in reads(e))
 
     def _of_row(self, e: Expr, var: Var) -> bool:
-        """Whether an expression is one that has to be factored out, and can be."""
-        return self._pending(e) and var not in free_vars(e)
+        """Whether an expression is one that has to be factored out, and can be: it is known after this walk."""
+        known = max((self.known.get(b, 0) for b in reads(e)), default=0)
+        return known == self.level and var not in free_vars(e)
 
 
 def _plain(e: Expr) -> Expr:

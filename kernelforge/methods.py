@@ -35,6 +35,9 @@ IGNORED = {
 }
 """Keywords of NumPy functions that say nothing here, by the value that says nothing."""
 
+ORDERED = frozenset("reshape ravel flatten unravel_index ravel_multi_index sort argsort partition argpartition".split())
+"""Functions whose ``order`` says something."""
+
 REDUCERS = {
     "add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any",
     "fmax": "nanmax", "fmin": "nanmin", "logaddexp": "logsumexp",
@@ -98,7 +101,7 @@ def meaningful(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     kept = {}
     for key, value in kwargs.items():
-        if key not in IGNORED or (key == "copy" and name == "nan_to_num"):
+        if key not in IGNORED or (key == "copy" and name == "nan_to_num") or (key == "order" and name in ORDERED):
             kept[key] = value
         elif value is not None and value is not True and not isinstance(value, str):
             raise UnsupportedArgument(op=f"np.{name}", name=key, found=type(value).__name__, expected="leave it out")

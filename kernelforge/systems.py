@@ -57,7 +57,7 @@ def _eliminated(m: Any) -> tuple[Any, Any, Any]:
 
 
 def _identity(a: Any) -> Any:
-    return np.broadcast_to(np.eye(a.shape[-1], dtype=a.dtype), a.shape)
+    return np.broadcast_to(FUNCTIONS["eye"](a.shape[-1], dtype=a.dtype), a.shape)
 
 
 def _solved(a: Any, *bs: Any) -> list[Any]:

@@ -121,3 +121,10 @@ def test_derivatives() -> None:
 def test_refusals(call: Callable[..., Any], text: str) -> None:
     with pytest.raises(errors.KernelforgeError, match=text):
         kf.jit(call)(X[0])
+
+
+def test_shapes_of_choices_and_of_what_is_inserted() -> None:
+    a = np.arange(60.0).reshape(6, 10)
+    agree(lambda i, a: (np.choose(i, [5]), np.insert(a, [1], np.arange(6.0), axis=1)), np.zeros(3, int), a)
+    with pytest.raises(errors.UnsupportedArgument, match="mode"):
+        kf.jit(lambda i: np.ravel_multi_index((i, i), (3, 3), mode=("wrap", "clip")))(np.arange(2))

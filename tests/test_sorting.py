@@ -80,7 +80,26 @@ def test_derivatives_go_to_where_elements_came_from() -> None:
     np.testing.assert_allclose(kf.grad(lambda x: np.quantile(x, 0.3))(x), [0, 0.1, 0.9, 0])
 
 
+def test_places_that_are_whole_are_found_so() -> None:
+    for n in (11, 101):
+        x = np.arange(float(n))
+        for method in ("lower", "higher", "nearest", "midpoint", "linear"):
+            found = kf.jit(lambda x, method=method: np.quantile(x, list(x / (len(x) - 1)), method=method))(x)
+            np.testing.assert_array_equal(found, np.quantile(x, x / (n - 1), method=method), err_msg=method)
+    huge = np.array([2**62 + 1, 2**62 + 3, 5])
+    assert int(kf.jit(lambda x: np.quantile(x, 0.5, method="nearest"))(huge)) == 2**62 + 1
+
+
 def test_refusals() -> None:
+    for fn, message in (
+        (lambda x: np.quantile(x, 1.5), r"np.quantile: q=1.5 is not valid; expected 0 to 1"),
+        (lambda x: np.percentile(x, -1), r"np.percentile: q=-1 is not valid; expected 0 to 100"),
+    ):
+        with pytest.raises(errors.InvalidParameter, match=message):
+            kf.jit(fn)(np.ones(3))
+    for order in (lambda x: np.sort(x, order="x"), lambda x: np.reshape(x, (3, 1), order="F")):
+        with pytest.raises(errors.UnsupportedArgument, match="order"):
+            kf.jit(order)(np.ones(3))
     with pytest.raises(errors.InvalidParameter, match=r"np.quantile: method=.median. is not valid; expected linear"):
         kf.jit(lambda x: np.quantile(x, 0.5, method="median"))(np.ones(3))
     with pytest.raises(

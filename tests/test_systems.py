@@ -96,3 +96,19 @@ def test_what_is_singular_or_not_positive_is_nan() -> None:
 def test_refusals(call: Callable[[Any], Any], text: str) -> None:
     with pytest.raises(errors.KernelforgeError, match=text):
         kf.jit(call)(A)
+
+
+def test_derivatives_inside_of_a_scan() -> None:
+    def step(total: Any, row: Any) -> Any:
+        return total, np.linalg.det(np.diag(row))
+
+    def fn(x: Any) -> Any:
+        return kf.scan(step, np.ones(4), x)[1].sum()
+
+    x = np.arange(1.0, 13).reshape(3, 4)
+    np.testing.assert_allclose(kf.grad(fn)(x), x.prod(axis=1, keepdims=True) / x)
+
+
+def test_products_with_ones_in_chains() -> None:
+    f, k = np.random.default_rng(2).standard_normal((2, 4, 4))
+    agree(lambda f, k: [k.T @ np.tril(f.T @ np.ones_like(f)) @ k], f, k)

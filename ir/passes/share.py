@@ -72,7 +72,7 @@ class _Sharing:
         self.depths[expr] = found
         return found
 
-    def list_of(self, body: Sequence[Stmt], depth: int) -> tuple[list[Stmt], dict[Expr, None]]:
+    def list_of(self, body: Sequence[Stmt], depth: int, held: bool = False) -> tuple[list[Stmt], dict[Expr, None]]:
         """Rewrite a statement list at ``depth``; also return what should be bound further out."""
         outward: dict[Expr, None] = {}
         rows: list[tuple[Stmt, dict[Expr, None]]] = []
@@ -84,13 +84,14 @@ class _Sharing:
                 made, requests = self.within(stmt, depth)
                 stmt = dataclasses.replace(stmt, body=tuple(made))
                 for e in requests:
-                    if isinstance(stmt, If) or self.target(e) < depth:
+                    leaves = isinstance(stmt, If) or self.target(e) < depth
+                    if leaves and not (held and _exposed(e)):
                         outward[e] = None
                     else:
                         wanted[e] = None
             seen: set[tuple[Expr, bool]] = set()
             for root in exprs(stmt):
-                self.invariants(root, depth, True, outward, seen)
+                self.invariants(root, depth, not held, outward, seen)
             if isinstance(stmt, Let):
                 self.depth[Var(stmt.name, stmt.value.dtype)] = depth
             rows.append((stmt, wanted))
@@ -99,7 +100,7 @@ class _Sharing:
     def within(self, stmt: For | If, depth: int) -> tuple[list[Stmt], dict[Expr, None]]:
         """Rewrite what stands in a loop or a condition; siblings may use one variable at different depths."""
         if isinstance(stmt, If):
-            return self.list_of(stmt.body, depth)
+            return self.list_of(stmt.body, depth, True)
         self.depth[stmt.var] = depth + 1
         self.depths.clear()
         made = self.list_of(stmt.body, depth + 1)

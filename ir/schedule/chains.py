@@ -81,7 +81,9 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         if any(isinstance(t, Store) and t.op and t.index and t.buffer not in own for t in stmts(s.body))
     }
     allocs = [dataclasses.replace(s, shape=(*s.shape[:-1], _apart(s.shape[-1]))) if s.shape[1:] else s for s in allocs]
-    products = {k: store.buffer for k, s in enumerate(steps) if (store := filled(s.body)) is not None}
+    products = {
+        k: store.buffer for k, s in enumerate(steps) if (store := filled(s.body)) is not None and _by_rows(s.body, i)
+    }
     skip = skips.find(steps, products)
     made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
@@ -292,6 +294,12 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
 def _iterations(kernel: Kernel, names: Sequence[str]) -> int:
     """Return how many iterations nested loops have; none where there are no loops."""
     return math.prod(loops(kernel, name)[0].static or 1 for name in names) if names else 0
+
+
+def _by_rows(body: Sequence[Stmt], i: str) -> bool:
+    """Whether a factor of the accumulated product depends on the row ``i``: one of ones alone has no rows."""
+    s = summed(body)
+    return s is not None and any(v.name == i for v in free_vars(s.value))
 
 
 def _factor(kernel: Kernel, by: str) -> Expr:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Op, Store, stmts, substitute, walk
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Op, Store, Var, stmts, substitute, walk
 from kernelforge.ir.schedule import contraction as product
 from kernelforge.ir.schedule.factors import factors, parallel_loops, sum_loops
 from kernelforge.ir.schedule.limits import NEAR, Limits
@@ -207,7 +207,7 @@ def reduced(kernel: Kernel) -> list[Slide]:
             break
     else:
         return []
-    rest = free_vars(substitute(value, {image: Const(0, image.dtype)}))
+    rest = free_vars(substitute(value, {image: Var("image", image.dtype)}))
     few = math.prod(s.inner.static or 0 for s in pairs) <= math.prod(s.outer.static or 0 for s in pairs)
     after = parallel[[p.var for p in parallel].index(pairs[-1].outer.var) + 1 :]
     last = size(after) <= NEAR and free_vars(image).isdisjoint(p.var for p in after)

@@ -180,7 +180,7 @@ def _in_block(step: walks.Step, block: Var, size: int, found: walks.Walk) -> lis
     if step.scaled is not None:
         total = _total(step.stmt)
         return [Store(total.buffer, (), step.grown(total)), made]
-    if step.running is not None and step.running.shifts:
+    if step.running is not None and any(step.running is m for m in found.maxima):
         return [
             Store(step.running.before.buffer, (), step.running.maximum),
             made,

@@ -139,6 +139,7 @@ def _run(op: str, cell: Cell, parts: int, given: Given) -> tuple[Any, Any]:
     hidden = width if rows[0][-1] is None else knp.asarray(rows[0][-1]).shape[-1]
     state = _initial(op, x, given["hx"], (count,) if several else (), (width, hidden)[:parts])
     inside = _inside(op, x, given["lengths"])
+    x = x if inside is None else knp.where(inside, x, 0)  # NaN in the padding must not reach gradients of weights
     lasts = []
     for i in range(0, count, directions):
         if i:

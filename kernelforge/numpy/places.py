@@ -11,6 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.errors import InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
@@ -38,6 +39,10 @@ def ravel_multi_index(multi_index: Sequence[Sym], dims: Any, mode: str = "raise"
     if order != "C" or len(multi_index) != len(extents):
         raise UnsupportedArgument(
             op="np.ravel_multi_index", name="order", found=order, expected="'C', and an index for each extent"
+        )
+    if not isinstance(mode, str):
+        raise UnsupportedArgument(
+            op="np.ravel_multi_index", name="mode", found=mode, expected="one for all extents: 'clip' or 'wrap'"
         )
     made: Sym = as_sym(0)
     for index, n in zip(multi_index, extents, strict=True):
@@ -75,6 +80,7 @@ def choose(a: Sym, choices: Sequence[Sym], mode: str = "raise") -> Sym:
         a = ufunc("remainder", a, len(choices))
     kind = common_dtype(choices)
     made = choices[-1].astype(kind)
+    made = made.broadcast(broadcast_shapes(a.shape, made.shape))
     for i in reversed(range(len(choices) - 1)):
         made = where(ufunc("less_equal", a, i) if i == 0 else ufunc("equal", a, i), choices[i].astype(kind), made)
     return made
@@ -161,8 +167,10 @@ def insert(arr: Any, obj: Any, values: Any, axis: int | None = None) -> Any:
     value = FUNCTIONS["astype"](FUNCTIONS["asarray"](values), x.dtype)
     if at.ndim == 0 and value.ndim == x.ndim:
         value = FUNCTIONS["moveaxis"](value, 0, on)
-    elif value.ndim == x.ndim - 1 and value.ndim:
+    elif at.ndim == 0 and value.ndim == x.ndim - 1 and value.ndim:
         value = FUNCTIONS["expand_dims"](value, on)
+    elif value.ndim:
+        value = value.reshape((*(1,) * (x.ndim - value.ndim), *value.shape))
     count = value.shape[on] if value.ndim == x.ndim else 1
     value = FUNCTIONS["broadcast_to"](value, (*x.shape[:on], count, *x.shape[on + 1 :]))
     i = int(at.reshape(-1)[0])

@@ -179,7 +179,10 @@ def _quantiles(op: str, a: Operand, q: Operand, axis: Axis, method: str, keepdim
     share = share.astype(np.float64).reshape((*share.shape, *(1,) * (rows.ndim - 1)))
     alpha, beta = METHODS.get(method, (1.0, 1.0))
     last = ufunc("maximum", count - 1.0, 0.0)
-    place = ufunc("add", ufunc("multiply", count, share), share * (1.0 - alpha - beta) + (alpha - 1.0))
+    if alpha == beta == 1.0:  # as NumPy rounds it: a place that is whole is to be found so
+        place = ufunc("multiply", last, share)
+    else:
+        place = ufunc("add", ufunc("multiply", count, share), share * (1.0 - alpha - beta) + (alpha - 1.0))
     place = ufunc("maximum", ufunc("minimum", place, last), 0.0)
     low = ufunc("floor", place)
     high = ufunc("minimum", low + 1.0, last.broadcast(low.shape))
@@ -187,15 +190,15 @@ def _quantiles(op: str, a: Operand, q: Operand, axis: Axis, method: str, keepdim
     lead = low.shape[: low.ndim - rows.ndim + 1]
     wide = rows.reshape((*(1,) * len(lead), *rows.shape)).broadcast((*lead, *rows.shape))
     below, above = (
-        FUNCTIONS["take_along_axis"](wide, i.astype(np.int64).reshape((*i.shape, 1)), -1).reshape(i.shape).astype(kind)
+        FUNCTIONS["take_along_axis"](wide, i.astype(np.int64).reshape((*i.shape, 1)), -1)
+        .reshape(i.shape)
+        .astype(x.dtype if method in TAKEN else kind)
         for i in (low, high)
     )
     made = _between(method, below, above, weight.astype(kind), rounded=ufunc("rint", place), low=low)
     if not skips and x.dtype.kind == "f":
         bad = part(nan, nan.ndim - 1, n - 1, n).reshape(rows.shape[:-1])
         made = where(bad, full(float("nan"), made), made)
-    if method in TAKEN and x.dtype.kind in "iu":
-        made = made.astype(x.dtype)
     return made.reshape((*lead, *(1 if i in axes else m for i, m in enumerate(x.shape)))) if keepdims else made
 
 
@@ -236,6 +239,9 @@ def _enter(name: str, scale: float | None, skips: bool) -> None:
             if method not in METHODS:
                 names = ", ".join(METHODS)
                 raise InvalidParameter(op=f"np.{name}", name="method", found=method, expected=names, loc=user_line())
+            if isinstance(q, int | float) and not 0 <= q <= scale:
+                expected = f"0 to {scale:g}"
+                raise InvalidParameter(op=f"np.{name}", name="q", found=q, expected=expected, loc=user_line())
             share = q if scale == 1 else q / scale if isinstance(q, int | float) else ufunc("divide", q, scale)
             return _quantiles(name, a, share, axis, method, keepdims, skips)
 

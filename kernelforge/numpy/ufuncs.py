@@ -466,7 +466,7 @@ def result_type(*arrays_and_dtypes: Any) -> np.dtype[Any]:
     """``numpy.result_type``."""
 
     def stand_in(x: Any) -> Any:
-        kind = kindred(x.sym) if isinstance(x, Tracer) else getattr(x, "dtype", x)
+        kind = kindred(x.sym) if isinstance(x, Tracer) else x if isinstance(x, type) else getattr(x, "dtype", x)
         return kind(0) if isinstance(x, Tracer) and isinstance(kind, type) else kind
 
     return np.result_type(*(stand_in(x) for x in arrays_and_dtypes))
