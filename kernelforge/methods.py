@@ -35,7 +35,9 @@ IGNORED = {
 }
 """Keywords of NumPy functions that say nothing here, by the value that says nothing."""
 
-ORDERED = frozenset("reshape ravel flatten unravel_index ravel_multi_index sort argsort partition argpartition".split())
+ORDERED = frozenset({
+    "reshape", "ravel", "flatten", "unravel_index", "ravel_multi_index", "sort", "argsort", "partition", "argpartition",
+})  # fmt: skip
 """Functions whose ``order`` says something."""
 
 REDUCERS = {
