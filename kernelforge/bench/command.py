@@ -261,7 +261,7 @@ def kept(out: Console) -> list[Run]:
         try:
             found.append(read(file))
         except CommandFailed as error:
-            out.print(f"left out: {error}", highlight=False, markup=False)
+            out.print(f"left out: {error}", highlight=False, markup=False, soft_wrap=True)
     return found
 
 
