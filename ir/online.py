@@ -8,7 +8,8 @@ calculation for softmax, 2018, algorithm 3; T. Dao et al., FlashAttention, 2022,
 
 As long as every x is -inf, the exponential is relative to zero, so that it is zero as well; a row in which that remains
 so gets what ``exp(x - M)`` gives there, which is NaN. Casts between floats are taken to commute with these factors:
-values are rounded at another scale, and not more often.
+values are rounded at another scale, and not more often. Nor are sums divided before the walk ends: where all weights of
+a row are near its largest, values beyond the dtype's largest number over their count overflow, as in FlashAttention.
 """
 
 from __future__ import annotations
