@@ -219,7 +219,8 @@ def matrix_power(a: Any, n: int) -> Any:
     """``numpy.linalg.matrix_power``, by squaring."""
     a = FUNCTIONS["asarray"](a)
     if n == 0:
-        return np.broadcast_to(np.eye(_matrices("matrix_power", a).shape[-1], dtype=a.dtype), a.shape)
+        _matrices("matrix_power", a)
+        return _identity(a)
     a = inv(a) if n < 0 else a if a.dtype.kind != "f" else _matrices("matrix_power", a)
     made, square = None, a
     for bit in bin(abs(n))[:1:-1]:

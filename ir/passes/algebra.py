@@ -169,8 +169,11 @@ def _where(r: Rewriter, node: Node) -> Sym | None:
     a, b = r.uniform(x.value), r.uniform(y.value)
     if a is not None and b is not None and _is(a, b):
         return x
-    if _dtype(node) == "bool" and ((a is not None and bool(a)) or (b is not None and not b)):
-        return condition | y if a is not None and bool(a) else condition & x
+    if _dtype(node) == "bool":
+        if a is not None and a:
+            return condition | y
+        if b is not None and not b:
+            return condition & x
     inverted = _inner(r, node, 0, "invert")
     return None if inverted is None else apply("where", inverted, y, x)
 

@@ -10,6 +10,7 @@ from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Space, Stmt, Store, i64, stmts
 from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
+from kernelforge.ir.schedule.factors import factor_by
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
 from kernelforge.ir.schedule.nests import filled, lanes, summed
@@ -159,7 +160,7 @@ def _across(kernel: Kernel, i: str, at: str, limits: Limits, width: int, buffers
         kernel = fission(kernel, loop)
     for loop in (f"{d}r", f"{j}r"):
         kernel = reorder(kernel, loop, i)
-    right = _factor(kernel, f"{d}r")
+    right = factor_by(kernel, [f"{d}r"])
     known = {name, f"{name}_columns", *buffers}
     lane = loops(kernel, f"{d}r")[0].var
     if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], lane) == 1:
@@ -262,7 +263,7 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     if block:
         kernel = fission(kernel, f"{i}o")
         kernel = reorder(kernel, f"{i}o", block[0])
-    left, right = _factor(kernel, f"{i}r"), _factor(kernel, f"{jn}r")
+    left, right = factor_by(kernel, [f"{i}r"]), factor_by(kernel, [f"{jn}r"])
     own = {f"{name}_rows", f"{name}_columns", *accumulators, *buffers}
     if not (isinstance(left, Load) and left.buffer in buffers):
         by = [f"{i}o", f"{i}r", *block, *walked]
@@ -300,14 +301,6 @@ def _by_rows(body: Sequence[Stmt], i: str) -> bool:
     """Whether a factor of the accumulated product depends on the row ``i``: one of ones alone has no rows."""
     s = summed(body)
     return s is not None and any(v.name == i for v in free_vars(s.value))
-
-
-def _factor(kernel: Kernel, by: str) -> Expr:
-    """Find the factor of the accumulated product that depends on the loop ``by``."""
-    for s in stmts(kernel.body):
-        if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
-            return next(e for e in s.value.args if any(v.name == by for v in free_vars(e)))
-    raise AssertionError
 
 
 def _packed(kernel: Kernel, buffer: str, by: Sequence[str], width: int) -> Kernel:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, Kernel, Load, Op, Store, stmts, walk
-from kernelforge.ir.schedule.factors import parallel_loops, sum_loops
+from kernelforge.ir.schedule.factors import multiplied, parallel_loops, sum_loops
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.staging import copy_out, stage
@@ -52,12 +52,11 @@ FLIGHT = 8
 
 def factor(kernel: Kernel, by: str, without: str) -> Expr:
     """Find the factor of the accumulated product that depends on the loop ``by`` and not on ``without``."""
-    for s in stmts(kernel.body):
-        if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
-            for e in s.value.args:
-                names = {v.name for v in free_vars(e)}
-                if any(n.startswith(by) for n in names) and not any(n.startswith(without) for n in names):
-                    return e
+    for pair in multiplied(kernel):
+        for e in pair:
+            names = {v.name for v in free_vars(e)}
+            if any(n.startswith(by) for n in names) and not any(n.startswith(without) for n in names):
+                return e
     raise IllegalSchedule(step="stage", target=by, reason="no product is accumulated")
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import cast
 
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Op, Store, Var, stmts, substitute, walk
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, Var, stmts, substitute, walk
 from kernelforge.ir.schedule import contraction as product
-from kernelforge.ir.schedule.factors import factors, parallel_loops, sum_loops
+from kernelforge.ir.schedule.factors import factors, multiplied, parallel_loops, sum_loops
 from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import SHORTEST
 from kernelforge.ir.schedule.nests import loads, perfect, size
@@ -318,7 +318,7 @@ def filtered(kernel: Kernel, pairs: Sequence[Slide], width: int) -> Kernel:
         width //= 2
     kernel = _sums_ordered(kernel, [*around, *walked])
     kernel = product.tiled(kernel, "", "", [around], [], inside)
-    (image,) = {e for e in _summed_products(kernel) if all(slides(e, s.outer, s.inner) for s in pairs)}
+    (image,) = {e for e in next(multiplied(kernel)) if all(slides(e, s.outer, s.inner) for s in pairs)}
     at = (around or outer)[-1]
     kernel = stage(kernel, image, at, list(zip(inside, walked, strict=True)), "local", "image")
     kernel = place(kernel, accumulator, "local")
@@ -340,12 +340,6 @@ def filtered(kernel: Kernel, pairs: Sequence[Slide], width: int) -> Kernel:
     for name in outer:
         kernel = bind(kernel, name, "grid")
     return kernel
-
-
-def _summed_products(kernel: Kernel) -> tuple[Expr, ...]:
-    """Return the factors of the products that a nest sums."""
-    found = (s.value for s in stmts(kernel.body) if isinstance(s, Store) and s.op == "add")
-    return next(e.args for e in found if isinstance(e, Op) and e.op == "mul")
 
 
 def ordered(kernel: Kernel, names: Sequence[str]) -> Kernel:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import Expr, For, Kernel, Op, Stmt, Store, stmts
 from kernelforge.ir.schedule.nests import perfect, size
@@ -117,6 +118,22 @@ def factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
             return (value.args, depth) if store.op == "add" and isinstance(value, Op) and value.op == "mul" else ((), 0)
         sums = [s for s in inner if isinstance(s, For) and s.kind == "serial"] if len(inner) == 1 else []
     return (), 0
+
+
+def multiplied(kernel: Kernel) -> Iterator[tuple[Expr, ...]]:
+    """Yield the factors of each product that is added up anywhere in a kernel."""
+    for s in stmts(kernel.body):
+        if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
+            yield s.value.args
+
+
+def factor_by(kernel: Kernel, inside: Sequence[str]) -> Expr:
+    """Return the factor of the accumulated product that depends on one of the loops ``inside``."""
+    for pair in multiplied(kernel):
+        for e in pair:
+            if not {v.name for v in free_vars(e)}.isdisjoint(inside):
+                return e
+    raise IllegalSchedule(step="stage", target=inside[0], reason="no product is accumulated")
 
 
 def parallel_loops(kernel: Kernel) -> list[For]:

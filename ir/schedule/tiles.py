@@ -12,11 +12,10 @@ import math
 from collections.abc import Sequence
 
 from kernelforge.dtypes import DTYPES, NARROW_FLOATS
-from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Load, Op, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Op, Stmt, exprs, stmts, walk
 from kernelforge.ir.schedule.ahead import ahead
-from kernelforge.ir.schedule.factors import SMALL, factors
+from kernelforge.ir.schedule.factors import SMALL, factor_by, factors
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import perfect, size
@@ -169,7 +168,7 @@ def blocked(kernel: Kernel, i: str, j: str, k: str, sizes: Tile) -> tuple[Kernel
     items = [f"{i}x", f"{j}x"]
     kernel = _tiled(kernel, (f"{i}o", f"{j}o", k), rows, columns, items, [f"{i}r", f"{j}r", f"{j}v"])
     for name, inside in (("columns", columns), ("rows", rows)):
-        kernel = stage(kernel, _factor(kernel, inside), f"{k}o", [f"{k}s", *inside], "local", name)
+        kernel = stage(kernel, factor_by(kernel, inside), f"{k}o", [f"{k}s", *inside], "local", name)
         kernel, along = _copied(kernel, name, f"{k}s", inside, sizes.items**2)
         if along:
             # stored across its rows, which are made longer so that their banks differ
@@ -245,7 +244,7 @@ def fragmented(
     warp, own = [f"{i}w", f"{j}w", f"{i}g", f"{j}q"], [f"{i}m", f"{j}n", f"{i}h", f"{j}p"]
     kernel = _tiled(kernel, (f"{i}o", f"{j}o", k), rows, columns, warp, own)
     for name, inside in (("columns", columns), ("rows", rows)):
-        factor = _factor(kernel, inside)
+        factor = factor_by(kernel, inside)
         assert isinstance(factor, Op)
         kernel = stage(kernel, factor.args[0], f"{k}o", [*inside, f"{k}s"], "local", name)
         kernel, _ = _copied(kernel, name, f"{k}s", inside, sizes.items)
@@ -316,16 +315,6 @@ def _as_matrices(kernel: Kernel, product: Product) -> tuple[Kernel, str, str, st
             name = joined
         made.append(name)
     return kernel, *made  # type: ignore[return-value]
-
-
-def _factor(kernel: Kernel, inside: Sequence[str]) -> Expr:
-    """Return the factor of the accumulated product that depends on the loops ``inside``."""
-    for s in stmts(kernel.body):
-        if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
-            for e in s.value.args:
-                if not {v.name for v in free_vars(e)}.isdisjoint(inside):
-                    return e
-    raise IllegalSchedule(step="stage", target=inside[0], reason="no product is accumulated")
 
 
 def _read(loop: For) -> list[Load]:

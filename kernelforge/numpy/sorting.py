@@ -72,7 +72,7 @@ def _ordered(x: Sym) -> Sym:
     return where(ufunc("isnan", x), full(greatest, folded), folded)
 
 
-def order(x: Sym) -> Sym:
+def order_of(x: Sym) -> Sym:
     """Return the places, as i64, of the elements along the last axis in ascending order."""
     n = x.shape[-1]
     whole = 1 << max(n - 1, 0).bit_length()
@@ -114,12 +114,9 @@ def argsort(a: Sym, axis: int | None = -1, kind: str | None = None, order: Any =
     return FUNCTIONS["moveaxis"](order_of(x), -1, on)  # type: ignore[no-any-return]
 
 
-order_of = order
-
-
 def ascending(x: Sym) -> Sym:
     """Sort along the last axis; derivatives go to where the elements came from."""
-    return FUNCTIONS["take_along_axis"](x, order(x), -1)  # type: ignore[no-any-return]
+    return FUNCTIONS["take_along_axis"](x, order_of(x), -1)  # type: ignore[no-any-return]
 
 
 @array_function("a", name="sort")
@@ -145,9 +142,9 @@ def argpartition(a: Sym, kth: Any, axis: int | None = -1, kind: str | None = Non
 @array_function("*keys")
 def lexsort(keys: Sequence[Sym], axis: int = -1) -> Sym:
     rows = [_last(k, axis)[0] for k in keys]
-    found = order(rows[0])
+    found = order_of(rows[0])
     for row in rows[1:]:
-        again = order(FUNCTIONS["take_along_axis"](row, found, -1))
+        again = order_of(FUNCTIONS["take_along_axis"](row, found, -1))
         found = FUNCTIONS["take_along_axis"](found, again, -1)
     return FUNCTIONS["moveaxis"](found, -1, axis)  # type: ignore[no-any-return]
 
