@@ -127,6 +127,17 @@ def test_a_limits_call_does_a_workload_as_often_as_it_says(name: str) -> None:
             assert share * sum(moved) >= 1e8
 
 
+@pytest.mark.parametrize("reads", [0, 1, 3])
+def test_a_limit_moves_no_zeros(reads: int) -> None:
+    # a Zen 5 writes zeros past the caches at twice the rate
+    work = dataclasses.replace(TABLE["sgemm_256"], moved=(reads * 1e4, 1e4))
+    call, _ = Limit(Setting("streaming", "cpu", 2))._move(work, reads, 1, 0)
+    source, target = call()
+    moved = target.view(np.float32)[: 8000 // 4]
+    assert (source > 0).mean() > 0.99
+    assert (moved > 0).mean() > 0.9
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
 def test_the_limits_chains_run(dtype: str) -> None:
     fn, flops = Host.here().chains(dtype)

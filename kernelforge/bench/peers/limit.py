@@ -80,7 +80,8 @@ class Limit(Peer):
         step = UNROLL * self._host.width
         blocks = max(count, round(total / (reads + writes) / step))
         each = blocks * step + APART
-        source = aligned(np.zeros(max(reads, 1) * each, np.uint8))
+        # no zeros: past the caches some processors write those at twice the rate
+        source = aligned(np.random.default_rng(0).random(max(reads, 1) * each // 4, np.float32))
         target = aligned(np.zeros(max(writes, 1) * each + PAGE, np.uint8))[PAGE // 2 :]
         repeat = max(1, round(ENOUGH_S * GUESS["bytes"] / total))
         bounds = [blocks * t // count * step for t in range(count + 1)]

@@ -85,7 +85,7 @@ def _mover(name: str, width: int, reads: int, writes: int, streaming: bool, ahea
                 f" %{side}.{s} = getelementptr i8, ptr %{side}, i64 %{side}.{s}.at",
             ]
     for u in range(UNROLL):
-        value = "zeroinitializer"
+        value = "splat (float 1.0)"
         for s in range(reads):
             lines += [
                 f" %p.{s}.{u} = getelementptr i8, ptr %source.{s}, i64 {u * width}",
