@@ -67,7 +67,7 @@ _WEIGHT = (
     | dict.fromkeys(("div", "sqrt"), DIVISION)
     | {"pow": POWER}
 )
-_FREE = frozenset({"cast", "bitcast", "select"})
+_FREE = frozenset({"cast", "bitcast", "select", "tf32"})
 
 
 class Cost(NamedTuple):

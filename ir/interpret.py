@@ -106,6 +106,12 @@ def _scaleb(x: Array, n: Array) -> Array:
     return np.asarray(np.ldexp(x, np.clip(np.nan_to_num(n), -9999, 9999).astype(np.int32)))
 
 
+def tf32(x: Array) -> Array:
+    """Round f32 to 10 bits of mantissa, a tie away from zero, as ``cvt.rna.tf32.f32`` of the PTX ISA."""
+    rounded = ((np.asarray(x).view(np.uint32) + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isnan(x), x, rounded)
+
+
 MEANING: dict[str, Callable[..., Any]] = {
     "neg": np.negative, "abs": np.abs, "not": np.invert, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
     "trunc": np.trunc, "rint": np.rint, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
@@ -118,6 +124,7 @@ MEANING: dict[str, Callable[..., Any]] = {
     "erf": _elements(math.erf, 1), "erfc": _elements(math.erfc, 1), "cbrt": np.cbrt, "atan2": np.arctan2,
     "pow": np.power, "fmod": np.fmod, "fma": _wide_fma, "scaleb": _scaleb, "unlikely": np.asarray,
     "mad": lambda x, y, z: x * y + z, "mul_error": _mul_error,
+    "tf32": tf32,
 }  # fmt: skip
 """What each operation of ``kernelforge.ir.kernel.ARITY`` computes, but for ``select``, ``cast`` and ``bitcast``."""
 

@@ -19,6 +19,7 @@ Meaning, which every printer and every schedule step keeps:
   Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**n for a whole number n;
   ``mad(x, y, z)`` is x * y + z, rounded once or twice;
   ``mul_error(x, y)`` is x * y less its rounded value, exactly, where neither overflows nor underflows.
+  ``tf32(x)`` is an f32 rounded to 10 bits of mantissa, a tie away from zero.
   Casting a float outside of an integer's range gives any value.
 - ``unlikely(c)`` is c, and a hint to the pass ``branch``, which leaves none to the printers.
 - *bool* is stored as one byte, 0 or 1.
@@ -54,10 +55,10 @@ MATH_UNARY = (
 MATH_BINARY = ("atan2", "pow", "fmod")
 """Transcendentals: ``kernelforge.ir.math`` expands them to the operations above before a printer sees them, where it
 has an expansion for the dtype; the printer calls the device's library for the rest."""
-OTHER = ("fma", "mad", "scaleb", "select", "cast", "bitcast", "unlikely", "mul_error")
+OTHER = ("fma", "mad", "scaleb", "select", "cast", "bitcast", "unlikely", "mul_error", "tf32")
 
 ARITY: dict[str, int] = {
-    **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast", "unlikely"), 1),
+    **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast", "unlikely", "tf32"), 1),
     **dict.fromkeys(BINARY + COMPARE + MATH_BINARY + ("scaleb", "mul_error"), 2),
     **dict.fromkeys(("fma", "mad", "select"), 3),
 }

@@ -44,6 +44,7 @@ OPERANDS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("floordiv", "mod", "shl", "shr"), INTEGERS),
     **dict.fromkeys(("and", "or", "xor", "not"), _BITS),
     "unlikely": frozenset({"bool"}),
+    "tf32": frozenset({"f32"}),
     **dict.fromkeys(("neg", "abs", "add", "sub", "mul"), _NUMBERS),
     **dict.fromkeys((*COMPARE, "min", "max", "select", "cast", "bitcast"), frozenset(DTYPES)),
 }

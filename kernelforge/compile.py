@@ -29,6 +29,7 @@ from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
+from kernelforge.ir.passes.tf32 import round_factors
 from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
@@ -255,6 +256,8 @@ def _ordered(
                 continue
             parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
             naive, values = to_kernel(_name(region), parts, strides)
+            if config.precision == "high" and "tf32" in backend.limits.native:
+                naive = round_factors(naive)
             if naive not in known:
                 parameters = tuned.parameters(naive, backend)
                 kernel = _tuned(naive, parameters, backend, config)

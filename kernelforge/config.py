@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from kernelforge.errors import InvalidParameter
 
 Rounding = Literal["strict", "fast"]
+Precision = Literal["highest", "high"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,18 +21,23 @@ class Config:
     Attributes:
         rounding: ``strict`` keeps every rounding and cast point of the unfused program and reassociates only
             reductions, in a fixed tree; ``fast`` also rounds a product and a sum that takes it together.
+        precision: of products of f32 in contractions. ``highest`` is f32; ``high`` rounds their factors to tf32, 10
+            bits of mantissa for 23, on devices whose tensor cores multiply those (CUDA from compute capability 8.0 on)
+            and is f32 on all others. The names are those of ``torch.set_float32_matmul_precision`` and JAX.
         fusion: whether operations share kernels; off, every operation is a kernel (to find a fusion at fault).
         verify: whether both IRs are verified after each pass.
     """
 
     rounding: Rounding = "strict"
+    precision: Precision = "highest"
     fusion: bool = True
     verify: bool = False
 
     def __post_init__(self) -> None:
-        known = get_args(Rounding)
-        if self.rounding not in known:
-            raise InvalidParameter(op="config", name="rounding", found=self.rounding, expected=" or ".join(known))
+        for name, of in (("rounding", Rounding), ("precision", Precision)):
+            found, known = getattr(self, name), get_args(of)
+            if found not in known:
+                raise InvalidParameter(op="config", name=name, found=found, expected=" or ".join(known))
 
 
 CURRENT: contextvars.ContextVar[Config] = contextvars.ContextVar("kernelforge_config", default=Config())  # noqa: B039 - it is frozen

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from kernelforge.ir.interpret import run_kernel, tf32
 from kernelforge.ir.kernel import Op, exprs, stmts, walk
 
 
@@ -29,6 +30,32 @@ def test_rounding() -> None:
         assert "fma" in operations(kf.jit(axpy).lower(X, Y))
         np.testing.assert_allclose(kf.jit(axpy)(X, Y), axpy(X, Y), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(kf.jit(np.tanh)(X), np.tanh(X.astype(np.float64)), rtol=1e-6)
+
+
+M = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+
+
+def test_precision() -> None:
+    """What may be rounded is, where tensor cores take it, and the same bits come from all other devices."""
+    product = kf.jit(lambda x, y: x @ y)
+    with kf.config(precision="highest"):
+        want = product(M, M)
+        assert "tf32" not in operations(product.lower(M, M, target="cuda:sm_90"))
+    with kf.config(precision="high"):
+        np.testing.assert_array_equal(product(M, M), want)
+        lowered = product.lower(M, M, target="cuda:sm_90")
+        assert "tf32" in operations(lowered)
+        assert "tf32" not in operations(product.lower(M, M, target="opencl:gfx90a"))
+        assert "tf32" not in operations(product.lower(M.astype(np.float64), M.astype(np.float64), target="cuda:sm_90"))
+    (kernel,) = lowered.kernels
+    held = {"x": M.ravel(), "y": M.ravel(), "o": np.zeros(M.size, np.float32)}
+    held = dict(zip([a.name for a in kernel.naive.args], held.values(), strict=True))
+    run_kernel(kernel.naive, held, {})
+    rounded = tf32(M).astype(np.float64)
+    np.testing.assert_allclose(
+        held[kernel.naive.args[-1].name].reshape(M.shape), rounded @ rounded, rtol=1e-5, atol=1e-5
+    )
+    assert np.abs(rounded @ rounded - want).max() > 1e-3
 
 
 def test_fusion() -> None:

@@ -379,3 +379,8 @@ def test_settings_are_checked() -> None:
         kf.config(rounding="sloppy"),
     ):
         pass
+    with (
+        pytest.raises(errors.InvalidParameter, match="precision='low' is not valid; expected highest or high"),
+        kf.config(precision="low"),
+    ):
+        pass

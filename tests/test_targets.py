@@ -88,6 +88,15 @@ def test_attention_multiplies_by_tensor_cores(dtype: str, name: str) -> None:
     assert usage.registers <= 96
 
 
+@pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90"])
+def test_attention_of_high_precision_multiplies_tf32(name: str) -> None:
+    with kf.config(precision="high"):
+        (report,) = reports(name, *PROGRAMS["attention"])
+    assert report.assembly.count("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32") >= 16
+    assert "ld.local" not in report.assembly
+    assert not any(u.spills for u in report.usage)
+
+
 @pytest.mark.parametrize("name", ["cuda:sm_90", "opencl:gfx90a"])
 def test_what_is_kept_in_memory_counts_as_spilled(name: str) -> None:
     """An array of registers, read where the data says."""

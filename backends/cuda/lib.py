@@ -23,8 +23,9 @@ from numba.cuda import cgutils, types
 from numba.cuda.core import config
 from numba.cuda.extending import intrinsic
 
-from kernelforge.backends.cuda.mma import NARROW
+from kernelforge.backends.cuda.mma import NARROW, PACK
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.interpret import tf32
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY
 
 SIMULATED: bool = bool(config.ENABLE_CUDASIM)
@@ -135,8 +136,20 @@ def _emit_packed(context: Any, builder: Any, typed: Any, values: Any) -> Any:
     return builder.or_(low, builder.shl(high, word(16)))
 
 
-def _emit_mma(dtype: str) -> Callable[[Any, Any, Any, Any], Any]:
-    """Add a product of a warp, 16 x 16 by 16 x 8, to four accumulators of each lane (PTX ISA, ``mma.sync``)."""
+def _rounded_bits(builder: Any, value: Any) -> Any:
+    """Round f32 to tf32; the result's low bits are zero."""
+    kind = ir.FunctionType(ir.IntType(32), [ir.FloatType()])
+    return builder.call(ir.InlineAsm(kind, "cvt.rna.tf32.f32 $0, $1;", "=r,f"), [value], attrs=("readnone",))
+
+
+def _emit_tf32(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+    return builder.bitcast(_rounded_bits(builder, values[0]), ir.FloatType())
+
+
+def _emit_mma(form: str) -> Callable[[Any, Any, Any, Any], Any]:
+    """Add a product of a warp, 16 x k by k x 8, to four accumulators of each lane (PTX ISA, ``mma.sync``): k is 16 for
+    factors of 16 bits, which come in pairs, and 8 for those of 32, which are rounded here.
+    """
 
     def emit(context: Any, builder: Any, typed: Any, values: Any) -> Any:
         registers, at, *operands = values
@@ -144,10 +157,12 @@ def _emit_mma(dtype: str) -> Callable[[Any, Any, Any, Any], Any]:
         places = [builder.gep(registers, [builder.add(at, word(k))]) for k in range(4)]
         kind = ir.FunctionType(ir.LiteralStructType([number] * 4), [ir.IntType(32)] * 6 + [number] * 4)
         text = (
-            f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32 "
+            f"mma.sync.aligned.m16n8k{8 * PACK[form]}.row.col.f32.{form}.{form}.f32 "
             "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
         )
         assembly = ir.InlineAsm(kind, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=False)
+        if form == "tf32":
+            operands = [_rounded_bits(builder, x) for x in operands]
         made = builder.call(assembly, [*operands, *(builder.load(p) for p in places)])
         for k, place in enumerate(places):
             builder.store(builder.extract_value(made, k), place)
@@ -367,7 +382,8 @@ TABLE: dict[str, Entry] = {
     **{f"to_{name}": Entry(1, _always(types.uint16), _emit_to_narrow(name), _to_bits(name)) for name in NARROW},
     "pair": Entry(2, _always(types.uint32), _emit_pair, _no_warp),
     "packed": Entry(2, _always(types.uint32), _emit_packed, _no_warp),
-    **{f"mma_{name}": Entry(8, _void, _emit_mma(name), _no_warp) for name in NARROW},
+    **{f"mma_{name}": Entry(8, _void, _emit_mma(name), _no_warp) for name in PACK},
+    "tf32": Entry(1, _always(types.float32), _emit_tf32, tf32),
     "copies_done": Entry(0, _void, _emit_copies_done, lambda: None),
     **{f"ld{n}": Entry(3, _void, _move(n, into=True), _load_lanes(n)) for n in LANES},
     **{f"st{n}": Entry(3, _void, _move(n, into=False), _store_lanes(n)) for n in LANES},

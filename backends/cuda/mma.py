@@ -1,8 +1,8 @@
-"""Which element of a small product a lane of a warp holds in which place: the fragments of ``mma.sync.m16n8k16``.
+"""Which element of a small product a lane of a warp holds in which place: the fragments of ``mma.sync``.
 
-As the PTX ISA gives them (Matrix Fragments for mma.m16n8k16 with floating point type, 16 bits wide), with ``group`` for
-``groupID = lane >> 2`` and ``member`` for ``threadID_in_group = lane % 4``. The functions take numbers, arrays and
-index expressions alike.
+As the PTX ISA gives them (Matrix Fragments for mma.m16n8k16 with floating point type, 16 bits wide, and for
+mma.m16n8k8 with .tf32), with ``group`` for ``groupID = lane >> 2``, ``member`` for ``threadID_in_group = lane % 4``,
+and ``pack`` elements to a register. The functions take numbers, arrays and index expressions alike.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from typing import Any
 from kernelforge.ir.index import free_vars, normalize
 from kernelforge.ir.kernel import Expr, For, Load, Op, Stmt, Store, i64, substitute
 
-ROWS, COLUMNS, DEPTH = 16, 8, 16
+ROWS, COLUMNS = 16, 8
 GROUPS, MEMBERS = 8, 4
 NARROW = ("bf16", "f16")
+PACK = {"bf16": 2, "f16": 2, "tf32": 1}
+"""Elements of a factor that a register of 32 bits holds; a product is eight registers deep."""
 
 
-def left(group: Any, member: Any, i: int) -> tuple[Any, Any]:
-    """Return row and depth of the element ``a_i``, i < 8."""
-    return group + 8 * (i // 2 % 2), member * 2 + (i % 2 + 8 * (i // 4))
+def left(group: Any, member: Any, i: int, pack: int) -> tuple[Any, Any]:
+    """Return row and depth of the element ``a_i``, i < 4 * pack."""
+    register = i // pack
+    return group + 8 * (register % 2), member * pack + (i % pack + 4 * pack * (register // 2))
 
 
-def right(group: Any, member: Any, i: int) -> tuple[Any, Any]:
-    """Return depth and column of the element ``b_i``, i < 4."""
-    return member * 2 + (i % 2 + 8 * (i // 2)), group
+def right(group: Any, member: Any, i: int, pack: int) -> tuple[Any, Any]:
+    """Return depth and column of the element ``b_i``, i < 2 * pack."""
+    return member * pack + (i % pack + 4 * pack * (i // pack)), group
 
 
 def result(group: Any, member: Any, i: int) -> tuple[Any, Any]:
@@ -43,6 +46,7 @@ class Small:
         depth: the loop of the sum, and ``outer`` those over the small products of a lane.
         row, column: the loops over a lane's own rows and columns of one, two each.
         store: what accumulates, of ``a`` and ``b``.
+        form: which products: ``bf16``, ``f16`` or ``tf32``.
     """
 
     group: For
@@ -54,19 +58,29 @@ class Small:
     store: Store
     a: Load
     b: Load
+    form: str
+
+    @property
+    def pack(self) -> int:
+        return PACK[self.form]
+
+    @property
+    def deep(self) -> int:
+        """How many elements one product is deep."""
+        return 8 * self.pack
 
     def a_index(self, i: int, step: Expr) -> tuple[Expr, ...]:
         """Return where a lane finds its element ``a_i`` of the product number ``step`` along the depth."""
-        _, k = left(self.group.var, self.member.var, i)
-        return self._at(self.a, {self.row.var: i64(i // 2 % 2), self.depth.var: step * DEPTH + k})
+        _, k = left(self.group.var, self.member.var, i, self.pack)
+        return self._at(self.a, {self.row.var: i64(i // self.pack % 2), self.depth.var: step * self.deep + k})
 
     def b_index(self, i: int, step: Expr) -> tuple[Expr, ...]:
         """Return where a lane finds its element ``b_i``, of the column that its group counts."""
-        k, column = right(self.group.var, self.member.var, i)
+        k, column = right(self.group.var, self.member.var, i, self.pack)
         replace: dict[Expr, Expr] = {
             self.member.var: column // 2,
             self.column.var: column % 2,
-            self.depth.var: step * DEPTH + k,
+            self.depth.var: step * self.deep + k,
         }
         return self._at(self.b, replace)
 
@@ -92,17 +106,25 @@ def small(chain: Sequence[For], body: Sequence[Stmt]) -> Small | None:
         return None
     store, (depth, *outer, row, column) = body[0], path
     factors = store.value.args if isinstance(store.value, Op) and store.value.op == "mul" else ()
-    narrow = [e.args[0] for e in factors if isinstance(e, Op) and e.op == "cast" and e.args[0].dtype in NARROW]
-    loads = [e for e in narrow if isinstance(e, Load)]
-    if store.op != "add" or store.value.dtype != "f32" or len(loads) != 2 or loads[0].dtype != loads[1].dtype:
+    forms = {_form(e) for e in factors}
+    loads = [e.args[0] for e in factors if isinstance(e, Op) and isinstance(e.args[0], Load)]
+    if store.op != "add" or store.value.dtype != "f32" or len(loads) != 2 or len(forms) != 1 or "" in forms:
         return None
+    (form,) = forms
     group, member = chain[-2:]
     own = tuple(p.var for p in (*chain, *outer, row, column))
-    if store.index != own or (row.static, column.static) != (2, 2) or (depth.static or 1) % DEPTH:
+    if store.index != own or (row.static, column.static) != (2, 2) or (depth.static or 1) % (8 * PACK[form]):
         return None
     needs = [frozenset().union(*(free_vars(i) for i in e.index)) for e in loads]
     a, b = loads if group.var in needs[0] else reversed(loads)
     one, other = needs if group.var in needs[0] else reversed(needs)
     if one & {member.var, column.var} or other & {group.var, row.var} or not {depth.var} <= one & other:
         return None
-    return Small(group, member, depth, tuple(outer), row, column, store, a, b)
+    return Small(group, member, depth, tuple(outer), row, column, store, a, b, form)
+
+
+def _form(factor: Expr) -> str:
+    if not isinstance(factor, Op):
+        return ""
+    dtype = factor.args[0].dtype
+    return dtype if factor.op == "cast" and dtype in NARROW else "tf32" if factor.op == "tf32" else ""

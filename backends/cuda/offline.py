@@ -31,12 +31,12 @@ from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.schedule.limits import Limits
 
 AMPERE = (8, 0)
-"""The compute capability from which on there are ``cp.async``, ``cvt.rn.bf16.f32`` and ``mma.sync`` of bf16."""
+"""The compute capability from which on there are ``cp.async``, ``cvt.rn.bf16.f32``, ``mma.sync`` of bf16 and tf32."""
 
 
 def native(cc: tuple[int, int]) -> frozenset[str]:
     """Return what ``Limits.native`` says of a compute capability."""
-    return frozenset({"async", "mma", *NARROW}) if cc >= AMPERE else frozenset()
+    return frozenset({"async", "mma", "tf32", *NARROW}) if cc >= AMPERE else frozenset()
 
 
 class Report(NamedTuple):

@@ -28,7 +28,7 @@ from kernelforge.backends.cuda.analysis import (
     units,
 )
 from kernelforge.backends.cuda.exprs import Buffer
-from kernelforge.backends.cuda.mma import DEPTH, Small, small
+from kernelforge.backends.cuda.mma import Small, small
 from kernelforge.backends.cuda.thread import Thread
 from kernelforge.ir.index import normalize, poly
 from kernelforge.ir.kernel import (
@@ -221,21 +221,25 @@ class _Printer(Thread):
         self.read = None
 
     def multiply(self, of: Small) -> None:
-        """Add products to a unit's accumulators by tensor cores, 16 deep: each lane loads its part of both factors."""
-        step = Var(f"{of.depth.var.name}{DEPTH}", "i64", (of.depth.static or 0) // DEPTH)
+        """Add products to a unit's accumulators by tensor cores: each lane loads its part of both factors."""
+        step = Var(f"{of.depth.var.name}{of.deep}", "i64", (of.depth.static or 0) // of.deep)
 
-        def word(load: Load, *index: tuple[Expr, ...]) -> str:
+        def word(load: Load, index: Sequence[tuple[Expr, ...]]) -> str:
             held = self.buffers[load.buffer]
-            first, second = (held.flat(at) for at in index)
+            first, *others = (held.flat(at) for at in index)
+            if not others:
+                return f"{held.text}[{self.expr(first)}]"
+            (second,) = others
             if poly(normalize(second - first)) == {(): 1} and all(c % 2 == 0 for c in poly(first).values()):
                 return f"pair({held.text}, {self.expr(first)})"
             return f"packed({held.text}[{self.expr(first)}], {held.text}[{self.expr(second)}])"
 
         def product() -> None:
-            words = [word(of.a, of.a_index(i, step), of.a_index(i + 1, step)) for i in (0, 2, 4, 6)]
-            words += [word(of.b, of.b_index(i, step), of.b_index(i + 1, step)) for i in (0, 2)]
+            each = range(of.pack)
+            words = [word(of.a, [of.a_index(r * of.pack + i, step) for i in each]) for r in range(4)]
+            words += [word(of.b, [of.b_index(r * of.pack + i, step) for i in each]) for r in range(2)]
             held = self.buffers[of.store.buffer]
-            self.emit(f"mma_{of.a.dtype}({held.text}, {self.expr(held.flat(of.c_index()))}, {', '.join(words)})")
+            self.emit(f"mma_{of.form}({held.text}, {self.expr(held.flat(of.c_index()))}, {', '.join(words)})")
 
         loops = [For(step, i64(step.bound or 0), "serial", ()), *of.outer]
 

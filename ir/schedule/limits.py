@@ -51,6 +51,7 @@ class Limits:
         native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
             them as bits elsewhere), ``fma``, ``mad`` and ``scaleb`` where the expansions of functions may use them,
             ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats,
+            ``tf32`` where they multiply f32 so rounded, too,
             ``bf16dot`` where pairs of products of bf16 are added to an f32 by one instruction.
         choices: parameters of recipes for one kernel, from the tuner.
     """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from kernelforge.dtypes import DTYPES, NARROW_FLOATS
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Op, Stmt, exprs, stmts, walk
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Load, Op, Stmt, exprs, stmts, walk
 from kernelforge.ir.schedule.ahead import ahead
 from kernelforge.ir.schedule.factors import SMALL, factor_by, factors
 from kernelforge.ir.schedule.limits import Limits
@@ -44,7 +44,10 @@ WARPS = (4, 2)
 """Warps of a work-group along rows and columns, where tensor cores multiply."""
 
 FRAGMENTS = ((2, 8), (2, 4), (1, 4), (1, 2))
-"""Products of 16 x 8 that a warp makes, along rows and columns: two blocks of 32 deep fit 48 KiB of local memory."""
+"""Products of 16 x 8 that a warp makes, along rows and columns: two blocks of ``DEEP`` fit 48 KiB of local memory."""
+
+DEEP = 64
+"""Bytes of factors that a block in local memory is deep where tensor cores multiply, at most."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,26 +182,31 @@ def blocked(kernel: Kernel, i: str, j: str, k: str, sizes: Tile) -> tuple[Kernel
 
 def tensor_cores(product: Product, limits: Limits) -> bool:
     """Whether a product goes to tensor cores."""
-    return "mma" in limits.native and limits.group >= 32 * math.prod(WARPS) and narrow(product)
+    return "mma" in limits.native and limits.group >= 32 * math.prod(WARPS) and bool(narrow(product.sums[:1]))
 
 
-def narrow(product: Product) -> bool:
-    """Whether both factors are floats of 16 bits and the sums f32, as tensor cores take them."""
-    return halves(product.sums[:1])
-
-
-def halves(sums: Sequence[Stmt]) -> bool:
-    """Whether statements add products of floats of 16 bits, both of one type, to f32."""
+def narrow(sums: Sequence[Stmt]) -> int:
+    """Return of how many bytes the factors of products are that statements add to f32, where tensor cores take those:
+    both floats of 16 bits of one type, or both f32 rounded to tf32; else 0.
+    """
     pair, _ = factors(sums)
-    found = {e.args[0].dtype if isinstance(e, Op) and e.op == "cast" and e.dtype == "f32" else "" for e in pair}
-    return len(found) == 1 and found <= NARROW_FLOATS
+    found = {_narrowed(e) for e in pair}
+    (dtype,) = found if len(found) == 1 else ("",)
+    return DTYPES[dtype].itemsize if dtype else 0
+
+
+def _narrowed(factor: Expr) -> str:
+    if not isinstance(factor, Op) or factor.dtype != "f32":
+        return ""
+    dtype = factor.args[0].dtype
+    return dtype if factor.op == "tf32" or (factor.op == "cast" and dtype in NARROW_FLOATS) else ""
 
 
 def fragments(product: Product, limits: Limits) -> Tile:
     """Choose how many products of 16 x 8 a warp makes along rows and columns, by time as in ``tile``.
 
-    Each takes 16 deep as long as loading two words of local memory; the words are four for each along the rows, and
-    two for each along the columns.
+    Each takes 32 bytes deep as long as loading two words of local memory; the words are four for each along the rows,
+    and two for each along the columns.
     """
     units = max(1, limits.threads // RESIDENT)
     m, n, count = size(product.rows), size(product.columns), size(product.batch)
@@ -210,7 +218,8 @@ def fragments(product: Product, limits: Limits) -> Tile:
     rows, columns = min(FRAGMENTS, key=lambda o: (taken(*o), -o[0] * o[1]))
     rows = limits.choose("rows", rows, (1, 2))
     columns = limits.choose("columns", columns, (2, 4, 8))
-    return Tile(math.prod(WARPS) * 32, rows, columns, limits.choose("step", 32, (16,)))
+    deep = DEEP // narrow(product.sums[:1])
+    return Tile(math.prod(WARPS) * 32, rows, columns, limits.choose("step", deep, (deep // 2,)))
 
 
 def tensor(kernel: Kernel, product: Product, limits: Limits) -> Kernel:
@@ -248,7 +257,7 @@ def fragmented(
         assert isinstance(factor, Op)
         kernel = stage(kernel, factor.args[0], f"{k}o", [*inside, f"{k}s"], "local", name)
         kernel, _ = _copied(kernel, name, f"{k}s", inside, sizes.items)
-        kernel = pad(kernel, name, len(inside), WIDE // 2)
+        kernel = pad(kernel, name, len(inside), WIDE // DTYPES[factor.args[0].dtype].itemsize)
     return unguard(kernel, accumulator, lambda e: e.buffer in ("rows", "columns")), warp, f"{j}p"
 
 
@@ -363,7 +372,6 @@ __all__ = [
     "fragmented",
     "fragments",
     "group",
-    "halves",
     "narrow",
     "share",
     "tensor",

@@ -71,9 +71,6 @@ STEP = 8
 WARP, ROWS, COLUMNS = 32, 16, 8
 """Work-items that tensor cores take at once, and the rows and columns of what these make."""
 
-DEEP = 32
-"""As ``STEP``, for tensor cores; or half of it."""
-
 
 def walked(kernel: Kernel, row: str, size: int) -> Kernel:
     """Walk the columns of the row loop ``row`` by blocks of ``size``, in a loop for each level that is called ``row``,
@@ -428,10 +425,12 @@ class _Pieces:
         j, items = columns[0], self.sizes.items
         n = loops(kernel, j)[0].static or 1
         along = self.sizes.rows // ROWS
-        if self.tensor_cores and tiles.halves([_plain(s) for s in body]) and along and self.warps % along == 0:
+        itemsize = tiles.narrow([_plain(s) for s in body]) if self.tensor_cores else 0
+        if itemsize and along and self.warps % along == 0:
             across = self.warps // along
             own = next((c for c in (1, 2, 4, 8) if COLUMNS * across * c >= n), 8)
-            deep = DEEP if (loops(kernel, first)[0].static or 1) > DEEP // 2 else DEEP // 2
+            deep = tiles.DEEP // itemsize
+            deep = deep if (loops(kernel, first)[0].static or 1) > deep // 2 else deep // 2
             kernel, group_, lane = tiles.fragmented(
                 kernel, i, j, first, tiles.Tile(items * items, 1, own, deep), (along, across)
             )

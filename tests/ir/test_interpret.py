@@ -86,6 +86,7 @@ def test_operation_has_its_dtype(name: str, dtype: str) -> None:
         **dict.fromkeys(("and", "or", "xor", "not"), bits),
         **dict.fromkeys(("neg", "abs", "add", "sub", "mul", "min", "max"), numbers),
         **dict.fromkeys(COMPARE, frozenset(DTYPES)),
+        "tf32": frozenset({"f32"}),
     }.get(name, FLOATS)
     if dtype not in allowed:
         return
@@ -138,6 +139,33 @@ def test_fma_rounds_once(dtype: str) -> None:
     for value, want in zip(got, exact, strict=True):
         near = [float(np.nextafter(value, DTYPES[dtype].type(s * np.inf))) for s in (-1, 1)]
         assert all(abs(Fraction(float(value)) - want) <= abs(Fraction(o) - want) for o in near)
+
+
+def test_tf32_has_ten_bits() -> None:
+    step = 2.0**-10
+    given = [
+        1.0,
+        1 + step / 4,
+        1 + step / 2,
+        -1 - step / 2,
+        1 + step,
+        2 - step / 2,
+        3e38,
+        np.inf,
+        -np.inf,
+        np.nan,
+        -0.0,
+    ]
+    nan = np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
+    got = MEANING["tf32"](np.concatenate([np.array(given, np.float32), nan]))
+    want = [1.0, 1.0, 1 + step, -1 - step, 1 + step, 2.0, 3e38, np.inf, -np.inf, np.nan, -0.0, np.nan, np.nan]
+    np.testing.assert_allclose(got, want, rtol=2.0**-11)
+    np.testing.assert_array_equal(got[[0, 1, 2, 3, 4, 5, 10]], np.array(want, np.float32)[[0, 1, 2, 3, 4, 5, 10]])
+    assert np.signbit(got[10])
+    spread = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    mantissa, exponent = np.frexp(spread.astype(np.float64))
+    nearest = np.copysign(np.floor(np.abs(mantissa) * 2**11 + 0.5), mantissa) * 2.0**-11
+    np.testing.assert_array_equal(MEANING["tf32"](spread), np.ldexp(nearest, exponent))
 
 
 def test_fma_special_values() -> None:
