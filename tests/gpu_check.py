@@ -150,26 +150,28 @@ def products() -> Iterator[Found]:
     layouts = ((0, 0), (0, 1), (1, 0), (1, 1))
     cases = [(s, *across) for s in shapes for across in layouts]
     for name in gpus():
-        for dtype in ("f32", "bf16", "f16"):
+        for form in ("f32", "tf32", "bf16", "f16"):
             worst, failed = 0.0, list[str]()
+            dtype = "f32" if form == "tf32" else form
             for (m, n, k), a_across, b_across in cases:
                 a = rng.standard_normal((k, m) if a_across else (m, k)).astype(DTYPES[dtype])
                 b = rng.standard_normal((n, k) if b_across else (k, n)).astype(DTYPES[dtype])
                 x, y = (a.T if a_across else a), (b.T if b_across else b)
                 exact = x.astype(np.float64) @ y.astype(np.float64)
                 try:
-                    with kf.default_device(name):
+                    with kf.default_device(name), kf.config(precision="high" if form == "tf32" else "highest"):
                         made = kf.jit(lambda a, b, s=a_across, t=b_across: (a.T if s else a) @ (b.T if t else b))
                         found = np.asarray(made(a, b)).astype(np.float64)
                 except Exception as error:  # noqa: BLE001 - the others still run
                     failed.append(f"{m} {n} {k} {a_across} {b_across}: {error}"[:400])
                     continue
-                # of sums in f32, rounded once: relative to what cancels in them
+                # of sums in f32, rounded once: relative to what cancels in them; a factor of tf32 is off by 2**-11
                 size = np.abs(x.astype(np.float64)) @ np.abs(y.astype(np.float64))
                 step = {"f32": 2.0**-24, "bf16": 2.0**-8, "f16": 2.0**-11}[dtype]
-                worst = max(worst, most(np.abs(found - exact) / (step * np.abs(exact) + 2.0**-24 * k**0.5 * size)))
+                each = 2.0**-24 * k**0.5 + (2.0**-12 if form == "tf32" else 0)
+                worst = max(worst, most(np.abs(found - exact) / (step * np.abs(exact) + each * size)))
                 right = worst <= 4 and not failed
-                out[f"{name} {dtype}"] = {"worst": round(worst, 3), "failed": failed, "right": right}
+                out[f"{name} {form}"] = {"worst": round(worst, 3), "failed": failed, "right": right}
                 yield out
 
 
@@ -236,16 +238,17 @@ def attention() -> Iterator[Found]:
                 right = worst <= tolerance and not failed
                 out[f"{name} {dtype}"] = {"worst": float(f"{worst:.2g}"), "failed": failed, "right": right}
                 yield out
-        for dtype, causal in (("bf16", False), ("bf16", True), ("f32", False)):
+        for form, causal in (("bf16", False), ("bf16", True), ("f32", False), ("tf32", False)):
             shape = (4, 16, 4096, 64)
+            dtype = "f32" if form == "tf32" else form
             q = rng.standard_normal(shape, np.float32).astype(DTYPES[dtype])
-            with kf.default_device(name):
+            with kf.default_device(name), kf.config(precision="high" if form == "tf32" else "highest"):
                 here = kf.asarray(q)
                 made = kf.jit(lambda q, c=causal: looked_up(q, q, q, c))
                 made(here)
                 wait = kf.asarray(np.zeros(1)).block_until_ready
                 took = seconds(lambda m=made, h=here: m(h), wait)  # type: ignore[misc]
-            row = out.setdefault(f"{name} time {dtype} {'causal ' if causal else ''}{shape}", {})
+            row = out.setdefault(f"{name} time {form} {'causal ' if causal else ''}{shape}", {})
             row |= {"ms": round(took * 1e3, 3), "TFLOP/s": round(4 * 64 * 64 * 4096**2 / took / 1e12, 1)}
             yield out
             with contextlib.suppress(ImportError, RuntimeError):
