@@ -46,19 +46,20 @@ def test_gradients_by_hand(name: str) -> None:
         assert (grad * way).sum() == pytest.approx(slope, rel=1e-6, abs=1e-7)
 
 
-def test_training_step_by_hand() -> None:
-    inputs = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in TABLE["mlp_step"].inputs(0)]
-    value, *state = learning.step(*inputs)
-    params, n = inputs[: learning.PARAMS], learning.PARAMS
-    assert value == pytest.approx(learning.loss(params, *inputs[-2:]), rel=1e-12)
+@pytest.mark.parametrize("name", learning.TRAINING)
+def test_training_steps_by_hand(name: str) -> None:
+    inputs = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in TABLE[name].inputs(0)]
+    training = learning.TRAINING[name]
+    value, *state = training.step(*inputs)
+    params, _, _, data = training.split(inputs)
+    n = len(params)
+    assert value == pytest.approx(training.loss(params, *data), rel=1e-12)
     rng = np.random.default_rng(0)
     for i in range(n):
         way = rng.normal(size=params[i].shape)
-        sides = [
-            learning.loss([*params[:i], params[i] + s * way, *params[i + 1 :]], *inputs[-2:]) for s in (1e-7, -1e-7)
-        ]
+        sides = [training.loss([*params[:i], params[i] + s * way, *params[i + 1 :]], *data) for s in (1e-8, -1e-8)]
         grad = (state[n + i] - 0.9 * inputs[n + i]) / 0.1
-        assert (grad * way).sum() == pytest.approx((sides[0] - sides[1]) / 2e-7, rel=2e-4, abs=1e-6)
+        assert (grad * way).sum() == pytest.approx((sides[0] - sides[1]) / 2e-8, rel=2e-4, abs=1e-6)
 
 
 def test_table() -> None:

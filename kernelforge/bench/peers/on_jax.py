@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,12 +45,41 @@ def _attention(q: Any, k: Any, v: Any, causal: bool = False) -> Any:
     return jax.nn.softmax(scores) @ v
 
 
-def _loss(params: Any, images: Any, labels: Any) -> Any:
+def _batchnorm(x: Any, gamma: Any, beta: Any) -> Any:
+    return _norm(x, (0, 2, 3)) * gamma[:, None, None] + beta[:, None, None]
+
+
+def _cross_entropy(scores: Any, labels: Any) -> Any:
+    return -jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, None], 1).mean()
+
+
+def _mlp(params: Any, images: Any, labels: Any) -> Any:
     h = images
     for i in (0, 2):
         h = jax.nn.relu(h @ params[i] + params[i + 1])
-    scores = jax.nn.log_softmax(h @ params[4] + params[5])
-    return -jnp.take_along_axis(scores, labels[:, None], 1).mean()
+    return _cross_entropy(h @ params[4] + params[5], labels)
+
+
+def _resnet(params: Any, images: Any, labels: Any) -> Any:
+    w0, g0, c0, w1, g1, c1, w2, g2, c2, dense, bias = params
+    x = jax.nn.relu(_batchnorm(_conv(images, w0), g0, c0))
+    y = jax.nn.relu(_batchnorm(_conv(x, w1), g1, c1))
+    y = jax.nn.relu(_batchnorm(_conv(y, w2), g2, c2) + x)
+    return _cross_entropy(y.mean((2, 3)) @ dense + bias, labels)
+
+
+def _transformer(params: Any, x: Any, target: Any) -> Any:
+    g1, c1, into, out, g2, c2, w1, b1, w2, b2 = params
+    heads = (learning.SEQUENCES, learning.LENGTH, 3, learning.HEADS, -1)
+    qkv = (_layernorm(x, g1, c1) @ into).reshape(heads).transpose(2, 0, 3, 1, 4)
+    y = x + _attention(*qkv).transpose(0, 2, 1, 3).reshape(x.shape) @ out
+    z = y + jax.nn.gelu(_layernorm(y, g2, c2) @ w1 + b1, approximate=True) @ w2 + b2
+    return ((z - target) ** 2).mean()
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "mlp_step": _mlp, "resnet_step": _resnet, "transformer_step": _transformer,
+}  # fmt: skip
 
 
 def _adam(params: Any, grads: Any, means: Any, squares: Any) -> Any:
@@ -61,8 +91,8 @@ def _update(state: Any, grads: Any) -> Any:
     return _adam(state[0], grads, state[1], state[2]), None
 
 
-def _step(state: Any, images: Any, labels: Any) -> Any:
-    value, grads = jax.value_and_grad(_loss)(state[0], images, labels)
+def _step(loss: Callable[..., Any], state: Any, *data: Any) -> Any:
+    value, grads = jax.value_and_grad(loss)(state[0], *data)
     return _adam(state[0], grads, state[1], state[2]), value
 
 
@@ -78,7 +108,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "softmax_64x65536": jax.nn.softmax,
     "logsumexp": lambda x: jax.nn.logsumexp(x, -1),
     "layernorm": _layernorm,
-    "batchnorm": lambda x, g, b: _norm(x, (0, 2, 3)) * g[:, None, None] + b[:, None, None],
+    "batchnorm": _batchnorm,
     "dropout_layernorm": _dropout,
     **dict.fromkeys(
         ("sgemm_256", "sgemm_512", "sgemm_1024", "sgemm_2048", "dgemm_1024", "gemm_bf16_1024", "gemv_4096"),
@@ -105,7 +135,7 @@ class Jax(Peer):
     def prepare(self, work: Workload, inputs: Sequence[Array]) -> Callable[[], Any]:
         kind = jnp.bfloat16 if work.dtype == "bf16" else None
         arrays = [jax.device_put(jnp.asarray(x, kind if x.dtype.kind == "f" else None), self._device) for x in inputs]
-        if work.name in {"adam_tree", "mlp_step"}:
+        if work.name == "adam_tree" or work.name in LOSSES:
             return self._stateful(work, arrays)
         fn = pick(FUNCTIONS, work, "jax")
         if work.base == "dropout_layernorm":
@@ -125,10 +155,10 @@ class Jax(Peer):
         if work.name == "adam_tree":
             step: Callable[..., Any] = _update
             params, grads, means, squares = (arrays[i : i + len(TREE)] for i in range(0, len(arrays), len(TREE)))
-            state, given = [params, means, squares], (grads,)
+            state, given = [params, means, squares], [grads]
         else:
-            step, n = _step, learning.PARAMS
-            state, given = [arrays[i * n : (i + 1) * n] for i in range(3)], tuple(arrays[-2:])
+            step = functools.partial(_step, LOSSES[work.name])
+            *state, given = learning.TRAINING[work.name].split(arrays)
         compiled = jax.jit(step, donate_argnums=0)
         now = [state]
 

@@ -22,12 +22,19 @@ def _dropout(x: Any, residual: Any, gamma: Any, beta: Any, key: Any) -> Any:
     return rows.dropout_layernorm(x, residual, gamma, beta, kf.random.bernoulli(key, rows.KEEP, x.shape))
 
 
-def _step(*inputs: Any) -> Any:
-    value, grads = kf.value_and_grad(learning.loss)(list(inputs[: learning.PARAMS]), *inputs[-2:])
-    return learning.updated(value, grads, inputs)
+def _training(of: learning.Training) -> Callable[..., Any]:
+    def step(*inputs: Any) -> Any:
+        params, _, _, data = of.split(inputs)
+        value, grads = kf.value_and_grad(of.loss)(params, *data)
+        return of.updated(value, grads, inputs)
+
+    return step
 
 
-OWN: dict[str, Callable[..., Any]] = {"dropout_layernorm": _dropout, "mlp_step": _step}
+OWN: dict[str, Callable[..., Any]] = {
+    "dropout_layernorm": _dropout,
+    **{name: _training(of) for name, of in learning.TRAINING.items()},
+}
 """Where plain NumPy does not say it: drawing the mask in the kernel, deriving the gradient."""
 
 

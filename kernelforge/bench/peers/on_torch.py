@@ -25,6 +25,34 @@ def _batchnorm(x: Any, gamma: Any, beta: Any) -> Any:
     return F.batch_norm(x, None, None, gamma, beta, training=True, eps=EPSILON)
 
 
+def _mlp(params: Any, images: Any, labels: Any) -> Any:
+    h = images
+    for i in (0, 2):
+        h = F.relu(torch.addmm(params[i + 1], h, params[i]))
+    return F.cross_entropy(torch.addmm(params[5], h, params[4]), labels)
+
+
+def _resnet(params: Any, images: Any, labels: Any) -> Any:
+    w0, g0, c0, w1, g1, c1, w2, g2, c2, dense, bias = params
+    x = F.relu(_batchnorm(F.conv2d(images, w0, padding=1), g0, c0))
+    y = F.relu(_batchnorm(F.conv2d(x, w1, padding=1), g1, c1))
+    y = F.relu(_batchnorm(F.conv2d(y, w2, padding=1), g2, c2) + x)
+    return F.cross_entropy(torch.addmm(bias, y.mean((2, 3)), dense), labels)
+
+
+def _transformer(params: Any, x: Any, target: Any) -> Any:
+    g1, c1, into, out, g2, c2, w1, b1, w2, b2 = params
+    heads = (learning.SEQUENCES, learning.LENGTH, 3, learning.HEADS, -1)
+    qkv = (F.layer_norm(x, g1.shape, g1, c1, EPSILON) @ into).reshape(heads).permute(2, 0, 3, 1, 4)
+    y = x + F.scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(x.shape) @ out
+    inner = F.gelu(torch.addmm(b1, F.layer_norm(y, g2.shape, g2, c2, EPSILON), w1), approximate="tanh")
+    return F.mse_loss(y + torch.addmm(b2, inner, w2), target)
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "mlp_step": _mlp, "resnet_step": _resnet, "transformer_step": _transformer,
+}  # fmt: skip
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tanh_exp": lambda x: torch.tanh(1.5 * x + 0.5) * 2.0 + torch.exp(-x * x),
     "gelu": lambda x, b: F.gelu(x + b, approximate="tanh"),
@@ -66,8 +94,8 @@ class Torch(Peer):
         torch.compiler.reset()
         if work.name == "adam_tree":
             return self._adam(tensors)
-        if work.name == "mlp_step":
-            return self._training(tensors)
+        if work.name in LOSSES:
+            return self._training(work.name, tensors)
         fn = self._compile(pick(FUNCTIONS, work, "torch"))
         if not work.wrt:
 
@@ -107,23 +135,14 @@ class Torch(Peer):
 
         return update
 
-    def _training(self, tensors: list[Any]) -> Callable[[], Any]:
-        n = learning.PARAMS
-        params, means, squares = tensors[:n], tensors[n : 2 * n], tensors[2 * n : 3 * n]
-        images, labels = tensors[-2:]
+    def _training(self, name: str, tensors: list[Any]) -> Callable[[], Any]:
+        params, means, squares, data = learning.TRAINING[name].split(tensors)
         params = [p.requires_grad_() for p in params]
         optimiser = self._optimiser(params, means, squares)
-
-        def loss() -> Any:
-            h = images
-            for i in (0, 2):
-                h = F.relu(torch.addmm(params[i + 1], h, params[i]))
-            return F.cross_entropy(torch.addmm(params[5], h, params[4]), labels)
-
-        compiled = self._compile(loss)
+        loss = self._compile(LOSSES[name])
 
         def step() -> Any:
-            value = compiled()
+            value = loss(params, *data)
             value.backward()
             optimiser.step()
             optimiser.zero_grad()
