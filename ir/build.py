@@ -237,8 +237,10 @@ class Builder:
             raise MalformedGraph(problem=f"{len(inputs)} inputs given to a graph of {len(graph.inputs)}")
         values = {v: self.lift(s) for v, s in zip(graph.inputs, inputs, strict=True)}
         for v, array in graph.consts:
-            new = self._value(v.type)
-            self.consts.append((new, array))
+            new = next((value for value, held in self.consts if held is array), None)
+            if new is None:
+                new = self._value(v.type)
+                self.consts.append((new, array))
             values[v] = new
         for node in graph.nodes:
             with self.at(node.loc):

@@ -158,7 +158,7 @@ class _Builder:
 
     def store(self, value: Value, index: tuple[Expr, ...]) -> Store:
         flat = flatten(index, row_major(value.type.shape))
-        return Store(self.names[value], (flat,), self.low.at(value, index))
+        return Store(self.names[value], (flat,), normalize(self.low.at(value, index)))
 
     def map(self) -> tuple[Stmt, ...]:
         outputs = self.low.part.outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,7 +17,7 @@ from kernelforge.ir.build import Sym, apply_many, build, builder, tracing
 from kernelforge.ir.graph import Graph, Params
 from kernelforge.ir.ops.control import MaybeSyms, Refuse, close, materialize, present, scatter
 from kernelforge.ir.passes.pipeline import optimize
-from kernelforge.jit import name_of
+from kernelforge.jit import by_name, name_of
 from kernelforge.trace import Tracer
 
 Fn = Callable[..., Any]
@@ -85,6 +85,48 @@ class _Written:
         return tuple(scatter(floats, builder().inline(graph, [*point, *known])))
 
 
+@dataclasses.dataclass(eq=False)
+class _Same:
+    """The rule of a call that ``bwd`` makes of the function it belongs to: the one that is being made meanwhile.
+
+    Attributes:
+        fn, args, static: what is called, and on what.
+        rule: the rule, once it is there.
+    """
+
+    fn: custom_vjp
+    args: Flat
+    static: dict[int, Any]
+    rule: _Written | None = None
+
+    def like(self, fn: custom_vjp, args: Flat, static: dict[int, Any]) -> bool:
+        mine, theirs = ([*a.rest, *(s.type for s in a.syms), a.tree] for a in (self.args, args))
+        if fn is not self.fn or mine != theirs:
+            return False
+        return all(v is static[k] or (isinstance(v, Hashable) and v == static[k]) for k, v in self.static.items())
+
+    def _rule(self) -> _Written:
+        if self.rule is None or any(self.rule.counts):
+            reason = "its bwd calls it " + (
+                "and differentiates that" if self.rule is None else "and closes over arrays"
+            )
+            raise NotDifferentiable(op=f"custom_vjp function {name_of(self.fn)}", reason=reason)
+        return self.rule
+
+    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        return self._rule().vjp(cts, inputs, outputs, params)
+
+    def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        return self._rule().jvp(tangents, inputs, outputs, params)
+
+
+BEING_MADE: ContextVar[tuple[_Same, ...]] = ContextVar("BEING_MADE", default=())
+"""The calls whose ``bwd`` is being traced."""
+
+MOST_NESTED = 16
+"""Calls that a ``bwd`` may lead to of the function it belongs to, each of other types."""
+
+
 def _guard(sym: Sym, name: str) -> Sym:
     """Refuse derivatives by something the function closed over: its rule does not know of it."""
     if not is_float(sym.dtype):
@@ -118,6 +160,9 @@ class custom_vjp:  # noqa: N801 - a decorator
     def defvjp(self, fwd: Fn, bwd: Fn) -> None:
         """Set the derivative."""
         self._rules = fwd, bwd
+
+    def __reduce__(self) -> Any:
+        return by_name(self) or (custom_vjp, (self._fn, self._static), {"_rules": self._rules})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not tracing() or self in RULED.get():
@@ -159,21 +204,33 @@ class custom_vjp:  # noqa: N801 - a decorator
         dynamic = flat(tuple(a for i, a in enumerate(args) if i not in static))
         zero = dynamic.unflatten([None] * len(dynamic.syms))
         run = trace_at(lambda *values: self._fn(*merged(values)), dynamic)
+        same = next((m for m in BEING_MADE.get() if m.like(self, dynamic, static)), None)
+        if same is not None:
+            called = apply_many("call", *run.captured, *dynamic.syms, graph=run.graph, name=name, rule=same)
+            return run.out.results(called)
+        if sum(m.fn is self for m in BEING_MADE.get()) == MOST_NESTED:
+            reason = f"its bwd calls it, again and again, now on {', '.join(str(s.type) for s in dynamic.syms)}"
+            raise NotDifferentiable(op=f"custom_vjp function {name}", reason=reason)
         token = RULED.set(RULED.get() | {self})
         try:
             ahead = trace_at(forward, dynamic)
         finally:
             RULED.reset(token)
         _require_alike(name, ahead.out, run.out)
-        back = trace_at(backward, ahead.out)
+        same = _Same(self, dynamic, static)
+        others = BEING_MADE.set((*BEING_MADE.get(), same))
+        try:
+            back = trace_at(backward, ahead.out)
+        finally:
+            BEING_MADE.reset(others)
         counts = len(run.captured), len(ahead.captured), len(back.captured)
         inputs = [*(_guard(s, name) for s in (*run.captured, *ahead.captured, *back.captured)), *dynamic.syms]
 
         def whole(*values: Sym) -> list[Sym]:
             return builder().inline(run.graph, [*values[: counts[0]], *values[sum(counts) :]])
 
-        graph, _ = close(whole, [s.type for s in inputs])
-        rule = _Written(name, ahead.graph, back.graph, tuple(given), counts)
+        graph = build(whole, [s.type for s in inputs])
+        same.rule = rule = _Written(name, ahead.graph, back.graph, tuple(given), counts)
         return run.out.results(apply_many("call", *inputs, graph=graph, name=name, rule=rule))
 
 

@@ -12,7 +12,7 @@ from kernelforge.errors import LeafMismatch, TreeMismatch
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Sym, builder
 from kernelforge.ir.graph import Graph
-from kernelforge.ir.ops.control import close, materialize
+from kernelforge.ir.ops.control import embed, materialize
 from kernelforge.ir.passes.windows import windows
 from kernelforge.ir.types import Type
 from kernelforge.jit import name_of
@@ -96,7 +96,7 @@ def trace_at(fn: Fn, args: Flat) -> Trace:
         made.append(flat(fn(*args.arguments(values))))
         return made[0].syms
 
-    graph, captured = close(body, [s.type for s in args.syms])
+    graph, captured = embed(body, [s.type for s in args.syms])
     return Trace(graph, captured, args.syms, made[0])
 
 

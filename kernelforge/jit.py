@@ -150,6 +150,15 @@ def name_of(fn: Fn) -> str:
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
+def by_name(fn: Fn) -> str | None:
+    """Return the name that a pickle finds ``fn`` by, as it finds functions; None where it has to be made anew."""
+    found: Any = sys.modules.get(fn.__module__)
+    name = name_of(fn)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return name if found is fn else None
+
+
 def compile(
     body: Callable[[list[Tracer]], Any],
     leaves: Sequence[Any],
@@ -246,13 +255,8 @@ class Jit:
         return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:
-        # by name where that finds it, as functions are; anew elsewhere
-        found: Any = sys.modules.get(self.__module__)
-        name = name_of(self)
-        for part in name.split("."):
-            found = getattr(found, part, None)
         statics = tuple(sorted(self._static_names)), tuple(sorted(self._static_nums))
-        return name if found is self else (Jit, (self.__wrapped__, *statics))
+        return by_name(self) or (Jit, (self.__wrapped__, *statics))
 
     def __copy__(self) -> Jit:
         return self

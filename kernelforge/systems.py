@@ -1,6 +1,7 @@
 """Linear systems, inverses, determinants and Cholesky's factor, by scans over columns; derivatives are closed forms.
 
-Where NumPy raises ``LinAlgError``, as a matrix is singular or not positive definite, elements are NaN.
+Where NumPy raises ``LinAlgError``, as a matrix is singular or not positive definite, elements are NaN. Of the
+determinant the gradient is finite everywhere, and second derivatives are where the rank lacks one at most.
 A step of a scan reads the whole matrix: time goes with the third power of the extent, at the speed of memory.
 """
 
@@ -100,14 +101,50 @@ def _det(a: Any) -> Any:
     return sign * np.prod(pivots, 0)
 
 
-def _det_fwd(a: Any) -> tuple[Any, tuple[Any, Any]]:
-    made = _det(a)
-    return made, (made, _solved(a, _identity(a))[0])
+def _adjugate(a: Any) -> Any:
+    """Return the inverse times the determinant, which singular matrices have too.
+
+    With the largest of all elements as pivots ``a`` is ``p e [[1, w], [0, d]] q`` for permutations ``p`` and ``q``:
+    whatever ``d`` is, ``[[d, -w], [0, 1]]`` is the adjugate of the third. Where more pivots are zero, so is all of it.
+    """
+    n = a.shape[-1]
+    rows = np.arange(n)
+    places = np.broadcast_to(rows, a.shape[:-1])
+
+    def step(carry: tuple[Any, Any], k: Any) -> tuple[Any, Any]:
+        m, order = carry
+        left = np.where((rows >= k)[:, None] & (rows >= k), np.abs(m[..., :n]), -1)
+        largest = np.argmax(left.reshape((*left.shape[:-2], n * n)), -1)[..., None]
+        p, c = largest // n, largest % n
+        m = np.take_along_axis(m, np.where(rows == k, p, np.where(rows == p, k, rows))[..., None], -2)
+        exchanged = np.where(rows == k, c, np.where(rows == c, k, rows))
+        square = np.take_along_axis(m[..., :n], exchanged[..., None, :], -1)
+        order = np.take_along_axis(order, exchanged, -1)
+        row, column = np.concatenate([np.take(square, k, -2), np.take(m[..., n:], k, -2)], -1), np.take(square, k, -1)
+        pivot = np.take(row, k, -1)
+        row = row / np.where(pivot == 0, 1, pivot)[..., None]
+        m = np.concatenate([square, m[..., n:]], -1)
+        m = m - np.where(rows == k, 0, column)[..., None] * row[..., None, :]
+        m = np.where((rows == k)[:, None], row[..., None, :], m)
+        return (m, order), (pivot, ((p != k) ^ (c != k))[..., 0])
+
+    start = np.concatenate([a, _identity(a)], -1), places
+    (m, order), (pivots, odd) = scan(step, start, np.arange(n - 1))
+    w, d, right = m[..., : n - 1, n - 1 : n], m[..., n - 1 :, n - 1 : n], m[..., n:]
+    inner = np.concatenate([d * right[..., : n - 1, :] - w * right[..., n - 1 :, :], right[..., n - 1 :, :]], -2)
+    back = (rows[:, None] == order[..., None, :]).astype(a.dtype)
+    scale = np.prod(pivots, 0) * (1 - 2 * (odd.sum(0) % 2))
+    # two pivots are zero: the second derivatives hang on more than these, and the root's are NaN
+    scale = np.where(scale == 0, np.sqrt(np.abs(scale)), scale)
+    return scale[..., None, None].astype(a.dtype) * (back @ inner)
 
 
-def _det_bwd(kept: tuple[Any, Any], ct: Any) -> tuple[Any]:
-    made, inverse = kept
-    return ((ct * made)[..., None, None] * inverse.mT,)
+def _det_fwd(a: Any) -> tuple[Any, Any]:
+    return _det(a), a
+
+
+def _det_bwd(a: Any, ct: Any) -> tuple[Any]:
+    return (ct[..., None, None] * _adjugate(a).mT,)
 
 
 _det.defvjp(_det_fwd, _det_bwd)

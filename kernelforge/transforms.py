@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, InvalidParameter
 from kernelforge.functions import Flat, flat, freeze, matched, result, run, trace_at
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
-from kernelforge.jit import name_of
+from kernelforge.jit import by_name, name_of
 from kernelforge.trace import Tracer, to_sym
 
 Fn = Callable[..., Any]
@@ -73,18 +74,30 @@ class _Selected:
         return restored[0] if self.single else restored
 
 
-def _transformed(fn: Fn, traced: Fn) -> Fn:
-    """Make ``traced`` callable on concrete arguments too."""
+class _Transformed:
+    """``traced`` as a function on concrete arguments too.
 
-    @functools.wraps(fn)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return traced(*args, **kwargs) if tracing() else run(traced, args, kwargs)
+    Args:
+        make, args: what makes this of ``fn``, for pickles.
+    """
 
-    # of jit and the like it names the same function under NumPy, which this is not
-    del wrapped.__wrapped__
-    with contextlib.suppress(TypeError, ValueError):  # some functions in C have none
-        wrapped.__signature__ = inspect.signature(fn)  # type: ignore[attr-defined]
-    return wrapped
+    def __init__(self, fn: Fn, traced: Fn, make: Fn, *args: Any) -> None:
+        functools.update_wrapper(self, fn)
+        # of jit and the like it names the same function under NumPy, which this is not
+        del vars(self)["__wrapped__"]
+        with contextlib.suppress(TypeError, ValueError):  # some functions in C have none
+            self.__signature__ = inspect.signature(fn)
+        self._traced = traced
+        self._made = make, (fn, *args)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._traced(*args, **kwargs) if tracing() else run(self._traced, args, kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        return by_name(self) or self._made
 
 
 def _value_and_grad(fn: Fn, argnums: Argnums, has_aux: bool) -> Fn:
@@ -119,7 +132,7 @@ def value_and_grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
     Raises:
         ArgnumsOutOfRange, NotFloat, NotScalar: when the function that is returned is called; all are TypeErrors.
     """
-    return _transformed(fn, _value_and_grad(fn, argnums, has_aux))
+    return _Transformed(fn, _value_and_grad(fn, argnums, has_aux), value_and_grad, argnums, has_aux)
 
 
 def grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
@@ -133,7 +146,7 @@ def grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
         value, gradient = both(*args, **kwargs)
         return (gradient, value[1]) if has_aux else gradient
 
-    return _transformed(fn, traced)
+    return _Transformed(fn, traced, grad, argnums, has_aux)
 
 
 def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
@@ -239,7 +252,7 @@ def jacfwd(fn: Fn, argnums: Argnums = 0) -> Fn:
         rows = [selected.unflatten([result(column[o]) for column in columns]) for o in range(len(t.out.syms))]
         return t.out.unflatten(rows)
 
-    return _transformed(fn, traced)
+    return _Transformed(fn, traced, jacfwd, argnums)
 
 
 def _last(x: Sym) -> Sym:
@@ -265,7 +278,7 @@ def jacrev(fn: Fn, argnums: Argnums = 0) -> Fn:
             rows.append(selected.unflatten([result(xs.reshape((*y.shape, *xs.shape[1:]))) for xs in stacked]))
         return t.out.unflatten(rows)
 
-    return _transformed(fn, traced)
+    return _Transformed(fn, traced, jacrev, argnums)
 
 
 def hessian(fn: Fn, argnums: Argnums = 0) -> Fn:
@@ -273,18 +286,32 @@ def hessian(fn: Fn, argnums: Argnums = 0) -> Fn:
     return jacfwd(jacrev(fn, argnums), argnums)
 
 
-def checkpoint(fn: Fn) -> Fn:
-    """Make ``fn`` keep nothing but its inputs for the backward pass, which computes it again."""
+class _Checkpointed:
+    """See ``checkpoint``."""
 
-    @functools.wraps(fn)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def __init__(self, fn: Fn) -> None:
+        functools.update_wrapper(self, fn)
+
+    __wrapped__: Fn
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        fn = self.__wrapped__
         if not tracing():
             return fn(*args, **kwargs)
         t = trace_at(lambda args, kwargs: fn(*args, **kwargs), flat((args, kwargs)))
         outputs = apply_many("call", *t.captured, *t.inputs, graph=t.graph, name=name_of(fn), rule=RECOMPUTE)
         return t.out.results(outputs)
 
-    return wrapped
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        return by_name(self) or (checkpoint, (self.__wrapped__,))
+
+
+def checkpoint(fn: Fn) -> Fn:
+    """Make ``fn`` keep nothing but its inputs for the backward pass, which computes it again."""
+    return _Checkpointed(fn)
 
 
 def stop_gradient(x: Any) -> Any:

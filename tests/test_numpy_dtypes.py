@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import optree
 import pytest
 
 import kernelforge as kf
@@ -85,6 +86,68 @@ def doubled(x: Any) -> Any:
 
 def plain(x: Any, n: int) -> Any:
     return x + n
+
+
+def square(x: Any) -> Any:
+    return (x * x).sum()
+
+
+@kf.grad
+def twice(x: Any) -> Any:
+    return (x * x).sum()
+
+
+@kf.custom_vjp
+def ruled(x: Any) -> Any:
+    return x * x
+
+
+def ruled_fwd(x: Any) -> Any:
+    return x * x, x
+
+
+def ruled_bwd(x: Any, ct: Any) -> Any:
+    return (3 * ct * x,)
+
+
+ruled.defvjp(ruled_fwd, ruled_bwd)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        kf.jit(kf.value_and_grad(square)), kf.grad(square, has_aux=False), kf.jacfwd(square), kf.jacrev(square, (0,)),
+        kf.hessian(square), kf.checkpoint(square), kf.jit(kf.grad(kf.checkpoint(square))), twice, ruled,
+    ],
+)  # fmt: skip
+def test_transforms_are_pickled_and_copied(made: Any) -> None:
+    x = np.array([1.0, 2.0, 3.0])
+    expected = optree.tree_leaves(made(x))
+    for other in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        for found, wanted in zip(optree.tree_leaves(other(x)), expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+
+
+def test_rules_are_pickled() -> None:
+    made = kf.custom_vjp(square)
+    made.defvjp(ruled_fwd, ruled_bwd)
+    other = pickle.loads(pickle.dumps(made))
+    assert other._rules == (ruled_fwd, ruled_bwd)
+    assert pickle.loads(pickle.dumps(ruled)) is ruled
+    assert pickle.loads(pickle.dumps(twice)) is twice
+
+
+class Model:
+    scale = 2.0
+
+    @kf.checkpoint
+    def kept(self, x: Any) -> Any:
+        return self.scale * x
+
+
+def test_transforms_of_methods() -> None:
+    assert float(np.asarray(Model().kept(2.0))) == 4
+    assert Model.kept(Model(), 2.0) == 4
 
 
 def test_jitted_functions_are_pickled_and_copied() -> None:

@@ -112,3 +112,26 @@ def test_derivatives_inside_of_a_scan() -> None:
 def test_products_with_ones_in_chains() -> None:
     f, k = np.random.default_rng(2).standard_normal((2, 4, 4))
     agree(lambda f, k: [k.T @ np.tril(f.T @ np.ones_like(f)) @ k], f, k)
+
+
+def cofactors(a: Any) -> Any:
+    n = a.shape[0]
+    minors = [[np.linalg.det(np.delete(np.delete(a, i, 0), j, 1)) for j in range(n)] for i in range(n)]
+    return np.array(minors) * (-1.0) ** np.add.outer(np.arange(n), np.arange(n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_gradient_of_the_determinant_of_singular_matrices(n: int, device: str) -> None:
+    stack = [
+        RNG.integers(-3, 4, (n, rank)).astype(float) @ RNG.integers(-3, 4, (rank, n))
+        for rank in {n, max(n - 1, 0), max(n - 2, 0), 0}
+    ]
+    found = np.asarray(kf.jit(kf.grad(lambda a: np.linalg.det(a).sum()))(np.stack(stack)))
+    for a, gradient in zip(stack, found, strict=True):
+        np.testing.assert_allclose(gradient, cofactors(a), rtol=1e-9, atol=1e-9 * max(1, np.abs(a).max()) ** n)
+
+
+def test_second_derivatives_of_the_determinant() -> None:
+    found = np.asarray(kf.jit(kf.hessian(np.linalg.det))(np.array([[1.0, 2.0], [2.0, 4.0]])))
+    np.testing.assert_allclose(found.reshape(4, 4), [[0, 0, 0, 1], [0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0]])
+    assert np.isnan(np.asarray(kf.jit(kf.hessian(np.linalg.det))(np.zeros((2, 2))))).any()

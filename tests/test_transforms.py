@@ -375,3 +375,96 @@ def test_custom_vjp_whose_forward_rule_calls_the_function_itself() -> None:
     np.testing.assert_allclose(kf.jit(silu)(x), silu(x), rtol=1e-6)
     found = kf.grad(lambda x: silu(x).sum())(x)
     np.testing.assert_allclose(found, bwd(x, np.ones_like(x))[0], rtol=1e-5)
+
+
+SCALE = np.array([1.0, 2.0, 3.0])
+
+
+def scaled_sine() -> Any:
+    """Make a function whose rule uses an array of floats."""
+
+    @kf.custom_vjp
+    def f(x: Any) -> Any:
+        return np.sin(x) * SCALE
+
+    f.defvjp(lambda x: (f(x), x * 1.0), lambda x, ct: (np.cos(x) * SCALE * ct,))
+    return f
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda f, x: kf.scan(lambda c, _: (f(c), None), x, None, length=2)[0],
+        lambda f, x: kf.cond(x[0] > 0, lambda x: f(f(x)), lambda x: x, x),
+        lambda f, x: kf.fori_loop(0, 2, lambda i, c: f(c), x),
+        lambda f, x: kf.checkpoint(lambda x: f(f(x)))(x),
+    ],
+    ids=["scan", "cond", "fori_loop", "checkpoint"],
+)
+def test_custom_vjp_with_constants_inside_of_control_flow(around: Any) -> None:
+    x, f = np.array([0.1, 0.2, 0.3]), scaled_sine()
+    plain = kf.jit(kf.grad(lambda x: (np.sin(np.sin(x) * SCALE) * SCALE).sum()))(x)
+    np.testing.assert_allclose(kf.jit(kf.grad(lambda x: around(f, x).sum()))(x), plain, rtol=1e-12)
+    once = kf.jit(lambda x: kf.jvp(lambda x: around(f, x), (x,), (x * 0 + 1,))[1])(x)
+    np.testing.assert_allclose(once, plain, rtol=1e-12)
+
+
+def test_custom_vjp_with_constants_inside_of_while_loop() -> None:
+    x, f = np.array([0.1, 0.2, 0.3]), scaled_sine()
+    found = kf.jit(
+        lambda x: kf.jvp(lambda x: kf.while_loop(lambda c: c[0] < 1, lambda c: f(c) + 1, x), (x,), (x * 0 + 1,))[1]
+    )(x)
+    np.testing.assert_allclose(found, np.cos(x) * SCALE, rtol=1e-12)
+
+
+def test_bwd_that_calls_its_function() -> None:
+    @kf.custom_vjp
+    def f(x: Any) -> Any:
+        return np.exp(x)
+
+    f.defvjp(lambda x: (f(x), x), lambda x, ct: (2 * ct * f(x),))  # twice what it is, to tell the rule from f's own
+    x = np.array([0.1, 0.2])
+    np.testing.assert_allclose(kf.jit(kf.grad(lambda x: f(x).sum()))(x), 2 * np.exp(x), rtol=1e-12)
+    found = kf.jit(kf.hessian(lambda x: f(x).sum()))(x)
+    np.testing.assert_allclose(found, np.diag(4 * np.exp(x)), rtol=1e-12)
+
+
+def test_bwd_that_calls_its_function_on_less_and_less() -> None:
+    @kf.custom_vjp
+    def f(x: Any) -> Any:
+        return np.exp(x)
+
+    f.defvjp(lambda x: (f(x), x), lambda x, ct: (ct * (f(x[:-1]).sum() if x.size > 1 else 1.0),))
+    x = np.array([0.1, 0.2, 0.3])
+    np.testing.assert_allclose(kf.jit(kf.grad(lambda x: f(x).sum()))(x), np.exp(x[:2]).sum().repeat(3), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("bwd", "text"),
+    [
+        (lambda f, x, ct: ct * f(np.concatenate([x, x]))[: x.size], "calls it, again and again, now on f64"),
+        (lambda f, x, ct: ct * kf.grad(lambda y: f(y).sum())(x), "calls it and differentiates that"),
+    ],
+)
+def test_bwd_that_calls_its_function_without_end(bwd: Any, text: str) -> None:
+    @kf.custom_vjp
+    def f(x: Any) -> Any:
+        return np.exp(x)
+
+    f.defvjp(lambda x: (f(x), x), lambda x, ct: (bwd(f, x, ct),))
+    with pytest.raises(errors.NotDifferentiable, match=text):
+        kf.jit(kf.grad(lambda x: f(x).sum()))(np.array([0.1, 0.2]))
+
+
+def test_what_bounds_decide_is_kept_once() -> None:
+    """Scheduling did not end: a select that bounds decide was counted as a twin of what it selects."""
+
+    def banded(x: Any) -> Any:
+        i, j = np.arange(5)[:, None], np.arange(4)
+        w = np.where((i - j < 5) & (j - i < 6), x * 0.5 - 0.1 * abs(i - j), -np.inf)
+        e = np.exp(w - w.max(-1, keepdims=True))
+        return (e / e.sum(-1, keepdims=True) * np.cos(np.arange(20.0).reshape(5, 4))).sum()
+
+    x, step = np.random.default_rng(0).standard_normal((5, 4)), 1e-6
+    found = kf.jit(lambda x, t: kf.jvp(banded, (x,), (t,))[1])(x, x)
+    np.testing.assert_allclose(found, (banded(x + step * x) - banded(x - step * x)) / (2 * step), rtol=1e-6)

@@ -44,6 +44,18 @@ def close(fn: Emit, types: Sequence[Type]) -> tuple[Graph, list[Sym]]:
     return Graph((*(v for _, v in captured), *given), tuple(b.nodes), outs), [s for s, _ in captured]
 
 
+def embed(fn: Emit, types: Sequence[Type]) -> tuple[Graph, list[Sym]]:
+    """``close``, but that constants stay in the graph: nothing around it takes them for inputs to differentiate by."""
+    b, outputs = _traced(fn, types)
+    given = tuple(b.inputs)
+    outs = tuple(b.lift(s) for s in outputs)
+    outer = {value: array for s in b.captures for value, array in s.builder.consts}
+    consts = [(v, outer[s.value]) for s, v in b.captures.items() if s.value in outer]
+    captured = [(s, v) for s, v in b.captures.items() if s.value not in outer]
+    inputs = (*(v for _, v in captured), *given)
+    return Graph(inputs, tuple(b.nodes), outs, (*b.consts, *consts)), [s for s, _ in captured]
+
+
 def close_pair(first: Emit, second: Emit, types: Sequence[Type]) -> tuple[Graph, Graph, list[Sym]]:
     """``close`` for two functions that get one list of inputs: each graph ignores what only the other one uses."""
     traced = [_traced(fn, types) for fn in (first, second)]

@@ -126,7 +126,8 @@ def _repeated(row: For) -> dict[Expr, list[list[For]]]:
             for root in exprs(s):
                 _evaluated(root, seen)
         for e in seen:
-            if variables <= free_vars(e) and not reads(e) & written:
+            # of what bounds decide nothing is left in a normal form, by which alone ``stage`` knows a twin
+            if variables <= free_vars(e) and not reads(e) & written and normalize(e) is e:
                 first = spelled.setdefault(normalize(substitute(e, same, memo)), e)
                 found.setdefault(first, []).append(path)
     parts = {a for e, paths in found.items() if isinstance(e, Op) for a in e.args if found.get(a) == paths}

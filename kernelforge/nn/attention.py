@@ -40,7 +40,7 @@ def scaled_dot_product_attention(
         enable_gqa: let a head (axis -3) of key and value serve several heads of the query; Ainslie et al. 2023.
         dropout_key: as of ``dropout``, for the dropout of weights.
 
-    A query that may look nowhere gives zeros, as in PyTorch.
+    A query that may look nowhere gives zeros, as in PyTorch; without a width it looks at all alike.
     """
     op = "scaled_dot_product_attention"
     like = knp.asarray(query)
@@ -61,7 +61,8 @@ def scaled_dot_product_attention(
         heads = k.shape[-3]
         q = q.reshape((*q.shape[:-3], heads, q.shape[-3] // heads, *q.shape[-2:]))
         k, v = k[..., None, :, :], v[..., None, :, :]
-    scores = (q @ knp.swapaxes(k, -1, -2)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    # without a width all scores are zero, whatever they are scaled by
+    scores = (q @ knp.swapaxes(k, -1, -2)) * (1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
     masked = is_causal
     if is_causal:
         allowed = knp.arange(q.shape[-2])[:, None] >= knp.arange(k.shape[-2])
@@ -82,6 +83,8 @@ def scaled_dot_product_attention(
 
 
 def _softmax(scores: Any, may_be_empty: bool) -> Any:
+    if not scores.shape[-1]:
+        return scores
     top = scores.max(axis=-1, keepdims=True)
     if may_be_empty:
         top = knp.where(top == -math.inf, 0, top)

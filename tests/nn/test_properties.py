@@ -445,3 +445,16 @@ def test_known_lengths_and_offsets_are_checked() -> None:
     for offsets in ([1], [0, 2, 1], [0, 5]):
         with pytest.raises(ValueError, match="expected increasing numbers from 0 to 3, the first 0"):
             kf.nn.embedding_bag(np.arange(3), np.ones((4, 2)), np.array(offsets))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_to_nothing_and_by_nothing(causal: bool) -> None:
+    """As PyTorch 2.13 has it: zeros without keys, means of what a query sees without a width."""
+    q, v = X[None, :4], X[None, 4:7]
+    found = nn.scaled_dot_product_attention(q, v[:, :0], v[:, :0], is_causal=causal)
+    np.testing.assert_array_equal(np.asarray(found), np.zeros((1, 4, v.shape[2])))
+    found = nn.scaled_dot_product_attention(q[..., :0], v[..., :0], v, is_causal=causal)
+    seen = [np.mean(v[:, : min(i + 1, 3) if causal else 3], axis=1) for i in range(4)]
+    np.testing.assert_allclose(np.asarray(found), np.stack(seen, 1), rtol=1e-6)
+    slopes = kf.jit(kf.grad(lambda v: nn.scaled_dot_product_attention(q[..., :0], v[..., :0], v).sum()))(v)
+    np.testing.assert_allclose(np.asarray(slopes), 4 / 3, rtol=1e-6)
