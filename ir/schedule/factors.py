@@ -73,9 +73,8 @@ def _gathered(kernel: Kernel, found: Sequence[Expr], width: int, steps: dict[str
         if short and not sliding[1 - k]:  # an image's worth will do
             enough = (n for n in range(1, len(group)) if size(group[-n:]) >= 4 * width)
             group = group[-next(enough, len(group)) :]
-        elif (
-            not sliding[k] and not sliding[1 - k]
-        ):  # the last ones, if they are too short for lanes but one run of memory
+        elif not sliding[k] and not sliding[1 - k] and not _shared(kernel, factor, group, width):
+            # the last ones, if they are too short for lanes but one run of memory
             group = _run(parallel, group, width)
             short = len(group) > 1
         if len(group) < 2 or not (short or sliding[1 - k]):
@@ -98,6 +97,14 @@ def _run(parallel: Sequence[For], group: Sequence[For], width: int) -> list[For]
             break
         taken.insert(0, p)
     return taken
+
+
+def _shared(kernel: Kernel, factor: Expr, group: Sequence[For], width: int) -> bool:
+    """Whether the loops of a group are windows that share most of their elements, and whose rows fill a register: these
+    are packed once, not for each window.
+    """
+    made = [slides(factor, p, r) for p in group for r in sum_loops(kernel)]
+    return any(s is not None and (s.inner.static or 0) >= width for s in made)
 
 
 def _positions(kernel: Kernel, factor: Expr) -> list[str]:

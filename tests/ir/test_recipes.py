@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -323,3 +324,37 @@ def test_lanes_lie_in_small_images_rather_than_across_a_batch(text: str, size: i
     ]
     assert stores
     assert not {64, 256} & set(stores)
+
+
+FILTER = """kernel filter(in x: f32[{image}], in g: f32[{cotangent}], out o: f32[2304]) {{
+  for parallel i0 < 16 {{
+    for parallel i1 < 16 {{
+      for parallel i2 < 3 {{
+        for parallel i3 < 3 {{
+          register a: f32[]
+          a[] = 0.0f32
+          for serial r1 < 6 {{
+            for serial r2 < {n} {{
+              a[] += x[i1 * {channel} + i2 * {row} + i3 + r1 * {row} + r2] * g[i0 * {own} + r1 * {n} + r2]
+            }}
+          }}
+          o[i0 * 144 + i1 * 9 + i2 * 3 + i3] = a[]
+        }}
+      }}
+    }}
+  }}
+}}
+"""
+
+
+@pytest.mark.parametrize(("n", "packed"), [(20, 8 * 22 * 16), (7, 42 * 48)])
+def test_what_windows_share_is_packed_once_for_a_filters_gradient(n: int, packed: int) -> None:
+    """Rows shorter than a register are packed for each window, with all channels' windows in lanes."""
+    row = n + 2
+    k = parse_kernel(FILTER.format(n=n, row=row, channel=8 * row, own=6 * n, image=128 * row, cotangent=96 * n))
+    made = schedule(k, DEVICES["avx512"])
+    same(k, made)
+    scratch = {a.name: a.size for a in made.args if a.mode == "scratch"}
+    held = {s.buffer: s.shape for s in stmts(made.body) if isinstance(s, Alloc)}
+    shape = held.get("columns", (scratch.get("columns", i64(0)),))
+    assert math.prod(int(e.value) for e in shape if isinstance(e, Const)) == packed
