@@ -128,3 +128,45 @@ def test_shapes_of_choices_and_of_what_is_inserted() -> None:
     agree(lambda i, a: (np.choose(i, [5]), np.insert(a, [1], np.arange(6.0), axis=1)), np.zeros(3, int), a)
     with pytest.raises(errors.UnsupportedArgument, match="mode"):
         kf.jit(lambda i: np.ravel_multi_index((i, i), (3, 3), mode=("wrap", "clip")))(np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda x: np.histogram(x, 3, (2, 1)), r"range=\(2, 1\) is not valid; expected finite numbers"),
+        (lambda x: np.histogram(x, 3, (np.nan, 1)), "range="),
+        (lambda x: np.histogram(x, [3, 1, 2]), "expected edges along one axis that ascend\n"),
+        (lambda x: np.histogram(x, [3, 2, 1]), "np.histogram: bins="),
+        (lambda x: np.histogram(x, [[1, 2]]), "np.histogram: bins="),
+        (lambda x: np.histogram(x, 0), "expected at least one"),
+        (lambda x: np.histogram(x, 2.5), "dtypes float64 do not fit; expected an integer, or edges, as bins"),
+        (lambda x: np.histogram(x, 2, weights=np.ones(3)), "expected a weight for each element"),
+        (lambda x: np.digitize(x, [1, 3, 2]), "expected edges along one axis that ascend or descend"),
+        (lambda x: np.partition(x, 5), "np.partition: kth=5 is not valid; expected places from -5 to 4"),
+        (lambda x: np.partition(x, [0, -6]), "np.partition: kth="),
+        (lambda x: np.partition(x, 1.5), "np.partition: dtypes float64 do not fit; expected integers as kth"),
+        (lambda x: np.argpartition(x.reshape(1, 5), 1, axis=0), "np.argpartition: kth=1"),
+        (lambda x: np.delete(x, [True, False]), r"expected bools of shape \(5,\)"),
+        (lambda x: np.delete(x, np.ones((2, 2), bool)), r"bools of shape \(2, 2\)"),
+        (lambda x: np.delete(x, True), "np.delete: obj="),
+        (lambda x: np.delete(x, 1.0), "integers or bools"),
+    ],
+)
+def test_what_numpy_refuses(call: Callable[..., Any], text: str) -> None:
+    x = np.arange(5.0)
+    with pytest.raises((ValueError, TypeError, IndexError)) as theirs:
+        call(x)
+    with pytest.raises(errors.KernelforgeError, match=text) as ours:
+        kf.jit(call)(x)
+    assert isinstance(ours.value, theirs.type)
+    with pytest.raises(theirs.type):
+        call(kf.asarray(x))
+
+
+def test_ranges_of_what_is_not_finite() -> None:
+    with pytest.raises(errors.InvalidParameter, match="np.histogram: range='what a holds' is not valid"):
+        np.histogram(kf.asarray([1.0, np.nan]), 2)
+    agree(
+        lambda x: (np.partition(x[:0], 3), np.delete(x, []), np.delete(x, np.array([True, False, True]))),
+        np.arange(3.0),
+    )

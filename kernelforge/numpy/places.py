@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from kernelforge.errors import InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsupportedArgument
+from kernelforge.errors import InvalidIndex, InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
@@ -140,9 +140,19 @@ def _static(op: str, obj: Any, n: int) -> np.ndarray[Any, Any]:
         raise InvalidParameter(
             op=f"np.{op}", name="obj", found="a traced array", expected="places that are known", loc=user_line()
         )
-    found = (
-        np.arange(n)[known] if isinstance(known, slice) or np.asarray(known).dtype == np.bool_ else np.asarray(known)
-    )
+    if isinstance(known, slice):
+        return np.arange(n)[known]
+    found = np.asarray(known)
+    if found.dtype == np.bool_:
+        if found.shape != (n,):
+            raise InvalidParameter(
+                op=f"np.{op}", name="obj", found=f"bools of shape {found.shape}", expected=f"bools of shape ({n},)",
+                loc=user_line(),
+            )  # fmt: skip
+        return np.flatnonzero(found)
+    if found.size and found.dtype.kind not in "iu":
+        raise InvalidIndex(found=found.dtype, shape=(n,), expected="integers or bools", loc=user_line())
+    found = found.astype(np.int64)
     outside = found[(found < -n) | (found > n - (op == "delete"))].reshape(-1)
     if outside.size:
         raise IndexError(f"index {outside[0]} is out of range for an axis of {n} elements")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.methods import FUNCTIONS
@@ -21,6 +21,7 @@ from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.reductions import Axis, axes_of, count_of
 from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import common_dtype, ufunc, where
+from kernelforge.trace import TRACED, concrete
 
 TOP = 1 << 31
 """Added to an i32, makes unsigned numbers in the same order."""
@@ -127,15 +128,30 @@ def _sort(a: Sym, axis: int | None = -1, kind: str | None = None, order: Any = N
     return FUNCTIONS["moveaxis"](ascending(x), -1, on)  # type: ignore[no-any-return]
 
 
+def _require_places(op: str, a: Sym, kth: Any, axis: int | None) -> None:
+    """Look at the places to partition at, where they are known while tracing."""
+    n = _last(a, axis)[0].shape[-1]
+    known = concrete(kth)
+    if known is TRACED or not a.size:
+        return
+    places = np.asarray(known)
+    if places.dtype.kind not in "iu":
+        raise DtypeMismatch(op=op, found=places.dtype, expected="integers as kth", loc=user_line())
+    if ((places < -n) | (places >= n)).any():
+        raise InvalidParameter(op=op, name="kth", found=known, expected=f"places from {-n} to {n - 1}", loc=user_line())
+
+
 @array_function("a")
 def partition(a: Sym, kth: Any, axis: int | None = -1, kind: str | None = None, order: Any = None) -> Sym:
     """``numpy.partition``, sorted altogether."""
+    _require_places("np.partition", a, kth, axis)
     return _sort(a, axis, kind, order)
 
 
 @array_function("a")
 def argpartition(a: Sym, kth: Any, axis: int | None = -1, kind: str | None = None, order: Any = None) -> Sym:
     """``numpy.argpartition``, sorted altogether."""
+    _require_places("np.argpartition", a, kth, axis)
     return argsort(a, axis, kind, order)
 
 

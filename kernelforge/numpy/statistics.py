@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
@@ -125,27 +125,59 @@ def _extremes(x: Sym) -> tuple[Sym, Sym]:
     return tuple(FUNCTIONS[name](x).astype(np.float64) for name in ("min", "max"))
 
 
-def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = None, weights: Any = None) -> Any:
-    """``numpy.histogram``, with a number of bins or with their edges, ascending."""
-    if isinstance(bins, str):
-        raise InvalidParameter(
-            op="np.histogram", name="bins", found=bins, expected="a number or edges", loc=user_line()
-        )
+def _require_bins(op: str, bins: Any, descending: bool) -> np.ndarray[Any, Any] | None:
+    """Return edges that are known while tracing, after they were looked at."""
     known = concrete(bins)
-    number = known is not TRACED and np.ndim(known) == 0
-    if number and int(known) < 1:
-        raise InvalidParameter(op="np.histogram", name="bins", found=bins, expected="at least one", loc=user_line())
-    edges = None if number else bins
-    return _histogram(a, int(known) if number else None, range, bool(density), weights, edges)
+    if known is TRACED:
+        return None
+    edges = np.asarray(known)
+    falls, rises = (edges[1:] < edges[:-1]).any(), (edges[1:] > edges[:-1]).any()
+    if edges.ndim != 1 or (falls and (rises or not descending)):
+        expected = f"edges along one axis that ascend{' or descend' if descending else ''}"
+        raise InvalidParameter(op=op, name="bins", found=edges, expected=expected, loc=user_line())
+    return edges
+
+
+def _require_range(given: Any, a: Any) -> None:
+    """Look at the range of bins, or at the elements that give it, where these are known while tracing."""
+    known = concrete(a if given is None else given)
+    if known is TRACED:
+        return
+    ends = np.asarray(known)
+    finite = ends.dtype.kind != "f" or np.isfinite(ends).all()
+    if not finite or (given is not None and (ends.shape != (2,) or ends[0] > ends[1])):
+        found = "what a holds" if given is None else given
+        expected = "finite numbers, the first of a range not above the second"
+        raise InvalidParameter(op="np.histogram", name="range", found=found, expected=expected, loc=user_line())
+
+
+def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = None, weights: Any = None) -> Any:
+    """``numpy.histogram``, with a number of bins or with their edges; what a trace does not know is not looked at."""
+    op = "np.histogram"
+    if isinstance(bins, str):
+        raise InvalidParameter(op=op, name="bins", found=bins, expected="a number or edges", loc=user_line())
+    if weights is not None and np.shape(weights) != np.shape(a):
+        found = f"{np.shape(a)} and {np.shape(weights)}"
+        raise ShapeMismatch(op=op, found=found, expected="a weight for each element", loc=user_line())
+    if np.ndim(bins):
+        _require_bins(op, bins, descending=False)
+        return _histogram(a, None, None, bool(density), weights, bins)
+    known = concrete(bins)
+    if known is TRACED or np.asarray(known).dtype.kind not in "iu":
+        found = "a traced array" if known is TRACED else np.asarray(known).dtype
+        raise DtypeMismatch(op=op, found=found, expected="an integer, or edges, as bins", loc=user_line())
+    if int(known) < 1:
+        raise InvalidParameter(op=op, name="bins", found=bins, expected="at least one", loc=user_line())
+    _require_range(range, a)
+    return _histogram(a, int(known), range, bool(density), weights, None)
 
 
 def digitize(x: Any, bins: Any, right: bool = False) -> Any:
     """``numpy.digitize``, for bins that are known while tracing, or ascend."""
-    known = concrete(bins)
-    count = np.shape(bins)[0]
-    if known is not TRACED and count > 1 and known[0] > known[-1]:
-        found = FUNCTIONS["searchsorted"](np.asarray(known)[::-1], x, "left" if right else "right")
-        return FUNCTIONS["subtract"](count, found)
+    known = _require_bins("np.digitize", bins, descending=True)
+    if known is not None and known.size > 1 and known[0] > known[-1]:
+        found = FUNCTIONS["searchsorted"](known[::-1], x, "left" if right else "right")
+        return FUNCTIONS["subtract"](known.size, found)
     return FUNCTIONS["searchsorted"](bins, x, "left" if right else "right")
 
 
