@@ -164,7 +164,7 @@ def test_what_numpy_refuses(call: Callable[..., Any], text: str) -> None:
 
 
 def test_ranges_of_what_is_not_finite() -> None:
-    with pytest.raises(errors.InvalidParameter, match="np.histogram: range='what a holds' is not valid"):
+    with pytest.raises(errors.InvalidParameter, match=r"np\.histogram: range='what a holds' is not valid"):
         np.histogram(kf.asarray([1.0, np.nan]), 2)
     agree(
         lambda x: (np.partition(x[:0], 3), np.delete(x, []), np.delete(x, np.array([True, False, True]))),
