@@ -63,9 +63,9 @@ BRANCH = 6
 """Simple operations that take as long as asking whether any lane wants an arm of a select."""
 
 SWEPT = 5 / 4
-"""Of a cache: what a launch touches before what it wrote is mostly gone from there when it ends. Measured on a Zen 5 with
-32 MB: a copy of 16 MB takes 0.28 ms through the cache and 0.42 past it, with its reader 0.37 and 0.80; of 20 MB 0.45 and
-0.56, 0.53 and 1.04."""
+"""Of a cache: what a launch touches before what it wrote is mostly gone from there when it ends. Measured on a Zen 5
+with 32 MB: a copy of 16 MB takes 0.28 ms through the cache and 0.42 past it, with its reader 0.37 and 0.80; of 20 MB
+0.45 and 0.56, 0.53 and 1.04."""
 
 _WEIGHT = (
     dict.fromkeys((*MATH_UNARY, *MATH_BINARY), TRANSCENDENTAL)
