@@ -50,7 +50,8 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
     Of several passes over a row that the cache holds, the last one asks: it computes or stores most, and memory would
     have nothing to read; asking in a first pass that only reads gained nothing where it was measured. It asks for the
     next row, where the cache has room for it beside this one and what is kept, or for what
-    lies a little further, if that is read next. What no loop around changes is in the cache.
+    lies a little further, if that is read next. What no loop around changes is in the cache. Rows behind each other
+    that are read side by side are not asked for: what lies a little further in one is read in the next.
 
     Args:
         loops: of the grid, the outermost first.
@@ -85,8 +86,15 @@ def _walks(body: Sequence[Stmt], around: tuple[For, ...]) -> Iterator[Walk]:
 
 def _of(loop: For, around: tuple[For, ...]) -> Iterator[Walk]:
     for load in loads(loop.body):
-        if len(load.index) == 1 and loop.var in free_vars(load.index[0]):
+        if len(load.index) == 1 and loop.var in free_vars(load.index[0]) and not _side_by_side(load, loop):
             yield Walk(load, loop, around)
+
+
+def _side_by_side(load: Load, loop: For) -> bool:
+    """Whether an unrolled loop inside of ``loop`` reads from one row to the next."""
+    length = (affine(load.index[0], loop.var) or 0) * (loop.static or 1)
+    inner = [s for s in stmts(loop.body) if isinstance(s, For) and s.kind == "unroll"]
+    return length != 0 and any(affine(load.index[0], s.var) == length for s in inner)
 
 
 def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import Alloc, For, Kernel, Store, stmts
+from kernelforge.ir.kernel import Alloc, For, Kernel, Store, stmts, walk
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.maps import SHORT, SHORTEST, rest_in_lanes, shortened
+from kernelforge.ir.schedule.maps import SHORT, SHORTEST, in_lanes, rest_in_lanes, shortened
 from kernelforge.ir.schedule.nests import grid, loads, perfect, size
+from kernelforge.ir.schedule.staging import nested
 from kernelforge.ir.schedule.steps import bind, fission, loops, place, reorder, split
 
 FAR = 1024
@@ -16,6 +18,9 @@ FAR = 1024
 
 WIDE, ROWS = 1024, 4
 """Columns that are reduced together then, and rows at a time: the results are loaded and stored once for each time."""
+
+BLOCK_ROWS = 8
+"""The same where whole rows of a block are added to one that lies in memory."""
 
 
 def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
@@ -47,6 +52,30 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     kernel = _tile(kernel, tile)
     kernel = rest_in_lanes(kernel, name, f"{name}i_t", width if unroll > 1 else width // 2, least, _lanes)
     return grid(kernel, names, enough)
+
+
+def vector_block(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits, width: int) -> Kernel | None:
+    """Add up the rows of a block several at a time, if the loop ``row`` does nothing else with them and what it adds
+    takes few operations.
+    """
+    path = nested(row)
+    adds = [s for s in path[-1].body if isinstance(s, Store) and s.op]
+    work = effort(e for s in adds for e in walk(s.value) if e.dtype != "i64")
+    if (
+        len(path) < 2
+        or (row.static or 0) < BLOCK_ROWS
+        or len(adds) != len(path[-1].body)
+        or work * BLOCK_ROWS > TRANSCENDENTAL
+    ):
+        return None
+    few = f"{row.var.name}r"
+    kernel = split(kernel, row.var.name, BLOCK_ROWS, row.var.name, few, "cut")
+    for loop in path[1:]:
+        kernel = reorder(kernel, few, loop.var.name)
+    kernel = bind(kernel, few, "unroll")
+    for loop in loops(kernel, path[-1].var.name)[:1]:
+        kernel = in_lanes(kernel, loop, width)
+    return grid(kernel, [p.var.name for p in parallel], 8 * limits.threads)
 
 
 def _walk(kernel: Kernel) -> For | None:

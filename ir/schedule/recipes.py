@@ -29,7 +29,7 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
-from kernelforge.ir.schedule.columns import vector_column
+from kernelforge.ir.schedule.columns import vector_block, vector_column
 from kernelforge.ir.schedule.factors import arranged, parallel_loops
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import SHORTEST, group_map, in_lanes, vector_map
@@ -160,7 +160,7 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     if row is not None:
         for start in body[:-1]:
             kernel = in_lanes(kernel, nested(start)[-1], width)
-        return vector_row(kernel, parallel, row, limits, width)
+        return vector_block(kernel, parallel, row, limits, width) or vector_row(kernel, parallel, row, limits, width)
     sliding = convolution.reduced(kernel)
     if sliding and width > 1:
         return convolution.windowed(kernel, sliding, limits, width)

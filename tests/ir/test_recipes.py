@@ -237,6 +237,29 @@ def test_rows_whose_columns_are_summed_by_the_way_hold_several_vectors_too() -> 
     same(made, after)
 
 
+@pytest.mark.parametrize("rows", [16, 19, 5])
+@pytest.mark.parametrize("columns", [128, 75, 3])
+@pytest.mark.parametrize("value", ["x[{}]", "x[{}] * x[{}]", "exp(x[{}])"])
+def test_rows_that_are_only_added_up_are_read_several_at_a_time(rows: int, columns: int, value: str) -> None:
+    at = f"w * {rows * columns} + i * {columns} + j"
+    made = parse_kernel(f"""kernel k(in x: f32[{4 * rows * columns}], out o: f32[{4 * columns}]) {{
+  for parallel w < 4 {{
+    for parallel z < {columns} {{
+      o[w * {columns} + z] = 0.0f32
+    }}
+    for serial i < {rows} {{
+      for parallel j < {columns} {{
+        o[w * {columns} + j] += {value.replace("{}", at)}
+      }}
+    }}
+  }}
+}}""")
+    after = schedule(made, DEVICES["avx512"])
+    together = [s.static for s in stmts(after.body) if isinstance(s, For) and s.kind == "unroll"]
+    assert (8 in together) == ("exp" not in value and rows >= 8)  # eight copies of a function are much code
+    same(made, after)
+
+
 def test_numbers_of_each_row_do_not_make_columns() -> None:
     k = parse_kernel("""kernel scaled(in x0: f32[65536], in x1: f32[16], in x2: f32[16], out o: f32[16]) {
   for parallel i0 < 16 {
