@@ -199,6 +199,14 @@ class Builder:
         self._bound[id(array)] = (array, bound, Sym(self, out))
         return self._bound[id(array)][2]
 
+    def bound(self, type: Type, array: np.ndarray[Any, Any]) -> Sym:
+        """Bind an array that nobody writes to, without a copy, and once."""
+        out = next((value for value, held in self.consts if held is array), None)
+        if out is None:
+            out = self._value(type)
+            self.consts.append((out, array))
+        return Sym(self, out)
+
     def lift(self, sym: Sym) -> Value:
         """Return this builder's value for ``sym``, capturing it if it belongs to an enclosing builder."""
         if sym.builder is self:
@@ -237,11 +245,7 @@ class Builder:
             raise MalformedGraph(problem=f"{len(inputs)} inputs given to a graph of {len(graph.inputs)}")
         values = {v: self.lift(s) for v, s in zip(graph.inputs, inputs, strict=True)}
         for v, array in graph.consts:
-            new = next((value for value, held in self.consts if held is array), None)
-            if new is None:
-                new = self._value(v.type)
-                self.consts.append((new, array))
-            values[v] = new
+            values[v] = self.bound(v.type, array).value
         for node in graph.nodes:
             with self.at(node.loc):
                 made = self.emit(node.prim, [values[v] for v in node.inputs], node.params)

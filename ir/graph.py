@@ -142,6 +142,7 @@ class Sample(NamedTuple):
 
 
 Vjp = Callable[[tuple["Sym", ...], tuple["Sym", ...], tuple["Sym", ...], Params], tuple["Sym | None", ...]]
+Batch = Callable[[int, Sequence["Sym"], Sequence[bool], Params], Sequence["Sym"]]
 Jvp = Callable[[tuple["Sym | None", ...], tuple["Sym", ...], tuple["Sym", ...], Params], tuple["Sym | None", ...]]
 
 
@@ -161,6 +162,8 @@ class Primitive:
             or a string: why there is no derivative, in words the user reads.
         jvp: ``jvp(tangents, inputs, outputs, params)`` gives a tangent, or None for zero, for each output; a
             tangent that is None is zero; or a string as for ``vjp``.
+        batch: ``batch(size, inputs, has, params)`` gives the outputs for ``size`` examples, along a leading axis that
+            the inputs have, too, which ``has`` marks, one at least.
         lower: for MAP, VIEW and INDEX: ``lower(at, index, types, out, params)`` gives the output element at ``index``
             as a kernel expression (``types`` of the inputs, ``out`` the output's).
             For REDUCE, CONTRACT and CUMULATE: ``lower(types, out, params)`` gives a ``Reduction``.
@@ -178,6 +181,7 @@ class Primitive:
     numpy: Callable[[Sequence[np.ndarray[Any, Any]], Params], tuple[np.ndarray[Any, Any], ...]]
     vjp: Vjp | str
     jvp: Jvp | str
+    batch: Batch
     lower: Callable[..., Any] | None
     sample: Callable[[], list[Sample]]
     dtypes: frozenset[str]

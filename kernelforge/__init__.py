@@ -9,6 +9,7 @@ import kernelforge.ir.ops as _ops
 import kernelforge.systems as _systems
 from kernelforge import numpy, random
 from kernelforge.array import Array, asarray
+from kernelforge.batches import vmap
 from kernelforge.config import config
 from kernelforge.control import cond, fori_loop, scan, while_loop
 from kernelforge.custom import custom_vjp
@@ -61,6 +62,7 @@ __all__ = [
     "tune",
     "value_and_grad",
     "vjp",
+    "vmap",
     "while_loop",
 ]
 

@@ -15,7 +15,8 @@ from kernelforge.functions import Flat, flat, matched, trace_at
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Sym, apply_many, build, builder, tracing
 from kernelforge.ir.graph import Graph, Params
-from kernelforge.ir.ops.control import MaybeSyms, Refuse, close, materialize, present, scatter
+from kernelforge.ir.ops.call import Refuse
+from kernelforge.ir.ops.control import MaybeSyms, close, materialize, present, scatter
 from kernelforge.ir.passes.pipeline import optimize
 from kernelforge.jit import by_name, name_of
 from kernelforge.trace import Tracer

@@ -18,10 +18,20 @@ import numpy as np
 import optree
 
 from kernelforge.dtypes import is_float
-from kernelforge.errors import ArgnumsOutOfRange, ExpectedPair, InvalidParameter, NotFloat, NotScalar, RepeatedArgnums
+from kernelforge.errors import (
+    ArgnumsOutOfRange,
+    ExpectedPair,
+    InvalidParameter,
+    NotFloat,
+    NotScalar,
+    RepeatedArgnums,
+)
 from kernelforge.functions import Flat, flat, freeze, matched, result, run, trace_at
+from kernelforge.ir.batch import batch, leading, marks
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
-from kernelforge.ir.ops.control import RECOMPUTE, emit_scan
+from kernelforge.ir.ops.call import RECOMPUTE
+from kernelforge.ir.ops.control import close
+from kernelforge.ir.types import Type
 from kernelforge.jit import by_name, name_of
 from kernelforge.trace import Tracer, to_sym
 
@@ -74,7 +84,7 @@ class _Selected:
         return restored[0] if self.single else restored
 
 
-class _Transformed:
+class Transformed:
     """``traced`` as a function on concrete arguments too.
 
     Args:
@@ -132,7 +142,7 @@ def value_and_grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
     Raises:
         ArgnumsOutOfRange, NotFloat, NotScalar: when the function that is returned is called; all are TypeErrors.
     """
-    return _Transformed(fn, _value_and_grad(fn, argnums, has_aux), value_and_grad, argnums, has_aux)
+    return Transformed(fn, _value_and_grad(fn, argnums, has_aux), value_and_grad, argnums, has_aux)
 
 
 def grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
@@ -146,7 +156,7 @@ def grad(fn: Fn, argnums: Argnums = 0, has_aux: bool = False) -> Fn:
         value, gradient = both(*args, **kwargs)
         return (gradient, value[1]) if has_aux else gradient
 
-    return _Transformed(fn, traced, grad, argnums, has_aux)
+    return Transformed(fn, traced, grad, argnums, has_aux)
 
 
 def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
@@ -228,12 +238,17 @@ def _one_hot(i: Sym, like: Sym) -> Sym:
     return ones.reshape(like.shape)
 
 
-def _counter(n: int) -> Sym:
-    return apply("iota", shape=(n,), axis=0, dtype="i64")
+def _each(fn: Callable[[Sym], Sequence[Sym]], count: int) -> list[Sym]:
+    """Apply a function of a number to all numbers below ``count``; results are stacked along axis 0."""
+    counter = apply("iota", shape=(count,), axis=0, dtype="i64")
+    graph, captured = close(fn, [Type((), counter.dtype)])
+    has = [*[False] * len(captured), True]
+    outs = batch(graph, [*captured, counter], has, count)
+    return [leading(count, y, m) for y, m in zip(outs, marks(graph, has), strict=True)]
 
 
 def jacfwd(fn: Fn, argnums: Argnums = 0) -> Fn:
-    """Make a function that returns the Jacobian of ``fn``, by one forward derivative for each input element.
+    """Make a function that returns the Jacobian of ``fn``, by a forward derivative for each input element at once.
 
     For each output leaf the Jacobian holds a tree like the arguments', of arrays of shape ``(*output, *input)``.
     """
@@ -247,12 +262,12 @@ def jacfwd(fn: Fn, argnums: Argnums = 0) -> Fn:
             def step(i: Sym, k: int = k, x: Sym = x) -> list[Sym]:
                 return t.jvp([_one_hot(i, x) if j == k else None for j in range(len(t.inputs))])[1]
 
-            stacked = emit_scan(step, [], [_counter(x.size)], x.size, False)
+            stacked = _each(step, x.size)
             columns.append([_last(ys).reshape((*ys.shape[1:], *x.shape)) for ys in stacked])
         rows = [selected.unflatten([result(column[o]) for column in columns]) for o in range(len(t.out.syms))]
         return t.out.unflatten(rows)
 
-    return _Transformed(fn, traced, jacfwd, argnums)
+    return Transformed(fn, traced, jacfwd, argnums)
 
 
 def _last(x: Sym) -> Sym:
@@ -261,7 +276,7 @@ def _last(x: Sym) -> Sym:
 
 
 def jacrev(fn: Fn, argnums: Argnums = 0) -> Fn:
-    """Make a function that returns the Jacobian of ``fn``, by one pullback for each output element; see ``jacfwd``."""
+    """Make a function that returns the Jacobian of ``fn``, by a pullback for each output element; as ``jacfwd``."""
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         selected = _Selected("jacrev", fn, argnums, args, kwargs)
@@ -274,11 +289,11 @@ def jacrev(fn: Fn, argnums: Argnums = 0) -> Fn:
             def step(i: Sym, k: int = k, y: Sym = y) -> list[Sym]:
                 return pullback([_one_hot(i, y) if j == k else None for j in range(len(outputs))])
 
-            stacked = emit_scan(step, [], [_counter(y.size)], y.size, False)
+            stacked = _each(step, y.size)
             rows.append(selected.unflatten([result(xs.reshape((*y.shape, *xs.shape[1:]))) for xs in stacked]))
         return t.out.unflatten(rows)
 
-    return _Transformed(fn, traced, jacrev, argnums)
+    return Transformed(fn, traced, jacrev, argnums)
 
 
 def hessian(fn: Fn, argnums: Argnums = 0) -> Fn:

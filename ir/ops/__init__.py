@@ -10,6 +10,7 @@ from kernelforge.ir.build import REGISTRY
 from kernelforge.ir.graph import Primitive
 from kernelforge.ir.ops import (
     arithmetic,
+    call,
     compare,
     contract,
     control,
@@ -36,6 +37,7 @@ _MODULES = (
     index,
     random,
     control,
+    call,
 )
 
 

@@ -93,6 +93,12 @@ def _jvp(tangents: MaybeSyms, inputs: Syms, outputs: Syms, params: Params) -> Ma
     return (first + second if first is not None and second is not None else first if second is None else second,)
 
 
+def _batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Syms:
+    new = max((*params["x_axes"], *params["y_axes"]), default=-1) + 1
+    x, y = ((new, *params[name]) if h else params[name] for name, h in zip(("x_axes", "y_axes"), has, strict=True))
+    return (apply("contract", *inputs, x_axes=x, y_axes=y, out_axes=(new, *params["out_axes"])),)
+
+
 def _samples() -> list[Sample]:
     def make(x: tuple[int, ...], y: tuple[int, ...], *names: Names) -> Sample:
         rng = np.random.default_rng(11)
@@ -118,6 +124,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _numpy,
         _vjp,
         _jvp,
+        _batch,
         _lower,
         _samples,
         NUMBERS,

@@ -1,4 +1,4 @@
-"""Control flow and calls: primitives that hold graphs, and the functions that build those graphs.
+"""Control flow: primitives that hold graphs, and the functions that build those graphs.
 
 A body may use symbols of the graph around it; ``close`` turns them, and the arrays it closed over, into inputs.
 """
@@ -6,13 +6,14 @@ A body may use symbols of the graph around it; ``close`` turns them, and the arr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from kernelforge.dtypes import is_float
-from kernelforge.errors import DtypeMismatch, InvalidParameter, NotDifferentiable, ShapeMismatch
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
 from kernelforge.ir import autodiff
+from kernelforge.ir.batch import batch, leading, marks
 from kernelforge.ir.build import Builder, Sym, apply, apply_many, builder, full
 from kernelforge.ir.graph import Graph, Kind, Params, Primitive, Sample, Value
 from kernelforge.ir.interpret import run_graph
@@ -91,11 +92,11 @@ def emit_while(test: Emit, step: Emit, init: Sequence[Sym]) -> tuple[Sym, ...]:
     return apply_many("while_loop", *cond_consts, *body_consts, *init, **params)
 
 
-def _types(values: Sequence[Value]) -> list[Type]:
+def types_of(values: Sequence[Value]) -> list[Type]:
     return [v.type for v in values]
 
 
-def _match(op: str, what: str, found: Sequence[Type], expected: Sequence[Type]) -> None:
+def match(op: str, what: str, found: Sequence[Type], expected: Sequence[Type]) -> None:
     """Compare shapes and dtypes; weakness is a matter of the front end."""
     if len(found) != len(expected):
         raise InvalidParameter(op=op, name=what, found=len(found), expected=f"{len(expected)} arrays")
@@ -111,12 +112,12 @@ def _joined(first: Sequence[Type], second: Sequence[Type]) -> tuple[Type, ...]:
     return tuple(Type(a.shape, a.dtype, a.weak and b.weak) for a, b in zip(first, second, strict=True))
 
 
-def _is_float(x: Value | Sym) -> bool:
+def holds_float(x: Value | Sym) -> bool:
     return is_float(x.type.dtype)
 
 
 def _zeros(syms: Sequence[Sym]) -> list[Sym]:
-    return [full(0.0 if _is_float(s) else 0, s) for s in syms]
+    return [full(0.0 if holds_float(s) else 0, s) for s in syms]
 
 
 def materialize(xs: Sequence[Sym | None], like: Sequence[Sym]) -> list[Sym]:
@@ -135,8 +136,8 @@ def present(xs: Sequence[Sym | None]) -> tuple[list[bool], list[Sym]]:
     return [x is not None for x in xs], [x for x in xs if x is not None]
 
 
-def _float_tangents(tangents: Sequence[Sym | None], inputs: Sequence[Sym]) -> list[Sym | None]:
-    return [t if _is_float(s) else None for t, s in zip(tangents, inputs, strict=True)]
+def float_tangents(tangents: Sequence[Sym | None], inputs: Sequence[Sym]) -> list[Sym | None]:
+    return [t if holds_float(s) else None for t, s in zip(tangents, inputs, strict=True)]
 
 
 # scan: inputs (consts, init, xs), outputs (final carry, ys)
@@ -144,18 +145,18 @@ def _float_tangents(tangents: Sequence[Sym | None], inputs: Sequence[Sym]) -> li
 
 def _scan_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     body, c, k, length = params["body"], params["consts"], params["carry"], params["length"]
-    wanted = _types(body.inputs)
+    wanted = types_of(body.inputs)
     stacked = [Type((length, *t.shape), t.dtype) for t in wanted[c + k :]]
-    _match("scan", "inputs", types, [*wanted[: c + k], *stacked])
-    outs = _types(body.outputs)
-    _match("scan", "carry", outs[:k], wanted[c : c + k])
+    match("scan", "inputs", types, [*wanted[: c + k], *stacked])
+    outs = types_of(body.outputs)
+    match("scan", "carry", outs[:k], wanted[c : c + k])
     return (*_joined(outs[:k], types[c : c + k]), *(Type((length, *t.shape), t.dtype) for t in outs[k:]))
 
 
 def _scan_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
     body, c, k, length = params["body"], params["consts"], params["carry"], params["length"]
     consts, carry, xs = arrays[:c], list(arrays[c : c + k]), arrays[c + k :]
-    ys = [np.empty((length, *t.shape), t.dtype) for t in _types(body.outputs[k:])]
+    ys = [np.empty((length, *t.shape), t.dtype) for t in types_of(body.outputs[k:])]
     for t in range(length - 1, -1, -1) if params["reverse"] else range(length):
         outs = run_graph(body, [*consts, *carry, *(x[t] for x in xs)])
         carry = outs[:k]
@@ -172,12 +173,12 @@ def _scan_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...],
     # it shares its nodes with the forward scan, by which the pass prune knows that one can do for both
     saving = Graph(body.inputs, body.nodes, (*body.outputs[:k], *body.inputs[c : c + k]), body.consts)
     carries = apply_many("scan", *inputs, body=saving, consts=c, carry=k, length=length, reverse=reverse)[k:]
-    floats = [_is_float(s) for s in inputs]
+    floats = [holds_float(s) for s in inputs]
     wrt = [i for i, m in enumerate(floats) if m]
     carry_mask = floats[c : c + k]
-    y_mask, y_cts = present(_float_tangents(cts[k:], outputs[k:]))
-    float_init = [s for s in init if _is_float(s)]
-    float_consts = [s for s in consts if _is_float(s)]
+    y_mask, y_cts = present(float_tangents(cts[k:], outputs[k:]))
+    float_init = [s for s in init if holds_float(s)]
+    float_consts = [s for s in consts if holds_float(s)]
     carry_cts = materialize([ct for ct, m in zip(cts[:k], carry_mask, strict=True) if m], float_init)
     n, m = len(float_init), len(float_consts)
 
@@ -196,24 +197,62 @@ def _scan_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...],
 def _scan_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
     """Scan over the carry and its tangent together."""
     body, c, k, length, reverse = (params[p] for p in ("body", "consts", "carry", "length", "reverse"))
-    tangents = tuple(_float_tangents(tangents, inputs))
+    tangents = tuple(float_tangents(tangents, inputs))
     consts, init, xs = inputs[:c], inputs[c : c + k], inputs[c + k :]
-    mask = [_is_float(s) for s in init]
-    float_init = [s for s in init if _is_float(s)]
+    mask = [holds_float(s) for s in init]
+    float_init = [s for s in init if holds_float(s)]
     init_t = materialize([t for t, m in zip(tangents[c : c + k], mask, strict=True) if m], float_init)
     x_mask, xs_t = present(tangents[c + k :])
-    y_mask = [_is_float(v) for v in body.outputs[k:]]
+    y_mask = [holds_float(v) for v in body.outputs[k:]]
 
     def step(*values: Sym) -> list[Sym]:
         carry, carry_t = values[:k], values[k : k + len(init_t)]
         x, x_t = values[k + len(init_t) :][: len(xs)], values[k + len(init_t) + len(xs) :]
         given = [*tangents[:c], *scatter(mask, carry_t), *scatter(x_mask, x_t)]
         outs, outs_t = autodiff.jvp(body, [*consts, *carry, *x], given)
-        float_t = [t for t, v in zip(outs_t, body.outputs, strict=True) if _is_float(v)]
+        float_t = [t for t, v in zip(outs_t, body.outputs, strict=True) if holds_float(v)]
         return [*outs[:k], *float_t]
 
     outs = emit_scan(step, [*init, *init_t], [*xs, *xs_t], length, reverse)
     return tuple(scatter([*mask, *y_mask], outs[k:]))
+
+
+def _settled(graph: Graph, consts: Sequence[bool], carry: Sequence[bool], rest: Sequence[bool]) -> list[bool]:
+    """Say what of a carry has a batch in the end where a loop repeats ``graph``."""
+    while True:
+        found = marks(graph, [*consts, *carry, *rest])[: len(carry)]
+        wider = [a or b for a, b in zip(carry, found, strict=True)]
+        if wider == list(carry):
+            return wider
+        carry = wider
+
+
+def _swapped(x: Sym) -> Sym:
+    """Exchange the first two axes."""
+    return x.transpose((1, 0, *range(2, x.ndim)))
+
+
+def all_leading(size: int, wanted: Sequence[bool], xs: Sequence[Sym], has: Sequence[bool]) -> list[Sym]:
+    """Give a batch to what is wanted with one."""
+    return [leading(size, x, h) if w else x for w, x, h in zip(wanted, xs, has, strict=True)]
+
+
+def _scan_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
+    body, c, k, length = params["body"], params["consts"], params["carry"], params["length"]
+    consts, init, xs = inputs[:c], inputs[c : c + k], inputs[c + k :]
+    carry = _settled(body, has[:c], has[c : c + k], has[c + k :])
+    given = [*has[:c], *carry, *has[c + k :]]
+    made = marks(body, given)
+
+    def step(*values: Sym) -> list[Sym]:
+        outs = batch(body, [*consts, *values], given, size)
+        return [*all_leading(size, carry, outs[:k], made[:k]), *outs[k:]]
+
+    start = all_leading(size, carry, init, has[c : c + k])
+    along = [_swapped(x) if h else x for x, h in zip(xs, has[c + k :], strict=True)]
+    outs = emit_scan(step, start, along, length, params["reverse"])
+    ys = [_swapped(y) if m else leading(size, y, False) for y, m in zip(outs[k:], made[k:], strict=True)]
+    return [*all_leading(size, [True] * k, outs[:k], carry), *ys]
 
 
 # cond: inputs (pred, operands), outputs of the branch taken
@@ -221,11 +260,11 @@ def _scan_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, 
 
 def _cond_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     true, false = params["true"], params["false"]
-    _match("cond", "predicate", types[:1], [Type((), np.dtype(bool))])
-    _match("cond", "operands of true", types[1:], _types(true.inputs))
-    _match("cond", "operands of false", types[1:], _types(false.inputs))
-    _match("cond", "outputs of false", _types(false.outputs), _types(true.outputs))
-    return _joined(_types(true.outputs), _types(false.outputs))
+    match("cond", "predicate", types[:1], [Type((), np.dtype(bool))])
+    match("cond", "operands of true", types[1:], types_of(true.inputs))
+    match("cond", "operands of false", types[1:], types_of(false.inputs))
+    match("cond", "outputs of false", types_of(false.outputs), types_of(true.outputs))
+    return _joined(types_of(true.outputs), types_of(false.outputs))
 
 
 def _cond_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
@@ -234,9 +273,9 @@ def _cond_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], .
 
 def _cond_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
     pred, operands = inputs[0], inputs[1:]
-    floats = [_is_float(s) for s in operands]
+    floats = [holds_float(s) for s in operands]
     wrt = [i for i, m in enumerate(floats) if m]
-    mask, given = present(_float_tangents(cts, outputs))
+    mask, given = present(float_tangents(cts, outputs))
 
     def branch(graph: Graph) -> Emit:
         def back(*values: Sym) -> list[Sym]:
@@ -251,8 +290,8 @@ def _cond_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...],
 
 def _cond_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
     pred, operands = inputs[0], inputs[1:]
-    mask, given = present(_float_tangents(tangents[1:], operands))
-    out_mask = [_is_float(s) for s in outputs]
+    mask, given = present(float_tangents(tangents[1:], operands))
+    out_mask = [holds_float(s) for s in outputs]
 
     def branch(graph: Graph) -> Emit:
         def forward(*values: Sym) -> list[Sym]:
@@ -266,6 +305,26 @@ def _cond_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, 
     return tuple(scatter(out_mask, outs))
 
 
+def chosen(pred: Sym, x: Sym, y: Sym) -> Sym:
+    """Choose among examples by a bool for each."""
+    wide = pred.reshape((*pred.shape, *(1,) * (x.ndim - 1))).broadcast(x.shape)
+    return apply("where", wide, x, y)
+
+
+def _cond_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
+    """Run one branch for all where all agree, else both, and choose."""
+    (pred, *operands), given = inputs, has[1:]
+
+    def branch(graph: Graph) -> Emit:
+        made = marks(graph, given)
+        return lambda *values: all_leading(size, [True] * len(made), batch(graph, values, given, size), made)
+
+    yes, no = branch(params["true"]), branch(params["false"])
+    if not has[0]:
+        return emit_cond(pred, yes, no, operands)
+    return [chosen(pred, a, b) for a, b in zip(yes(*operands), no(*operands), strict=True)]
+
+
 # while_loop: inputs (cond consts, body consts, init), outputs the final carry
 
 
@@ -277,11 +336,11 @@ def _split_while(xs: Sequence[Any], params: Params) -> tuple[Sequence[Any], Sequ
 def _while_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     cond, body = params["cond"], params["body"]
     cond_consts, body_consts, init = _split_while(types, params)
-    _match("while_loop", "inputs of cond", [*cond_consts, *init], _types(cond.inputs))
-    _match("while_loop", "inputs of body", [*body_consts, *init], _types(body.inputs))
-    _match("while_loop", "output of cond", _types(cond.outputs), [Type((), np.dtype(bool))])
-    _match("while_loop", "carry", _types(body.outputs), init)
-    return _joined(init, _types(body.outputs))
+    match("while_loop", "inputs of cond", [*cond_consts, *init], types_of(cond.inputs))
+    match("while_loop", "inputs of body", [*body_consts, *init], types_of(body.inputs))
+    match("while_loop", "output of cond", types_of(cond.outputs), [Type((), np.dtype(bool))])
+    match("while_loop", "carry", types_of(body.outputs), init)
+    return _joined(init, types_of(body.outputs))
 
 
 def _while_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
@@ -294,9 +353,9 @@ def _while_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], 
 def _while_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
     """Loop over the carry and its tangent together; the test sees the carry alone."""
     cond_consts, body_consts, init = _split_while(inputs, params)
-    _, body_t, init_t = _split_while(_float_tangents(tangents, inputs), params)
-    mask = [_is_float(s) for s in init]
-    float_t = materialize([t for t, m in zip(init_t, mask, strict=True) if m], [s for s in init if _is_float(s)])
+    _, body_t, init_t = _split_while(float_tangents(tangents, inputs), params)
+    mask = [holds_float(s) for s in init]
+    float_t = materialize([t for t, m in zip(init_t, mask, strict=True) if m], [s for s in init if holds_float(s)])
     k = len(init)
 
     def test(*values: Sym) -> list[Sym]:
@@ -310,85 +369,43 @@ def _while_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym,
     return tuple(scatter(mask, emit_while(test, step, [*init, *float_t])[k:]))
 
 
-# call: inputs and outputs of its graph
+def _while_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
+    """Repeat while any example goes on; those that are done keep their carry."""
+    test, body = params["cond"], params["body"]
+    (cond_consts, body_consts, init), (of_cond, of_body, first) = (_split_while(x, params) for x in (inputs, has))
+    carry = _settled(body, of_body, first, ())
+    (apart,) = marks(test, [*of_cond, *carry])
+    if apart:
+        carry = [True] * len(carry)
+    made = marks(body, [*of_body, *carry])
 
+    def goes_on(carried: Sequence[Sym]) -> Sym:
+        (found,) = batch(test, [*cond_consts, *carried], [*of_cond, *carry], size)
+        return found
 
-class Rule(Protocol):
-    """How a call is differentiated; ``vjp`` and ``jvp`` are as in ``Primitive``."""
+    def step(*carried: Sym) -> list[Sym]:
+        new = all_leading(size, carry, batch(body, [*body_consts, *carried], [*of_body, *carry], size), made)
+        return [chosen(goes_on(carried), n, old) for n, old in zip(new, carried, strict=True)] if apart else new
 
-    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms: ...
+    def any_goes_on(*carried: Sym) -> list[Sym]:
+        found = goes_on(carried)
+        return [apply("max", found, axes=(0,)) if apart else found]
 
-    def jvp(
-        self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params
-    ) -> MaybeSyms: ...
-
-
-class Plain:
-    """The derivative of the call's graph."""
-
-    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-        floats = [_is_float(s) for s in inputs]
-        _, pullback = autodiff.vjp(params["graph"], inputs, [i for i, m in enumerate(floats) if m])
-        return tuple(scatter(floats, pullback(_float_tangents(cts, outputs))))
-
-    def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-        _, outs_t = autodiff.jvp(params["graph"], inputs, _float_tangents(tangents, inputs))
-        return tuple(outs_t)
-
-
-class Recompute(Plain):
-    """Keep the inputs alone for the backward pass: barriers hold its copy of the graph apart from the forward one."""
-
-    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-        return super().vjp(cts, tuple(apply("barrier", s) for s in inputs), outputs, params)
-
-
-class Refuse:
-    """No derivative, for a reason."""
-
-    def __init__(self, op: str, reason: str) -> None:
-        self.op = op
-        self.reason = reason
-
-    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-        raise NotDifferentiable(op=self.op, reason=self.reason, loc=builder().loc)
-
-    jvp = vjp
-
-
-PLAIN, RECOMPUTE = Plain(), Recompute()
-
-
-def _call_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
-    _match(f"call of {params['name']}", "inputs", types, _types(params["graph"].inputs))
-    return tuple(_types(params["graph"].outputs))
-
-
-def _call_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
-    return tuple(run_graph(params["graph"], arrays))
-
-
-def _call_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-    rule: Rule = params["rule"] or PLAIN
-    return rule.vjp(cts, inputs, outputs, params)
-
-
-def _call_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-    rule: Rule = params["rule"] or PLAIN
-    return rule.jvp(tangents, inputs, outputs, params)
+    outs = emit_while(any_goes_on, step, all_leading(size, carry, init, first))
+    return all_leading(size, [True] * len(outs), outs, carry)
 
 
 _F64 = np.dtype(np.float64)
 
 
-def _sample_graph(fn: Emit, *shapes: tuple[int, ...]) -> Graph:
+def sample_graph(fn: Emit, *shapes: tuple[int, ...]) -> Graph:
     b = Builder()
     with b.active():
         return b.finish(fn(*[b.input(Type(s, _F64)) for s in shapes]))
 
 
 def _sample_scan() -> list[Sample]:
-    body = _sample_graph(lambda w, h, x: [apply("tanh", h * w + x), h * x], (3,), (3,), (3,))
+    body = sample_graph(lambda w, h, x: [apply("tanh", h * w + x), h * x], (3,), (3,), (3,))
     inputs = (np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5]), np.linspace(-1.0, 1.0, 12).reshape(4, 3))
     return [
         Sample(inputs, {"body": body, "consts": 1, "carry": 1, "length": 4, "reverse": reverse})
@@ -398,8 +415,8 @@ def _sample_scan() -> list[Sample]:
 
 def _sample_cond() -> list[Sample]:
     graphs = {
-        "true": _sample_graph(lambda x, y: [x * y], (3,), (3,)),
-        "false": _sample_graph(lambda x, y: [apply("sin", x)], (3,), (3,)),
+        "true": sample_graph(lambda x, y: [x * y], (3,), (3,)),
+        "false": sample_graph(lambda x, y: [apply("sin", x)], (3,), (3,)),
     }
     x, y = np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5])
     return [Sample((np.array(p), x, y), graphs) for p in (True, False)]
@@ -407,18 +424,12 @@ def _sample_cond() -> list[Sample]:
 
 def _sample_while() -> list[Sample]:
     params = {
-        "cond": _sample_graph(lambda top, x: [x.sum((0,)) < top], (), (3,)),
-        "body": _sample_graph(lambda w, x: [x + w * w], (3,), (3,)),
+        "cond": sample_graph(lambda top, x: [x.sum((0,)) < top], (), (3,)),
+        "body": sample_graph(lambda w, x: [x + w * w], (3,), (3,)),
         "cond_consts": 1,
         "body_consts": 1,
     }
     return [Sample((np.array(10.0), np.array([0.5, 1.0, 1.5]), np.array([0.0, 0.25, 0.5])), params)]
-
-
-def _sample_call() -> list[Sample]:
-    graph = _sample_graph(lambda x, y: [apply("sin", x) * y], (3,), (3,))
-    inputs = (np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5]))
-    return [Sample(inputs, {"graph": graph, "name": "f", "rule": rule}) for rule in (None, RECOMPUTE)]
 
 
 PRIMITIVES: tuple[Primitive, ...] = (
@@ -431,6 +442,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _scan_numpy,
         _scan_vjp,
         _scan_jvp,
+        _scan_batch,
         None,
         _sample_scan,
         frozenset({"f64"}),
@@ -444,6 +456,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _cond_numpy,
         _cond_vjp,
         _cond_jvp,
+        _cond_batch,
         None,
         _sample_cond,
         frozenset({"bool"}),
@@ -458,21 +471,9 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "the number of iterations is not known before it runs, so nothing can keep what the backward pass needs; "
         "use fori_loop with Python integers as bounds, or scan",
         _while_jvp,
+        _while_batch,
         None,
         _sample_while,
-        frozenset({"f64"}),
-    ),
-    Primitive(
-        "call",
-        Kind.OPAQUE,
-        "Run a graph; rule, where it is not None, says how to differentiate it.",
-        ("graph", "name", "rule"),
-        _call_typing,
-        _call_numpy,
-        _call_vjp,
-        _call_jvp,
-        None,
-        _sample_call,
         frozenset({"f64"}),
     ),
 )

@@ -17,6 +17,7 @@ from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import Sym, apply, full
 from kernelforge.ir.graph import At, Jvp, Kind, Params, Primitive, Sample, Vjp
 from kernelforge.ir.kernel import Const, Expr, select
+from kernelforge.ir.ops.rules import mapped
 from kernelforge.ir.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -94,7 +95,18 @@ def elementwise(
         return [Sample(first, {}), Sample(second, {})]
 
     return Primitive(
-        name, Kind.MAP, doc, (), typing, meaning, *rules(partials, arity), lowering, samples, dtypes, bound
+        name,
+        Kind.MAP,
+        doc,
+        (),
+        typing,
+        meaning,
+        *rules(partials, arity),
+        mapped(name),
+        lowering,
+        samples,
+        dtypes,
+        bound,
     )
 
 
@@ -200,6 +212,7 @@ WHERE = Primitive(
     lambda arrays, params: (np.where(arrays[0], arrays[1], arrays[2]),),
     rules((None, lambda t, y, c, a, b: where(c, t, 0.0), lambda t, y, c, a, b: where(c, 0.0, t)), 3)[0],
     _where_jvp,
+    mapped("where"),
     lambda at, index, types, out, params: select(at(0, index), *(at(i, index).cast(out.name) for i in (1, 2))),
     _where_sample,
     frozenset({"bool"}),
@@ -252,6 +265,7 @@ CAST = Primitive(
     _cast_numpy,
     _cast_vjp,
     _cast_jvp,
+    mapped("cast"),
     lambda at, index, types, out, params: convert(at(0, index).cast(types[0].name), out.name),
     lambda: [Sample((np.linspace(0.0, 9.0, 15).reshape(3, 5),), {"dtype": d}) for d in DTYPES],
     ALL,
@@ -280,6 +294,7 @@ BITCAST = Primitive(
     lambda arrays, params: (np.ascontiguousarray(arrays[0]).view(DTYPES[params["dtype"]]).reshape(arrays[0].shape),),
     _NO_BITS,
     _NO_BITS,
+    mapped("bitcast"),
     lambda at, index, types, out, params: at(0, index).cast(types[0].name).bitcast(out.name),
     lambda: [Sample((WHOLE,), {"dtype": "u32"})],
     frozenset({"i32", "u32", "f32"}),  # those of the sample's parameter; other sizes go together alike
@@ -316,6 +331,7 @@ FULL = Primitive(
     _full_numpy,
     lambda cotangents, inputs, outputs, params: (),
     lambda tangents, inputs, outputs, params: (None,),
+    mapped("full"),
     lambda at, index, types, out, params: Const(params["value"], out.name),
     lambda: [Sample((), {"value": 1, "shape": (3, 5), "dtype": d}) for d in DTYPES],
     ALL,
@@ -332,6 +348,7 @@ def _identity(name: str, doc: str, vjp: Vjp, jvp: Jvp) -> Primitive:
         lambda arrays, params: (arrays[0],),
         vjp,
         jvp,
+        mapped(name),
         lambda at, index, types, out, params: at(0, index),
         lambda: [Sample((np.arange(15.0).reshape(3, 5),), {})],
         ALL,

@@ -9,6 +9,7 @@ import numpy as np
 
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED, UNSIGNED
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NotDifferentiable, ShapeMismatch
+from kernelforge.ir.batch import leading
 from kernelforge.ir.build import Sym, apply, builder, full
 from kernelforge.ir.graph import At, Kind, Params, Primitive, Sample
 from kernelforge.ir.kernel import Const, Expr, select
@@ -21,7 +22,9 @@ from kernelforge.ir.ops.rules import (
     Syms,
     axes,
     axis,
+    behind,
     ints,
+    mapped,
     one_dtype,
     operands,
     or_zeros,
@@ -132,6 +135,24 @@ def _gather_vjp(cts: Syms, inputs: Syms, outputs: Syms, params: Params) -> Maybe
 
 def _gather_jvp(tangents: MaybeSyms, inputs: Syms, outputs: Syms, params: Params) -> MaybeSyms:
     return (None if tangents[0] is None else _gather(tangents[0], inputs[1:], params["axes"]),)
+
+
+def _numbered(size: int, indices: Sequence[Sym], has: Sequence[bool]) -> list[Sym]:
+    """Give index arrays a batch, and put the number of the example before them."""
+    wide = [leading(size, i, h) for i, h in zip(indices, has, strict=True)]
+    return [apply("iota", shape=wide[0].shape, axis=0, dtype="i64"), *wide]
+
+
+def _gather_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Syms:
+    (x, *indices), listed = inputs, params["axes"]
+    if not has[0]:
+        wide = [leading(size, i, h) for i, h in zip(indices, has[1:], strict=True)]
+        return (apply("gather", x, *wide, axes=listed),)
+    if any(has[1:]):
+        return (apply("gather", x, *_numbered(size, indices, has[1:]), axes=(0, *behind(listed))),)
+    made = apply("gather", x, *indices, axes=behind(listed))
+    count = indices[0].ndim
+    return (made.transpose((count, *range(count), *range(count + 1, made.ndim))),)
 
 
 # scatter
@@ -248,6 +269,12 @@ def _scatter_jvp(tangents: MaybeSyms, inputs: Syms, outputs: Syms, params: Param
     return (_scatter(where(in_x, tx, 0.0), where(in_v, tv, 0.0), indices, listed, "add") / count,)
 
 
+def _scatter_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Syms:
+    x, v = (leading(size, s, h) for s, h in zip(inputs[:2], has[:2], strict=True))
+    indices = _numbered(size, inputs[2:], has[2:])
+    return (apply("scatter", x, v, *indices, axes=(0, *behind(params["axes"])), mode=params["mode"]),)
+
+
 # iota
 
 
@@ -299,6 +326,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _gather_numpy,
         _gather_vjp,
         _gather_jvp,
+        _gather_batch,
         _gather_lower,
         _gather_samples,
         ALL,
@@ -313,6 +341,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _scatter_numpy,
         _scatter_vjp,
         _scatter_jvp,
+        _scatter_batch,
         None,
         _scatter_samples,
         NUMBERS,
@@ -327,6 +356,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _iota_numpy,
         lambda cotangents, inputs, outputs, params: (),
         lambda tangents, inputs, outputs, params: (None,),
+        mapped("iota"),
         lambda at, index, types, out, params: index[params["axis"]].cast(out.name),
         lambda: [Sample((), {"shape": (3, 5), "axis": 1, "dtype": d}) for d in sorted(NUMBERS)],
         NUMBERS,

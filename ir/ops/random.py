@@ -15,9 +15,11 @@ import numpy as np
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DtypeMismatch
+from kernelforge.ir.build import Sym, apply
 from kernelforge.ir.graph import At, Kind, Params, Primitive, Sample
 from kernelforge.ir.index import flatten, normalize
 from kernelforge.ir.kernel import Const, Expr, i64, select
+from kernelforge.ir.ops.control import emit_scan
 from kernelforge.ir.ops.rules import Array, Arrays, ints, operands
 from kernelforge.ir.types import Type, row_major
 
@@ -77,6 +79,10 @@ def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, para
     return select(normalize(((i // HALF) % 2).eq(0)), first, second)
 
 
+def _batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
+    return emit_scan(lambda key: [apply("random_bits", key, **params)], [], inputs, size, reverse=False)
+
+
 _REASON = "random bits are integers; make floats of them, as random.uniform and random.normal do"
 
 PRIMITIVES: tuple[Primitive, ...] = (
@@ -89,6 +95,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _numpy,
         _REASON,
         _REASON,
+        _batch,
         _lower,
         lambda: [Sample((np.array([7, 2**31 + 5], np.uint32),), {"shape": shape}) for shape in ((3, 5), (), (0, 2))],
         frozenset({"u32"}),

@@ -19,6 +19,7 @@ from kernelforge.ir.ops.rules import (
     Arrays,
     MaybeSyms,
     Syms,
+    along,
     axes,
     one_dtype,
     operands,
@@ -82,7 +83,9 @@ def _reduce(
         x = np.random.default_rng(7).uniform(0.25, 4.0, (3, 4, 5))
         return [Sample((x,), {"axes": a}) for a in ((1,), (0, 2), (0, 1, 2), ())]
 
-    return Primitive(name, Kind.REDUCE, doc, ("axes",), typing, meaning, pull, push, lower, samples, dtypes, bound)
+    return Primitive(
+        name, Kind.REDUCE, doc, ("axes",), typing, meaning, pull, push, along(name), lower, samples, dtypes, bound
+    )
 
 
 def _repeated(y: Sym, x: Sym, drop: tuple[int, ...]) -> Sym:

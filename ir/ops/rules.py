@@ -9,8 +9,9 @@ import numpy as np
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
-from kernelforge.ir.build import Sym, apply, full
-from kernelforge.ir.graph import Jvp, Params
+from kernelforge.ir.batch import leading
+from kernelforge.ir.build import Sym, apply, apply_many, full
+from kernelforge.ir.graph import Batch, Jvp, Params
 from kernelforge.ir.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -93,6 +94,30 @@ def linear(name: str) -> Jvp:
         return (None if tangents[0] is None else apply(name, tangents[0], **params),)
 
     return jvp
+
+
+def mapped(name: str) -> Batch:
+    """Make the batch rule of a primitive that does for each element what it does for another."""
+
+    def batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
+        return apply_many(name, *(leading(size, x, h) for x, h in zip(inputs, has, strict=True)), **params)
+
+    return batch
+
+
+def along(name: str) -> Batch:
+    """Make the batch rule of a primitive that has its axes in the parameter ``axis`` or ``axes``."""
+
+    def batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
+        moved = {k: v + 1 if k == "axis" else behind(v) if k == "axes" else v for k, v in params.items()}
+        return apply_many(name, *(leading(size, x, h) for x, h in zip(inputs, has, strict=True)), **moved)
+
+    return batch
+
+
+def behind(listed: Sequence[int]) -> tuple[int, ...]:
+    """Renumber axes for an array that has one more before them."""
+    return tuple(a + 1 for a in listed)
 
 
 def or_zeros(tangent: Sym | None, like: Sym) -> Sym:

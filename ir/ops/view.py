@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from kernelforge.errors import InvalidParameter, ShapeMismatch
+from kernelforge.ir.batch import leading
 from kernelforge.ir.build import Sym, apply, full
-from kernelforge.ir.graph import At, Jvp, Kind, Params, Primitive, Sample, Vjp
+from kernelforge.ir.graph import At, Batch, Jvp, Kind, Params, Primitive, Sample, Vjp
 from kernelforge.ir.index import flatten, unflatten
 from kernelforge.ir.kernel import Const, Expr, i64, select
 from kernelforge.ir.ops.rules import (
@@ -20,8 +21,10 @@ from kernelforge.ir.ops.rules import (
     Arrays,
     MaybeSyms,
     Syms,
+    along,
     axes,
     axis,
+    behind,
     cut,
     ints,
     linear,
@@ -46,6 +49,7 @@ def view(
     numpy: Callable[[Array, Params], Array],
     index: Callable[[Index, tuple[int, ...], tuple[int, ...], Params], Sequence[Expr]],
     adjoint: Callable[[Sym, Sym, Params], Sym],
+    batched: Callable[[Sym, Params], Sym],
     samples: Callable[[], list[Sample]],
 ) -> Primitive:
     """Make the record of a view of one input.
@@ -54,6 +58,7 @@ def view(
         shape: the result's shape from the input's, or an error.
         index: the input's index from the result's index, the input's shape and the result's shape.
         adjoint: the input's cotangent from the result's cotangent and the input.
+        batched: the result from an input with a batch.
     """
 
     def typing(types: Sequence[Type], p: Params) -> tuple[Type, ...]:
@@ -69,7 +74,10 @@ def view(
     def meaning(arrays: Arrays, p: Params) -> tuple[Array, ...]:
         return (np.asarray(numpy(arrays[0], p)),)
 
-    return Primitive(name, Kind.VIEW, doc, params, typing, meaning, vjp, linear(name), lower, samples, ALL, 0.0)
+    def batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], p: Params) -> Syms:
+        return (batched(inputs[0], p),)
+
+    return Primitive(name, Kind.VIEW, doc, params, typing, meaning, vjp, linear(name), batch, lower, samples, ALL, 0.0)
 
 
 def several(
@@ -80,13 +88,14 @@ def several(
     numpy: Callable[[Arrays, Params], Array],
     vjp: Vjp,
     jvp: Jvp,
+    batch: Batch,
     lower: Lower,
     samples: Callable[[], list[Sample]],
 ) -> Primitive:
     def meaning(arrays: Arrays, p: Params) -> tuple[Array, ...]:
         return (numpy(arrays, p),)
 
-    return Primitive(name, Kind.VIEW, doc, params, typing, meaning, vjp, jvp, lower, samples, ALL, 0.0)
+    return Primitive(name, Kind.VIEW, doc, params, typing, meaning, vjp, jvp, batch, lower, samples, ALL, 0.0)
 
 
 def numbers(*shape: int) -> Array:
@@ -114,6 +123,11 @@ def _broadcast_adjoint(ct: Sym, x: Sym, params: Params) -> Sym:
     lead = ct.ndim - x.ndim
     spread = [a for a in range(ct.ndim) if a < lead or x.shape[a - lead] != ct.shape[a]]
     return ct.sum(spread).reshape(x.shape)
+
+
+def _broadcast_batched(x: Sym, params: Params) -> Sym:
+    size, to = x.shape[0], params["shape"]
+    return x.reshape((size, *(1,) * (len(to) + 1 - x.ndim), *x.shape[1:])).broadcast((size, *to))
 
 
 # slice
@@ -274,6 +288,16 @@ def _pad_jvp(tangents: MaybeSyms, inputs: Syms, outputs: Syms, params: Params) -
     return (apply("pad", *(or_zeros(t, x) for t, x in zip(tangents, inputs, strict=True)), **params),)
 
 
+def _pad_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Syms:
+    low, high, interior = ((0, *params[name]) for name in ("low", "high", "interior"))
+    x, fill = leading(size, inputs[0], has[0]), inputs[1]
+    if not has[1]:
+        return (apply("pad", x, fill, low=low, high=high, interior=interior),)
+    kept = padded(apply("full", value=True, shape=x.shape, dtype="bool"), False, low, high, interior)
+    made = padded(x, 0, low, high, interior)
+    return (where(kept, made, fill.reshape((size, *(1,) * (x.ndim - 1))).broadcast(made.shape)),)
+
+
 # concatenate
 
 
@@ -358,6 +382,11 @@ def _place_jvp(tangents: MaybeSyms, inputs: Syms, outputs: Syms, params: Params)
     return (apply("place", *(or_zeros(t, x) for t, x in zip(tangents, inputs, strict=True)), **params),)
 
 
+def _place_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Syms:
+    x, v = (leading(size, s, h) for s, h in zip(inputs, has, strict=True))
+    return (apply("place", x, v, starts=(0, *params["starts"]), steps=(1, *params["steps"])),)
+
+
 PRIMITIVES: tuple[Primitive, ...] = (
     view(
         "broadcast",
@@ -369,6 +398,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
             i64(0) if n == 1 else i for n, i in zip(shape, index[len(out) - len(shape) :], strict=True)
         ],
         _broadcast_adjoint,
+        _broadcast_batched,
         lambda: [sample(3, 1, shape=(2, 3, 5)), sample(shape=(2,)), sample(1, shape=(0, 1))],
     ),
     view(
@@ -379,6 +409,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         lambda x, p: np.reshape(x, p["shape"]),
         lambda index, shape, out, p: _reshape_index(index, shape, out),
         lambda ct, x, p: ct.reshape(x.shape),
+        lambda x, p: x.reshape((x.shape[0], *p["shape"])),
         lambda: [sample(3, 4, shape=(2, 6)), sample(1, shape=()), sample(0, 3, shape=(3, 0))],
     ),
     view(
@@ -389,6 +420,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         lambda x, p: np.transpose(x, p["axes"]),
         lambda index, shape, out, p: [index[k] for k in _inverse(p["axes"])],
         lambda ct, x, p: ct.transpose(_inverse(p["axes"])),
+        lambda x, p: x.transpose((0, *behind(p["axes"]))),
         lambda: [sample(2, 3, 4, axes=(2, 0, 1)), sample(axes=())],
     ),
     view(
@@ -399,6 +431,9 @@ PRIMITIVES: tuple[Primitive, ...] = (
         lambda x, p: x[tuple(map(slice, p["starts"], p["stops"], p["steps"]))],
         lambda index, shape, out, p: [i * s + a for i, s, a in zip(index, p["steps"], p["starts"], strict=True)],
         _slice_adjoint,
+        lambda x, p: apply(
+            "slice", x, starts=(0, *p["starts"]), stops=(x.shape[0], *p["stops"]), steps=(1, *p["steps"])
+        ),
         lambda: [
             sample(5, 7, starts=(1, 0), stops=(4, 7), steps=(1, 3)),
             sample(4, 3, starts=(2, 0), stops=(2, 3), steps=(1, 2)),
@@ -412,6 +447,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         lambda x, p: np.flip(x, p["axes"]),
         _flip_index,
         lambda ct, x, p: apply("flip", ct, **p),
+        lambda x, p: apply("flip", x, axes=behind(p["axes"])),
         lambda: [sample(3, 4, axes=(0, 1)), sample(0, 2, axes=(0,))],
     ),
     several(
@@ -422,6 +458,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _pad_numpy,
         _pad_vjp,
         _pad_jvp,
+        _pad_batch,
         _pad_lower,
         lambda: [
             Sample((numbers(3, 4), np.array(2.0)), {"low": (1, 0), "high": (2, 3), "interior": (0, 2)}),
@@ -436,6 +473,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         lambda arrays, params: np.concatenate(arrays, params["axis"]),
         _concatenate_vjp,
         _concatenate_jvp,
+        along("concatenate"),
         _concatenate_lower,
         lambda: [Sample((numbers(2, 3), numbers(2, 0), numbers(2, 1), numbers(2, 2)), {"axis": 1})],
     ),
@@ -447,6 +485,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _place_numpy,
         _place_vjp,
         _place_jvp,
+        _place_batch,
         _place_lower,
         lambda: [
             Sample((numbers(5, 6), numbers(2, 3)), {"starts": (1, 0), "steps": (2, 2)}),

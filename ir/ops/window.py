@@ -13,7 +13,7 @@ from kernelforge.errors import InvalidParameter
 from kernelforge.ir.build import Sym, apply
 from kernelforge.ir.graph import Node, Params, Primitive
 from kernelforge.ir.kernel import Expr
-from kernelforge.ir.ops.rules import Array, axes, cut, ints, padded
+from kernelforge.ir.ops.rules import Array, axes, behind, cut, ints, padded
 from kernelforge.ir.ops.view import sample, strided, view
 
 
@@ -204,6 +204,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         _window_numpy,
         _window_index,
         _window_adjoint,
+        lambda x, p: apply("window", x, **{**p, "axes": behind(p["axes"])}),
         lambda: [
             sample(2, 8, 7, axes=(1, 2), sizes=(3, 2), strides=(2, 1), dilations=(1, 3)),
             sample(7, axes=(0,), sizes=(2,), strides=(3,), dilations=(2,)),
