@@ -300,7 +300,7 @@ class Exprs(Arithmetic):
     def picked(self, rows: Sequence[Val], places: Sequence[tuple[int, int]]) -> Val:
         """Return the vector of the elements at ``places``, each a row and a lane."""
         made, lanes = rows[0], rows[0].lanes
-        for r in range(1, len(rows)):
+        for r in range(min(1, len(rows) - 1), len(rows)):
             order = []
             for k, (row, lane) in enumerate(places):
                 kept = lane if r == 1 else k

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from kernelforge.backends.cpu.stores import Stores
 from kernelforge.backends.cpu.values import MEMORY, Scope, ScopeKind, Val
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.index import affine, reads
-from kernelforge.ir.kernel import Expr, For, Let, Stmt, Store, Var, exprs, i64, substitute
+from kernelforge.ir.index import affine, free_vars, reads
+from kernelforge.ir.kernel import Expr, For, If, Let, Stmt, Store, Var, exprs, i64, substitute
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Tile:
         lets: what the unrolled loop names before the vector loop, and that before its store.
         index: where the store goes, in terms of the loops alone.
         step: elements from one lane to the next.
+        where: which lanes are stored; None for all.
     """
 
     outer: For
@@ -29,6 +30,7 @@ class Tile:
     store: Store
     index: tuple[Expr, ...]
     step: int
+    where: Expr | None
 
 
 class Tiles(Stores):
@@ -75,24 +77,34 @@ class Tiles(Stores):
         pointer, _ = self.address(found.store.buffer, tuple(substitute(i, first) for i in found.index))
         rows = []
         each = "<" + ", ".join(f"i64 {k}" for k in range(lanes)) + ">"
+        outside = len(self.scopes) - 1
         self.lane, self.lanes = found.inner.var, lanes
+        if found.where is not None:
+            with self.scope(set()) as scope:
+                self.env[found.inner.var.name] = Val(each, "i64", lanes, bind=outside + 1)
+                mask = self.splat(self.emit(found.where), lanes)
+            self.put_all(scope)
+            self.mask, self.live = mask._replace(level=outside, bind=outside), False
         for k in range(count):
             with self.scope(set()) as scope:
-                depth = len(self.scopes) - 1
-                self.env[found.outer.var.name] = Val(str(k), "i64", bind=depth)
-                self.env[found.inner.var.name] = Val(each, "i64", lanes, bind=depth)
+                self.env[found.outer.var.name] = Val(str(k), "i64", bind=outside + 1)
+                self.env[found.inner.var.name] = Val(each, "i64", lanes, bind=outside + 1)
                 for stmt in found.lets:
                     self.let(stmt)
                 rows.append(self.memory(self.splat(self.emit(found.store.value), lanes)))
             self.put_all(scope)
-        self.lane, self.lanes = None, 0
-        depth = len(self.scopes) - 1
-        rows = self.transpose([v._replace(level=depth, bind=depth) for v in rows])
+        on = self.mask
+        rows = self.transpose([v._replace(level=outside, bind=outside) for v in rows])
         scalar, align = MEMORY[found.store.value.dtype], DTYPES[found.store.value.dtype].itemsize
         for k, v in enumerate(rows):
             at = self.const(k * lanes if found.step == count else k * found.step, "i64")
             there = self.ins(f"getelementptr {scalar}, ptr {pointer.ref}, i64 {at.ref}", "ptr", 0, pointer)
-            self.put(f"store {v.type} {v.ref}, ptr {there.ref}, align {align}")
+            if on is None:
+                self.put(f"store {v.type} {v.ref}, ptr {there.ref}, align {align}")
+            else:
+                self.mask = self.picked([on], [(0, (k * lanes + e) // count) for e in range(lanes)])
+                self.write(self.buffers[found.store.buffer], found.store.buffer, there, 1, v)
+        self.lane, self.lanes, self.mask, self.live = None, 0, None, True
         self.forget(found.store.buffer)
 
     def transpose(self, rows: list[Val]) -> list[Val]:
@@ -145,7 +157,11 @@ def _tile(outer: For, strides: dict[str, tuple[int, ...]]) -> Tile | None:
     inner = last(outer.body)
     if not isinstance(inner, For) or inner.kind != "vector":
         return None
-    store = last(inner.body)
+    store, where = last(inner.body), None
+    if isinstance(store, If) and len(store.body) == 1:
+        where, store = substitute(store.cond, named), store.body[0]
+        if outer.var in free_vars(where) or (isinstance(store, Store) and store.value.dtype == "bool"):
+            return None
     count, lanes = outer.static or 0, inner.static or 0
     if not isinstance(store, Store) or store.op or not 1 < count <= lanes <= 16 or lanes & (lanes - 1):
         return None
@@ -161,4 +177,4 @@ def _tile(outer: For, strides: dict[str, tuple[int, ...]]) -> Tile | None:
         steps.append(step)
     if steps[0] != 1 or not (steps[1] == count or (count == lanes and steps[1] > count)):
         return None
-    return Tile(outer, inner, tuple(lets), store, index, steps[1])
+    return Tile(outer, inner, tuple(lets), store, index, steps[1], where)

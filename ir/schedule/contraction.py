@@ -15,7 +15,6 @@ from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.staging import copy_out, stage
 from kernelforge.ir.schedule.steps import (
     bind,
-    each,
     fission,
     fuse,
     loops,
@@ -421,13 +420,16 @@ def contiguous(kernel: Kernel, name: str, width: int) -> bool:
 
 
 def transposed(kernel: Kernel, along: str, tile: Sequence[str], width: int) -> Kernel:
-    """Read vectors in the loop ``along``, and store them across it, in the order of the loops ``tile`` inside it; what
-    fills no vector goes element by element.
+    """Read vectors in the loop ``along``, and store them across it, in the order of the loops ``tile`` inside it; the
+    last one may be part of a vector.
     """
     kernel = split(kernel, along, width, along, f"{along}v", "cut")
-    for name in tile:
-        kernel = reorder(kernel, f"{along}v", name)
-    kernel = bind(kernel, f"{along}v", "vector")
-    return each(
-        kernel, "bind", along, lambda loop: bind(dataclasses.replace(kernel, body=(loop,)), tile[-1], "unroll").body
-    )
+    whole = [f"{along}v"]
+    if loops(kernel, f"{along}v_t"):
+        kernel = split(kernel, f"{along}v_t", width, f"{along}t", f"{along}w", "guard")
+        whole.append(f"{along}w")
+    for vectors in whole:
+        for name in tile:
+            kernel = reorder(kernel, vectors, name)
+        kernel = bind(kernel, vectors, "vector")
+    return bind(kernel, tile[-1], "unroll")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import kernelforge as kf
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.kernel import Const, For, If, Kernel, Let, Load, Stmt, Store, Var, i64, op
+from kernelforge.ir.kernel import Const, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, i64, op
 from tests.backends.on_cpu import CPU, buffer, compare
 
 LANES = 8
@@ -36,6 +38,24 @@ def test_a_transposed_tile_is_stored_in_whole_vectors(count: int, step: int, dty
         x = np.arange(3 * count * LANES).astype(DTYPES[dtype])
         compare(kernel, {"x": x, "y": np.zeros(3 * step * LANES, DTYPES[dtype])})
         assert "masked" not in print_kernel(kernel, CPU.host)
+
+
+@pytest.mark.parametrize("most", [5, Var("g", bound=3) * 4, 8])
+@pytest.mark.parametrize("dtype", ["f32", "f64", "i8", "f16", "bool"])
+@pytest.mark.parametrize(("count", "step"), [(2, 2), (3, 3), (4, 4), (8, 8), (8, 11)])
+def test_a_part_of_a_tile_touches_nothing_else(count: int, step: int, dtype: str, most: Any) -> None:
+    """Lanes beyond the end are neither read nor written: the arrays end there."""
+    u, v, g = Var("u", bound=count), Var("v", bound=LANES), Var("g", bound=3)
+    last = 8 if isinstance(most, Var | Op) else most
+    size_x = (2 * count + count - 1) * LANES + last
+    size_y = 2 * LANES * step + (last - 1) * step + count
+    store = Store("y", (g * (LANES * step) + v * step + u,), Load("x", ((g * count + u) * LANES + v,), dtype))
+    body = For(u, i64(count), "unroll", (For(v, i64(LANES), "vector", (If(v < most, (store,)),)),))
+    args = (buffer("x", dtype, size_x), buffer("y", dtype, size_y, "out"))
+    kernel = Kernel("tile", args, (), (For(g, i64(3), "grid", (body,)),))
+    x = np.arange(size_x).astype(DTYPES[dtype])
+    compare(kernel, {"x": x, "y": np.zeros(size_y, DTYPES[dtype])})
+    assert dtype == "bool" or "scatter" not in print_kernel(kernel, CPU.host)
 
 
 @pytest.mark.parametrize("second", ["z", "y"])
