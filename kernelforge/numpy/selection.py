@@ -287,9 +287,8 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
 
 
 _WHY = {
-    "the shape of its result depends on values; write counts = np.zeros(n, int); np.add.at(counts, x, 1)": "bincount",
     "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument": (
-        "nonzero flatnonzero argwhere extract compress unique union1d intersect1d setdiff1d"
+        "extract compress intersect1d setdiff1d"
     ),
     "of factorisations there is Cholesky's alone; compute it with NumPy outside of the function": (
         "linalg.svd linalg.svdvals linalg.eig linalg.eigh linalg.eigvals linalg.eigvalsh linalg.qr linalg.lstsq "

@@ -164,8 +164,8 @@ def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = 
         return _histogram(a, None, None, bool(density), weights, bins)
     known = concrete(bins)
     if known is TRACED or np.asarray(known).dtype.kind not in "iu":
-        found = "a traced array" if known is TRACED else np.asarray(known).dtype
-        raise DtypeMismatch(op=op, found=found, expected="an integer, or edges, as bins", loc=user_line())
+        kind: Any = "a traced array" if known is TRACED else np.asarray(known).dtype
+        raise DtypeMismatch(op=op, found=kind, expected="an integer, or edges, as bins", loc=user_line())
     if int(known) < 1:
         raise InvalidParameter(op=op, name="bins", found=bins, expected="at least one", loc=user_line())
     _require_range(range, a)

@@ -1,0 +1,183 @@
+"""Results whose shapes depend on values: as in JAX, ``size`` says how many elements there are, and fills in the last.
+
+Without it the values have to be known: outside of compiled functions, or where NumPy alone made them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedArgument, UnsupportedFunction
+from kernelforge.ir.build import Sym, apply, as_sym, full, tracing, user_line
+from kernelforge.methods import FUNCTIONS
+from kernelforge.numpy.creation import iota
+from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.places import unravel_index
+from kernelforge.numpy.shapes import part
+from kernelforge.numpy.sorting import order_of
+from kernelforge.numpy.ufuncs import ufunc, where
+from kernelforge.trace import TRACED, concrete
+
+
+def _known(name: str, x: Any, keyword: str) -> np.ndarray[Any, Any]:
+    """Return values that are known.
+
+    Raises:
+        UnsupportedFunction: when they are traced.
+    """
+    known = concrete(x)
+    if known is TRACED:
+        reason = (
+            ": the shape of its result depends on values; use np.where(mask, x, y), or "
+            f"kernelforge.numpy.{name}(..., {keyword}=), which says how many elements there are"
+        )
+        raise UnsupportedFunction(name=f"np.{name}", reason=reason, loc=user_line())
+    return np.asarray(known)
+
+
+def _places(mask: Sym, size: int) -> tuple[Sym, Sym]:
+    """Return the first ``size`` places where a vector holds, then zeros, and which of these are places."""
+    ranks = FUNCTIONS["cumsum"](mask.astype(np.int64), 0)
+    start = apply("full", value=0, shape=(size,), dtype="i64")
+    to = where(mask, ranks - 1, full(size, ranks))
+    found = apply("scatter", start, iota(mask.shape, 0), to, axes=(0,), mode="set")
+    return found, ufunc("less", iota((size,), 0), mask.astype(np.int64).sum((0,)))
+
+
+@array_function("a", table={})
+def _nonzero(a: Sym, size: int, fill_value: Any) -> tuple[Sym, ...]:
+    mask = a if a.dtype.kind == "b" else ufunc("not_equal", a, 0)
+    found, real = _places(mask.reshape((mask.size,)), size)
+    fills = fill_value if isinstance(fill_value, tuple) else (fill_value,) * a.ndim
+    axes = unravel_index(found, a.shape)
+    return tuple(where(real, i, full(int(fill), i)) for i, fill in zip(axes, fills, strict=True))
+
+
+def nonzero(a: Any, *, size: int | None = None, fill_value: Any = 0) -> Any:
+    """``numpy.nonzero``; with ``size`` as ``jax.numpy.nonzero``, of which ``fill_value`` is a number or one an axis."""
+    if not np.ndim(a):
+        raise ShapeMismatch(op="np.nonzero", found=np.shape(a), expected="at least one axis", loc=user_line())
+    if size is None:
+        known = _known("nonzero", a, "size")
+        if tracing():
+            return np.nonzero(known)
+        size = int(np.count_nonzero(known))
+    return _nonzero(a, size, fill_value)
+
+
+def flatnonzero(a: Any, *, size: int | None = None, fill_value: int = 0) -> Any:
+    """``numpy.flatnonzero``; see ``nonzero``."""
+    if size is None:
+        known = _known("flatnonzero", a, "size")
+        if tracing():
+            return np.flatnonzero(known)
+        size = int(np.count_nonzero(known))
+    return _nonzero(FUNCTIONS["ravel"](a), size, fill_value)[0]
+
+
+def argwhere(a: Any, *, size: int | None = None, fill_value: Any = 0) -> Any:
+    """``numpy.argwhere``; see ``nonzero``."""
+    if size is None:
+        known = _known("argwhere", a, "size")
+        if tracing():
+            return np.argwhere(known)
+        size = int(np.count_nonzero(known))
+    if not np.ndim(a):
+        return FUNCTIONS["zeros"]((size, 0), np.int64)
+    return FUNCTIONS["stack"](_nonzero(a, size, fill_value), -1)
+
+
+@array_function("ar", table={})
+def _unique(ar: Sym, size: int, fill_value: Any, equal_nan: bool, wanted: tuple[bool, ...]) -> Any:
+    x = ar.reshape((ar.size,))
+    n = x.size
+    order = order_of(x)
+    ordered = FUNCTIONS["take"](x, order)
+    before, after = part(ordered, 0, 0, n - 1), part(ordered, 0, 1, n)
+    differs = ufunc("not_equal", before, after)
+    if equal_nan and x.dtype.kind == "f":
+        differs = differs & ufunc("invert", ufunc("isnan", before))
+    new = FUNCTIONS["concatenate"]([as_sym(np.ones(1, np.bool_)), differs], 0)
+    starts, real = _places(new, size + 1)
+    found, kept = part(starts, 0, 0, size), part(real, 0, 0, size)
+    values = FUNCTIONS["take"](ordered, found)
+    if fill_value is not None:
+        values = where(kept, values, full(fill_value, values))
+    ranks = FUNCTIONS["cumsum"](new.astype(np.int64), 0) - 1
+    inverse = apply("scatter", full(0, ranks), ranks, order, axes=(0,), mode="set").reshape(ar.shape)
+    counts = FUNCTIONS["diff"](where(real, starts, full(n, starts)))
+    return [values, *(v for v, w in zip((FUNCTIONS["take"](order, found), inverse, counts), wanted, strict=True) if w)]
+
+
+def unique(
+    ar: Any, return_index: bool = False, return_inverse: bool = False, return_counts: bool = False,
+    axis: int | None = None, *, equal_nan: bool = True, sorted: bool = True, size: int | None = None,
+    fill_value: Any = None,
+) -> Any:  # fmt: skip
+    """``numpy.unique`` of all elements; with ``size`` as ``jax.numpy.unique``: the least and counts of 0 fill it up."""
+    if axis is not None:
+        raise UnsupportedArgument(
+            op="np.unique", name="axis", found=axis, expected="None: all elements", loc=user_line()
+        )
+    if size is None:
+        known = _known("unique", ar, "size")
+        if tracing():
+            plain: Any = np.unique
+            return plain(known, return_index, return_inverse, return_counts, equal_nan=equal_nan)
+        size = np.unique(known, equal_nan=equal_nan).size
+    wanted = (return_index, return_inverse, return_counts)
+    if not np.size(ar):
+        if size:
+            raise ShapeMismatch(op="np.unique", found=np.shape(ar), expected="at least one element", loc=user_line())
+        x, none = FUNCTIONS["asarray"](ar), FUNCTIONS["zeros"](0, np.int64)
+        made = [
+            FUNCTIONS["ravel"](x),
+            *(v for v, w in zip((none, FUNCTIONS["zeros"](x.shape, int), none), wanted, strict=True) if w),
+        ]
+    else:
+        made = _unique(ar, size, fill_value, equal_nan, wanted)
+    return tuple(made) if len(made) > 1 else made[0]
+
+
+def union1d(ar1: Any, ar2: Any, *, size: int | None = None, fill_value: Any = None) -> Any:
+    """``numpy.union1d``; see ``unique``."""
+    if size is None:
+        size = np.union1d(_known("union1d", ar1, "size"), _known("union1d", ar2, "size")).size
+    both = FUNCTIONS["concatenate"]([FUNCTIONS["ravel"](ar1), FUNCTIONS["ravel"](ar2)])
+    return unique(both, size=size, fill_value=fill_value)
+
+
+@array_function("x", "weights", table={})
+def _bincount(x: Sym, weights: Sym | None, length: int) -> Sym:
+    added = full(1, x.astype(np.int64)) if weights is None else weights.astype(np.float64)
+    start = apply("full", value=0, shape=(length,), dtype=added.type.name)
+    to = x.astype(np.int64)
+    to = where(ufunc("less", to, 0), full(length, to), to)
+    return apply("scatter", start, added, to, axes=(0,), mode="add")
+
+
+def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | None = None) -> Any:
+    """``numpy.bincount``; with ``length`` as ``jax.numpy.bincount``: numbers outside of it are not counted."""
+    op = "np.bincount"
+    found = FUNCTIONS["asarray"](x)
+    if found.ndim != 1 or (weights is not None and np.shape(weights) != found.shape):
+        shapes = f"{found.shape}" if weights is None else f"{found.shape} and {np.shape(weights)}"
+        raise ShapeMismatch(op=op, found=shapes, expected="a vector, and weights of its shape", loc=user_line())
+    if found.size and found.dtype.kind not in "iub":
+        raise DtypeMismatch(op=op, found=found.dtype, expected="integers", loc=user_line())
+    if length is None:
+        known = _known("bincount", x, "length")
+        if known.size and known.min() < 0:
+            raise InvalidParameter(
+                op=op, name="x", found=int(known.min()), expected="no number below zero", loc=user_line()
+            )
+        if tracing() and weights is None:
+            return np.bincount(known, minlength=minlength)
+        length = int(known.max()) + 1 if known.size else 0
+    return _bincount(found, weights, max(length, minlength))
+
+
+for _fn in (nonzero, flatnonzero, argwhere, unique, union1d, bincount):
+    FUNCTIONS[_fn.__name__] = _fn
