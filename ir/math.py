@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kernelforge.ir.coefficients import PIECES
 from kernelforge.ir.kernel import (
@@ -27,6 +28,7 @@ from kernelforge.ir.kernel import (
     select,
     substitute,
     unlikely,
+    walk,
     with_parts,
 )
 from kernelforge.ir.math_base import (
@@ -361,13 +363,47 @@ BOUNDS: dict[tuple[str, str], float] = {
 """The largest error in units in the last place, for every operation and dtype that is expanded."""
 
 
+class Function(NamedTuple):
+    """How a function is computed.
+
+    Attributes:
+        arguments: its variables.
+        value: what computes it from them, anywhere.
+    """
+
+    arguments: tuple[Var, ...]
+    value: Expr
+
+
 @functools.lru_cache(maxsize=1 << 10)
-def _expansion(name: str, dtype: str, native: frozenset[str]) -> tuple[tuple[Var, ...], Expr]:
-    """Return a function's arguments and what computes it from them."""
+def _hinted(name: str, dtype: str, native: frozenset[str]) -> tuple[Function, list[Op]]:
+    """Return how a function is computed, and the hints in it where that is ``unlikely``."""
     arguments = tuple(Var(f"x{k}", dtype) for k in range(ARITY[name]))
     expr = expand(EXPANSIONS[name](*arguments), native=native | {name})
     fused = next((name for name in ("fma", "mad") if name in native), None)
-    return arguments, Contraction((expr,), fused)(expr) if fused else expr
+    value = Contraction((expr,), fused)(expr) if fused else expr
+    return Function(arguments, value), [e for e in walk(value) if isinstance(e, Op) and e.op == "unlikely"]
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def function(name: str, dtype: str, native: frozenset[str]) -> Function | None:
+    """Return how a function that is left in a kernel is computed; None where the device's library has to."""
+    if (name, dtype) not in BOUNDS or name in native:
+        return None
+    (arguments, value), hints = _hinted(name, dtype, native)
+    plain = substitute(value, {hint: hint.args[0] for hint in hints})
+    itself = any(isinstance(e, Op) and e.op == name for e in walk(plain))
+    return None if itself else Function(arguments, plain)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _inlined(name: str, dtype: str, native: frozenset[str]) -> Function:
+    """Return what stands for a function in a kernel: with ``calls``, itself where its arguments are unlikely."""
+    (arguments, value), hints = _hinted(name, dtype, native)
+    if "calls" not in native or len(hints) != 1:
+        return Function(arguments, value)
+    usual = substitute(value, {hints[0]: Const(False, "bool")})
+    return Function(arguments, select(hints[0], Op(name, arguments, dtype), usual))
 
 
 def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[str] = frozenset()) -> Expr:
@@ -376,7 +412,7 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[s
     Args:
         memo: pass one to share work between calls.
         native: what the device has instructions for: ``scaleb`` then stays, and with ``fma`` or ``mad`` a product and a
-            sum become one; nothing outside of the functions does.
+            sum become one; nothing outside of the functions does. With ``calls``, a function stays where it is rare.
     """
     memo = {} if memo is None else memo
 
@@ -387,8 +423,8 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[s
             if isinstance(e, Op) and e.op == "mul_error":
                 done = op("fma", *parts, -(parts[0] * parts[1])) if "fma" in native else mul_error(*parts)
             elif isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and e.op not in native:
-                names, body = _expansion(e.op, e.dtype, native)
-                done = substitute(body, dict(zip(names, parts, strict=True)))
+                made = _inlined(e.op, e.dtype, native)
+                done = substitute(made.value, dict(zip(made.arguments, parts, strict=True)))
             else:
                 done = with_parts(e, parts)
             memo[e] = done

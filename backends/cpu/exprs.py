@@ -11,7 +11,8 @@ from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val, suffix, typed
 from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.ir.index import affine, bounds, free_vars, poly
-from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64
+from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, walk
+from kernelforge.ir.math import Function, function
 from kernelforge.ir.schedule.limits import NEAR
 
 DUMMY = "%dummy"
@@ -84,7 +85,30 @@ class Exprs(Arithmetic):
             constant = int(d.value) if isinstance(d, Const) and d.value else None
             natural = e.dtype == "i64" and (bounds(n)[0] or 0) >= 0 and bounds(n)[0] is not None
             return self.divide(e.op, self.emit(n), self.emit(d), constant, natural)
-        return self.apply(e.op, [self.emit(a) for a in e.args])
+        args = [self.emit(a) for a in e.args]
+        of = function(e.op, e.dtype, self.host.native)
+        return self.apply(e.op, args) if of is None else self.called(e.op, of, args)
+
+    def called(self, name: str, of: Function, args: list[Val]) -> Val:
+        """Call a function a vector register at a time: it is seldom wanted, and stands in the module once."""
+        lanes, args = self.same(*args)
+        dtype, scalar = args[0].dtype, REGISTER[args[0].dtype]
+        if lanes * DTYPES[dtype].itemsize > self.host.vector_bytes and not lanes % 2:
+            return self.joined(*(self.called(name, of, [self.half(a, k) for a in args]) for k in (0, 1)))
+        symbol = f"{name}.{suffix(scalar, lanes)}"
+        if symbol not in self.declared:
+            self.declared[symbol] = self.function(symbol, of, lanes)
+        passed = ", ".join(f"{a.type} {a.ref}" for a in args)
+        return self.ins(f"call {typed(scalar, lanes)} @{symbol}({passed}) cold", dtype, lanes, *args)
+
+    def function(self, symbol: str, of: Function, lanes: int) -> str:
+        """Print a function for so many lanes."""
+        inner = Exprs(self.kernel, self.host, self.declared)
+        inner.env = {x.name: Val(f"%{x.name}", x.dtype, lanes) for x in of.arguments}
+        result = [inner.emit(e) for e in walk(of.value)][-1]  # operands first: none is too deep
+        takes = ", ".join(f"{v.type} {v.ref}" for v in inner.env.values())
+        lines = (*inner.scopes[0].lines, f"ret {result.type} {result.ref}")
+        return "\n".join((f"define internal {result.type} @{symbol}({takes}) noinline memory(none) #0 {{", *lines, "}"))
 
     def select(self, e: Op) -> Val:
         cond = self.emit(e.args[0])

@@ -180,6 +180,28 @@ def test_constants() -> None:
     check_map("ints", ("i64",), "i64", lambda x: x ^ Const(-(2**63), "i64"), n=16)
 
 
+def test_what_is_rare_in_a_function_stands_in_a_module_once() -> None:
+    """A far angle's reduction takes five times as many operations as a near one's."""
+
+    def printed(count: int) -> list[str]:
+        def chain(x: Expr) -> Expr:
+            for k in range(count):
+                x = op("sin", x * (1 + k / 8))
+            return x
+
+        made = finish(mapped("sin", ("f32",), "f32", chain, "vector"), CPU.host.native)
+        return print_kernel(made, CPU.host).splitlines()
+
+    one, few, many = printed(1), printed(10), printed(30)
+    for lines in (one, few, many):
+        (start,) = (k for k, line in enumerate(lines) if line.startswith("define") and "@sin." in line)
+        calls = [k for k, line in enumerate(lines) if "call" in line and "@sin." in line]
+        assert calls
+        assert min(calls) > next(k for k, line in enumerate(lines) if line.startswith("then"))
+    whole = lines.index("}", start) - start
+    assert len(many) - len(few) < 20 * whole / 2
+
+
 def test_what_is_rare_stays_in_its_branch() -> None:
     """Division bit by bit costs fifty times as much as where the quotient is short."""
     made = finish(mapped("fmod", ("f32", "f32"), "f32", lambda x, y: op("fmod", x, y), "vector"), CPU.host.native)

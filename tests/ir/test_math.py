@@ -9,8 +9,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from kernelforge.ir.kernel import ARITY, Arg, Expr, For, Kernel, Load, Op, Store, Var, i64, op, walk
-from kernelforge.ir.math import BOUNDS, EXPANSIONS, expand, expand_math
+from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, Kernel, Load, Op, Store, Var, i64, op, substitute, walk
+from kernelforge.ir.math import BOUNDS, EXPANSIONS, Function, expand, expand_math, function
 from tests.ir.evaluate import evaluate
 
 Array = np.ndarray[Any, Any]
@@ -165,6 +165,25 @@ def test_expansion_is_only_of_f32_and_f64_and_is_short() -> None:
     assert counts["log"] <= 50
     assert counts["tanh"] <= 52
     assert counts["erf"] <= 68
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("name", sorted(EXPANSIONS))
+def test_a_device_that_calls_functions_does_where_they_are_rare(name: str, dtype: str) -> None:
+    arguments = tuple(Var(f"x{k}", dtype) for k in range(ARITY[name]))
+    whole, inline = Op(name, arguments, dtype), expand(Op(name, arguments, dtype))
+    called = expand(whole, native=frozenset({"calls"}))
+    hints = [e for e in walk(inline) if isinstance(e, Op) and e.op == "unlikely"]
+    of = function(name, dtype, frozenset())
+    if not hints:
+        assert called is inline
+        assert of == Function(arguments, inline)
+    else:
+        assert isinstance(called, Op)
+        assert called.args[:2] == (hints[0], whole)
+        assert called.args[2] is substitute(inline, {hints[0]: Const(False, "bool")})
+        assert (of is None) == (name == "fmod")
+        assert of is None or of.value is substitute(inline, {hints[0]: hints[0].args[0]})
 
 
 @pytest.mark.parametrize("name", ["fma", "mad"])
