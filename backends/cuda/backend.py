@@ -207,6 +207,17 @@ class Cuda:
         except CudaAPIError as error:
             raise DeviceFailed(device=self.name, what=what, reason=said(error)) from error
 
+    def _drop(self) -> None:
+        """Drop what the device is done with.
+
+        Raises:
+            DeviceFailed: for the error of a kernel that was queued before.
+        """
+        try:
+            self._pending.drop()
+        except Exception as error:  # cuda.core has no public class of its errors
+            raise DeviceFailed(device=self.name, what="saying how far it is", reason=said(error)) from error
+
     def allocate(self, nbytes: int) -> Memory:
         self._enter()
         try:
@@ -241,7 +252,7 @@ class Cuda:
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> CudaExecutable:
         self._enter()
-        self._pending.drop()
+        self._drop()
         made = CudaExecutable(kernel, self.name, self._cc, binary)
         weakref.finalize(made, self._pending.add, made.functions).atexit = False
         return made
@@ -266,4 +277,4 @@ class Cuda:
         self._enter()
         with self._doing("waiting for its kernels"):
             cuda.synchronize()
-        self._pending.drop()
+        self._drop()

@@ -77,6 +77,23 @@ def test_a_forked_child_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pending) == 1
 
 
+@pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM") == "1", reason="numba runs its simulator")
+def test_a_device_that_failed_says_so_when_asked_how_far_it_is() -> None:
+    backend = pytest.importorskip("kernelforge.backends.cuda.backend", reason="NVIDIA's wheels are missing")
+
+    class Broken(Place):
+        @property
+        def is_done(self) -> bool:
+            raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS.")
+
+    stream = Stream()
+    device = object.__new__(backend.Cuda)
+    device.name, device._pending = "cuda:0", Pending(lambda: Broken(stream, 1))
+    device._pending._held.append((Broken(stream, 1), None))
+    with pytest.raises(DeviceFailed, match="cuda:0 failed at saying how far it is: CUDA_ERROR_ILLEGAL_ADDRESS; a"):
+        device._drop()
+
+
 def test_what_a_failure_says() -> None:
     assert str(DeviceFailed(device="cuda:0", what="waiting for its kernels", reason="[700] Call to x failed")) == (
         "cuda:0 failed at waiting for its kernels: [700] Call to x failed; a kernel that was queued before may be the "
