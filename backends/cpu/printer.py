@@ -37,6 +37,7 @@ from kernelforge.ir.kernel import (
     Var,
     stmts,
 )  # fmt: skip
+from kernelforge.ir.passes.in_place import in_place
 
 STACK_BYTES = 16 << 10
 """Buffers up to this size are on the stack; larger ones come from malloc for each range."""
@@ -83,8 +84,9 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
         CompilationFailed: for what the IR does not allow.
     """
     declared: dict[str, str] = {}
-    parts = phases(kernel)
     large = streamed(kernel, host.cache_bytes)
+    kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large)
+    parts = phases(kernel)
     functions = []
     for k, part in enumerate(parts):
         functions.append(_Function(kernel, host, declared).phase(f"phase{k}", part))
