@@ -30,7 +30,8 @@ from kernelforge.functions import Flat, flat, freeze, matched, result, run, trac
 from kernelforge.ir.batch import batch, leading, marks
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.call import RECOMPUTE
-from kernelforge.ir.ops.control import close
+from kernelforge.ir.ops.control import close, emit_scan
+from kernelforge.ir.ops.rules import cut
 from kernelforge.ir.types import Type
 from kernelforge.jit import by_name, name_of
 from kernelforge.trace import Tracer, to_sym
@@ -238,17 +239,31 @@ def _one_hot(i: Sym, like: Sym) -> Sym:
     return ones.reshape(like.shape)
 
 
+AT_ONCE = 128
+"""Rows of a Jacobian that are made at once: each takes the memory of a derivative; products are fast with as many."""
+
+
 def _each(fn: Callable[[Sym], Sequence[Sym]], count: int) -> list[Sym]:
     """Apply a function of a number to all numbers below ``count``; results are stacked along axis 0."""
-    counter = apply("iota", shape=(count,), axis=0, dtype="i64")
-    graph, captured = close(fn, [Type((), counter.dtype)])
-    has = [*[False] * len(captured), True]
-    outs = batch(graph, [*captured, counter], has, count)
-    return [leading(count, y, m) for y, m in zip(outs, marks(graph, has), strict=True)]
+
+    def rows(start: Sym | None, size: int) -> list[Sym]:
+        numbers = apply("iota", shape=(size,), axis=0, dtype="i64")
+        numbers = numbers if start is None else numbers + start
+        graph, captured = close(fn, [Type((), numbers.dtype)])
+        has = [*[False] * len(captured), True]
+        outs = batch(graph, [*captured, numbers], has, size)
+        return [leading(size, y, m) for y, m in zip(outs, marks(graph, has), strict=True)]
+
+    if count <= AT_ONCE:
+        return rows(None, count)
+    blocks = -(-count // AT_ONCE)
+    starts = apply("iota", shape=(blocks,), axis=0, dtype="i64") * AT_ONCE
+    stacked = emit_scan(lambda start: rows(start, AT_ONCE), [], [starts], blocks, reverse=False)
+    return [cut(y.reshape((blocks * AT_ONCE, *y.shape[2:])), 0, 0, count) for y in stacked]
 
 
 def jacfwd(fn: Fn, argnums: Argnums = 0) -> Fn:
-    """Make a function that returns the Jacobian of ``fn``, by a forward derivative for each input element at once.
+    """Make a function that returns the Jacobian of ``fn``, by a forward derivative for each input element.
 
     For each output leaf the Jacobian holds a tree like the arguments', of arrays of shape ``(*output, *input)``.
     """

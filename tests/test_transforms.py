@@ -39,6 +39,14 @@ def test_grad_keeps_the_dtype() -> None:
     assert found.dtype == np.float32
 
 
+@pytest.mark.parametrize("count", [127, 128, 129, 300])
+def test_jacobians_of_more_rows_than_are_made_at_once(count: int) -> None:
+    a = np.random.default_rng(0).standard_normal((count, 3))
+    close(kf.jacrev(lambda x: np.sin(a @ x))(X), np.cos(a @ X)[:, None] * a)
+    x = np.linspace(0.5, 1.0, count)
+    close(kf.jacfwd(lambda x: np.sin(x) @ a)(x), (np.cos(x)[:, None] * a).T)
+
+
 def test_value_and_grad_with_aux_and_pytrees() -> None:
     def f(p: Any, k: int) -> Any:
         return np.sum(p["a"] * p["b"][0]) * k, {"double": p["a"] * 2.0, "name": "f"}
