@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import kernelforge.factors as _factors
 import kernelforge.ir.ops as _ops
 import kernelforge.systems as _systems
 from kernelforge import numpy, random
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 assert _ops.PRIMITIVES
 assert _systems.solve
+assert _factors.qr
 
 __all__ = [
     "Array",

@@ -21,7 +21,7 @@ from kernelforge.jit import jit
 from kernelforge.methods import FUNCTIONS
 
 
-def _matrices(op: str, a: Any, square: bool = True) -> Any:
+def matrices(op: str, a: Any, square: bool = True) -> Any:
     """Return matrices in a dtype they are computed in.
 
     Raises:
@@ -57,7 +57,7 @@ def _eliminated(m: Any) -> tuple[Any, Any, Any]:
     return m[..., n:], pivots, exchanged.sum(0)
 
 
-def _identity(a: Any) -> Any:
+def identity_like(a: Any) -> Any:
     return np.broadcast_to(FUNCTIONS["eye"](a.shape[-1], dtype=a.dtype), a.shape)
 
 
@@ -76,7 +76,7 @@ def _solve(a: Any, b: Any) -> Any:
 
 
 def _solve_fwd(a: Any, b: Any) -> tuple[Any, tuple[Any, Any]]:
-    x, inverse = _solved(a, b, _identity(a))
+    x, inverse = _solved(a, b, identity_like(a))
     return x, (x, inverse)
 
 
@@ -128,7 +128,7 @@ def _adjugate(a: Any) -> Any:
         m = np.where((rows == k)[:, None], row[..., None, :], m)
         return (m, order), (pivot, ((p != k) ^ (c != k))[..., 0])
 
-    start = np.concatenate([a, _identity(a)], -1), places
+    start = np.concatenate([a, identity_like(a)], -1), places
     (m, order), (pivots, odd) = scan(step, start, np.arange(n - 1))
     w, d, right = m[..., : n - 1, n - 1 : n], m[..., n - 1 :, n - 1 : n], m[..., n:]
     inner = np.concatenate([d * right[..., : n - 1, :] - w * right[..., n - 1 :, :], right[..., n - 1 :, :]], -2)
@@ -157,7 +157,7 @@ def _slogdet(a: Any) -> tuple[Any, Any]:
 
 
 def _slogdet_fwd(a: Any) -> tuple[Any, Any]:
-    return _slogdet(a), _solved(a, _identity(a))[0]
+    return _slogdet(a), _solved(a, identity_like(a))[0]
 
 
 def _slogdet_bwd(inverse: Any, ct: tuple[Any, Any]) -> tuple[Any]:
@@ -183,13 +183,13 @@ def _cholesky(a: Any) -> Any:
 
 def _cholesky_fwd(a: Any) -> tuple[Any, tuple[Any, Any]]:
     factor = _cholesky(a)
-    return factor, (factor, _solved(factor, _identity(factor))[0])
+    return factor, (factor, _solved(factor, identity_like(factor))[0])
 
 
 def _cholesky_bwd(kept: tuple[Any, Any], ct: Any) -> tuple[Any]:
     """Murray 2016, Differentiation of the Cholesky decomposition, equation 9; symmetric."""
     factor, inverse = kept
-    inner = np.tril(factor.mT @ ct) * (1 - 0.5 * _identity(factor))
+    inner = np.tril(factor.mT @ ct) * (1 - 0.5 * identity_like(factor))
     whole = inverse.mT @ inner @ inverse
     return (0.5 * (whole + whole.mT),)
 
@@ -200,7 +200,7 @@ _cholesky.defvjp(_cholesky_fwd, _cholesky_bwd)
 @jit
 def solve(a: Any, b: Any) -> Any:
     """``numpy.linalg.solve``; NaN where ``a`` is singular."""
-    a, b = _matrices("solve", a), FUNCTIONS["asarray"](b)
+    a, b = matrices("solve", a), FUNCTIONS["asarray"](b)
     vector = b.ndim == 1
     b = b[:, None] if vector else b
     kind = np.result_type(a.dtype, b.dtype if b.dtype.kind == "f" else "f8")
@@ -216,14 +216,14 @@ def solve(a: Any, b: Any) -> Any:
 @jit
 def inv(a: Any) -> Any:
     """``numpy.linalg.inv``; NaN where ``a`` is singular."""
-    a = _matrices("inv", a)
-    return _solve(a, _identity(a)) if a.size else a
+    a = matrices("inv", a)
+    return _solve(a, identity_like(a)) if a.size else a
 
 
 @jit
 def slogdet(a: Any) -> Any:
     """``numpy.linalg.slogdet``."""
-    a = _matrices("slogdet", a)
+    a = matrices("slogdet", a)
     sign, log = _slogdet(a) if a.size else (np.ones(a.shape[:-2], a.dtype), np.zeros(a.shape[:-2], a.dtype))
     return _named()(sign, log)
 
@@ -237,14 +237,14 @@ def _named() -> Any:
 @jit
 def det(a: Any) -> Any:
     """``numpy.linalg.det``."""
-    a = _matrices("det", a)
+    a = matrices("det", a)
     return _det(a) if a.size else np.ones(a.shape[:-2], a.dtype)
 
 
 @jit(static_argnames="upper")
 def cholesky(a: Any, /, *, upper: bool = False) -> Any:
     """``numpy.linalg.cholesky``, of the lower triangle; NaN where ``a`` is not positive definite."""
-    a = _matrices("cholesky", a)
+    a = matrices("cholesky", a)
     if upper:
         a = a.mT
     made = _cholesky(a) if a.size else a
@@ -256,9 +256,9 @@ def matrix_power(a: Any, n: int) -> Any:
     """``numpy.linalg.matrix_power``, by squaring."""
     a = FUNCTIONS["asarray"](a)
     if n == 0:
-        _matrices("matrix_power", a)
-        return _identity(a)
-    a = inv(a) if n < 0 else a if a.dtype.kind != "f" else _matrices("matrix_power", a)
+        matrices("matrix_power", a)
+        return identity_like(a)
+    a = inv(a) if n < 0 else a if a.dtype.kind != "f" else matrices("matrix_power", a)
     made, square = None, a
     for bit in bin(abs(n))[:1:-1]:
         if bit == "1":

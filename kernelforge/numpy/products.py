@@ -17,6 +17,7 @@ from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import diagonal, part
 from kernelforge.numpy.ufuncs import ufunc
+from kernelforge.trace import Tracer, to_sym
 
 
 def together(xs: Sequence[Operand], dtype: Any = None) -> list[Sym]:
@@ -314,7 +315,7 @@ def cross(a: Sym, b: Sym, axisa: int = -1, axisb: int = -1, axisc: int = -1, axi
 
 @array_function("x", name="linalg.norm")
 def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Sym:
-    """``numpy.linalg.norm``: all norms of vectors; of matrices those that need no singular values."""
+    """``numpy.linalg.norm``."""
     value = x if x.dtype.kind == "f" else x.astype(np.float64)
     size = ufunc("absolute", value)
     total: Any = FUNCTIONS["sum"]
@@ -336,7 +337,12 @@ def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> S
         extremum = FUNCTIONS["max" if ord > 0 else "min"]
         made = extremum(total(size, added, keepdims=True), other, keepdims=True)
         return made if keepdims else FUNCTIONS["squeeze"](made, (rows, columns))  # type: ignore[no-any-return]
-    expected = "None, 'fro', 1, -1, inf or -inf; others need singular values, which kernelforge does not compute"
+    if ord in (2, -2, "nuc"):
+        last = Tracer(FUNCTIONS["moveaxis"](value, (rows, columns), (-2, -1)))
+        s = to_sym(FUNCTIONS["linalg.svdvals"](last))
+        made = total(s, -1) if ord == "nuc" else FUNCTIONS["max" if ord > 0 else "min"](s, -1)
+        return FUNCTIONS["expand_dims"](made, (rows, columns)) if keepdims else made
+    expected = "None, 'fro', 'nuc', 1, -1, 2, -2, inf or -inf"
     raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected=expected, loc=user_line())
 
 

@@ -290,9 +290,6 @@ _WHY = {
     "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument": (
         "extract compress intersect1d setdiff1d"
     ),
-    "of factorisations there is Cholesky's alone; compute it with NumPy outside of the function": (
-        "linalg.svd linalg.svdvals linalg.eig linalg.eigh linalg.eigvals linalg.eigvalsh linalg.qr linalg.lstsq "
-        "linalg.pinv linalg.matrix_rank linalg.cond"
-    ),
+    "its results may be complex; linalg.eigh is for symmetric matrices": "linalg.eig linalg.eigvals",
 }
 REFUSED |= {name: reason for reason, names in _WHY.items() for name in names.split()}
