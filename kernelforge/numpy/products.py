@@ -341,7 +341,7 @@ def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> S
         last = Tracer(FUNCTIONS["moveaxis"](value, (rows, columns), (-2, -1)))
         s = to_sym(FUNCTIONS["linalg.svdvals"](last))
         made = total(s, -1) if ord == "nuc" else FUNCTIONS["max" if ord > 0 else "min"](s, -1)
-        return FUNCTIONS["expand_dims"](made, (rows, columns)) if keepdims else made
+        return FUNCTIONS["expand_dims"](made, (rows, columns)) if keepdims else made  # type: ignore[no-any-return]
     expected = "None, 'fro', 'nuc', 1, -1, 2, -2, inf or -inf"
     raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected=expected, loc=user_line())
 
