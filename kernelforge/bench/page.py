@@ -109,8 +109,8 @@ def _verdicts(run: Run) -> Iterator[Html]:
             if s.status in {"wrong", "failed"}
         ]
         ours, best = our(row), row.best_peer()
-        if ours and ours.stats and best and best.stats and ours.stats.median > best.stats.median:
-            ratio = best.stats.median / ours.stats.median
+        ratio = row.ratio(ours) if ours else None
+        if ratio is not None and ratio < 1 and ours and ours.stats and best and best.stats:
             line = join([tag("a", _label(row, run), href=at), f" ({ratio:.2f}, {best.candidate})"])
             (below if ours.stats.low > best.stats.high else close).append(line)
     if below:

@@ -45,6 +45,15 @@ class Stats:
         low, median, high = statistics.quantiles(values if len(values) > 1 else [*values] * 2, n=4, method="inclusive")
         return Stats(median, low, high, min(values), len(values), tuple(rounds))
 
+    def over(self, other: Stats) -> float:
+        """Return these times over others.
+
+        It is the median over the rounds of one's time in a round over the other's: a machine may change its clock or
+        its memory's pace between rounds, which is then in both. Without rounds the medians are compared.
+        """
+        pairs = [a / b for a, b in zip(self.rounds, other.rounds, strict=False) if b]
+        return statistics.median(pairs) if pairs else self.median / other.median
+
     @property
     def spread(self) -> float:
         """The distance of the quartiles as a fraction of the median."""
@@ -110,15 +119,8 @@ class Row:
         return "B" if self.measure == "memory" else "s"
 
     def fraction(self, sample: Sample) -> float | None:
-        """Return the limit's time over the sample's, 1 at the limit; None without either.
-
-        It is the median over the rounds of one's time in a round over the other's: a machine may change its clock or
-        its memory's pace between rounds, which is then in both. Without rounds the medians are compared.
-        """
-        if not (self.limit and sample.stats):
-            return None
-        pairs = [a / b for a, b in zip(self.limit.rounds, sample.stats.rounds, strict=False)]
-        return statistics.median(pairs) if pairs else self.limit.median / sample.stats.median
+        """Return the limit's time over the sample's, 1 at the limit; None without either."""
+        return self.limit.over(sample.stats) if self.limit and sample.stats else None
 
     def best_peer(self) -> Sample | None:
         """Return the fastest that is not kernelforge; None when no peer was measured."""
@@ -126,11 +128,11 @@ class Row:
         return min(peers, key=lambda s: s.stats.median if s.stats else 0.0, default=None)
 
     def ratio(self, sample: Sample) -> float | None:
-        """Return the best peer's median over the sample's: above 1 where the sample is faster, None without."""
+        """Return the best peer's time over the sample's: above 1 where the sample is faster, None without."""
         best = self.best_peer()
         if not (best and best.stats and sample.stats and sample.stats.median):
             return None
-        return best.stats.median / sample.stats.median
+        return best.stats.over(sample.stats)
 
 
 def is_ours(candidate: str) -> bool:

@@ -53,6 +53,8 @@ def test_fractions_are_of_one_round() -> None:
     limit = dataclasses.replace(limit, rounds=(1.0, 2.0, 2.0, 1.0))
     sample = dataclasses.replace(ours, stats=Stats.of([2.0, 4.0, 4.0], [2.0, 4.0, 4.0]))
     assert dataclasses.replace(row, limit=limit).fraction(sample) == 0.5
+    peer = dataclasses.replace(row.samples[1], stats=Stats.of([3.0, 6.0, 6.0, 3.0, 3.0], [3.0, 6.0, 6.0, 3.0, 3.0]))
+    assert dataclasses.replace(row, samples=(sample, peer)).ratio(sample) == 1.5
 
 
 def test_what_is_no_run_is_refused() -> None:
