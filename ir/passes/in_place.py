@@ -75,7 +75,6 @@ def _start(local: Alloc, name: str, rest: Sequence[Stmt], kernel: Kernel) -> Exp
     start: Expr | None = None
     count = 0
     for path, _, s in made:
-        assert isinstance(s, Store)
         read = {
             flatten(e.index, row_major(shape))
             for t in (path[-1].body if path else ())
@@ -94,10 +93,10 @@ def _start(local: Alloc, name: str, rest: Sequence[Stmt], kernel: Kernel) -> Exp
         count += math.prod(loop.static or 0 for loop in path)
     if count != math.prod(shape):
         return None
-    for path, k, s in leaves:
-        if isinstance(s, Store) and s.buffer == local.buffer and not (path and id(path[0]) in before):
+    for path, k, leaf in leaves:
+        if isinstance(leaf, Store) and leaf.buffer == local.buffer and not (path and id(path[0]) in before):
             return None
-        reads = any(isinstance(e, Load) and e.buffer == local.buffer for r in exprs(s) for e in walk(r))
+        reads = any(isinstance(e, Load) and e.buffer == local.buffer for r in exprs(leaf) for e in walk(r))
         if reads and not (path and (id(path[0]) in before or k <= bodies.get(id(path[-1]), -1))):
             return None
     return start
