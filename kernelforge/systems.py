@@ -8,6 +8,7 @@ A step of a scan reads the whole matrix: time goes with the third power of the e
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -267,10 +268,42 @@ def matrix_power(a: Any, n: int) -> Any:
     return made
 
 
+def tensorsolve(a: Any, b: Any, axes: Any = None) -> Any:
+    """``numpy.linalg.tensorsolve``."""
+    a, b = (FUNCTIONS["asarray"](x) for x in (a, b))
+    if axes is not None:
+        last = [i % a.ndim for i in axes]
+        a = FUNCTIONS["transpose"](a, [*(i for i in range(a.ndim) if i not in last), *last])
+    shape = a.shape[b.ndim :]
+    return solve(a.reshape((-1, math.prod(shape))), b.reshape(-1)).reshape(shape)
+
+
+def tensorinv(a: Any, ind: int = 2) -> Any:
+    """``numpy.linalg.tensorinv``."""
+    a = FUNCTIONS["asarray"](a)
+    return inv(a.reshape((math.prod(a.shape[:ind]), -1))).reshape((*a.shape[ind:], *a.shape[:ind]))
+
+
+def vector_norm(x: Any, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Any:
+    """``numpy.linalg.vector_norm``, along one axis or all."""
+    x = FUNCTIONS["asarray"](x)
+    if axis is None:
+        made = FUNCTIONS["linalg.norm"](x.reshape(-1), ord, 0)
+        return made.reshape((1,) * x.ndim) if keepdims else made
+    return FUNCTIONS["linalg.norm"](x, ord, axis, keepdims=keepdims)
+
+
+def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Any:
+    """``numpy.linalg.matrix_norm``."""
+    return FUNCTIONS["linalg.norm"](x, ord, (-2, -1), keepdims=keepdims)
+
+
 def multi_dot(arrays: Sequence[Any], *, out: Any = None) -> Any:
     """``numpy.linalg.multi_dot``, from the left to the right."""
     return functools.reduce(FUNCTIONS["dot"], arrays)
 
 
-for _fn in (solve, inv, slogdet, det, cholesky, matrix_power, multi_dot):
+for _fn in (
+    solve, inv, slogdet, det, cholesky, matrix_power, multi_dot, tensorsolve, tensorinv, vector_norm, matrix_norm,
+):  # fmt: skip
     FUNCTIONS[f"linalg.{_fn.__name__}"] = _fn

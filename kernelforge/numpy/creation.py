@@ -212,6 +212,40 @@ def linspace(
     return (line, step) if retstep else line
 
 
+@array_function("start", "stop", "base", numbers=True)
+def logspace(
+    start: Operand,
+    stop: Operand,
+    num: int = 50,
+    endpoint: bool = True,
+    base: Operand = 10.0,
+    dtype: Any = None,
+    axis: int = 0,
+) -> Sym:
+    kind = common_dtype((start, stop, base, 1.0)) if dtype is None else as_dtype(dtype)
+    powers = FUNCTIONS["linspace"](as_sym(start), as_sym(stop), num, endpoint, axis=axis)
+    return ufunc("power", as_sym(base).astype(np.float64), powers.astype(np.float64)).astype(kind)
+
+
+@array_function("start", "stop", numbers=True)
+def geomspace(
+    start: Operand, stop: Operand, num: int = 50, endpoint: bool = True, dtype: Any = None, axis: int = 0
+) -> Sym:
+    """``numpy.geomspace``, between numbers of one sign."""
+    kind = common_dtype((start, stop, 1.0)) if dtype is None else as_dtype(dtype)
+    first, last = (as_sym(v).astype(np.float64) for v in (start, stop))
+    sign = ufunc("sign", first)
+    ends = [ufunc("log10", ufunc("multiply", v, sign)) for v in (first, last)]
+    line = FUNCTIONS["logspace"](*ends, num, endpoint)
+    lead = (num, *(1,) * (line.ndim - 1))
+    place = iota((num,), 0).reshape(lead)
+    line = ufunc("multiply", line, sign)
+    line = FUNCTIONS["where"](ufunc("equal", place, 0), first, line)
+    if endpoint and num > 1:
+        line = FUNCTIONS["where"](ufunc("equal", place, num - 1), last, line)
+    return FUNCTIONS["moveaxis"](line, 0, axis).astype(kind)  # type: ignore[no-any-return]
+
+
 @creation
 def eye(N: int, M: int | None = None, k: int = 0, dtype: Any = float) -> Sym:
     shape = (N, N if M is None else M)

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from kernelforge.errors import InvalidIndex, InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsupportedArgument
+from kernelforge.errors import (
+    IndexOutOfRange,
+    InvalidIndex,
+    InvalidParameter,
+    ReadOnlyArray,
+    ShapeMismatch,
+    UnsupportedArgument,
+)
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
@@ -167,6 +174,57 @@ def delete(arr: Any, obj: Any, axis: int | None = None) -> Any:
     return FUNCTIONS["take"](x, kept, on)
 
 
+def compress(condition: Any, a: Any, axis: int | None = None, out: Any = None) -> Any:
+    """``numpy.compress``, by a condition that is known while tracing."""
+    x = FUNCTIONS["reshape"](a, -1) if axis is None else FUNCTIONS["asarray"](a)
+    on = 0 if axis is None else normalize_axis_index(axis, x.ndim)
+    known = concrete(condition)
+    if known is TRACED or np.ndim(known) != 1:
+        expected = "conditions along one axis that are known; use np.where"
+        raise InvalidParameter(op="np.compress", name="condition", found="an array", expected=expected, loc=user_line())
+    kept = np.flatnonzero(known)
+    if kept.size and kept[-1] >= x.shape[on]:
+        raise IndexOutOfRange(found=int(kept[-1]), axis=on, extent=x.shape[on], loc=user_line())
+    return FUNCTIONS["take"](x, kept, on)
+
+
+def extract(condition: Any, arr: Any) -> Any:
+    """``numpy.extract``, by a condition that is known while tracing."""
+    known = concrete(condition)
+    return compress(known if known is TRACED else np.ravel(known), arr)
+
+
+def diag_indices_from(arr: Any) -> Any:
+    """``numpy.diag_indices_from``."""
+    if np.ndim(arr) < 2 or len(set(np.shape(arr))) != 1:
+        raise ShapeMismatch(
+            op="np.diag_indices_from", found=np.shape(arr), expected="axes of one extent, at least two", loc=user_line()
+        )
+    return np.diag_indices(np.shape(arr)[0], np.ndim(arr))
+
+
+def _triangle(name: str) -> Any:
+    def indices(arr: Any, k: int = 0) -> Any:
+        if np.ndim(arr) != 2:
+            raise ShapeMismatch(op=f"np.{name}_indices_from", found=np.shape(arr), expected="a matrix", loc=user_line())
+        rows, columns = np.shape(arr)
+        return getattr(np, f"{name}_indices")(rows, k, columns)
+
+    indices.__name__ = indices.__qualname__ = f"{name}_indices_from"
+    indices.__doc__ = f"``numpy.{name}_indices_from``."
+    return indices
+
+
+def apply_over_axes(func: Any, a: Any, axes: Any) -> Any:
+    """``numpy.apply_over_axes``."""
+    made = FUNCTIONS["asarray"](a)
+    for axis in np.atleast_1d(axes):
+        on = normalize_axis_index(int(axis), np.ndim(a))
+        found = func(made, on)
+        made = found if found.ndim == made.ndim else FUNCTIONS["expand_dims"](found, on)
+    return made
+
+
 def insert(arr: Any, obj: Any, values: Any, axis: int | None = None) -> Any:
     """``numpy.insert``, at one place that is known while tracing."""
     x = FUNCTIONS["reshape"](arr, -1) if axis is None else FUNCTIONS["asarray"](arr)
@@ -282,5 +340,8 @@ def array_equiv(a1: Operand, a2: Operand) -> Sym:
     return all_(same)
 
 
-for _fn in (piecewise, put, putmask, delete, insert, block):
+for _fn in (
+    piecewise, put, putmask, delete, insert, block, compress, extract, diag_indices_from, apply_over_axes,
+    _triangle("tril"), _triangle("triu"),
+):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn

@@ -13,6 +13,7 @@ from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.joins import concatenate
+from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import common_dtype, kindred, ufunc, where
 
 
@@ -68,16 +69,25 @@ def interp(
     x: Sym, xp: Sym, fp: Sym, left: Sym | None = None, right: Sym | None = None, period: float | None = None
 ) -> Sym:
     """``numpy.interp``: linear interpolation in float64, as NumPy does whatever it is given."""
-    if period is not None:
-        raise UnsupportedArgument(
-            op="np.interp", name="period", found=period, expected="bring x into one period before", loc=user_line()
-        )
     if xp.ndim != 1 or fp.shape != xp.shape or not xp.size:
         found = f"{xp.shape} and {fp.shape}"
         raise ShapeMismatch(
             op="np.interp", found=found, expected="xp and fp of one axis of one extent", loc=user_line()
         )
     x, xp, fp = (s.astype(np.float64) for s in (x, xp, fp))
+    if period is not None:
+        if period == 0:
+            raise InvalidParameter(
+                op="np.interp", name="period", found=period, expected="another number than 0", loc=user_line()
+            )
+        period = abs(period)
+        x, xp = (ufunc("remainder", s, period) for s in (x, xp))
+        order = FUNCTIONS["argsort"](xp)
+        xp, fp = FUNCTIONS["take"](xp, order), FUNCTIONS["take"](fp, order)
+        n = xp.size
+        ends = [part(xp, 0, n - 1, n) - period, xp, part(xp, 0, 0, 1) + period]
+        xp, fp = concatenate(ends, 0), concatenate([part(fp, 0, n - 1, n), fp, part(fp, 0, 0, 1)], 0)
+        left = right = None
     first, last = (apply("slice", fp, starts=(i,), stops=(i + 1,), steps=(1,)).reshape(()) for i in (0, fp.size - 1))
     low, high = (apply("slice", xp, starts=(i,), stops=(i + 1,), steps=(1,)).reshape(()) for i in (0, xp.size - 1))
     left = first if left is None else left.astype(np.float64)

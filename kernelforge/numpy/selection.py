@@ -288,7 +288,7 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
 
 _WHY = {
     "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument": (
-        "extract compress intersect1d setdiff1d"
+        "intersect1d setdiff1d setxor1d"
     ),
     "its results may be complex; linalg.eigh is for symmetric matrices": "linalg.eig linalg.eigvals",
 }

@@ -172,6 +172,11 @@ def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = 
     return _histogram(a, int(known), range, bool(density), weights, None)
 
 
+def histogram_bin_edges(a: Any, bins: Any = 10, range: Any = None, weights: Any = None) -> Any:
+    """``numpy.histogram_bin_edges``; see ``histogram``."""
+    return histogram(a, bins, range, weights=weights)[1]
+
+
 def digitize(x: Any, bins: Any, right: bool = False) -> Any:
     """``numpy.digitize``, for bins that are known while tracing, or ascend."""
     known = _require_bins("np.digitize", bins, descending=True)
@@ -199,5 +204,5 @@ def vander(x: Sym, N: int | None = None, increasing: bool = False) -> Sym:
     return ufunc("power", x.reshape((x.size, 1)), as_sym(np.ascontiguousarray(powers))).astype(common_dtype((x, 1)))
 
 
-for _fn in (histogram, digitize):
+for _fn in (histogram, histogram_bin_edges, digitize):
     FUNCTIONS[_fn.__name__] = _fn
