@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import optree
 
 from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
@@ -15,6 +16,15 @@ from kernelforge.ir.build import plain, tracing
 from kernelforge.ir.types import row_major
 from kernelforge.methods import FUNCTIONS, Methods
 from kernelforge.runtime.memory import Buffer, allocate, download, upload
+
+PASSIVE = frozenset({
+    "save", "savez", "savez_compressed", "savetxt", "array2string", "array_repr", "array_str",
+    "may_share_memory", "shares_memory",
+})  # fmt: skip
+"""Functions of NumPy's that compute nothing."""
+
+WRITERS = frozenset({"copyto", "place", "put", "put_along_axis", "putmask"})
+"""Functions of NumPy's that move elements into their first argument."""
 
 LEGACY_STREAM = 1
 """How ``__cuda_array_interface__`` calls the legacy default stream, where CUDA devices run all kernels."""
@@ -132,6 +142,13 @@ class Array(Methods):
     def __setitem__(self, key: Any, value: Any) -> None:
         raise ImmutableArray
 
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        name = func.__name__
+        if name in PASSIVE or (name in WRITERS and isinstance(args[0], np.ndarray) and not tracing()):
+            args, kwargs = optree.tree_map(lambda x: np.asarray(x) if isinstance(x, Array) else x, (args, kwargs))
+            return func(*args, **kwargs)
+        return super().__array_function__(func, types, args, kwargs)
+
     def to_device(self, device: str) -> Array:
         """Return the array on another device; itself where it is there already."""
         target = registry.backend(device)
@@ -174,6 +191,8 @@ def lent(x: Any) -> np.ndarray[Any, Any] | Array | None:
         InvalidArgument: for memory of a device that nothing here can read, and for what ``plain`` refuses.
         MissingExtra: for memory of CUDA without numba.
     """
+    if isinstance(x, type):
+        return None  # has the attributes of its instances
     if isinstance(x, np.ndarray | np.generic):
         return plain(x)
     if hasattr(x, "__cuda_array_interface__"):

@@ -261,6 +261,10 @@ class UnsupportedFunction(KernelforgeError, TypeError):
     template = "{name} is not supported in compiled functions{reason}"
 
 
+class NotForArrays(UnsupportedFunction):
+    template = "{name} is not there for arrays of a device; pass np.asarray(x), of which NumPy computes it"
+
+
 class UnsupportedAttribute(KernelforgeError, AttributeError):
     template = "{found} has no {name}, which NumPy's arrays have: {instead}"
 

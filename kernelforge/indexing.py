@@ -97,19 +97,30 @@ class _Plan:
         return tuple(len(range(*s)) for s in self.slices)
 
 
+def _width(part: Any) -> int:
+    """Return how many axes a part of an index is about."""
+    if part is None or part is Ellipsis:
+        return 0
+    mask = isinstance(part, list | np.ndarray) and np.asarray(part).dtype == np.bool_
+    return np.ndim(part) if mask else 1
+
+
 def _expand(x: Sym, key: Any) -> list[Any]:
     """Return an entry for each axis or new axis, in order, with concrete masks as integer arrays."""
     parts: list[Any] = []
-    for part in key if isinstance(key, tuple) else (key,):
+    given = key if isinstance(key, tuple) else (key,)
+    for i, part in enumerate(given):
         if isinstance(part, list):
             part = np.asarray(part) if part else np.zeros(0, np.int64)
-        if isinstance(part, bool | np.bool_):
+        if isinstance(part, bool | np.bool_) or (isinstance(part, np.ndarray) and not part.ndim and part.dtype == bool):
             raise InvalidIndex(
-                found=part, shape=x.shape, expected="write None for a new axis, or a mask array", loc=user_line()
+                found=bool(part), shape=x.shape, expected="write None for a new axis, or a mask array", loc=user_line()
             )
         if isinstance(part, np.ndarray) and part.dtype == np.bool_:
-            axis = sum(1 for p in parts if p is not None)
-            if part.shape != x.shape[axis : axis + part.ndim] and Ellipsis not in [p for p in parts if p is Ellipsis]:
+            first = sum(map(_width, given[:i]))
+            if any(p is Ellipsis for p in given[:i]):
+                first = x.ndim - sum(map(_width, given[i:]))
+            if part.shape != x.shape[first : first + part.ndim]:
                 raise InvalidIndex(
                     found=f"a mask of shape {part.shape}",
                     shape=x.shape,

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from kernelforge.dtypes import as_dtype
-from kernelforge.errors import ImmutableArray, UnsupportedArgument, UnsupportedAttribute, UnsupportedFunction
-from kernelforge.ir.build import user_line
+from kernelforge.errors import (
+    ImmutableArray,
+    NotForArrays,
+    ReadOnlyArray,
+    ShapeMismatch,
+    UnsupportedArgument,
+    UnsupportedAttribute,
+    UnsupportedFunction,
+)
+from kernelforge.ir.build import tracing, user_line
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """The array namespace: NumPy's name (``linalg.norm`` for those of its submodules) to the function."""
@@ -54,9 +62,12 @@ def function(name: str) -> Callable[..., Any]:
     """Look up a function of the namespace.
 
     Raises:
-        UnsupportedFunction: when it is not there; the message names the nearest one that is.
+        UnsupportedFunction: when it is not there; the message names the nearest one that is, or outside of compiled
+            functions how NumPy computes it.
     """
     found = FUNCTIONS.get(name)
+    if found is None and not tracing():
+        raise NotForArrays(name=f"np.{name}", loc=user_line())
     if found is None:
         near = difflib.get_close_matches(name, FUNCTIONS, 1)
         reason = f": {REFUSED[name]}" if name in REFUSED else f"; the nearest that is: np.{near[0]}" if near else ""
@@ -164,7 +175,8 @@ class Methods:
             if name.startswith("_") or not hasattr(np.ndarray, name):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             found = type(self).__name__
-            instead = f"np.{name} takes it" if name in FUNCTIONS else REFUSED.get(name, "compute it outside")
+            elsewhere = REFUSED.get(name, "compute it outside") if tracing() else f"np.asarray(x).{name} is NumPy's"
+            instead = f"np.{name} takes it" if name in FUNCTIONS else elsewhere
             raise UnsupportedAttribute(name=name, found=found, instead=instead, loc=user_line())
 
     @property
@@ -187,10 +199,6 @@ class Methods:
 
     def assign(self, op: str, value: Any) -> None:
         """Write over the whole array, for ``out=`` of the ufunc ``op``."""
-        raise ImmutableArray
-
-    def combine(self, op: str, key: Any, value: Any = None) -> None:
-        """Write what the ufunc ``op`` makes of the elements at ``key`` and ``value``, each in turn: ``np.add.at``."""
         raise ImmutableArray
 
     __add__, __radd__ = _operator("add"), _operator("add", True)
@@ -241,7 +249,10 @@ class Methods:
         axis_given = "axis" in kwargs
         given = _given(meaningful(name, kwargs))
         if how == "at":
-            inputs[0].combine(name, *inputs[1:])
+            x, *rest = inputs
+            if tracing() and not isinstance(x, Methods):
+                raise ReadOnlyArray(found="the array", loc=user_line())
+            _store(name, FUNCTIONS["combined"](name, x, *rest), (x,))
             return None
         if how == "__call__":
             mask = given.pop("where", None)
@@ -260,7 +271,7 @@ class Methods:
             result = function(name)(x.reshape((*x.shape, *[1] * y.ndim)), y, **given)
         else:
             raise UnsupportedFunction(name=f"np.{name}.{how}", reason="")
-        return result if out is None else _store(name, result, out)
+        return result if out is None else _store(name, result, out, how == "__call__")
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         path = [*func.__module__.split(".")[1:], func.__name__]
@@ -319,17 +330,23 @@ def _named(table: dict[str, str], name: str, how: str) -> Callable[..., Any]:
     return function(table[name])
 
 
-def _store(name: str, result: Any, out: tuple[Any, ...]) -> Any:
+def _store(name: str, result: Any, out: tuple[Any, ...], broadcast: bool = False) -> Any:
     results = result if isinstance(result, tuple) else (result,)
     for target, value in zip(out, results, strict=True):
         if target is None:
             continue
-        if not isinstance(target, Methods):
+        if not broadcast and target.shape != value.shape:
+            expected = f"out of shape {value.shape}"
+            raise ShapeMismatch(op=f"np.{name}", found=target.shape, expected=expected, loc=user_line())
+        if isinstance(target, Methods):
+            target.assign(name, value)
+        elif not tracing():
+            np.copyto(target, np.asarray(value), casting="same_kind")
+        else:
             raise UnsupportedArgument(
                 op=f"np.{name}",
                 name="out",
                 found="a NumPy array",
                 expected="make it inside of the function with np.empty, or use the result",
             )
-        target.assign(name, value)
     return out[0] if len(out) == 1 else out

@@ -8,7 +8,7 @@ cannot be written to, and a view taken before its base was written to cannot be 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,6 +180,11 @@ class Tracer(_Inplace):
     def tolist(self) -> Any:
         return self._number("tolist()").tolist()
 
+    def __iter__(self) -> Iterator[Any]:
+        if not self.shape:
+            self._number("an axis, or a loop over its elements,")
+        return super().__iter__()
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if self._known is None:
             raise TracedArray(found=self._describe(), loc=user_line())
@@ -215,7 +220,9 @@ class Tracer(_Inplace):
             self._sym = None
             self._version += 1
         else:
-            self._replace(indexing.put(self.sym, _syms(key), to_sym(value), "set"))
+            several = isinstance(value, list | tuple)
+            new = to_sym(FUNCTIONS["asarray"](value) if several else value)
+            self._replace(indexing.put(self.sym, _syms(key), new, "set"))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -255,14 +262,6 @@ class Tracer(_Inplace):
         self._check()
         self._require_own()
         self._replace(self._cast(op, value))
-
-    def combine(self, op: str, key: Any, value: Any = None) -> None:
-        """Write what a ufunc makes of the elements at ``key`` and ``value``, each in turn: ``np.add.at``."""
-        self._check()
-        self._require_own()
-        if op == "subtract":
-            value = -value if isinstance(value, Tracer) else np.negative(value)
-        self._replace(to_sym(FUNCTIONS["at"](self, key, value, indexing.mode_of(op))))
 
     def _write_result(self, name: str, other: Any) -> Any:
         """Apply an in-place operator."""
@@ -373,7 +372,7 @@ def concrete(x: Any) -> Any:
         return bounds if bounds is TRACED else slice(*bounds)
     if isinstance(x, tuple | list):
         parts = [concrete(v) for v in x]
-        return TRACED if any(p is TRACED for p in parts) else type(x)(parts)
+        return TRACED if any(p is TRACED for p in parts) else parts if isinstance(x, list) else tuple(parts)
     return x
 
 

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -142,6 +143,48 @@ class TestArray:
         with pytest.raises(TypeError, match="unhashable"):
             hash(a)
         np.testing.assert_array_equal(a.at[0].set(7), [[7, 7, 7], [3, 4, 5]])
+
+    def test_numpy_arrays_take_them(self, device: str) -> None:
+        x = kf.asarray(np.array([6.0, 2.0, 4.0]))
+        a, b, c = np.ones(3), np.ones(3, np.float32), np.zeros((2, 3))
+        a -= 0.5 * x
+        b *= x[0]
+        np.sum(np.stack([x, x]), axis=0, out=c[0])
+        np.cumsum(x, out=c[1])
+        np.add.at(a, np.array([0, 0, 1]), x)
+        np.subtract.at(b, [2], x[:1])
+        np.log(x, out=c[0], where=x > 3)
+        np.testing.assert_array_equal(a, [6, 4, -1])
+        np.testing.assert_array_equal(b, [6, 6, 0])
+        np.testing.assert_allclose(c, [[np.log(6), 4, np.log(4)], [6, 8, 12]])
+        np.copyto(a, x)
+        np.put(b, [1], x)
+        np.putmask(c, c == 4, x)
+        assert a.tolist() == [6, 2, 4]
+        assert b.tolist() == [6, 6, 0]
+        assert c[0, 1] == 2
+        whole = np.zeros(3, int)
+        with pytest.raises(TypeError, match="same_kind"):
+            whole += x
+        with pytest.raises(errors.UnsafeCast, match=r"np\.add\.at: float64 cannot be written into an array of int64"):
+            np.add.at(whole, [0], x[:1])
+        with pytest.raises(errors.ShapeMismatch, match=r"np\.sum: shapes \(2, 3\) do not fit; expected out of shape"):
+            np.sum(x, out=c)
+
+    def test_functions_that_compute_nothing(self, device: str, tmp_path: Path) -> None:
+        x = kf.asarray(X)
+        np.savez(tmp_path / "x.npz", x=x)
+        np.save(tmp_path / "x.npy", x)
+        np.savetxt(tmp_path / "x.txt", x)
+        np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["x"], X)
+        np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), X)
+        np.testing.assert_array_equal(np.loadtxt(tmp_path / "x.txt"), X)
+        assert np.array2string(x[0]) == "[0. 1. 2.]"
+        assert np.random.default_rng(0).permutation(x).shape == X.shape
+        with pytest.raises(errors.NotForArrays, match=r"np\.unique is not there for .* pass np\.asarray\(x\)"):
+            np.unique(x)
+        with pytest.raises(errors.UnsupportedAttribute, match=r"no tobytes.*: np\.asarray\(x\)\.tobytes is NumPy's"):
+            x.tobytes()
 
     def test_index_and_iterate(self, device: str) -> None:
         a = kf.asarray(X)

@@ -161,6 +161,60 @@ def test_any_index(key: Any, data: st.DataObject) -> None:
     np.testing.assert_array_equal(kf.jit(f)(X), expected)
 
 
+@pytest.mark.parametrize("wrong", [True, np.True_, np.array(True), np.array(1.0), 1.0])
+def test_not_an_integer(wrong: Any) -> None:
+    given = kf.asarray(wrong) if isinstance(wrong, np.ndarray) else wrong
+    for fn in (lambda x: x[wrong], lambda x: x[given], lambda x: x.at[given].set(1)):
+        with pytest.raises(IndexError):
+            kf.jit(fn)(X)
+        with pytest.raises(IndexError):
+            fn(kf.asarray(X))
+
+
+def test_arrays_as_bounds() -> None:
+    i = kf.asarray(1)
+    x = kf.asarray(X)
+    np.testing.assert_array_equal(x[i:, :i], X[1:, :1])
+    np.testing.assert_array_equal(x.at[:, i :: kf.asarray(2)].set(0)[0], np.where(np.arange(4)[:, None] % 2, 0, X[0]))
+
+
+@pytest.mark.parametrize("key", [(..., B[0]), (slice(None), B[0]), (..., [True] * 4, 0), (0, ..., X[0] > 9)])
+def test_mask_beside_other_indices(key: Any) -> None:
+    try:
+        expected = X[key]
+    except IndexError:
+        with pytest.raises(errors.InvalidIndex, match="a mask of the extents it selects from"):
+            kf.jit(lambda x: x[key])(X)
+    else:
+        np.testing.assert_array_equal(kf.jit(lambda x: x[key])(X), expected)
+
+
+def test_lists_are_written() -> None:
+    def fill(x: Any, y: Any) -> Any:
+        out = np.zeros((3, 2))
+        out[0] = x, y
+        out[:, 1] = [y, x, 1]
+        out[1:] = [[x, 2], [y, x]]
+        return out
+
+    np.testing.assert_array_equal(kf.jit(fill)(3.0, 4.0), fill(3.0, 4.0))
+
+
+def test_values_that_another_dtype_holds() -> None:
+    def count(v: Any) -> Any:
+        a = np.full(3, 250, np.uint8)
+        np.add.at(a, np.array([0, 0, 1]), v)
+        return a
+
+    v = np.array([3, -1, 300])
+    np.testing.assert_array_equal(kf.jit(count)(v), count(v))
+    for op, value in ((np.multiply, np.array([1.5])), (np.maximum, np.array([-1]))):
+        with pytest.raises(
+            errors.UnsafeCast, match=f"np.{op.__name__}.at: .* cannot be written into .* uint8 in place"
+        ):
+            kf.jit(lambda v, op=op: op.at(np.ones(3, np.uint8), [0], v))(value)
+
+
 def test_duplicates() -> None:
     at = np.array([0, 2, 0, 0])
     v = np.array([1.0, 2.0, 3.0, 4.0])

@@ -200,6 +200,9 @@ class TestRefusals:
         assert "or an element of a NumPy array needs the value of a traced array" in str(raised.value.__cause__)
         refused(errors.TracedArray, r"np.take\(table, i, 0\)", lambda i: np.logspace(0, 1, 3)[i], np.array([1, 2]))
         refused(errors.TracedNumber, r"np.take\(table, i, 0\)", lambda i: [1, 2, 3][i], 1)
+        refused(
+            errors.TracedNumber, "an axis.*name the argument in static_argnames", lambda n: np.ones((2, 3)).sum(n), 1
+        )
         refused(errors.TracedArray, "cannot become a NumPy array", lambda x: np.ndarray.sum(x.__array__()), X)
         refused(
             errors.UnsupportedArgument,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge import indexing
-from kernelforge.errors import ReadOnlyArray, ShapeMismatch, UnsupportedArgument
+from kernelforge.errors import ReadOnlyArray, ShapeMismatch, UnsafeCast, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.jit import jit
@@ -31,7 +31,7 @@ def _split(key: Any) -> tuple[Key, list[Any]]:
     for p in key if isinstance(key, tuple) else (key,):
         known = concrete(p)
         if isinstance(known, slice):
-            parts.append(("slice", known.start, known.stop, known.step))
+            parts.append(("slice", *(_number(v) for v in (known.start, known.stop, known.step))))
         elif isinstance(known, list | np.ndarray) and np.ndim(known):
             # a mask's shape depends on its values, so these are looked at before anything is compiled
             array = np.asarray(known) if np.size(known) else np.zeros(np.shape(known), np.int64)
@@ -39,8 +39,13 @@ def _split(key: Any) -> tuple[Key, list[Any]]:
             parts.extend(("array", len(arrays) + i) for i in range(len(found)))
             arrays.extend(found)
         else:
-            parts.append(("static", int(known) if isinstance(known, np.ndarray | np.integer) else known))
+            parts.append(("static", _number(known)))
     return tuple(parts), arrays
+
+
+def _number(x: Any) -> Any:
+    """Return an array of no axes as the Python number it holds, which can be hashed; anything else as it is."""
+    return x.item() if isinstance(x, np.ndarray | np.generic) and not x.ndim else x
 
 
 def _joined(parts: Key, arrays: Sequence[Any]) -> Key:
@@ -87,6 +92,23 @@ def at(x: Any, key: Any, value: Any, mode: str) -> Any:
     )
 
 
+def combined(op: str, x: Any, key: Any, value: Any = None) -> Any:
+    """Return ``x`` with what the ufunc ``op`` makes of the elements at ``key`` and ``value``, each in turn.
+
+    Raises:
+        UnsafeCast: when it matters that NumPy casts results to the dtype of ``x``, where ``at`` casts values.
+        UnsupportedFunction: when ``op`` is not among those that combine.
+    """
+    mode = indexing.mode_of(op)
+    if isinstance(value, list | tuple):
+        value = FUNCTIONS["asarray"](value)
+    dtype = FUNCTIONS["result_type"](x, value)
+    wraps = dtype.kind in "biu" and mode in {"add", "mul"}
+    if not wraps and not np.can_cast(dtype, x.dtype, "same_kind"):
+        raise UnsafeCast(op=f"np.{op}.at", found=dtype, expected=x.dtype, loc=user_line())
+    return at(x, key, FUNCTIONS["negative"](value) if op == "subtract" else value, mode)
+
+
 def _index(key: Any) -> Any:
     known = concrete(key)
     return lift(key) if known is TRACED else known
@@ -109,7 +131,7 @@ def fill_diagonal(a: Any, val: Any, wrap: bool = False) -> None:
     a[at, at] = val
 
 
-FUNCTIONS |= {"getitem": getitem, "at": at, "copyto": copyto, "fill_diagonal": fill_diagonal}
+FUNCTIONS |= {"getitem": getitem, "at": at, "combined": combined, "copyto": copyto, "fill_diagonal": fill_diagonal}
 
 
 @array_function("a", "indices")

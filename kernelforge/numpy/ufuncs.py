@@ -378,6 +378,7 @@ def where(condition: Operand, x: Operand | None = None, y: Operand | None = None
             name="y",
             found=None,
             expected="three arguments: the shape of np.where(mask) depends on values",
+            loc=user_line(),
         )
     dtype = common_dtype((x, y))
     shape = shape_of((condition, x, y), "where")
