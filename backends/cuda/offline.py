@@ -10,6 +10,7 @@ its own dispatcher would do: a kernel rounds once an operation, as it says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import linecache
 import re
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ from kernelforge.ir.schedule.limits import Limits
 
 AMPERE = (8, 0)
 """The compute capability from which on there are ``cp.async``, ``cvt.rn.bf16.f32``, ``mma.sync`` of bf16 and tf32."""
+
+
+OLDEST = (7, 5)
 
 
 def native(cc: tuple[int, int]) -> frozenset[str]:
@@ -71,21 +75,24 @@ def phase_ptx(kernel: Kernel, phase: Phase, cc: tuple[int, int], device: str = "
         CompilationFailed: with numba's or NVVM's message.
     """
     try:
-        result = compile_cuda(
-            function(phase),
-            types.void,
-            argument_types(kernel),
-            nvvm_options={"opt": 3, "fma": 0},
-            cc=cc,
-        )
-        library = result.library
-        entry = library.get_function(result.fndesc.llvm_func_name)
-        kernel_fixup(entry, False)
-        nvvm.set_launch_bounds(entry, phase.threads)
-        return library.get_asm_str(cc=cc), entry.name
+        library, entry = _translated(phase, argument_types(kernel), cc >= AMPERE)
+        return library.get_asm_str(cc=cc), entry
     except (NumbaError, NvvmError) as error:
         source = f"\n{phase.source}"
         raise CompilationFailed(kernel=kernel.name, device=device, log=str(error), source=source) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _translated(phase: Phase, given: tuple[Any, ...], ampere: bool) -> tuple[Any, str]:
+    """Return a phase in NVVM's language, and the name of its entry: numba's front end takes most of the time, and what
+    it makes goes to NVVM for one compute capability after another.
+    """
+    options = {"opt": 3, "fma": 0}
+    result = compile_cuda(function(phase), types.void, given, nvvm_options=options, cc=AMPERE if ampere else OLDEST)
+    entry = result.library.get_function(result.fndesc.llvm_func_name)
+    kernel_fixup(entry, False)
+    nvvm.set_launch_bounds(entry, phase.threads)
+    return result.library, entry.name
 
 
 def compile_ptx(kernel: Kernel, cc: tuple[int, int] = (9, 0), wide: bool = True) -> str:
