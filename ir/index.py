@@ -6,11 +6,11 @@ remainders, minima and loads whose operands are normal themselves. Two equal ind
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 
 from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, select
+from kernelforge.ir.memo import memo
 
 Monomial = tuple[Expr, ...]
 Poly = dict[Monomial, int]
@@ -19,7 +19,7 @@ Poly = dict[Monomial, int]
 TRUE, FALSE = Const(True, "bool"), Const(False, "bool")
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def normalize(expr: Expr) -> Expr:
     """Bring every index inside ``expr`` to normal form and decide the conditions that bounds decide."""
     if isinstance(expr, Const | Var):
@@ -43,7 +43,7 @@ def normalize(expr: Expr) -> Expr:
     return expr if args == expr.args else Op(expr.op, args, expr.dtype)
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def is_data(expr: Expr) -> bool:
     """Whether ``expr`` depends on elements of arrays: then it may wrap, and no identity of the integers is applied to
     it.
@@ -53,7 +53,7 @@ def is_data(expr: Expr) -> bool:
     return isinstance(expr, Load) or (isinstance(expr, Var) and expr.bound is None)
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def is_lazy(expr: Expr) -> bool:
     """Whether ``expr`` is a select whose condition may keep Loads of its arms in range: one that compares indices.
 
@@ -118,7 +118,7 @@ def poly(expr: Expr) -> Poly:
     return dict(_poly(expr))
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def _poly(expr: Expr) -> Poly:
     if isinstance(expr, Const):
         return {(): int(expr.value)} if expr.value else {}
@@ -176,7 +176,7 @@ def _mul(a: Poly, b: Poly) -> Poly:
     return out
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def _order(expr: Expr) -> tuple[str, str]:
     """Order atoms alike in every process: variables by name, others by a digest of their structure."""
     if isinstance(expr, Var):
@@ -324,7 +324,7 @@ def _bounds(a: Poly) -> tuple[int | None, int | None]:
     return low, high
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def _atom_bounds(atom: Expr) -> tuple[int | None, int | None]:
     if isinstance(atom, Const):
         return int(atom.value), int(atom.value)
@@ -364,7 +364,7 @@ def depends(expr: Expr, var: Var) -> bool:
     return var in free_vars(expr)
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def free_vars(expr: Expr) -> frozenset[Var]:
     """Return the variables of ``expr``."""
     if isinstance(expr, Var):
@@ -375,7 +375,7 @@ def free_vars(expr: Expr) -> frozenset[Var]:
     return frozenset().union(*(free_vars(c) for c in children))
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def reads(expr: Expr) -> frozenset[str]:
     """Return the buffers that ``expr`` loads from."""
     if isinstance(expr, Load):

@@ -20,6 +20,7 @@ from kernelforge.backends.base import Backend, Executable, Printing
 from kernelforge.config import Config
 from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, UnsupportedOnDevice
 from kernelforge.forks import Lock
+from kernelforge.ir import memo
 from kernelforge.ir.build import Builder, primitive
 from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.demand import Chains
@@ -54,7 +55,9 @@ _lock = Lock()
 
 
 class _Uncollected:
-    """Collects no garbage: what a compilation makes lives, and looking at it takes a tenth of the time."""
+    """Collects no garbage: what a compilation makes lives, and looking at it takes a tenth of the time. At the end it
+    lets go of what served the compilation alone.
+    """
 
     def __init__(self) -> None:
         self._depth = 0
@@ -71,6 +74,7 @@ class _Uncollected:
     def __exit__(self, *error: object) -> None:
         self._depth -= 1
         if self._depth <= 0:  # below it in a child, which has resumed before
+            memo.forget()
             self._resume()
 
     def _resume(self) -> None:

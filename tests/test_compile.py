@@ -16,8 +16,10 @@ import pytest
 
 import kernelforge as kf
 from kernelforge.backends import registry
+from kernelforge.compile import forget
 from kernelforge.forks import UNFORKED
-from kernelforge.ir import demand, index
+from kernelforge.ir import demand, index, memo
+from kernelforge.ir.kernel import Expr
 from kernelforge.ir.passes import share
 
 compiling = sys.modules["kernelforge.compile"]
@@ -266,3 +268,15 @@ def test_a_child_of_a_compiling_process_collects_garbage(monkeypatch: pytest.Mon
     monkeypatch.setattr(compiling, "optimize", fork)
     kf.jit(lambda x: np.tanh(x * 3 + 9))(X)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0]
+
+
+def test_a_compilation_lets_go_of_what_served_it() -> None:
+    np.asarray(kf.jit(lambda x: np.cumsum(np.sin(x).T.reshape(-1)[::-1]))(np.ones((6, 10), np.float32)))
+    forget()
+    assert sum(fn.cache_info().misses for fn in memo._MADE) == 0
+    before = len(Expr._table)
+    for n in range(4, 9):
+        kf.jit(lambda x: np.cumsum(np.sin(x).T.reshape(-1)[::-1])).lower(np.ones((6, n), np.float32))
+        forget()
+    gc.collect()
+    assert len(Expr._table) <= before

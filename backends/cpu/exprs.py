@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 from kernelforge.backends.cpu.ahead import Distances
@@ -13,6 +12,7 @@ from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.ir.index import affine, bounds, free_vars, poly
 from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, walk
 from kernelforge.ir.math import Function, function
+from kernelforge.ir.memo import memo
 from kernelforge.ir.schedule.limits import NEAR
 
 DUMMY = "%dummy"
@@ -23,7 +23,7 @@ WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def loads(expr: Expr) -> bool:
     """Whether evaluating ``expr`` reads memory."""
     if isinstance(expr, Op):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from kernelforge.ir.index import is_data, is_lazy, reads
@@ -25,6 +24,7 @@ from kernelforge.ir.kernel import (
     substitute,
     with_parts,
 )
+from kernelforge.ir.memo import memo
 
 
 def share(kernel: Kernel) -> Kernel:
@@ -202,7 +202,7 @@ def _worth(expr: Expr) -> bool:
     return expr.dtype != "i64" or is_data(expr)
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@memo
 def _exposed(expr: Expr) -> frozenset[Load]:
     """Return the Loads evaluated whenever ``expr`` is; after ``guard`` those in arms of lazy selects are safe."""
     if isinstance(expr, Load):
