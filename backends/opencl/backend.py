@@ -36,6 +36,7 @@ from kernelforge.errors import (
 from kernelforge.ir.cost import streamed
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Alloc, Const, Expr, Kernel, exprs, stmts, walk
+from kernelforge.ir.passes.in_place import in_place
 from kernelforge.ir.schedule.limits import CORE_BANDWIDTH, Limits, core_rate
 
 MAGIC = b"kernelforge-opencl\n"
@@ -249,6 +250,8 @@ class OpenCL:
         self._alive()
         self._check(kernel)
         large = streamed(kernel, host().cache_bytes) if self._cpu and self._aligned else frozenset[str]()
+        if self._cpu:
+            kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large)
         source = print_opencl(kernel, self._workers, self.device.local_mem_size, large)
         if binary is None:
             program = self._compile(kernel, source.text)
