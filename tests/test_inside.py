@@ -99,3 +99,24 @@ def test_factors_that_are_known_after_another_walk(power: Callable[..., Any], de
     given = [*(a.reshape(-1) for a in args[: len(made.args) - 1]), out]
     run_kernel(made, {a.name: g for a, g in zip(made.args, given, strict=True)}, {})
     np.testing.assert_allclose(out.reshape(expected.shape), expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n", [4, 64, 70])
+def test_long_chains_before_sums(n: int, device: str) -> None:
+    """The names that a chain of over sixteen maps gets stand in the loop of the sum, which goes in lanes."""
+
+    def fn(x: Any, c: Any) -> Any:
+        y = x
+        for i in range(20):
+            y = y * 1.5 + c * i
+        return y.sum(-1, keepdims=True) * x
+
+    x, c = normal(3, n), normal(3, 1)
+    (kernel,) = kf.jit(fn).lower(x, c).kernels
+    made = finish(schedule(kernel.naive, DEVICES[device]), frozenset())
+    out = np.zeros(x.size, np.float32)
+    first, second = (x, c) if evaluate(made.args[0].size, {}) == x.size else (c, x)
+    arrays = dict(zip([a.name for a in made.args], (first.reshape(-1), second.reshape(-1), out), strict=True))
+    run_kernel(made, arrays, {})
+    np.testing.assert_allclose(out.reshape(x.shape), fn(x.astype(np.float64), c.astype(np.float64)), rtol=1e-5)

@@ -151,11 +151,12 @@ def residues(kernel: Kernel, name: str, count: int) -> Kernel:
 
 def bind(kernel: Kernel, name: str, kind: LoopKind) -> Kernel:
     """Say what runs a loop. Legal for a parallel loop; any loop may be unrolled or run serially; a serial loop that
-    does nothing but combine into one element may become ``vector``.
+    does nothing but name values and combine into one element may become ``vector``.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
-        combining = all(isinstance(s, Store) and s.op and loop.var not in _vars(s.index) for s in loop.body)
+        stores = [s for s in loop.body if not isinstance(s, Let)]
+        combining = all(isinstance(s, Store) and s.op and loop.var not in _vars(s.index) for s in stores)
         legal = loop.kind == "parallel" or kind in ("serial", "unroll") or (kind == "vector" and combining)
         if not legal:
             raise IllegalSchedule(step="bind", target=name, reason=f"a {loop.kind} loop cannot become {kind}")
