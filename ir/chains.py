@@ -261,12 +261,16 @@ class Chain:
         low, value = self.low, node.output
         made = reduction(node)
         index = self.place(value, low.name("c", value) + "_")
-        flat = flatten(index, row_major(value.type.shape))
         self.sums[value] = self.names[value] if self._alone(value) else low.name("p", value)
-        at = (flat,) if self._alone(value) else (self.worker, flat)
+        at = self._partial(value, index, self.worker)
         element = normalize(made.element(low.reader(node), index, tuple(self._walked(node))))
         kept = [v for v in variables(index) if v not in self.rows.values()]
         self.body += nest(kept, "parallel", [Store(self.sums[value], at, element, made.op)])
+
+    def _partial(self, value: Value, index: tuple[Expr, ...], worker: Var) -> tuple[Expr, ...]:
+        """Return where a block of rows adds to an element: in its row of partial results, or in the result itself."""
+        flat = flatten(index, row_major(value.type.shape))
+        return (flat,) if self._alone(value) else (worker, flat)
 
     def _blocks(self) -> tuple[Stmt, ...]:
         """Walk blocks of rows, each with partial results of its own, then add these up, in order."""
@@ -286,20 +290,18 @@ class Chain:
         names = self.axes
         for value, name in self.sums.items():
             dtype = accumulator(value.type.name)
-            strides = row_major(value.type.shape)
             found = [self.rows.get(a) for a in names.names(value)]
             own = axes(value.type.shape, self.low.name("z", value) + "_")
             index = tuple(o if i is None else i for i, o in zip(found, own, strict=True))
             kept = [v for v in variables(index) if v not in outer]
-            alone, flat = self._alone(value), flatten(index, strides)
-            starts += nest(
-                kept, "parallel", [Store(name, (flat,) if alone else (worker, flat), identity("add", dtype))]
-            )
-            if alone:
+            start = Store(name, self._partial(value, index, worker), identity("add", dtype))
+            starts += nest(kept, "parallel", [start])
+            if self._alone(value):
                 continue
             scratch.append(Alloc(name, dtype, (i64(count), i64(value.type.size)), "global"))
             every = axes(value.type.shape, self.low.name("s", value) + "_")
-            flat, total, step = flatten(every, strides), f"{name}_t", Var(f"{name}_w", "i64", count)
+            flat = flatten(every, row_major(value.type.shape))
+            total, step = f"{name}_t", Var(f"{name}_w", "i64", count)
             element = Load(name, (step if count > 1 else i64(0), flat), dtype)
             end: list[Stmt] = [Store(self.names[value], (flat,), element.cast(value.type.name))]
             if count > 1:

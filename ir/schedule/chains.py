@@ -11,23 +11,13 @@ from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Spa
 from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
 from kernelforge.ir.schedule.factors import factor_by
+from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import in_lanes
 from kernelforge.ir.schedule.nests import filled, lanes, summed
 from kernelforge.ir.schedule.rows import passes
 from kernelforge.ir.schedule.staging import nested, stage
-from kernelforge.ir.schedule.steps import (
-    bind,
-    each,
-    fission,
-    loops,
-    partial,
-    place,
-    reorder,
-    sink_guard,
-    split,
-    unguard,
-)
+from kernelforge.ir.schedule.steps import bind, each, fission, loops, partial, place, reorder, split
 
 TILE = 6
 """Rows of a register tile; a block of rows is a multiple of it."""

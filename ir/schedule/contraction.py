@@ -10,21 +10,11 @@ from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, Kernel, Load, Op, Store, stmts, walk
 from kernelforge.ir.schedule.factors import multiplied, parallel_loops, sum_loops
+from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.staging import copy_out, stage
-from kernelforge.ir.schedule.steps import (
-    bind,
-    fission,
-    fuse,
-    loops,
-    partial,
-    place,
-    reorder,
-    sink_guard,
-    split,
-    unguard,
-)
+from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, partial, place, reorder, split
 from kernelforge.ir.schedule.windows import Slide
 
 PANEL = 22

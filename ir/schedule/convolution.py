@@ -11,11 +11,12 @@ from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, Var, stmts, substitute, walk
 from kernelforge.ir.schedule import contraction as product
 from kernelforge.ir.schedule.factors import factors, multiplied, parallel_loops, sum_loops
+from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import SHORTEST
 from kernelforge.ir.schedule.nests import loads, perfect, size
 from kernelforge.ir.schedule.staging import pad, stage
-from kernelforge.ir.schedule.steps import bind, fuse, loops, place, reorder, rfactor, sink_guard, split, unguard
+from kernelforge.ir.schedule.steps import bind, fuse, loops, place, reorder, rfactor, split
 from kernelforge.ir.schedule.windows import Slide, cross, flat, lengthen, slides
 
 UNROLL = 8

@@ -407,60 +407,6 @@ def fuse(kernel: Kernel, outer: str, inner: str, name: str) -> Kernel:
     return each(kernel, "fuse", outer, change)
 
 
-def sink_guard(kernel: Kernel, name: str) -> Kernel:
-    """Move the Ifs inside a loop down to the statements they guard. Legal because loops and Allocs do nothing by
-    themselves.
-    """
-
-    def change(loop: For) -> Sequence[Stmt]:
-        return (dataclasses.replace(loop, body=_sunk(loop.body)),)
-
-    return each(kernel, "sink_guard", name, change)
-
-
-def _sunk(body: Sequence[Stmt], guards: tuple[Expr, ...] = ()) -> tuple[Stmt, ...]:
-    out: list[Stmt] = []
-    for s in body:
-        if isinstance(s, If):
-            out += _sunk(s.body, (*guards, s.cond))
-        elif isinstance(s, For):
-            out.append(dataclasses.replace(s, body=_sunk(s.body, guards)))
-        elif isinstance(s, Alloc):
-            out.append(s)
-        else:
-            for cond in reversed(guards):
-                s = If(cond, (s,))
-            out.append(s)
-    return tuple(out)
-
-
-def unguard(kernel: Kernel, buffer: str, padded: Callable[[Load], bool]) -> Kernel:
-    """Drop the Ifs around statements that write only the register buffer ``buffer``: elements outside of the guard
-    then hold garbage, which the guards of all that reads them keep from being seen. ``padded`` says of a Load that it
-    is in range without the guard.
-    """
-
-    def visit(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-        out: list[Stmt] = []
-        for s in body:
-            if isinstance(s, For | If):
-                s = dataclasses.replace(s, body=visit(s.body))
-            if isinstance(s, If) and all(isinstance(t, Store) and t.buffer == buffer for t in s.body):
-                loads = [e for t in s.body for r in exprs(t) for e in walk(r) if isinstance(e, Load)]
-                if not all(e.buffer == buffer or padded(e) for e in loads):
-                    raise IllegalSchedule(
-                        step="unguard", target=buffer, reason="a Load may be out of range without the guard"
-                    )
-                out += s.body
-            else:
-                out.append(s)
-        return tuple(out)
-
-    if not any(isinstance(s, Alloc) and s.buffer == buffer and s.space == "register" for s in stmts(kernel.body)):
-        raise IllegalSchedule(step="unguard", target=buffer, reason="it is not a register buffer")
-    return dataclasses.replace(kernel, body=visit(kernel.body))
-
-
 def tree(kernel: Kernel, name: str, local: str) -> Kernel:
     """Turn the last loop of a reduction, ``a op= p[name]`` over a power of two, into halving steps over the local copy
     ``local``: the tree that work-items of a group run together. Legal because reductions may be reassociated.

@@ -16,11 +16,12 @@ from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Load, Op, Stmt, exprs, stmts, walk
 from kernelforge.ir.schedule.ahead import ahead
 from kernelforge.ir.schedule.factors import SMALL, factor_by, factors
+from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import perfect, size
 from kernelforge.ir.schedule.staging import pad, stage
-from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, reorder, sink_guard, split, unguard
+from kernelforge.ir.schedule.steps import bind, fission, fuse, loops, reorder, split
 
 STEP = 8
 """Products of an element that a block in local memory holds."""

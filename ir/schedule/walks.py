@@ -39,22 +39,11 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.schedule import skips, tiles
 from kernelforge.ir.schedule.factors import factors
+from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.nests import filled, perfect
 from kernelforge.ir.schedule.staging import nested
-from kernelforge.ir.schedule.steps import (
-    bind,
-    each,
-    fission,
-    fuse,
-    loops,
-    place,
-    reorder,
-    rfactor,
-    sink_guard,
-    split,
-    substituted,
-)
+from kernelforge.ir.schedule.steps import bind, each, fission, fuse, loops, place, reorder, rfactor, split, substituted
 
 ITEMS = (16, 8, 4, 2, 1)
 """Work-items along each side of a tile."""

@@ -91,8 +91,8 @@ class Bench:
         self.options = options
         self.rows: list[Row] = []
         self.candidates: dict[str, Candidate] = {}
-        self._progress = progress
-        self._task = progress.add_task("", total=None) if progress else None
+        self._progress = progress or Progress(console=Console(quiet=True), disable=True)
+        self._task = self._progress.add_task("", total=None)
         self._threads = options.threads or _threads()
         if options.devices is None:
             self._devices = [n for n, d in available().items() if not isinstance(d, str) and n != "reference"]
@@ -144,8 +144,7 @@ class Bench:
         first = [names[n] for n in probes.FIRST_CALLS if n in names] if "first" in options.measures else []
         peaked = [names[n] for n in probes.PEAKS if n in names] if "memory" in options.measures else []
         total = (len(timed) + len(first) + len(peaked)) * len(crews)
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, total=total)
+        self._progress.update(self._task, total=total)
         effort = Effort(5, 2.0) if options.quick else Effort()
         if options.seconds is not None and timed:
             effort = Effort(effort.rounds, options.seconds / (len(timed) * len(crews)))
@@ -184,15 +183,13 @@ class Bench:
 
     @contextlib.contextmanager
     def _shown(self, problem: Problem, crew: Crew, what: str = "") -> Iterator[None]:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=f"{problem.work.name} {what} on {crew.device}")
+        self._progress.update(self._task, description=f"{problem.work.name} {what} on {crew.device}")
         begun = time.perf_counter()
         yield
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task)
-            if not self._progress.console.is_terminal:
-                told = " ".join(filter(None, (problem.work.name, what, "on", crew.device)))
-                self._progress.console.print(f"{told}: {time.perf_counter() - begun:.1f} s", highlight=False)
+        self._progress.advance(self._task)
+        if not self._progress.console.is_terminal:
+            told = " ".join(filter(None, (problem.work.name, what, "on", crew.device)))
+            self._progress.console.print(f"{told}: {time.perf_counter() - begun:.1f} s", highlight=False)
 
     def _note(self, crew: Crew) -> None:
         """Remember who the candidates are; one that a device lacks may be there on another."""
