@@ -11,7 +11,7 @@ from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val
 from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.ir.index import affine, bounds, free_vars, poly
 from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, walk
-from kernelforge.ir.math import Function, function
+from kernelforge.ir.math import BOUNDS, Function, function
 from kernelforge.ir.memo import memo
 from kernelforge.ir.schedule.limits import NEAR
 
@@ -36,6 +36,7 @@ class Exprs(Arithmetic):
 
     def __init__(self, kernel: str, host: Host, declared: dict[str, str]) -> None:
         super().__init__(kernel, host, declared)
+        self.native = host.native
         self.env: dict[str, Val] = {}
         self.buffers: dict[str, Buffer] = {}
         self.lane: Var | None = None
@@ -86,7 +87,7 @@ class Exprs(Arithmetic):
             natural = e.dtype == "i64" and (bounds(n)[0] or 0) >= 0 and bounds(n)[0] is not None
             return self.divide(e.op, self.emit(n), self.emit(d), constant, natural)
         args = [self.emit(a) for a in e.args]
-        of = function(e.op, e.dtype, self.host.native)
+        of = function(e.op, e.dtype, self.native) if (e.op, e.dtype) in BOUNDS else None
         return self.apply(e.op, args) if of is None else self.called(e.op, of, args)
 
     def called(self, name: str, of: Function, args: list[Val]) -> Val:
