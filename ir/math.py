@@ -387,7 +387,7 @@ def _hinted(name: str, dtype: str, native: frozenset[str]) -> tuple[Function, li
 
 @functools.lru_cache(maxsize=1 << 10)
 def function(name: str, dtype: str, native: frozenset[str]) -> Function | None:
-    """Return how a function of ``BOUNDS`` that is left in a kernel is computed; None where the device's library has to."""
+    """Return how a function of ``BOUNDS`` that is left in a kernel is computed; None where the library has to."""
     if name in native:
         return None
     (arguments, value), hints = _hinted(name, dtype, native)
