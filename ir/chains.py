@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from kernelforge.dtypes import accumulator
 from kernelforge.ir import walks
 from kernelforge.ir.axes import carried, dropped
-from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity, reduction
+from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity
 from kernelforge.ir.graph import Kind, Node, Value
 from kernelforge.ir.index import flatten, normalize
 from kernelforge.ir.kernel import Alloc, Expr, For, Load, Stmt, Store, Var, i64, map_exprs, op, substitute
@@ -194,7 +194,7 @@ class Chain:
 
     def _reduce(self, node: Node) -> None:
         low, value = self.low, node.output
-        made = reduction(node)
+        made = low.reduction(node)
         index = self.place(value, low.name("c", value) + "_")
         r = axes(made.extents, low.name("r", value) + "_")
         element = normalize(made.element(low.reader(node), index, tuple(r)))
@@ -259,7 +259,7 @@ class Chain:
     def _sum_rows(self, node: Node) -> None:
         """Add what a row contributes to a contraction over rows to the partial result of its block of rows."""
         low, value = self.low, node.output
-        made = reduction(node)
+        made = low.reduction(node)
         index = self.place(value, low.name("c", value) + "_")
         self.sums[value] = self.names[value] if self._alone(value) else low.name("p", value)
         at = self._partial(value, index, self.worker)

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from kernelforge.dtypes import FLOATS, UNSIGNED
+from kernelforge.dtypes import FLOATS, NARROW_FLOATS, UNSIGNED
 from kernelforge.ir.cost import COSTLY, RECOMPUTE
-from kernelforge.ir.graph import Kind, Node, Reduction, Value
+from kernelforge.ir.graph import At, Kind, Node, Reduction, Value
 from kernelforge.ir.index import bounds, flatten, normalize
-from kernelforge.ir.kernel import Const, Expr, Let, Load, Stmt, Var, select
+from kernelforge.ir.kernel import Const, Expr, Let, Load, Op, Stmt, Var, op, select
 from kernelforge.ir.types import row_major
 
 REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
@@ -59,12 +59,15 @@ class Lowering:
     """The state of lowering one part.
 
     Which elements are read is all that a ``trial`` asks, and no index depends on floats, so it makes no expressions of
-    them.
+    them. With ``tf32``, contractions of f32 round their factors to it.
     """
 
-    def __init__(self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, trial: bool) -> None:
+    def __init__(
+        self, part: Part, strides: dict[Value, tuple[int, ...]], prefix: str, trial: bool, tf32: bool = False
+    ) -> None:
         self.part = part
         self.trial = trial
+        self.tf32 = tf32
         self.strides = strides
         self.prefix = prefix
         self.producer = {v: n for n in part.nodes for v in n.outputs}
@@ -189,7 +192,7 @@ class Lowering:
             return Load(name, (flatten(index, strides),), value.type.name)
         if node.prim.kind in REDUCTIONS:
             self.reads.setdefault(node, []).append(flatten(index, row_major(value.type.shape)))
-            return Load(self.accumulator(node), (), reduction(node).dtype).cast(value.type.name)
+            return Load(self.accumulator(node), (), self.reduction(node).dtype).cast(value.type.name)
         if node.prim.lower is None:
             raise Refused(f"{node.prim.name} is not computed element by element")
         # a view of several values chooses among them for each element
@@ -211,6 +214,13 @@ class Lowering:
 
         return at
 
+    def reduction(self, node: Node) -> Reduction:
+        """Return the record of how one element of a reduction is made."""
+        assert node.prim.lower is not None
+        made: Reduction = node.prim.lower([v.type for v in node.inputs], node.output.type, node.params)
+        rounds = self.tf32 and node.prim.kind is Kind.CONTRACT and node.output.type.name == "f32"
+        return _rounded(made) if rounds else made
+
     def name(self, letter: str, value: Value) -> str:
         """Name what belongs to a value; equal parts of different graphs get equal names."""
         return f"{self.prefix}{letter}{self.numbers.setdefault(value, len(self.numbers))}"
@@ -228,11 +238,20 @@ class Lowering:
         return found
 
 
-def reduction(node: Node) -> Reduction:
-    """Return the record of how one element of a reduction is made."""
-    assert node.prim.lower is not None
-    made: Reduction = node.prim.lower([v.type for v in node.inputs], node.output.type, node.params)
-    return made
+def _rounded(contraction: Reduction) -> Reduction:
+    """Round the factors of what a contraction sums to tf32, but for those that have no more bits anyhow."""
+
+    def narrow(e: Expr) -> bool:
+        return isinstance(e, Op) and e.op == "cast" and e.args[0].dtype in NARROW_FLOATS
+
+    def element(at: At, index: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        def factor(i: int, index: Sequence[Expr]) -> Expr:
+            e = at(i, index)
+            return e if narrow(e) else op("tf32", e)
+
+        return contraction.element(factor, index, r)
+
+    return contraction._replace(element=element)
 
 
 def identity(name: str, dtype: str) -> Const:

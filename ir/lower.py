@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from kernelforge.dtypes import FLOATS
 from kernelforge.ir.chains import Chain
-from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity, reduction
+from kernelforge.ir.demand import REDUCTIONS, Lowering, Part, Refused, identity
 from kernelforge.ir.graph import At, Kind, Node, Reduction, Value
 from kernelforge.ir.index import flatten, normalize, unflatten
 from kernelforge.ir.kernel import (
@@ -96,16 +96,18 @@ def _element_of(name: str, shape: tuple[int, ...], dtype: str) -> Callable[[At, 
     return lambda _, index, r: Load(name, (r[0], flatten(tuple(index), row_major(shape))), dtype)
 
 
-def lower(part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "") -> Nest:
+def lower(
+    part: Part, strides: dict[Value, tuple[int, ...]] | None = None, prefix: str = "", tf32: bool = False
+) -> Nest:
     """Turn a part into its naive nest.
 
     ``strides``, in elements, are those of inputs that are not row-major. ``prefix`` keeps the names of several nests
-    apart.
+    apart. ``tf32``: see ``Lowering``.
 
     Raises:
         Refused: when no single nest computes the part.
     """
-    return _Builder(Lowering(part, strides or {}, prefix, trial=False)).build()
+    return _Builder(Lowering(part, strides or {}, prefix, trial=False, tf32=tf32)).build()
 
 
 def buffers_of(part: Part) -> int:
@@ -217,7 +219,7 @@ class _Builder:
         body: list[Stmt] = []
         elements: dict[Value, tuple[tuple[Var, ...], tuple[Expr, ...]]] = {}
         for node in reductions:
-            made = given[node] if given else reduction(node)
+            made = given[node] if given else low.reduction(node)
             r = axes(made.extents, low.name("r", node.output) + "_")
             at = unflatten(flat, node.output.type.shape)
             low.reads = {}
@@ -337,7 +339,7 @@ class _Builder:
         partials: dict[Node, Reduction] = {}
         scratch: list[Stmt] = []
         for node in columns:
-            made, name = reduction(node), self.partial(node)
+            made, name = self.low.reduction(node), self.partial(node)
             index = axes(shape, self.low.name("z", node.output) + "_")
             start = Store(name, (worker, flatten(index, row_major(shape))), identity(made.op, made.dtype))
             starts += nest(variables(index), "parallel", [start])
@@ -354,7 +356,7 @@ class _Builder:
         self, node: Node, block: Var, row: Sequence[Expr], index: tuple[Expr, ...], flat: Expr | None
     ) -> Store:
         """Combine the element of a reduction over rows at ``row`` and ``index`` into the block's partial results."""
-        made = reduction(node)
+        made = self.low.reduction(node)
         self.low.reads = {}
         element = made.element(self.low.reader(node), index, tuple(row))
         if any(f is not flat for flats in self.low.reads.values() for f in flats):
@@ -367,7 +369,7 @@ class _Builder:
         if len(self.reductions) > 1 or self.low.part.outputs != (self.reductions[0].output,):
             raise Refused("a running reduction ends its kernel")
         (node,) = self.reductions
-        made = reduction(node)
+        made = low.reduction(node)
         axis, extent = node.params["axis"], made.extents[0]
         index = list(axes(node.output.type.shape, f"{prefix}i"))
         walk = Var(f"{prefix}r", "i64", extent)
@@ -431,7 +433,9 @@ class _Builder:
         return (*first, *self.top(variables(rest), inner))
 
 
-def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]]) -> tuple[Kernel, list[Value]]:
+def to_kernel(
+    name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]], tf32: bool = False
+) -> tuple[Kernel, list[Value]]:
     """Lower parts that do not depend on each other into one kernel.
 
     Returns the kernel and the value behind each of its arguments, in order.
@@ -443,7 +447,7 @@ def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, 
     values: list[Value] = []
     body: list[Stmt] = []
     for k, part in enumerate(parts):
-        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "")
+        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "", tf32)
         for value, arg in made.inputs.items():
             size = reach(value, strides.get(value))
             args.append(Arg(arg, value.type.name, i64(size), "in"))

@@ -30,7 +30,6 @@ from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
-from kernelforge.ir.passes.tf32 import round_factors
 from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
@@ -253,15 +252,14 @@ def _ordered(
     """Lower and schedule the kernels of regions; the device's compiler is at one while the next is prepared."""
     orders: list[_Order | None] = []
     known: dict[Kernel, tuple[Kernel, tuple[tuple[str, int], ...], Callable[[], Executable]]] = {}
+    tf32 = config.precision == "high" and "tf32" in backend.limits.native
     with _compilers(min(backend.limits.compilers, len(regions))) as start:
         for region in regions:
             if region.opaque is not None:
                 orders.append(None)
                 continue
             parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
-            naive, values = to_kernel(_name(region), parts, strides)
-            if config.precision == "high" and "tf32" in backend.limits.native:
-                naive = round_factors(naive)
+            naive, values = to_kernel(_name(region), parts, strides, tf32)
             if naive not in known:
                 parameters = tuned.parameters(naive, backend)
                 kernel = _tuned(naive, parameters, backend, config)

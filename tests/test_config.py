@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,15 @@ def test_precision() -> None:
         held[kernel.naive.args[-1].name].reshape(M.shape), rounded @ rounded, rtol=1e-5, atol=1e-5
     )
     assert np.abs(rounded @ rounded - want).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda x: (x * x).sum(1), lambda x: (x * 0.3).sum(0), lambda x: np.var(x, 1), lambda x: np.linalg.norm(x, axis=1)],
+)
+def test_precision_of_sums_that_are_no_contractions(fn: Any) -> None:
+    with kf.config(precision="high"):
+        assert "tf32" not in operations(kf.jit(fn).lower(M, target="cuda:sm_90"))
 
 
 def test_fusion() -> None:

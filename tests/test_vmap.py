@@ -149,6 +149,15 @@ def test_few_examples(size: int) -> None:
     assert found.dtype == np.float32
 
 
+@pytest.mark.parametrize("size", [0, 1])
+def test_loops_of_few_examples(size: int) -> None:
+    x, n = np.ones((size, 3)), np.full(size, 2)
+    found = kf.vmap(lambda x: kf.while_loop(lambda c: c.sum() < 10, lambda c: c * 2, x))(x)
+    np.testing.assert_array_equal(np.asarray(found), x * 4)
+    found = kf.vmap(lambda x, n: kf.fori_loop(0, n, lambda i, c: c + i, x))(x, n)
+    np.testing.assert_array_equal(np.asarray(found), x + 1)
+
+
 def test_it_is_one_product_for_all() -> None:
     x, w = np.ones((64, 32), np.float32), np.ones((32, 16), np.float32)
     found = kf.jit(kf.vmap(lambda x, w: np.maximum(x @ w, 0), (0, None))).lower(x, w)
