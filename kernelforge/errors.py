@@ -244,17 +244,13 @@ class ReadOnlyArray(KernelforgeError, ValueError):
 
 class WriteThroughView(KernelforgeError, ValueError):
     template = (
-        "{found} is a view, and writing to it would change another array; write to that array by one index "
-        "(a[1:, 0] = v in place of b = a[1:]; b[:, 0] = v), or make it an array of its own with .copy()"
+        "{found} is a view, and writing to it would change another array; write to that array by an index "
+        "(a[:, 0] = v in place of b = a.T; b[0] = v), or make it an array of its own with .copy()"
     )
 
 
 class StaleView(KernelforgeError, RuntimeError):
     template = "{found} is a view of an array that was written to since; take it after the write, or make it an array of its own with .copy()"
-
-
-class UnresolvedWrite(KernelforgeError, RuntimeError):
-    template = "an in-place operator wrote to a part of {found} through a view; write a[index] += v in one statement, or .copy() the part first"
 
 
 class UnsupportedFunction(KernelforgeError, TypeError):

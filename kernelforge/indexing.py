@@ -16,6 +16,7 @@ import numpy as np
 from kernelforge.errors import IndexOutOfRange, InvalidIndex, ShapeMismatch, TracedMask, UnsupportedFunction
 from kernelforge.ir.build import Sym, apply, as_sym, binary, user_line
 from kernelforge.ir.types import broadcast_shapes
+from kernelforge.methods import Methods
 
 MODES = {"add": "add", "subtract": "add", "multiply": "mul", "maximum": "max", "minimum": "min"}
 """How a ufunc's ``at`` combines; ``subtract`` adds the negated value."""
@@ -24,7 +25,7 @@ MODES = {"add": "add", "subtract": "add", "multiply": "mul", "maximum": "max", "
 def is_basic(key: Any) -> bool:
     """Whether NumPy answers ``x[key]`` with a view: nothing but integers, slices, None and Ellipsis."""
     parts = key if isinstance(key, tuple) else (key,)
-    return all(p is None or p is Ellipsis or isinstance(p, slice) or _integer(p) is not None for p in parts)
+    return all(p is None or p is Ellipsis or isinstance(p, slice) or _is_integer(p) for p in parts)
 
 
 def mask_of(x: Sym, key: Any) -> Sym | None:
@@ -51,6 +52,10 @@ def mode_of(op: str) -> str:
     if op not in MODES:
         raise UnsupportedFunction(name=f"np.{op}.at", reason=f"; those that are: {', '.join(MODES)}")
     return MODES[op]
+
+
+def _is_integer(x: Any) -> bool:
+    return _integer(x) is not None or (isinstance(x, Methods) and not x.shape and x.dtype.kind in "iu")
 
 
 def _integer(x: Any) -> int | None:

@@ -1,13 +1,13 @@
 """Traced arrays: what a compiled function computes with while it is compiled.
 
 A ``Tracer`` is a cell that holds a symbol. Writing to it (``a[i] = v``, ``a += v``) puts another symbol into the
-cell, so the graph stays pure. What NumPy's sharing of memory would let a write change besides is refused: a view
-cannot be written to, and a view taken before its base was written to cannot be read.
+cell, so the graph stays pure. NumPy's views share memory; here one that an index made writes what is written to it into
+its base, too, and is read again where its base was written to since. Both are refused for other views (reshaped ones,
+transposed ones), of which nothing says whether NumPy would copy.
 """
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +26,6 @@ from kernelforge.errors import (
     TracedMask,
     TracedNumber,
     TracedTruth,
-    UnresolvedWrite,
     UnsafeCast,
     UnsupportedArgument,
     UnsupportedFunction,
@@ -35,13 +34,9 @@ from kernelforge.errors import (
 from kernelforge.generators import untouched
 from kernelforge.intercept import intercepted
 from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_open, tracing, user_line
-from kernelforge.ir.graph import Graph, Loc
+from kernelforge.ir.graph import Graph
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS, OPERATORS, Methods, is_array
-
-_pending: contextvars.ContextVar[list[Tracer] | None] = contextvars.ContextVar("kernelforge_pending", default=None)
-"""Arrays of this thread's trace whose parts an in-place operator wrote to."""
-
 
 NO_KEY = object()
 """The key of an array that no index made."""
@@ -80,11 +75,11 @@ class Tracer(_Inplace):
         known: the value as far as it is known already: of ``np.zeros`` and the like, until something traced is
             written in.
         base: the array this is a view of.
-        key: the index that made the view, where a single one did.
+        key: the index that made the view, where one did.
         own: whether the array was made here and may be written to.
     """
 
-    __slots__ = ("__weakref__", "_base", "_home", "_key", "_known", "_sym", "_version", "_write")
+    __slots__ = ("__weakref__", "_base", "_home", "_key", "_known", "_place", "_seen", "_sym", "_writes")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
@@ -98,18 +93,19 @@ class Tracer(_Inplace):
     ) -> None:
         self._sym = sym
         self._known = known
-        self._base: Tracer | None = base if base is None or base._base is None else base._base
-        self._key = key if base is not None and self._base is base else NO_KEY
-        self._version: int = 0 if self._base is None else self._base._version
+        self._base = base
+        self._key = key
+        self._place = key if key is NO_KEY else _syms(key)  # as it is now: an array in it may be written to
+        self._writes = 0
+        self._seen = 0 if base is None else base._writes
         self._home = builder() if own else None
-        self._write: tuple[Tracer, Loc | None] | None = None
 
     @property
     def sym(self) -> Sym:
         """The value, as a symbol.
 
         Raises:
-            LeakedTracer, StaleView, UnresolvedWrite: when there is no value that NumPy would agree with.
+            LeakedTracer, StaleView: when there is no value that NumPy would agree with.
         """
         self._check()
         if self._sym is None:
@@ -126,11 +122,24 @@ class Tracer(_Inplace):
         self._known = known
 
     def _check(self) -> None:
-        for array in (self, self._base):
-            if array is not None and array._write is not None:
-                raise UnresolvedWrite(found=array._describe(), loc=array._write[1])
-        if self._base is not None and self._base._version != self._version:
+        """Read a view again where the array it is a view of was written to since."""
+        base = self._base
+        if base is None:
+            return
+        base._check()
+        if base._writes == self._seen:
+            return
+        if self._key is NO_KEY:
             raise StaleView(found=self._describe(), loc=user_line())
+        index = concrete(self._place)
+        if base._known is not None and index is not TRACED:
+            self._sym, self._known = None, np.asarray(base._known[index])
+        else:
+            sym = base.sym
+            with sym.builder.active():  # where the array is, this may be read from a trace inside
+                self._sym, self._known = indexing.get(sym, self._place), None
+        self._seen = base._writes
+        self._writes += 1
 
     def _describe(self) -> str:
         return str(Type(self.shape, as_dtype(self.dtype)))
@@ -146,16 +155,21 @@ class Tracer(_Inplace):
     def dtype(self) -> np.dtype[Any]:
         return self._sym.dtype if self._sym is not None else self._known.dtype  # type: ignore[union-attr]
 
-    # a view ends where its base was written to; a known value ends where something traced is written in
+    # a known value ends where something traced is written in
 
-    def _number(self, what: str) -> np.ndarray[Any, Any]:
-        if self._known is None:
-            raise TracedNumber(what=what, found=self._describe(), loc=user_line())
+    @property
+    def known(self) -> np.ndarray[Any, Any] | None:
+        """The value, where it is known."""
         self._check()
         return self._known
 
+    def _number(self, what: str) -> np.ndarray[Any, Any]:
+        if self.known is None:
+            raise TracedNumber(what=what, found=self._describe(), loc=user_line())
+        return self._known  # type: ignore[return-value]
+
     def __bool__(self) -> bool:
-        if self._known is None:
+        if self.known is None:
             raise TracedTruth(found=self._describe(), loc=user_line())
         return bool(self._number("bool"))
 
@@ -186,16 +200,14 @@ class Tracer(_Inplace):
         return super().__iter__()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        if self._known is None:
+        if self.known is None:
             raise TracedArray(found=self._describe(), loc=user_line())
-        self._check()
         return np.array(self._known, dtype=dtype)
 
     def __getitem__(self, key: Any) -> Any:
         index, basic = concrete(key), indexing.is_basic(key)
-        if self._known is not None and index is not TRACED:
-            self._check()
-            part = np.asarray(self._known[index])
+        if self.known is not None and index is not TRACED:
+            part = np.asarray(self._known[index])  # type: ignore[index]
             basic = basic and part.ndim > 0
             return Tracer(None, known=part, base=self if basic else None, key=key, own=not basic and part.ndim > 0)
         symbols = _syms(key)
@@ -206,7 +218,9 @@ class Tracer(_Inplace):
         return Tracer(sym, base=self, key=key) if basic and sym.ndim else Tracer(sym, own=not basic and sym.ndim > 0)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._resolve(key, value)
+        self._check()
+        if isinstance(value, Tracer) and value._base is self and value._seen == self._writes and _same(key, value._key):
+            return  # a[key] += v has written through a[key] already
         self._require_own()
         if isinstance(value, Selection):
             self._replace(value.put(self.sym, indexing.mask_of(self.sym, _syms(key))))
@@ -214,11 +228,7 @@ class Tracer(_Inplace):
         index = concrete(key)
         held = concrete(value)
         if self._known is not None and index is not TRACED and held is not TRACED:
-            if not self._known.flags.writeable:
-                self._known = self._known.copy()
-            self._known[index] = held
-            self._sym = None
-            self._version += 1
+            self._know(index, held)
         else:
             several = isinstance(value, list | tuple)
             new = to_sym(FUNCTIONS["asarray"](value) if several else value)
@@ -233,22 +243,38 @@ class Tracer(_Inplace):
                 raise
             return func(*known[0], **dict(zip(kwargs, known[1], strict=True)))
 
-    def _resolve(self, key: Any, value: Any) -> None:
-        """Let ``a[key] = v`` complete the in-place operator that Python applied to ``a[key]`` before."""
-        if self._write is not None and self._write[0] is value and _same(key, value._key):
-            self._write = None
-        self._check()
-
     def _require_own(self) -> None:
-        if self._base is not None:
+        if self._base is not None and self._key is NO_KEY:
             raise WriteThroughView(found=self._describe(), loc=user_line())
-        if self._home is not builder():
+        if self._base is not None:
+            self._base._require_own()
+        elif self._home is not builder():
             raise ReadOnlyArray(found=self._describe(), loc=user_line())
 
+    def _know(self, index: Any, held: Any) -> None:
+        """Write a known value into one, and where this is a view, into what it is a view of."""
+        assert self._known is not None
+        made = self._known if self._known.flags.writeable else self._known.copy()
+        made[index] = held
+        base = self._base
+        place = TRACED if base is None else concrete(self._place)
+        if base is not None and (base._known is None or place is TRACED):
+            self._replace(builder().constant(made))
+            return
+        if base is not None:
+            base._know(place, made)
+            self._seen = base._writes
+        self._sym, self._known = None, made
+        self._writes += 1
+
     def _replace(self, sym: Sym) -> None:
-        self._sym = sym
-        self._known = None
-        self._version += 1
+        """Take another value, and where this is a view, write it into what it is a view of."""
+        base = self._base
+        if base is not None:
+            base._replace(indexing.put(base.sym, self._place, sym, "set"))
+            self._seen = base._writes
+        self._sym, self._known = sym, None
+        self._writes += 1
 
     def _cast(self, op: str, value: Any) -> Sym:
         """Make ``value`` fit to be written over the whole array by a ufunc, with NumPy's rule for casts."""
@@ -268,19 +294,7 @@ class Tracer(_Inplace):
         result = OPERATORS[name](self, other)
         if not self.shape and self._home is None:
             return result  # a scalar: another one takes the name
-        if self._base is None:
-            self.assign(name, result)
-            return self
-        base = self._base
-        base._require_own()
-        if self._key is NO_KEY:
-            raise WriteThroughView(found=self._describe(), loc=user_line())
-        sym = self._cast(name, result)
-        base._write = self, user_line()
-        pending = _pending.get()
-        if pending is not None:
-            pending.append(base)
-        self._sym, self._known = sym, None
+        self.assign(name, result)
         return self
 
     def fill(self, value: Any) -> None:
@@ -362,7 +376,7 @@ def concrete(x: Any) -> Any:
     Returns ``TRACED`` when something is not known.
     """
     if isinstance(x, Tracer):
-        return x.__array__() if x._known is not None else TRACED
+        return x.__array__() if x.known is not None else TRACED
     if isinstance(x, Sym | Selection):
         return TRACED
     if isinstance(x, Methods):
@@ -415,24 +429,15 @@ def trace(fn: Callable[[list[Tracer]], Any], types: Sequence[Type], name: str) -
 
     Raises:
         InvalidResult: when ``name`` returned something that is neither an array nor a number.
-        UnresolvedWrite: when an in-place operator wrote through a view that nothing wrote back.
     """
     b = Builder()
-    written: list[Tracer] = []
-    token = _pending.set(written)
-    try:
-        with b.active(), intercepted(), untouched(fn):
-            out = fn([Tracer(b.input(t)) for t in types])
-            leaves, tree = optree.tree_flatten(out)
-            for leaf, accessor in zip(leaves, tree.accessors(), strict=True):
-                if not is_array(leaf):
-                    raise InvalidResult(function=name, found=type(leaf).__name__, name=accessor.codify("result"))
-            outputs = [to_sym(leaf) for leaf in leaves]
-            for array in written:
-                array._check()
-            return b.finish(outputs), tree
-    finally:
-        _pending.reset(token)
+    with b.active(), intercepted(), untouched(fn):
+        out = fn([Tracer(b.input(t)) for t in types])
+        leaves, tree = optree.tree_flatten(out)
+        for leaf, accessor in zip(leaves, tree.accessors(), strict=True):
+            if not is_array(leaf):
+                raise InvalidResult(function=name, found=type(leaf).__name__, name=accessor.codify("result"))
+        return b.finish([to_sym(leaf) for leaf in leaves]), tree
 
 
 __all__ = ["TRACED", "Selection", "Tracer", "concrete", "is_array", "to_sym", "trace"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import optree
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -213,6 +214,105 @@ def test_values_that_another_dtype_holds() -> None:
             errors.UnsafeCast, match=f"np.{op.__name__}.at: .* cannot be written into .* uint8 in place"
         ):
             kf.jit(lambda v, op=op: op.at(np.ones(3, np.uint8), [0], v))(value)
+
+
+def rows_in_place(a: Any, i: Any) -> Any:
+    row = a[i]
+    row += 1
+    row[1:] *= 2
+    np.add(row, 1, out=row)
+    a[i, 0] = 7
+    row.sort()
+    return row + a[i]
+
+
+def views_of_views(a: Any, i: Any) -> Any:
+    inner = a[1:, 1:]
+    first = inner[0]
+    first[...] = -1
+    a[1] += 10
+    inner *= 2
+    first[first > 5] = 0
+    a[:2] = inner[0, :2, None]
+    return first, inner
+
+
+def swapped(a: Any, i: Any) -> Any:
+    a[0], a[i] = a[i], a[0]
+    taken = a[i, 0]
+    a[i, 0] = 50
+    return taken, a[i : i + 1] if isinstance(i, int) else a[i]
+
+
+def every_row(a: Any, i: Any) -> Any:
+    for r in a:
+        r /= r.sum()
+    return a[i]
+
+
+def what_is_known(a: Any, i: Any) -> Any:
+    b = np.zeros((3, 4))
+    v = b[1:]
+    v[0, 0] = 2
+    n = b[1, 0]
+    v[1] += 1
+    v[0] = a[0]
+    b[2, 1] = 9
+    return v, n, v[1]
+
+
+@pytest.mark.parametrize("fn", [rows_in_place, views_of_views, swapped, every_row, what_is_known])
+def test_views_share_what_is_written(fn: Any) -> None:
+    def both(x: Any, i: Any) -> Any:
+        a = x.copy()
+        return fn(a, i), a
+
+    x = np.arange(12.0).reshape(3, 4) + 1
+    for known in (False, True):
+        run: Any = kf.jit(both, static_argnames="i" if known else ())
+        expected = both(x, 1 if known else np.int64(1))
+        for found, value in zip(optree.tree_leaves(run(x, 1)), optree.tree_leaves(expected), strict=True):
+            np.testing.assert_array_equal(found, value)
+
+
+def test_views_inside_of_a_scan() -> None:
+    def f(x: Any) -> Any:
+        a = x.copy()
+        v = a[1]
+        a[1, 0] = 5
+
+        def body(c: Any, r: Any) -> Any:
+            b = r.copy()
+            w = b[1:]
+            w += c + v[0]
+            return b.sum(), w
+
+        last, parts = kf.scan(body, x[0, 0], x)
+        return last, parts, v
+
+    def g(x: Any) -> Any:
+        c, parts = x[0, 0], []
+        for r in x:
+            b = r.copy()
+            b[1:] += c + 5
+            c = b.sum()
+            parts.append(b[1:])
+        return c, np.stack(parts), np.array([5, *x[1, 1:]])
+
+    x = np.arange(12.0).reshape(3, 4)
+    for found, value in zip(kf.jit(f)(x), g(x), strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+def test_derivative_of_writes_through_views() -> None:
+    def f(x: Any) -> Any:
+        a = x.copy()
+        v = a[1:]
+        v *= x[:-1]
+        v[0] += v[1]
+        return (a * a).sum()
+
+    kf.testing.check_grads(f, [np.array([1.0, 2.0, 3.0])], devices=["reference"])
 
 
 def test_duplicates() -> None:

@@ -241,75 +241,30 @@ class TestRefusals:
         refused(errors.ReadOnlyArray, "was not made in this function", lambda x: store(x * 1.0), X)
 
     def test_view(self) -> None:
-        def through(x: Any) -> Any:
-            a = x * 1.0
-            v = a[1:]
-            v[0] = 3
-            return a
-
         def reshaped(x: Any) -> Any:
             a = x * 1.0
             v = a.reshape(2, 3)
             v += 1
             return a
 
-        def nested(x: Any) -> Any:
+        def column(x: Any) -> Any:
             a = x.reshape(2, 3) * 1.0
-            a[0][1:] += 1
+            a.T[0] += 1
             return a
 
-        for fn in (through, reshaped, nested):
+        for fn in (reshaped, column):
             refused(
                 errors.WriteThroughView, r"is a view, and writing to it would change another array.*\.copy\(\)", fn, X
             )
 
     def test_stale_view(self) -> None:
-        def stale(x: Any) -> Any:
-            a = x * 1.0
-            v = a[1:]
-            a[0] = 5
-            return v
-
-        def row(x: Any) -> Any:
+        def transposed(x: Any) -> Any:
             a = x.reshape(2, 3) * 1.0
             v = a.T
             a *= 2
             return v + 1
 
-        for fn in (stale, row):
-            refused(errors.StaleView, "is a view of an array that was written to since", fn, X)
-
-    def test_unresolved_write(self) -> None:
-        def unused(x: Any) -> Any:
-            a = x * 1.0
-            v = a[1:]
-            v += 1
-            return x
-
-        def used(x: Any) -> Any:
-            a = x * 1.0
-            v = a[1:]
-            v += 1
-            return a
-
-        def elsewhere(x: Any) -> Any:
-            a = x * 1.0
-            v = a[1:]
-            v += 1
-            a[:5] = v
-            return a
-
-        for fn in (unused, used, elsewhere):
-            refused(errors.UnresolvedWrite, r"an in-place operator wrote to a part of f64\[6\] through a view", fn, X)
-
-        def rows(x: Any) -> Any:
-            a = x.reshape(2, 3) * 1.0
-            for i in range(2):
-                a[i] += i
-                a[i, 1:] *= 2
-            return a
-
-        agrees(rows, X)
+        refused(errors.StaleView, "is a view of an array that was written to since", transposed, X)
 
     def test_leak(self) -> None:
         kept: list[Any] = []
