@@ -23,7 +23,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 
 from kernelforge.dtypes import as_dtype, short
-from kernelforge.errors import InvalidParameter, NumberOutOfRange, TracedStream
+from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, TracedStream
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.methods import FUNCTIONS
@@ -90,7 +90,11 @@ def next_key() -> np.ndarray[Any, Any]:
 
 
 def _bits(k: Operand, shape: tuple[int, ...]) -> Sym:
-    return apply("random_bits", as_sym(k), shape=shape)
+    one = as_sym(k)
+    if one.ndim > 1:
+        expected = "one key, of type u32[2]; take one for each example with vmap"
+        raise DtypeMismatch(op="random_bits", found=str(one.type), expected=expected, loc=user_line())
+    return apply("random_bits", one, shape=shape)
 
 
 @array_function("key", table=_TABLE)

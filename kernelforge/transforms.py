@@ -186,7 +186,7 @@ def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
             def both(primals: Any, cotangent: Any) -> Any:
                 return vjp(frozen, *primals, has_aux=has_aux)[1](cotangent)
 
-            return run(both, (primals, cotangent), {})
+            return both(primals, cotangent) if tracing() else run(both, (primals, cotangent), {})
 
         return value, concrete, *aux
 

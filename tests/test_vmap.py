@@ -114,6 +114,13 @@ def test_a_derivative_of_ones_own() -> None:
     np.testing.assert_allclose(np.asarray(tangent), np.broadcast_to(10 * w, x.shape))
 
 
+def test_a_pullback_of_known_values() -> None:
+    x, basis = normal(3), np.eye(3)
+    _, pullback = kf.vjp(np.sin, x)
+    for made in (kf.vmap(pullback), kf.jit(kf.vmap(pullback))):
+        np.testing.assert_allclose(np.asarray(made(basis)[0]), np.diag(np.cos(x)))
+
+
 def test_pickled() -> None:
     made = pickle.loads(pickle.dumps(kf.jit(kf.vmap(np.vdot, (0, None), 0))))
     np.testing.assert_allclose(np.asarray(made(np.eye(3), np.arange(3.0))), np.arange(3.0))
@@ -124,6 +131,10 @@ def test_random_numbers_are_those_of_each_key() -> None:
     found = kf.vmap(lambda key: kf.random.uniform(key, (5,)))(keys)
     want = np.stack([np.asarray(kf.random.uniform(k, (5,))) for k in keys])
     np.testing.assert_array_equal(np.asarray(found), want)
+    made = kf.jit(kf.vmap(lambda key: kf.random.uniform(key, (5,)))).lower(keys)
+    assert len(made.kernels) == 1
+    with pytest.raises(errors.DtypeMismatch, match="take one for each example with vmap"):
+        kf.random.uniform(keys, (5,))
 
 
 def test_axes_of_pytrees() -> None:

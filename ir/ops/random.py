@@ -8,6 +8,7 @@ free to be computed again; and vectors of up to ``HALF`` lanes take whole words,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,10 @@ import numpy as np
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import DtypeMismatch
-from kernelforge.ir.build import Sym, apply
 from kernelforge.ir.graph import At, Kind, Params, Primitive, Sample
 from kernelforge.ir.index import flatten, normalize
 from kernelforge.ir.kernel import Const, Expr, i64, select
-from kernelforge.ir.ops.control import emit_scan
-from kernelforge.ir.ops.rules import Array, Arrays, ints, operands
+from kernelforge.ir.ops.rules import Array, Arrays, ints, mapped, operands
 from kernelforge.ir.types import Type, row_major
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
@@ -49,38 +48,38 @@ def threefry(key: Pair, counter: Pair, constant: Callable[[int], Any]) -> Pair:
 
 def _typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     operands("random_bits", types, 1)
-    if types[0].shape != (2,) or types[0].name != "u32":
-        raise DtypeMismatch(
-            op="random_bits", found=str(types[0]), expected="a key of type u32[2]; make one with random.key"
-        )
-    return (Type(ints("random_bits", params, "shape"), DTYPES["u32"]),)
+    (key,) = types
+    if key.shape[-1:] != (2,) or key.name != "u32":
+        raise DtypeMismatch(op="random_bits", found=str(key), expected="a key of type u32[2]; make one with random.key")
+    return (Type((*key.shape[:-1], *ints("random_bits", params, "shape")), DTYPES["u32"]),)
 
 
 def _numpy(arrays: Arrays, params: Params) -> tuple[Array, ...]:
     (out,) = _typing([Type(a.shape, a.dtype) for a in arrays], params)
-    blocks = np.arange(-(-out.size // (2 * HALF)) * HALF, dtype=np.uint64)
+    (keys,), size = arrays, math.prod(params["shape"])
+    rows = -(-size // (2 * HALF))
+    blocks = np.arange(rows * HALF, dtype=np.uint64)
     counter = (blocks & np.uint64(0xFFFFFFFF)).astype(np.uint32), (blocks >> np.uint64(32)).astype(np.uint32)
-    key = arrays[0][0:1], arrays[0][1:2]
+    key = keys[..., 0:1], keys[..., 1:2]
     with np.errstate(over="ignore"):
         words = threefry(key, counter, lambda value: np.full(1, value, np.uint32))
-    bits = np.stack([w.reshape(-1, HALF) for w in words], 1).reshape(-1)
-    return (bits[: out.size].reshape(out.shape),)
+    each = keys.shape[:-1]
+    bits = np.stack([w.reshape((*each, rows, HALF)) for w in words], -2).reshape((*each, 2 * rows * HALF))
+    return (bits[..., :size].reshape(out.shape),)
 
 
 def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, params: Params) -> Expr:
     def constant(value: int) -> Expr:
         return Const(value, "u32")
 
-    i = flatten(tuple(index), row_major(out.shape))
+    shape, before = params["shape"], len(types[0].shape) - 1
+    which, place = tuple(index[:before]), tuple(index[before:])
+    i = flatten(place, row_major(shape))
     block = normalize((i // (2 * HALF)) * HALF + i % HALF)
-    high = (block >> 32).cast("u32") if out.size > 2**33 else constant(0)
-    key = at(0, (i64(0),)), at(0, (i64(1),))
+    high = (block >> 32).cast("u32") if math.prod(shape) > 2**33 else constant(0)
+    key = at(0, (*which, i64(0))), at(0, (*which, i64(1)))
     first, second = threefry(key, (block.cast("u32"), high), constant)
     return select(normalize(((i // HALF) % 2).eq(0)), first, second)
-
-
-def _batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
-    return emit_scan(lambda key: [apply("random_bits", key, **params)], [], inputs, size, reverse=False)
 
 
 _REASON = "random bits are integers; make floats of them, as random.uniform and random.normal do"
@@ -89,15 +88,18 @@ PRIMITIVES: tuple[Primitive, ...] = (
     Primitive(
         "random_bits",
         Kind.MAP,
-        "32 random bits for each element, from the key and the element's position.",
+        "32 random bits for each element of ``shape`` and each key, from the key and the element's position.",
         ("shape",),
         _typing,
         _numpy,
         _REASON,
         _REASON,
-        _batch,
+        mapped("random_bits"),
         _lower,
-        lambda: [Sample((np.array([7, 2**31 + 5], np.uint32),), {"shape": shape}) for shape in ((3, 5), (), (0, 2))],
+        lambda: [
+            *(Sample((np.array([7, 2**31 + 5], np.uint32),), {"shape": shape}) for shape in ((3, 5), (), (0, 2))),
+            Sample((np.arange(12, dtype=np.uint32).reshape(3, 2, 2),), {"shape": (37,)}),
+        ],
         frozenset({"u32"}),
         0.0,
     ),
