@@ -114,6 +114,19 @@ def test_a_derivative_of_ones_own() -> None:
     np.testing.assert_allclose(np.asarray(tangent), np.broadcast_to(10 * w, x.shape))
 
 
+def test_a_branch_that_is_not_taken_has_no_gradient() -> None:
+    def fn(x: Any) -> Any:
+        return kf.cond(x > 0, np.sqrt, lambda x: x * x, x)
+
+    x = np.array([4.0, 0.0, -1.0])
+    for made in (kf.vmap(kf.grad(fn))(x), kf.grad(lambda x: kf.vmap(fn)(x).sum())(x)):
+        np.testing.assert_array_equal(np.asarray(made), [0.25, 0.0, -2.0])
+    _, tangent = kf.jvp(kf.vmap(fn), (x,), (np.ones(3),))
+    np.testing.assert_array_equal(np.asarray(tangent), [0.25, 0.0, -2.0])
+    second = kf.hessian(lambda x: kf.vmap(fn)(x).sum())(x)
+    np.testing.assert_array_equal(np.asarray(second), np.diag([-1 / 32, 2.0, 2.0]))
+
+
 def test_a_pullback_of_known_values() -> None:
     x, basis = normal(3), np.eye(3)
     _, pullback = kf.vjp(np.sin, x)

@@ -12,6 +12,7 @@ from kernelforge.ir.ops import (
     arithmetic,
     call,
     compare,
+    cond,
     contract,
     control,
     cumulate,
@@ -38,6 +39,7 @@ _MODULES = (
     random,
     control,
     call,
+    cond,
 )
 
 

@@ -15,6 +15,7 @@ from kernelforge.ir.graph import Kind, Params, Primitive, Sample
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops.control import (
     Arrays,
+    Emit,
     MaybeSyms,
     all_leading,
     close,
@@ -137,6 +138,14 @@ class Batched:
         return tuple(None if t is None else leading(self.size, t, m) for t, m in zip(found, marked, strict=True))
 
 
+def called(name: str, fn: Emit, inputs: Sequence[Sym], rule: Rule) -> tuple[Sym, ...]:
+    """Append a call of ``fn(*inputs)``, which closes over nothing."""
+    b = Builder(loc=builder().loc)
+    with b.active():
+        graph = b.finish(fn(*[b.input(s.type) for s in inputs]))
+    return apply_many("call", *inputs, graph=graph, name=name, rule=rule)
+
+
 def _call_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
     rule: Rule = params["rule"] or PLAIN
     graph = params["graph"]
@@ -145,11 +154,8 @@ def _call_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: P
     def whole(*values: Sym) -> list[Sym]:
         return all_leading(size, [True] * len(made), batch(graph, values, has, size), made)
 
-    b = Builder(loc=builder().loc)
-    with b.active():
-        repeated = b.finish(whole(*[b.input(s.type) for s in inputs]))
     rule = rule if isinstance(rule, Plain) else Batched(rule, params, size, has)
-    return apply_many("call", *inputs, graph=repeated, name=params["name"], rule=rule)
+    return called(params["name"], whole, inputs, rule)
 
 
 def _sample_call() -> list[Sample]:

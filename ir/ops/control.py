@@ -1,4 +1,4 @@
-"""Control flow: primitives that hold graphs, and the functions that build those graphs.
+"""Loops: primitives that hold graphs, and the functions that build the graphs of these and of branches and calls.
 
 A body may use symbols of the graph around it; ``close`` turns them, and the arrays it closed over, into inputs.
 """
@@ -77,12 +77,6 @@ def emit_scan(step: Emit, init: Sequence[Sym], xs: Sequence[Sym], length: int, r
     return apply_many("scan", *consts, *init, *xs, **params)
 
 
-def emit_cond(pred: Sym, true: Emit, false: Emit, operands: Sequence[Sym]) -> tuple[Sym, ...]:
-    """Append ``true(*operands)`` where ``pred``, a bool of shape (), holds and ``false(*operands)`` where not."""
-    yes, no, consts = close_pair(true, false, [s.type for s in operands])
-    return apply_many("cond", pred, *consts, *operands, true=yes, false=no)
-
-
 def emit_while(test: Emit, step: Emit, init: Sequence[Sym]) -> tuple[Sym, ...]:
     """Append a loop of ``step(*carry) -> carry`` while ``test(*carry) -> (bool of shape (),)`` holds."""
     types = [s.type for s in init]
@@ -107,7 +101,7 @@ def match(op: str, what: str, found: Sequence[Type], expected: Sequence[Type]) -
             raise DtypeMismatch(op=f"{op} ({what})", found=f"{f}", expected=f"{e}")
 
 
-def _joined(first: Sequence[Type], second: Sequence[Type]) -> tuple[Type, ...]:
+def joined(first: Sequence[Type], second: Sequence[Type]) -> tuple[Type, ...]:
     """Return the types of values that come from either of two: weak where both are."""
     return tuple(Type(a.shape, a.dtype, a.weak and b.weak) for a, b in zip(first, second, strict=True))
 
@@ -150,7 +144,7 @@ def _scan_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     match("scan", "inputs", types, [*wanted[: c + k], *stacked])
     outs = types_of(body.outputs)
     match("scan", "carry", outs[:k], wanted[c : c + k])
-    return (*_joined(outs[:k], types[c : c + k]), *(Type((length, *t.shape), t.dtype) for t in outs[k:]))
+    return (*joined(outs[:k], types[c : c + k]), *(Type((length, *t.shape), t.dtype) for t in outs[k:]))
 
 
 def _scan_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
@@ -255,74 +249,10 @@ def _scan_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: P
     return [*all_leading(size, [True] * k, outs[:k], carry), *ys]
 
 
-# cond: inputs (pred, operands), outputs of the branch taken
-
-
-def _cond_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
-    true, false = params["true"], params["false"]
-    match("cond", "predicate", types[:1], [Type((), np.dtype(bool))])
-    match("cond", "operands of true", types[1:], types_of(true.inputs))
-    match("cond", "operands of false", types[1:], types_of(false.inputs))
-    match("cond", "outputs of false", types_of(false.outputs), types_of(true.outputs))
-    return _joined(types_of(true.outputs), types_of(false.outputs))
-
-
-def _cond_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
-    return tuple(run_graph(params["true" if arrays[0] else "false"], arrays[1:]))
-
-
-def _cond_vjp(cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-    pred, operands = inputs[0], inputs[1:]
-    floats = [holds_float(s) for s in operands]
-    wrt = [i for i, m in enumerate(floats) if m]
-    mask, given = present(float_tangents(cts, outputs))
-
-    def branch(graph: Graph) -> Emit:
-        def back(*values: Sym) -> list[Sym]:
-            _, pullback = autodiff.vjp(graph, values[: len(operands)], wrt)
-            return pullback(scatter(mask, values[len(operands) :]))
-
-        return back
-
-    outs = emit_cond(pred, branch(params["true"]), branch(params["false"]), [*operands, *given])
-    return (None, *scatter(floats, outs))
-
-
-def _cond_jvp(tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
-    pred, operands = inputs[0], inputs[1:]
-    mask, given = present(float_tangents(tangents[1:], operands))
-    out_mask = [holds_float(s) for s in outputs]
-
-    def branch(graph: Graph) -> Emit:
-        def forward(*values: Sym) -> list[Sym]:
-            operand_t = scatter(mask, values[len(operands) :])
-            _, outs_t = autodiff.jvp(graph, values[: len(operands)], operand_t)
-            return [t for t, m in zip(outs_t, out_mask, strict=True) if m]
-
-        return forward
-
-    outs = emit_cond(pred, branch(params["true"]), branch(params["false"]), [*operands, *given])
-    return tuple(scatter(out_mask, outs))
-
-
 def chosen(pred: Sym, x: Sym, y: Sym) -> Sym:
     """Choose among examples by a bool for each."""
     wide = pred.reshape((*pred.shape, *(1,) * (x.ndim - 1))).broadcast(x.shape)
     return apply("where", wide, x, y)
-
-
-def _cond_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
-    """Run one branch for all where all agree, else both, and choose."""
-    (pred, *operands), given = inputs, has[1:]
-
-    def branch(graph: Graph) -> Emit:
-        made = marks(graph, given)
-        return lambda *values: all_leading(size, [True] * len(made), batch(graph, values, given, size), made)
-
-    yes, no = branch(params["true"]), branch(params["false"])
-    if not has[0]:
-        return emit_cond(pred, yes, no, operands)
-    return [chosen(pred, a, b) for a, b in zip(yes(*operands), no(*operands), strict=True)]
 
 
 # while_loop: inputs (cond consts, body consts, init), outputs the final carry
@@ -340,7 +270,7 @@ def _while_typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     match("while_loop", "inputs of body", [*body_consts, *init], types_of(body.inputs))
     match("while_loop", "output of cond", types_of(cond.outputs), [Type((), np.dtype(bool))])
     match("while_loop", "carry", types_of(body.outputs), init)
-    return _joined(init, types_of(body.outputs))
+    return joined(init, types_of(body.outputs))
 
 
 def _while_numpy(arrays: Arrays, params: Params) -> tuple[np.ndarray[Any, Any], ...]:
@@ -413,15 +343,6 @@ def _sample_scan() -> list[Sample]:
     ]
 
 
-def _sample_cond() -> list[Sample]:
-    graphs = {
-        "true": sample_graph(lambda x, y: [x * y], (3,), (3,)),
-        "false": sample_graph(lambda x, y: [apply("sin", x)], (3,), (3,)),
-    }
-    x, y = np.array([0.5, -1.0, 0.25]), np.array([1.0, 2.0, -0.5])
-    return [Sample((np.array(p), x, y), graphs) for p in (True, False)]
-
-
 def _sample_while() -> list[Sample]:
     params = {
         "cond": sample_graph(lambda top, x: [x.sum((0,)) < top], (), (3,)),
@@ -446,20 +367,6 @@ PRIMITIVES: tuple[Primitive, ...] = (
         None,
         _sample_scan,
         frozenset({"f64"}),
-    ),
-    Primitive(
-        "cond",
-        Kind.OPAQUE,
-        "Run one of two graphs on the operands.",
-        ("true", "false"),
-        _cond_typing,
-        _cond_numpy,
-        _cond_vjp,
-        _cond_jvp,
-        _cond_batch,
-        None,
-        _sample_cond,
-        frozenset({"bool"}),
     ),
     Primitive(
         "while_loop",
