@@ -110,6 +110,7 @@ def test_known_inside() -> None:
         (np.bincount, errors.UnsupportedFunction, r"kernelforge.numpy.bincount\(..., length=\)"),
         (lambda x: np.bincount(x * 1.5), errors.DtypeMismatch, "dtypes float64 do not fit; expected integers"),
         (lambda x: np.bincount(x, x[:2]), errors.ShapeMismatch, "a vector, and weights of its shape"),
+        (lambda x: np.bincount(x, None, -1), errors.InvalidParameter, "minlength=-1 is not valid; expected 0 or more"),
         (lambda x: knp.unique(x[:, None], axis=0, size=2), errors.UnsupportedArgument, "axis"),
         (lambda x: knp.nonzero(x[0], size=2), errors.ShapeMismatch, "at least one axis"),
     ],

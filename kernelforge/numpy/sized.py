@@ -167,6 +167,8 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | N
         raise ShapeMismatch(op=op, found=shapes, expected="a vector, and weights of its shape", loc=user_line())
     if found.size and found.dtype.kind not in "iub":
         raise DtypeMismatch(op=op, found=found.dtype, expected="integers", loc=user_line())
+    if minlength < 0:
+        raise InvalidParameter(op=op, name="minlength", found=minlength, expected="0 or more", loc=user_line())
     if length is None:
         known = _known("bincount", x, "length")
         if known.size and known.min() < 0:
