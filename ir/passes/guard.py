@@ -26,49 +26,60 @@ def _statement(stmt: Stmt) -> Stmt:
 
 def _own(stmt: Stmt) -> Stmt:
     head = dataclasses.replace(stmt, body=()) if isinstance(stmt, For | If) else stmt
-    always: set[Expr] = set()
+    guards = _Guards()
     for root in exprs(head):
-        _unconditional(root, always)
-    memo: dict[tuple[Expr, Expr | None], Expr] = {}
-    return map_exprs(head, lambda e: _guarded(e, None, always, memo))
+        guards.note(root, None)
+    return map_exprs(head, lambda e: guards.guarded(e, None))
 
 
-def _unconditional(expr: Expr, found: set[Expr]) -> None:
-    """Collect what can be evaluated whenever ``expr`` is."""
-    if expr in found:
-        return
-    found.add(expr)
-    if isinstance(expr, Load):
-        for i in expr.index:
-            _unconditional(i, found)
-    elif isinstance(expr, Op):
-        for arg in expr.args[:1] if is_lazy(expr) else expr.args:
-            _unconditional(arg, found)
+class _Guards:
+    """Guards Loads by where they are evaluated: a path is what holds there, None where nothing needs to.
 
+    Attributes:
+        known: what is evaluated wherever a path holds that the present one implies, and that path: within the arms of a
+            select what its condition needs. It is the same there, and not one more Load.
+    """
 
-def _guarded(expr: Expr, path: Expr | None, always: set[Expr], memo: dict[tuple[Expr, Expr | None], Expr]) -> Expr:
-    """Rewrite ``expr``, which is evaluated only where ``path`` holds."""
-    if expr in always and path is not None:
-        path = None
-    key = (expr, path)
-    done = memo.get(key)
-    if done is None:
-        done = memo[key] = _rewritten(expr, path, always, memo)
-    return done
+    def __init__(self) -> None:
+        self.known: dict[Expr, Expr | None] = {}
+        self.memo: dict[tuple[Expr, Expr | None], Expr] = {}
 
+    def note(self, expr: Expr, path: Expr | None) -> list[Expr]:
+        """Remember all that is evaluated whenever ``expr`` is; return what is new."""
+        added: list[Expr] = []
+        todo = [expr]
+        while todo:
+            e = todo.pop()
+            if e not in self.known:
+                self.known[e] = path
+                added.append(e)
+                todo += e.parts[:1] if isinstance(e, Op) and is_lazy(e) else e.parts
+        return added
 
-def _rewritten(expr: Expr, path: Expr | None, always: set[Expr], memo: dict[tuple[Expr, Expr | None], Expr]) -> Expr:
-    if isinstance(expr, Load):
-        load = with_parts(expr, tuple([_guarded(i, path, always, memo) for i in expr.index]))
-        return load if path is None else select(path, load, 0)
-    if not isinstance(expr, Op) or not is_lazy(expr):
-        return with_parts(expr, tuple([_guarded(x, path, always, memo) for x in expr.parts]))
-    cond = _guarded(expr.args[0], path, always, memo)
-    arms: list[Expr] = []
-    for arm, holds in ((expr.args[1], cond), (expr.args[2], ~cond)):
-        inside = holds if path is None else path & holds
-        if path is None and isinstance(arm, Load) and arm not in always:
-            arms.append(with_parts(arm, tuple([_guarded(i, inside, always, memo) for i in arm.index])))
-        else:
-            arms.append(_guarded(arm, inside, always, memo))
-    return select(cond, *arms)
+    def guarded(self, expr: Expr, path: Expr | None) -> Expr:
+        """Rewrite ``expr``, which is evaluated only where ``path`` holds."""
+        path = self.known.get(expr, path)
+        key = (expr, path)
+        done = self.memo.get(key)
+        if done is None:
+            done = self.memo[key] = self._rewritten(expr, path)
+        return done
+
+    def _rewritten(self, expr: Expr, path: Expr | None) -> Expr:
+        if isinstance(expr, Load):
+            load = with_parts(expr, tuple([self.guarded(i, path) for i in expr.index]))
+            return load if path is None else select(path, load, 0)
+        if not isinstance(expr, Op) or not is_lazy(expr):
+            return with_parts(expr, tuple([self.guarded(x, path) for x in expr.parts]))
+        cond = self.guarded(expr.args[0], path)
+        added = self.note(expr.args[0], path)
+        arms: list[Expr] = []
+        for arm, holds in ((expr.args[1], cond), (expr.args[2], ~cond)):
+            inside = holds if path is None else path & holds
+            if path is None and isinstance(arm, Load) and arm not in self.known:
+                arms.append(with_parts(arm, tuple([self.guarded(i, inside) for i in arm.index])))
+            else:
+                arms.append(self.guarded(arm, inside))
+        for e in added:
+            del self.known[e]
+        return select(cond, *arms)

@@ -58,6 +58,29 @@ def test_choices_among_choices_do_not_multiply() -> None:
     assert len(str(made).splitlines()) < 120
 
 
+def test_chains_of_indices_in_memory_do_not_multiply() -> None:
+    """What a condition reads is read once, for its arms too: ``p = t[p]`` again and again, from the end or not."""
+    at: Expr = I
+    for _ in range(24):
+        place = select(at < 0, at + 8, at)
+        at = select((place >= 0) & (place < 8), Load("k", (place,), "i64"), -9)
+    args = (Arg("k", "i64", i64(8), "in"), Arg("y", "i64", i64(8), "out"))
+    chain = Kernel("k", args, (), (For(I, i64(8), "grid", (Store("y", (I,), select(I < 6, at, -1)),)),))
+    made = share(guard(chain))
+    assert sum(isinstance(e, Load) for s in stmts(made.body) for r in exprs(s) for e in walk(r)) == 24
+    assert len(str(made).splitlines()) < 120
+    table, followed = np.array([3, -1, 0, 9, 7, 2, -8, 5]), []
+    for start in range(8):
+        p = start
+        for _ in range(24):
+            p = int(table[p]) if -8 <= p < 8 else -9
+        followed.append(p if start < 6 else -1)
+    for kernel in (chain, made):
+        out = np.zeros(8, np.int64)
+        run_kernel(kernel, {"k": table, "y": out}, {})
+        np.testing.assert_array_equal(out, followed)
+
+
 def test_what_equals_an_index_in_memory_guards_no_load() -> None:
     k = Load("k", (I,), "i64")
     args = (Arg("k", "i64", i64(8), "in"), Arg("x", "f32", i64(8), "in"), Arg("y", "f32", i64(8), "out"))
