@@ -145,7 +145,8 @@ class Array(Methods):
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         name = func.__name__
         if name in PASSIVE or (name in WRITERS and isinstance(args[0], np.ndarray) and not tracing()):
-            args, kwargs = optree.tree_map(lambda x: np.asarray(x) if isinstance(x, Array) else x, (args, kwargs))
+            both: Any = (args, kwargs)
+            args, kwargs = optree.tree_map(lambda x: np.asarray(x) if isinstance(x, Array) else x, both)
             return func(*args, **kwargs)
         return super().__array_function__(func, types, args, kwargs)
 

@@ -88,6 +88,9 @@ def _placed(outs: Sequence[Sym], has: Sequence[bool], axes: Axes, names: Sequenc
 def vmap(fn: Fn, in_axes: Any = 0, out_axes: Any = 0) -> Fn:
     """Make a function that applies ``fn`` to all examples of a batch at once, with the signature of ``jax.vmap``.
 
+    Where examples differ in the predicate of a ``cond``, both branches are computed for all; a ``while_loop`` goes on
+    until all examples are done.
+
     Args:
         fn: of one example: anything that can be compiled, control flow and derivatives included.
         in_axes: which axis of the positional arguments counts the examples, None for what all examples share: an int,
