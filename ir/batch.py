@@ -24,29 +24,35 @@ def batch(graph: Graph, inputs: Sequence[Sym], has: Sequence[bool], size: int) -
     syms = dict(zip(graph.inputs, inputs, strict=True))
     for value, array in graph.consts:
         syms[value] = b.bound(value.type, array)
-    marked = _marked(graph, has)
+    having = _having(graph, has)
     for node in graph.nodes:
         given = [syms[v] for v in node.inputs]
         with b.at(node.loc):
-            if any(marked[v] for v in node.inputs):
-                made = node.prim.batch(size, given, [marked[v] for v in node.inputs], node.params)
+            if any(having[v] for v in node.inputs):
+                made = node.prim.batch(size, given, [having[v] for v in node.inputs], node.params)
             else:
                 made = apply_many(node.prim.name, *given, **node.params)
         syms.update(zip(node.outputs, made, strict=True))
     return [syms[v] for v in graph.outputs]
 
 
+def every(graph: Graph, inputs: Sequence[Sym], has: Sequence[bool], size: int) -> list[Sym]:
+    """``batch``, with a batch in all outputs."""
+    outs = batch(graph, inputs, has, size)
+    return [leading(size, y, h) for y, h in zip(outs, marks(graph, has), strict=True)]
+
+
 def marks(graph: Graph, has: Sequence[bool]) -> list[bool]:
     """Say which outputs of a graph have a batch where ``has`` says it of its inputs."""
-    marked = _marked(graph, has)
-    return [marked[v] for v in graph.outputs]
+    having = _having(graph, has)
+    return [having[v] for v in graph.outputs]
 
 
-def _marked(graph: Graph, has: Sequence[bool]) -> dict[Value, bool]:
-    marked = dict(zip(graph.inputs, has, strict=True)) | {value: False for value, _ in graph.consts}
+def _having(graph: Graph, has: Sequence[bool]) -> dict[Value, bool]:
+    having = dict(zip(graph.inputs, has, strict=True)) | {value: False for value, _ in graph.consts}
     for node in graph.nodes:
-        marked.update(dict.fromkeys(node.outputs, any(marked[v] for v in node.inputs)))
-    return marked
+        having.update(dict.fromkeys(node.outputs, any(having[v] for v in node.inputs)))
+    return having
 
 
 def leading(size: int, x: Sym, has: bool) -> Sym:

@@ -27,7 +27,7 @@ from kernelforge.errors import (
     RepeatedArgnums,
 )
 from kernelforge.functions import Flat, flat, freeze, matched, result, run, trace_at
-from kernelforge.ir.batch import batch, leading, marks
+from kernelforge.ir.batch import every
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.call import RECOMPUTE
 from kernelforge.ir.ops.control import close, emit_scan
@@ -251,8 +251,7 @@ def _each(fn: Callable[[Sym], Sequence[Sym]], count: int) -> list[Sym]:
         numbers = numbers if start is None else numbers + start
         graph, captured = close(fn, [Type((), numbers.dtype)])
         has = [*[False] * len(captured), True]
-        outs = batch(graph, [*captured, numbers], has, size)
-        return [leading(size, y, m) for y, m in zip(outs, marks(graph, has), strict=True)]
+        return every(graph, [*captured, numbers], has, size)
 
     if count <= AT_ONCE:
         return rows(None, count)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernelforge.errors import NotDifferentiable
 from kernelforge.ir import autodiff
-from kernelforge.ir.batch import batch, leading, marks
+from kernelforge.ir.batch import batch, every, leading, marks
 from kernelforge.ir.build import Builder, Sym, apply, apply_many, builder
 from kernelforge.ir.graph import Kind, Params, Primitive, Sample
 from kernelforge.ir.interpret import run_graph
@@ -17,7 +17,6 @@ from kernelforge.ir.ops.control import (
     Arrays,
     Emit,
     MaybeSyms,
-    all_leading,
     close,
     float_tangents,
     holds_float,
@@ -148,14 +147,8 @@ def called(name: str, fn: Emit, inputs: Sequence[Sym], rule: Rule) -> tuple[Sym,
 
 def _call_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: Params) -> Sequence[Sym]:
     rule: Rule = params["rule"] or PLAIN
-    graph = params["graph"]
-    made = marks(graph, has)
-
-    def whole(*values: Sym) -> list[Sym]:
-        return all_leading(size, [True] * len(made), batch(graph, values, has, size), made)
-
     rule = rule if isinstance(rule, Plain) else Batched(rule, params, size, has)
-    return called(params["name"], whole, inputs, rule)
+    return called(params["name"], lambda *values: every(params["graph"], values, has, size), inputs, rule)
 
 
 def _sample_call() -> list[Sample]:

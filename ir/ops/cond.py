@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.ir import autodiff
-from kernelforge.ir.batch import batch, marks
+from kernelforge.ir.batch import every
 from kernelforge.ir.build import Sym, apply, apply_many
 from kernelforge.ir.graph import Graph, Kind, Params, Primitive, Sample
 from kernelforge.ir.interpret import run_graph
@@ -17,7 +17,6 @@ from kernelforge.ir.ops.control import (
     Arrays,
     Emit,
     MaybeSyms,
-    all_leading,
     chosen,
     close_pair,
     float_tangents,
@@ -103,8 +102,7 @@ def _cond_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: P
     operands, given = inputs[1:], has[1:]
 
     def branch(graph: Graph) -> Emit:
-        made = marks(graph, given)
-        return lambda *values: all_leading(size, [True] * len(made), batch(graph, values, given, size), made)
+        return lambda *values: every(graph, values, given, size)
 
     yes, no = branch(params["true"]), branch(params["false"])
     if not has[0]:

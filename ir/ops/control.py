@@ -243,8 +243,8 @@ def _scan_batch(size: int, inputs: Sequence[Sym], has: Sequence[bool], params: P
         return [*all_leading(size, carry, outs[:k], made[:k]), *outs[k:]]
 
     start = all_leading(size, carry, init, has[c : c + k])
-    along = [_swapped(x) if h else x for x, h in zip(xs, has[c + k :], strict=True)]
-    outs = emit_scan(step, start, along, length, params["reverse"])
+    swapped = [_swapped(x) if h else x for x, h in zip(xs, has[c + k :], strict=True)]
+    outs = emit_scan(step, start, swapped, length, params["reverse"])
     ys = [_swapped(y) if m else leading(size, y, False) for y, m in zip(outs[k:], made[k:], strict=True)]
     return [*all_leading(size, [True] * k, outs[:k], carry), *ys]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kernelforge.ir.batch import batch, leading, marks
+from kernelforge.ir.batch import every
 from kernelforge.ir.build import Sym, apply, apply_many, build
 from kernelforge.ir.graph import Graph, Kind
 from kernelforge.ir.interpret import run_graph
@@ -21,8 +21,7 @@ SIZE = 3
 
 def batched(graph: Graph, has: tuple[bool, ...]) -> Graph:
     def fn(*syms: Sym) -> list[Sym]:
-        made = batch(graph, syms, has, SIZE)
-        return [leading(SIZE, y, m) for y, m in zip(made, marks(graph, has), strict=True)]
+        return every(graph, syms, has, SIZE)
 
     types = [v.type for v in graph.inputs]
     return build(fn, [Type((SIZE, *t.shape), t.dtype) if h else t for t, h in zip(types, has, strict=True)])
