@@ -13,6 +13,8 @@ from kernelforge.ir.batch import batch, leading, marks
 from kernelforge.ir.build import Sym
 from kernelforge.ir.ops.control import close
 from kernelforge.ir.types import Type
+from kernelforge.methods import is_array
+from kernelforge.trace import to_sym
 from kernelforge.transforms import Transformed
 
 Fn = Callable[..., Any]
@@ -32,6 +34,14 @@ def _axes(name: str, prefix: Any, like: Any) -> list[int | None]:
         if a is not None and (isinstance(a, bool) or not isinstance(a, int)):
             raise InvalidParameter(op="vmap", name=name, found=prefix, expected="ints and None")
     return cast(list[int | None], kept)
+
+
+def _arguments(tree: Any, axes: Axes) -> Flat:
+    """Turn the arrays and numbers of a pytree into symbols, but for Python integers and bools that have no axis."""
+    leaves, structure = optree.tree_flatten(tree)
+    kept = [not is_array(x) or (a is None and type(x) in (bool, int)) for x, a in zip(leaves, axes, strict=True)]
+    syms = [to_sym(x) for x, other in zip(leaves, kept, strict=True) if not other]
+    return Flat(syms, [x if other else None for x, other in zip(leaves, kept, strict=True)], structure)
 
 
 def _symbols(axes: Axes, of: Flat) -> list[int | None]:
@@ -94,7 +104,8 @@ def vmap(fn: Fn, in_axes: Any = 0, out_axes: Any = 0) -> Fn:
     Args:
         fn: of one example: anything that can be compiled, control flow and derivatives included.
         in_axes: which axis of the positional arguments counts the examples, None for what all examples share: an int,
-            or a tuple with an int, None or a pytree of these for each argument. Arguments by name have axis 0.
+            or a tuple with an int, None or a pytree of these for each argument. Arguments by name have axis 0. Python
+            integers and bools without an axis are what they are.
         out_axes: where the results have that axis, likewise; None for a result that is the same for all examples.
 
     Raises:
@@ -104,10 +115,15 @@ def vmap(fn: Fn, in_axes: Any = 0, out_axes: Any = 0) -> Fn:
     """
 
     def traced(*args: Any, **kwargs: Any) -> Any:
-        given = flat((args, kwargs))
         prefix = tuple(in_axes) if isinstance(in_axes, list) else in_axes
-        axes = _symbols([*_axes("in_axes", prefix, args), *_axes("in_axes", 0, kwargs)], given)
-        moved, size = _examples(given, axes, [*flat(args).names("args"), *flat(kwargs).names("kwargs")])
+        numbered = [*_axes("in_axes", prefix, args), *_axes("in_axes", 0, kwargs)]
+        given = _arguments((args, kwargs), numbered)
+        axes = _symbols(numbered, given)
+        names = [
+            n.replace("[0]", "args", 1) if n.startswith("[0]") else n.replace("[1]", "kwargs", 1)
+            for n in given.names("")
+        ]
+        moved, size = _examples(given, axes, names)
         made: list[Flat] = []
 
         def one(*values: Sym) -> list[Sym]:

@@ -166,6 +166,13 @@ def test_axes_of_pytrees() -> None:
     np.testing.assert_allclose(np.asarray(named), [1.0, 2.0, 3.0])
 
 
+def test_integers_that_all_share_are_what_they_are() -> None:
+    x = normal(4, 6)
+    shaped = kf.vmap(lambda x, n, flag: x.reshape(n, -1) if flag else x, (0, None, None))
+    np.testing.assert_array_equal(np.asarray(shaped(x, 3, True)), x.reshape(4, 3, 2))
+    np.testing.assert_array_equal(np.asarray(kf.jit(lambda x: shaped(x, 2, False))(x)), x)
+
+
 @pytest.mark.parametrize("size", [0, 1])
 def test_few_examples(size: int) -> None:
     found = kf.vmap(lambda x: np.tanh(x).sum())(np.ones((size, 3), np.float32))
