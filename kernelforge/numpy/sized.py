@@ -159,7 +159,7 @@ def _bincount(x: Sym, weights: Sym | None, length: int) -> Sym:
 
 
 def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | None = None) -> Any:
-    """``numpy.bincount``; with ``length`` as ``jax.numpy.bincount``: numbers outside of it are not counted."""
+    """``numpy.bincount``; with ``length``, as in ``jax.numpy``, numbers outside of it or below 0 are not counted."""
     op = "np.bincount"
     found = FUNCTIONS["asarray"](x)
     if found.ndim != 1 or (weights is not None and np.shape(weights) != found.shape):
