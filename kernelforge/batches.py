@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import optree
 
@@ -13,12 +13,17 @@ from kernelforge.ir.batch import batch, leading, marks
 from kernelforge.ir.build import Sym
 from kernelforge.ir.ops.control import close
 from kernelforge.ir.types import Type
-from kernelforge.methods import is_array
+from kernelforge.methods import FUNCTIONS, is_array
 from kernelforge.trace import to_sym
 from kernelforge.transforms import Transformed
 
 Fn = Callable[..., Any]
 Axes = Sequence[int | None]
+
+
+class _Call(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def _axes(name: str, prefix: Any, like: Any) -> list[int | None]:
@@ -55,12 +60,6 @@ def _axis(where: str, a: int, x: Sym) -> int:
     return a % x.ndim
 
 
-def _moved(x: Sym, start: int, stop: int) -> Sym:
-    order = [a for a in range(x.ndim) if a != start]
-    order.insert(stop, start)
-    return x.transpose(order)
-
-
 def _examples(given: Flat, axes: Axes, names: Sequence[str]) -> tuple[list[Sym], int]:
     """Bring the axis of the examples to the front of each argument that has one; return how many there are, too."""
     size: int | None = None
@@ -74,7 +73,7 @@ def _examples(given: Flat, axes: Axes, names: Sequence[str]) -> tuple[list[Sym],
         if sym.shape[a] != size:
             expected = f"{size} examples along axis {a}, as in the arguments before"
             raise InvalidParameter(op="vmap", name=name, found=str(sym.type), expected=expected)
-        moved.append(_moved(sym, a, 0))
+        moved.append(FUNCTIONS["moveaxis"](sym, a, 0))
     if size is None:
         raise InvalidParameter(op="vmap", name="in_axes", found=None, expected="an axis of at least one array")
     return moved, size
@@ -91,7 +90,7 @@ def _placed(outs: Sequence[Sym], has: Sequence[bool], axes: Axes, names: Sequenc
             placed.append(y)
         else:
             y = leading(size, y, h)
-            placed.append(_moved(y, 0, _axis(f"out_axes of {name}", a, y)))
+            placed.append(FUNCTIONS["moveaxis"](y, 0, _axis(f"out_axes of {name}", a, y)))
     return placed
 
 
@@ -117,13 +116,9 @@ def vmap(fn: Fn, in_axes: Any = 0, out_axes: Any = 0) -> Fn:
     def traced(*args: Any, **kwargs: Any) -> Any:
         prefix = tuple(in_axes) if isinstance(in_axes, list) else in_axes
         numbered = [*_axes("in_axes", prefix, args), *_axes("in_axes", 0, kwargs)]
-        given = _arguments((args, kwargs), numbered)
+        given = _arguments(_Call(args, kwargs), numbered)
         axes = _symbols(numbered, given)
-        names = [
-            n.replace("[0]", "args", 1) if n.startswith("[0]") else n.replace("[1]", "kwargs", 1)
-            for n in given.names("")
-        ]
-        moved, size = _examples(given, axes, names)
+        moved, size = _examples(given, axes, [name.removeprefix(".") for name in given.names("")])
         made: list[Flat] = []
 
         def one(*values: Sym) -> list[Sym]:

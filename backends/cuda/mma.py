@@ -13,6 +13,7 @@ from typing import Any
 
 from kernelforge.ir.index import free_vars, normalize
 from kernelforge.ir.kernel import Expr, For, Load, Op, Stmt, Store, i64, substitute
+from kernelforge.ir.schedule.factors import form
 
 ROWS, COLUMNS = 16, 8
 GROUPS, MEMBERS = 8, 4
@@ -106,25 +107,18 @@ def small(chain: Sequence[For], body: Sequence[Stmt]) -> Small | None:
         return None
     store, (depth, *outer, row, column) = body[0], path
     factors = store.value.args if isinstance(store.value, Op) and store.value.op == "mul" else ()
-    forms = {_form(e) for e in factors}
+    forms = {form(e) for e in factors}
     loads = [e.args[0] for e in factors if isinstance(e, Op) and isinstance(e.args[0], Load)]
     if store.op != "add" or store.value.dtype != "f32" or len(loads) != 2 or len(forms) != 1 or "" in forms:
         return None
-    (form,) = forms
+    (kind,) = forms
     group, member = chain[-2:]
     own = tuple(p.var for p in (*chain, *outer, row, column))
-    if store.index != own or (row.static, column.static) != (2, 2) or (depth.static or 1) % (8 * PACK[form]):
+    if store.index != own or (row.static, column.static) != (2, 2) or (depth.static or 1) % (8 * PACK[kind]):
         return None
     needs = [frozenset().union(*(free_vars(i) for i in e.index)) for e in loads]
     a, b = loads if group.var in needs[0] else reversed(loads)
     one, other = needs if group.var in needs[0] else reversed(needs)
     if one & {member.var, column.var} or other & {group.var, row.var} or not {depth.var} <= one & other:
         return None
-    return Small(group, member, depth, tuple(outer), row, column, store, a, b, form)
-
-
-def _form(factor: Expr) -> str:
-    if not isinstance(factor, Op):
-        return ""
-    dtype = factor.args[0].dtype
-    return dtype if factor.op == "cast" and dtype in NARROW else "tf32" if factor.op == "tf32" else ""
+    return Small(group, member, depth, tuple(outer), row, column, store, a, b, kind)

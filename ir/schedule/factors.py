@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from kernelforge.dtypes import NARROW_FLOATS
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import Expr, For, Kernel, Op, Stmt, Store, stmts
@@ -132,6 +133,14 @@ def multiplied(kernel: Kernel) -> Iterator[tuple[Expr, ...]]:
     for s in stmts(kernel.body):
         if isinstance(s, Store) and s.op == "add" and isinstance(s.value, Op) and s.value.op == "mul":
             yield s.value.args
+
+
+def form(factor: Expr) -> str:
+    """Return as what tensor cores take a factor of f32: ``bf16``, ``f16`` or ``tf32``, empty where they do not."""
+    if not isinstance(factor, Op) or factor.dtype != "f32":
+        return ""
+    dtype = factor.args[0].dtype
+    return factor.op if factor.op == "tf32" else dtype if factor.op == "cast" and dtype in NARROW_FLOATS else ""
 
 
 def factor_by(kernel: Kernel, inside: Sequence[str]) -> Expr:

@@ -11,11 +11,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from kernelforge.dtypes import DTYPES, NARROW_FLOATS
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Load, Op, Stmt, exprs, stmts, walk
+from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Op, Stmt, exprs, stmts, walk
 from kernelforge.ir.schedule.ahead import ahead
-from kernelforge.ir.schedule.factors import SMALL, factor_by, factors
+from kernelforge.ir.schedule.factors import SMALL, factor_by, factors, form
 from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
@@ -191,16 +191,8 @@ def narrow(sums: Sequence[Stmt]) -> int:
     both floats of 16 bits of one type, or both f32 rounded to tf32; else 0.
     """
     pair, _ = factors(sums)
-    found = {_narrowed(e) for e in pair}
-    (dtype,) = found if len(found) == 1 else ("",)
-    return DTYPES[dtype].itemsize if dtype else 0
-
-
-def _narrowed(factor: Expr) -> str:
-    if not isinstance(factor, Op) or factor.dtype != "f32":
-        return ""
-    dtype = factor.args[0].dtype
-    return dtype if factor.op == "tf32" or (factor.op == "cast" and dtype in NARROW_FLOATS) else ""
+    (found,) = forms if len(forms := {form(e) for e in pair}) == 1 else ("",)
+    return DTYPES["f32" if found == "tf32" else found].itemsize if found else 0
 
 
 def fragments(product: Product, limits: Limits) -> Tile:
