@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 
+from kernelforge.ir.accesses import redirected
 from kernelforge.ir.index import flatten, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
@@ -20,8 +21,6 @@ from kernelforge.ir.kernel import (
     Stmt,
     Store,
     exprs,
-    map_exprs,
-    rebuild,
     stmts,
     walk,
 )
@@ -116,24 +115,7 @@ def _leaves(stmt: Stmt, path: tuple[For, ...], place: int) -> Iterator[Leaf]:
 
 def _moved(rest: Sequence[Stmt], local: Alloc, name: str, start: Expr) -> tuple[Stmt, ...]:
     strides = row_major(_shape(local))
-    memo: dict[Expr, Expr] = {}
-
-    def place(index: tuple[Expr, ...]) -> tuple[Expr, ...]:
-        return (normalize(start + flatten(index, strides)),)
-
-    def load(e: Expr) -> Expr:
-        return Load(name, place(e.index), e.dtype) if isinstance(e, Load) and e.buffer == local.buffer else e
-
-    def store(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(store(t) for t in s.body))
-        return (
-            dataclasses.replace(s, buffer=name, index=place(s.index))
-            if isinstance(s, Store) and s.buffer == local.buffer
-            else s
-        )
-
-    return tuple(store(map_exprs(s, lambda e: rebuild(e, load, memo))) for s in rest)
+    return redirected(rest, {local.buffer}, lambda _, at: (name, (normalize(start + flatten(at, strides)),)))
 
 
 def _shape(local: Alloc) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.accesses import redirected
 from kernelforge.ir.index import normalize
 from kernelforge.ir.kernel import (
     Alloc,
@@ -19,8 +20,6 @@ from kernelforge.ir.kernel import (
     Var,
     exprs,
     i64,
-    map_exprs,
-    rebuild,
     stmts,
     walk,
 )
@@ -61,7 +60,7 @@ def ahead(kernel: Kernel, name: str, through_registers: bool) -> Kernel:
 
         def at(body: Sequence[Stmt], k: Expr, second: bool) -> tuple[Stmt, ...]:
             body = substituted(body, {loop.var: k})
-            return tuple(_renamed(s, other) for s in body) if second else tuple(body)
+            return redirected(body, own, lambda b, index: (other[b], index)) if second else tuple(body)
 
         def when(k: Expr, body: Sequence[Stmt]) -> tuple[Stmt, ...]:
             return tuple(body) if n % 2 == 0 and k is odd else (If(normalize(k < n), tuple(body)),)
@@ -116,18 +115,3 @@ def _written(body: Sequence[Stmt]) -> set[str]:
 
 def _read(body: Sequence[Stmt]) -> set[str]:
     return {e.buffer for s in stmts(body) for r in exprs(s) for e in walk(r) if isinstance(e, Load)}
-
-
-def _renamed(stmt: Stmt, names: dict[str, str]) -> Stmt:
-    """Give buffers other names."""
-    memo: dict[Expr, Expr] = {}
-
-    def load(e: Expr) -> Expr:
-        return Load(names[e.buffer], e.index, e.dtype) if isinstance(e, Load) and e.buffer in names else e
-
-    def visit(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(map(visit, s.body)))
-        return dataclasses.replace(s, buffer=names[s.buffer]) if isinstance(s, Store) and s.buffer in names else s
-
-    return visit(map_exprs(stmt, lambda e: rebuild(e, load, memo)))

@@ -10,22 +10,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from kernelforge.ir.accesses import redirected
 from kernelforge.ir.index import flatten
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
     Const,
-    Expr,
     For,
-    If,
     Kernel,
     Let,
     Load,
     Stmt,
     Store,
     i64,
-    map_exprs,
-    rebuild,
     walk,
 )
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
@@ -110,22 +107,8 @@ def scratch(kernel: Kernel) -> Kernel:
         strides[s.buffer] = row_major(shape)
         args.append(Arg(s.buffer, s.dtype, i64(math.prod(shape)), "scratch"))
 
-    def flat(index: tuple[Expr, ...], buffer: str) -> tuple[Expr, ...]:
-        return (flatten(index, strides[buffer]),)
-
-    memo: dict[Expr, Expr] = {}
-
-    def load(e: Expr) -> Expr:
-        return Load(e.buffer, flat(e.index, e.buffer), e.dtype) if isinstance(e, Load) and e.buffer in strides else e
-
-    def store(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(store(t) for t in s.body))
-        if isinstance(s, Store) and s.buffer in strides:
-            return dataclasses.replace(s, index=flat(s.index, s.buffer))
-        return s
-
-    body = tuple(store(map_exprs(s, lambda e: rebuild(e, load, memo))) for s in kernel.body if s not in found)
+    rest = [s for s in kernel.body if s not in found]
+    body = redirected(rest, strides, lambda b, index: (b, (flatten(index, strides[b]),)))
     return dataclasses.replace(kernel, args=(*kernel.args, *args), body=body)
 
 

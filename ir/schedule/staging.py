@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.accesses import reallocated, redirected
 from kernelforge.ir.index import flatten, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
@@ -23,7 +24,6 @@ from kernelforge.ir.kernel import (
     exprs,
     i64,
     map_exprs,
-    rebuild,
     select,
     stmts,
     substitute,
@@ -200,22 +200,8 @@ def pad(kernel: Kernel, buffer: str, axes: int, extra: int) -> Kernel:
     outer, inner = row_major(extents[:axes]), row_major(extents[axes:])
     shape = i64(math.prod(extents[:axes])), i64(math.prod(extents[axes:]) + extra)
 
-    def at(index: tuple[Expr, ...]) -> tuple[Expr, ...]:
-        return flatten(index[:axes], outer), flatten(index[axes:], inner)
+    def at(_: str, index: tuple[Expr, ...]) -> tuple[str, tuple[Expr, ...]]:
+        return buffer, (flatten(index[:axes], outer), flatten(index[axes:], inner))
 
-    def load(e: Expr) -> Expr:
-        return Load(e.buffer, at(e.index), e.dtype) if isinstance(e, Load) and e.buffer == buffer else e
-
-    memo: dict[Expr, Expr] = {}
-
-    def visit(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(map(visit, s.body)))
-        if isinstance(s, Alloc) and s.buffer == buffer:
-            return dataclasses.replace(s, shape=shape)
-        if isinstance(s, Store) and s.buffer == buffer:
-            return dataclasses.replace(s, index=at(s.index))
-        return s
-
-    body = tuple(visit(map_exprs(s, lambda e: rebuild(e, load, memo))) for s in kernel.body)
-    return dataclasses.replace(kernel, body=body)
+    body = redirected(kernel.body, {buffer}, at)
+    return dataclasses.replace(kernel, body=reallocated(body, buffer, shape=shape))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.accesses import reallocated, redirected
 from kernelforge.ir.demand import identity
 from kernelforge.ir.index import affine, bounds, free_vars, normalize
 from kernelforge.ir.kernel import (
@@ -31,7 +32,6 @@ from kernelforge.ir.kernel import (
     i64,
     map_exprs,
     op,
-    rebuild,
     stmts,
     substitute,
     walk,
@@ -240,7 +240,8 @@ def fission(kernel: Kernel, name: str) -> Kernel:
                 most = loop.extent if loop.var.bound is None else i64(loop.var.bound)
                 outer.append(dataclasses.replace(stmt, shape=(most, *stmt.shape)))
         if grown:
-            body = [_grow(s, grown, loop.var) for s in body if not isinstance(s, Alloc)]
+            rest = [s for s in body if not isinstance(s, Alloc)]
+            body = list(redirected(rest, grown, lambda b, index: (b, (loop.var, *index))))
         pieces = [(*_needed(s, body[:k]), s) for k, s in enumerate(body) if not isinstance(s, Let)]
         return [*outer, *(dataclasses.replace(loop, body=piece) for piece in pieces)]
 
@@ -256,23 +257,6 @@ def _needed(stmt: Stmt, before: Sequence[Stmt]) -> list[Stmt]:
             used |= {v.name for v in free_vars(let.value)}
             found.append(let)
     return found[::-1]
-
-
-def _grow(stmt: Stmt, buffers: set[str], var: Var) -> Stmt:
-    """Index ``buffers`` by ``var`` in front."""
-    memo: dict[Expr, Expr] = {}
-
-    def load(e: Expr) -> Expr:
-        return Load(e.buffer, (var, *e.index), e.dtype) if isinstance(e, Load) and e.buffer in buffers else e
-
-    def store(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(store(t) for t in s.body))
-        if isinstance(s, Store) and s.buffer in buffers:
-            return dataclasses.replace(s, index=(var, *s.index))
-        return s
-
-    return store(map_exprs(stmt, lambda e: rebuild(e, load, memo)))
 
 
 def rfactor(kernel: Kernel, outer: str, by: str, name: str, space: Space = "register") -> Kernel:
@@ -357,16 +341,7 @@ def partial(kernel: Kernel, name: str, buffer: str) -> Kernel:
 
 def place(kernel: Kernel, buffer: str, space: Space) -> Kernel:
     """Say where a buffer is: ``register`` or ``local``. Legal because its meaning is the same."""
-
-    def visit(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-        out: list[Stmt] = []
-        for s in body:
-            if isinstance(s, For | If):
-                s = dataclasses.replace(s, body=visit(s.body))
-            out.append(dataclasses.replace(s, space=space) if isinstance(s, Alloc) and s.buffer == buffer else s)
-        return tuple(out)
-
-    return dataclasses.replace(kernel, body=visit(kernel.body))
+    return dataclasses.replace(kernel, body=reallocated(kernel.body, buffer, space=space))
 
 
 def single_store(body: Sequence[Stmt]) -> Store | None:

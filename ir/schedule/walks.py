@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir import walks
+from kernelforge.ir.accesses import redirected
 from kernelforge.ir.demand import Refused, identity
 from kernelforge.ir.index import normalize
 from kernelforge.ir.interpret import evaluate
@@ -207,22 +208,8 @@ def _in_place(steps: Sequence[Stmt], columns: Mapping[str, str]) -> list[Stmt]:
         read = [b for b in sorted(_touched(stmt) & columns.keys() - stored) if columns[b] == columns[new]]
         alone = [b for b in read if not any(b in _touched(s) for s in out[k + 1 :])]
         if alone:
-            out[k:] = [_renamed(s, new, alone[0]) for s in out[k:]]
+            out[k:] = redirected(out[k:], {new}, lambda _, index, old=alone[0]: (old, index))  # type: ignore[misc]
     return out
-
-
-def _renamed(stmt: Stmt, old: str, new: str) -> Stmt:
-    def load(e: Expr) -> Expr:
-        return Load(new, e.index, e.dtype) if isinstance(e, Load) and e.buffer == old else e
-
-    memo: dict[Expr, Expr] = {}
-
-    def visit(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(map(visit, s.body)))
-        return dataclasses.replace(s, buffer=new) if isinstance(s, Store) and s.buffer == old else s
-
-    return visit(map_exprs(stmt, lambda e: rebuild(e, load, memo)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

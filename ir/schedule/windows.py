@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.accesses import reallocated, redirected
 from kernelforge.ir.index import affine, bounds, flatten, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
@@ -19,12 +20,10 @@ from kernelforge.ir.kernel import (
     Load,
     Op,
     Stmt,
-    Store,
     Var,
     exprs,
     i64,
     map_exprs,
-    rebuild,
     select,
     stmts,
     substitute,
@@ -123,33 +122,15 @@ def flat(kernel: Kernel, buffer: str, count: int) -> Kernel:
     if len(shape) != count:
         raise IllegalSchedule(step="flat", target=buffer, reason="its extents are not constants")
     size = math.prod(shape)
-    memo: dict[Expr, Expr] = {}
 
-    def index(given: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    def whole(_: str, given: tuple[Expr, ...]) -> tuple[str, tuple[Expr, ...]]:
         nonlocal size
-        whole = flatten(given[-count:], row_major(shape))
-        size = max(size, (bounds(whole)[1] or 0) + 1)
-        return (*given[:-count], whole)
+        at = flatten(given[-count:], row_major(shape))
+        size = max(size, (bounds(at)[1] or 0) + 1)
+        return buffer, (*given[:-count], at)
 
-    def load(e: Expr) -> Expr:
-        return Load(e.buffer, index(e.index), e.dtype) if isinstance(e, Load) and e.buffer == buffer else e
-
-    def visit(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(visit(t) for t in s.body))
-        if isinstance(s, Store) and s.buffer == buffer:
-            return dataclasses.replace(s, index=index(s.index))
-        return s
-
-    body = tuple(visit(map_exprs(s, lambda e: rebuild(e, load, memo))) for s in kernel.body)
-    whole = dataclasses.replace(made, shape=(*made.shape[:-count], i64(size)))
-
-    def allocated(s: Stmt) -> Stmt:
-        if isinstance(s, For | If):
-            return dataclasses.replace(s, body=tuple(allocated(t) for t in s.body))
-        return whole if s == made else s
-
-    return dataclasses.replace(kernel, body=tuple(allocated(s) for s in body))
+    body = redirected(kernel.body, {buffer}, whole)
+    return dataclasses.replace(kernel, body=reallocated(body, buffer, shape=(*made.shape[:-count], i64(size))))
 
 
 def cross(kernel: Kernel, name: str) -> Kernel:
