@@ -262,7 +262,16 @@ def _protect(base: int, size: int) -> None:
         ctypes.CDLL("libgcc_s.so.1").__clear_cache(ctypes.c_void_p(base), ctypes.c_void_p(base + size))
 
 
-_SYMBOLS = ("malloc", "free", "syscall", "__ulock_wait", "__ulock_wake", "WaitOnAddress", "WakeByAddressAll")
+_SYMBOLS = (
+    "malloc",
+    "free",
+    "syscall",
+    "sched_getcpu",
+    "__ulock_wait",
+    "__ulock_wake",
+    "WaitOnAddress",
+    "WakeByAddressAll",
+)
 """What kernels call besides mathematics."""
 
 

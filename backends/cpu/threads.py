@@ -5,6 +5,9 @@ it to the process, which has one block of state. The threads know no Python: the
 of the state. A launch opens the ``gate``; a thread that finds it open enters, claims chunks until there are none, and
 leaves; the launch closes the gate when no chunk is left and waits for those inside, so a thread that wakes late costs
 nothing. While one launch has the pool, another one, from a second Python thread, runs its iterations itself.
+
+A launch that finds itself on another processor than the last one asks the system to keep the pool's threads off it: a
+thread that is woken on the processor of who woke it does not begin before that one is done, however many are idle.
 """
 
 from __future__ import annotations
@@ -25,9 +28,12 @@ CHUNKS = 8
 SPIN = 4000
 """Pauses before a thread sleeps: some 50 microseconds."""
 
-_GATE, _NEXT, _BUSY, _SLEEPERS, _WAITING, _JOB, FORK = 64, 128, 192, 256, 320, 384, 448
+_GATE, _NEXT, _BUSY, _SLEEPERS, _WAITING, _JOB, FORK, _HOME, _ALLOWED, _NAMES = *range(64, 577, 64), 1600
 """Offsets into the state, each on its own cache line, after the epoch, on which threads sleep. The job is function,
-frame, total, chunk, then how many parts to cut into, 0 when there is one thread; at ``FORK`` is its address."""
+frame, total, chunk, then how many parts to cut into, 0 when there is one thread; at ``FORK`` is its address. The
+processor of the last launch comes before the number of names, which are the system's of the pool's threads; the
+processors that the process may use are a bit each."""
+_PROCESSORS = 8 * (_NAMES - _ALLOWED)
 
 _PAUSE = {"x86_64": "llvm.x86.sse2.pause()", "aarch64": "llvm.aarch64.hint(i32 1)"}
 
@@ -51,6 +57,65 @@ _SLEEP = {
 """Declarations, "sleep while the word is %seen", "wake all who sleep on the word": Linux's private futex, Darwin's
 UL_COMPARE_AND_WAIT, Windows' address waits."""
 _FUTEX = {"x86_64": 202, "aarch64": 98}
+_GETTID = {"x86_64": 186, "aarch64": 178}
+_SETAFFINITY = {"x86_64": 203, "aarch64": 122}
+
+_ENLIST = """
+%home = getelementptr i8, ptr %state, i64 {home}
+%count = getelementptr i8, ptr %home, i64 4
+%names = getelementptr i8, ptr %state, i64 {names}
+%k = atomicrmw add ptr %count, i32 1 seq_cst
+%at = getelementptr i32, ptr %names, i32 %k
+%name = call i64 (i64, ...) @syscall(i64 {gettid})
+%short = trunc i64 %name to i32
+store atomic i32 %short, ptr %at seq_cst, align 4
+store atomic i32 -1, ptr %home seq_cst, align 4
+"""
+_PLACE = """
+%home = getelementptr i8, ptr %state, i64 {home}
+%here = call i32 @sched_getcpu()
+%before = load atomic i32, ptr %home seq_cst, align 4
+%moved = icmp ne i32 %here, %before
+%known = icmp ult i32 %here, {processors}
+%both = and i1 %moved, %known
+br i1 %both, label %move, label %out
+move:
+store atomic i32 %here, ptr %home seq_cst, align 4
+%count.at = getelementptr i8, ptr %home, i64 4
+%names = getelementptr i8, ptr %state, i64 {names}
+%allowed = getelementptr i8, ptr %state, i64 {allowed}
+%byte = lshr i32 %here, 3
+%held.at = getelementptr i8, ptr %allowed, i32 %byte
+%held = load i8, ptr %held.at, align 1
+%bit = and i32 %here, 7
+%one = shl i32 1, %bit
+%mask = trunc i32 %one to i8
+%off = xor i8 %mask, -1
+%others = and i8 %held, %off
+store i8 %others, ptr %held.at, align 1
+%count = load atomic i32, ptr %count.at seq_cst, align 4
+br label %each
+each:
+%k = phi i32 [ 0, %move ], [ %k1, %next ]
+%some = icmp ult i32 %k, %count
+br i1 %some, label %named, label %done
+named:
+%name.at = getelementptr i32, ptr %names, i32 %k
+%name = load atomic i32, ptr %name.at seq_cst, align 4
+%there = icmp ne i32 %name, 0
+br i1 %there, label %send, label %next
+send:
+call i64 (i64, ...) @syscall(i64 {setaffinity}, i32 %name, i64 {bytes}, ptr %allowed)
+br label %next
+next:
+%k1 = add i32 %k, 1
+br label %each
+done:
+store i8 %held, ptr %held.at, align 1
+br label %out
+out:
+"""
+"""What a thread does when it starts, and a launch before it opens the gate, on Linux: sched_setaffinity(2)."""
 
 _TEXT = """
 {declarations}
@@ -64,6 +129,14 @@ ret void
 }}
 define internal void @wake(ptr %word) noinline #0 {{
 {wake}
+ret void
+}}
+define internal void @enlist(ptr %state) noinline #0 {{
+{enlist}
+ret void
+}}
+define internal void @place(ptr %state) noinline #0 {{
+{place}
 ret void
 }}
 define internal i32 @watch(ptr %word, i32 %value, i1 %wanted) alwaysinline #0 {{
@@ -115,6 +188,7 @@ entry:
 %gate = getelementptr i8, ptr %state, i64 {gate}
 %sleepers = getelementptr i8, ptr %state, i64 {sleepers}
 %waiting = getelementptr i8, ptr %state, i64 {waiting}
+call void @enlist(ptr %state)
 br label %idle
 idle:
 %seen = phi i32 [ 0, %entry ], [ %new, %missed ], [ %new, %left ], [ %new, %signal ]
@@ -174,6 +248,7 @@ try:
 %got = extractvalue {{ i32, i1 }} %lock, 1
 br i1 %got, label %open, label %alone
 open:
+call void @place(ptr %state)
 %next = getelementptr i8, ptr %state, i64 {next}
 %gate = getelementptr i8, ptr %state, i64 {gate}
 %sleepers = getelementptr i8, ptr %state, i64 {sleepers}
@@ -236,6 +311,18 @@ def pool_ir(host: Host) -> str:
     """
     declarations, wait, wake = _SLEEP.get(host.system, ("", "", ""))
     pause = _PAUSE.get(host.arch)
+    enlist = place = ""
+    if host.system == "linux" and host.arch in _FUTEX:
+        declarations += "\ndeclare i32 @sched_getcpu()"
+        enlist = _ENLIST.format(home=_HOME, names=_NAMES, gettid=_GETTID[host.arch])
+        place = _PLACE.format(
+            home=_HOME,
+            names=_NAMES,
+            allowed=_ALLOWED,
+            processors=_PROCESSORS,
+            bytes=_PROCESSORS // 8,
+            setaffinity=_SETAFFINITY[host.arch],
+        )
     if pause:
         declarations += f"\ndeclare void @{pause.replace('i32 1', 'i32')}"
     return _TEXT.format(
@@ -243,6 +330,8 @@ def pool_ir(host: Host) -> str:
         pause=f"call void @{pause}" if pause else "",
         wait=wait.format(futex=_FUTEX.get(host.arch, 0)),
         wake=wake.format(futex=_FUTEX.get(host.arch, 0)),
+        enlist=enlist,
+        place=place,
         gate=_GATE,
         next=_NEXT,
         busy=_BUSY,
@@ -288,6 +377,14 @@ class Pool:
         """Return the address of a function; 0 while there is no code."""
         return self._symbols.get(name, 0)
 
+    @property
+    def names(self) -> list[int]:
+        """What Linux calls the threads that run."""
+        if not self.word.value:
+            return []
+        count = ctypes.c_int32.from_address(self.word.value + _HOME + 4).value
+        return [n for n in (ctypes.c_int32 * count).from_address(self.word.value + _NAMES) if n]
+
     def provide(self, code: Code) -> None:
         """Take the loaded code of ``pool_ir`` and ``entry_ir``, unless there is some."""
         with UNFORKED, self._lock:
@@ -300,11 +397,14 @@ class Pool:
         with UNFORKED, self._lock:
             if self.word.value:
                 return self.word.value
-            memory = mmap.mmap(-1, mmap.PAGESIZE)
+            count = threads(host())
+            memory = mmap.mmap(-1, _NAMES + 4 * count)
             _keep(memory)
+            if hasattr(os, "sched_getaffinity"):
+                allowed = sum(1 << k for k in os.sched_getaffinity(0) if k < _PROCESSORS)
+                memory[_ALLOWED:_NAMES] = allowed.to_bytes(_NAMES - _ALLOWED, "little")
             state = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             ctypes.c_int64.from_address(state + FORK).value = self._symbols["fork"]
-            count = threads(host())
             started = [_spawn(self._symbols["worker"], state) for _ in range(count - 1)]
             ctypes.c_int64.from_address(state + _JOB + 32).value = (sum(started) + 1) * CHUNKS if any(started) else 0
             self.word.value = state

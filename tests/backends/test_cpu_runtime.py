@@ -353,6 +353,22 @@ def test_launches_after_the_threads_went_to_sleep() -> None:
         np.testing.assert_array_equal(launch(executable, BIG), 2 * BIG)
 
 
+@pytest.mark.skipif(sys.platform != "linux" or CPU.host.threads < 2, reason="threads are placed on Linux only")
+def test_threads_keep_off_the_processor_of_a_launch() -> None:
+    executable = CPU.compile(scaled())
+    before = os.sched_getaffinity(0)
+    try:
+        for own in sorted(before)[:2] * 2:
+            os.sched_setaffinity(0, {own})
+            deadline = time.monotonic() + 30
+            while len(names := POOL.names) < CPU.host.threads - 1 and time.monotonic() < deadline:
+                launch(executable, BIG)
+            launch(executable, BIG)
+            assert [os.sched_getaffinity(name) for name in names] == [before - {own}] * (CPU.host.threads - 1)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_launches() -> None:
