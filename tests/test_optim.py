@@ -88,6 +88,72 @@ def _lion(g, p, m, t):
     return 0.1 * (np.sign(0.9 * m + 0.1 * g) + 0.05 * p), 0.99 * m + 0.01 * g
 
 
+def _amsgrad(g, p, s, t):
+    m, v, top = s or (0, 0, 0)
+    g = 0.01 * p - g
+    m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+    top = np.maximum(top, v)
+    return 0.1 * m / (1 - 0.9**t) / (np.sqrt(top / (1 - 0.99**t)) + 1e-8), (m, v, top)
+
+
+def _adadelta(g, p, s, t):
+    v, moved = s or (0, 0)
+    v = 0.8 * v + 0.2 * g * g
+    d = np.sqrt(moved + 1e-4) / np.sqrt(v + 1e-4) * g
+    return 0.5 * d, (v, 0.8 * moved + 0.2 * d * d)
+
+
+def _adamax(g, p, s, t):
+    m, top = s or (0, 0)
+    m, top = 0.9 * m + 0.1 * g, np.maximum(0.99 * top, np.abs(g) + 1e-8)
+    return 0.1 / (1 - 0.9**t) * m / top, (m, top)
+
+
+def _nadam(g, p, s, t):
+    m, v, product = s or (0, 0, 1)
+    now, after = (0.9 * (1 - 0.5 * 0.96 ** (k * 0.1)) for k in (t, t + 1))
+    m, v, product = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g, product * now
+    d = (1 - now) / (1 - product) * g + after / (1 - product * after) * m
+    return 0.1 * (d / (np.sqrt(v / (1 - 0.99**t)) + 1e-8) + 0.05 * p), (m, v, product)
+
+
+def _radam(g, p, s, t):
+    m, v = s or (0, 0)
+    m, v = 0.9 * m + 0.1 * g, 0.9 * v + 0.1 * g * g
+    longest = 2 / 0.1 - 1
+    length = longest - 2 * t * 0.9**t / (1 - 0.9**t)
+    d = m / (1 - 0.9**t)
+    if length > 5:
+        r = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        d = d * np.sqrt(r) * np.sqrt(1 - 0.9**t) / (np.sqrt(v) + 1e-8)
+    return 0.1 * d, (m, v)
+
+
+def _rprop(g, p, s, t):
+    before, size = s or (np.zeros_like(g), np.full_like(g, 0.1))
+    size = np.clip(np.where(g * before > 0, 1.2 * size, np.where(g * before < 0, 0.5 * size, size)), 0.04, 0.15)
+    g = np.where(g * before < 0, 0, g)
+    return np.sign(g) * size, (g, size)
+
+
+def _asgd(g, p, s, t):
+    return 0.1 / (1 + 0.3 * 0.1 * (t - 1)) ** 0.5 * (g + 0.3 * p), None
+
+
+def _adafactor(g, p, s, t):
+    row, column = s or (0, 0)
+    share = t**-0.5
+    if g.ndim > 1:
+        row = row + share * ((g * g).mean(-1, keepdims=True) - row)
+        column = column + share * ((g * g).mean(-2, keepdims=True) - column)
+        spread = row * column / row.mean(-2, keepdims=True)
+    else:
+        row = spread = row + share * (g * g - row)
+    d = g / np.sqrt(spread)
+    size = max(0.5, np.sqrt((p * p).mean())) / max(1.0, np.sqrt((d * d).mean()) / 1.5)
+    return min(0.4, t**-0.5) * size * d + 0.4 * 0.1 * p, (row, column)
+
+
 RULES = {
     "sgd": (optim.sgd(0.1, momentum=0.9, weight_decay=0.01, nesterov=True), _sgd,
             lambda o, p: o.SGD(p, 0.1, 0.9, weight_decay=0.01, nesterov=True)),
@@ -99,6 +165,18 @@ RULES = {
     "adagrad": (optim.adagrad(0.1, lr_decay=0.2, initial_accumulator_value=0.1), _adagrad,
                 lambda o, p: o.Adagrad(p, 0.1, lr_decay=0.2, initial_accumulator_value=0.1)),
     "lion": (optim.lion(0.1, weight_decay=0.05), _lion, None),
+    "amsgrad": (optim.adam(0.1, (0.9, 0.99), weight_decay=0.01, amsgrad=True, maximize=True), _amsgrad,
+                lambda o, p: o.Adam(p, 0.1, (0.9, 0.99), weight_decay=0.01, amsgrad=True, maximize=True)),
+    "adadelta": (optim.adadelta(0.5, 0.8, 1e-4), _adadelta, lambda o, p: o.Adadelta(p, 0.5, 0.8, 1e-4)),
+    "adamax": (optim.adamax(0.1, (0.9, 0.99)), _adamax, lambda o, p: o.Adamax(p, 0.1, (0.9, 0.99))),
+    "nadam": (optim.nadam(0.1, (0.9, 0.99), 1e-8, 0.05, 0.1, True), _nadam,
+              lambda o, p: o.NAdam(p, 0.1, (0.9, 0.99), 1e-8, 0.05, 0.1, True)),
+    "radam": (optim.radam(0.1, (0.9, 0.9)), _radam, lambda o, p: o.RAdam(p, 0.1, (0.9, 0.9))),
+    "rprop": (optim.rprop(0.1, step_sizes=(0.04, 0.15)), _rprop,
+              lambda o, p: o.Rprop(p, 0.1, step_sizes=(0.04, 0.15))),
+    "asgd": (optim.asgd(0.1, 0.3, 0.5), _asgd, lambda o, p: o.ASGD(p, 0.1, 0.3, 0.5)),
+    "adafactor": (optim.adafactor(0.4, -0.5, (None, 0.5), 1.5, 0.1), _adafactor,
+                  lambda o, p: o.Adafactor(p, 0.4, -0.5, (None, 0.5), 1.5, 0.1)),
 }  # fmt: skip
 GRADS = [tree(10 + i) for i in range(STEPS)]
 
@@ -197,10 +275,50 @@ def test_schedules() -> None:
         (optim.cosine(0.5, 20, 0.1), [0.1 + 0.2 * (1 + math.cos(math.pi * min(t / 20, 1))) for t in counts]),
         (optim.warmup(optim.cosine(0.5, 10), 5),
          [0.5 * 0.5 * (1 + math.cos(math.pi * min(max(t - 5, 0) / 10, 1))) * min(t / 5, 1) for t in counts]),
+        (optim.constant(0.5, 0.2, 4), [0.1 if t < 4 else 0.5 for t in counts]),
+        (optim.linear(0.5, 10, 0.2, 0.8), [0.1 + 0.3 * min(t / 10, 1) for t in counts]),
+        (optim.polynomial(0.5, 10, 2), [0.5 * max(1 - t / 10, 0) ** 2 for t in counts]),
+        (optim.cosine_restarts(0.5, 5, end=0.1), [0.1 + 0.2 * (1 + math.cos(math.pi * (t % 5) / 5)) for t in counts]),
+        (optim.cosine_restarts(0.5, 1, 3), [0.25 * (1 + math.cos(math.pi * x)) for x in
+                                            (0, *(k / 3 for k in range(3)), *(k / 9 for k in range(9)),
+                                             *(k / 27 for k in range(12)))]),
+        (optim.cyclic(0.1, 0.5, 3, 5, "triangular2"),
+         [0.1 + 0.4 / 2 ** (t // 8) * (t % 8 / 3 if t % 8 <= 3 else (8 - t % 8) / 5) for t in counts]),
+        (optim.cyclic(0.1, 0.5, 4, mode="exp_range", gamma=0.9),
+         [0.1 + 0.4 * 0.9**t * (1 - abs(t % 8 - 4) / 4) for t in counts]),
+        (optim.sequential((optim.linear(0.5, 5, 0.0), optim.exponential(0.5, 0.9)), (5,)),
+         [0.1 * t if t < 5 else 0.5 * 0.9 ** (t - 5) for t in counts]),
     ]  # fmt: skip
     for schedule, expected in cases:
         found = [float(kf.jit(schedule)(np.int32(t))) for t in counts]
         np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_what_an_optimiser_or_a_schedule_does_not_take() -> None:
+    for make, name in (
+        (lambda: optim.sgd(0.1, nesterov=True), "nesterov"),
+        (lambda: optim.sgd(0.1, 0.9, 0.1, nesterov=True), "nesterov"),
+        (lambda: optim.muon(adjust_lr_fn="mine"), "adjust_lr_fn"),
+        (lambda: optim.cyclic(0.1, 0.5, mode="square"), "mode"),
+        (lambda: optim.sequential((optim.constant(0.1),), (5,)), "boundaries"),
+    ):
+        with pytest.raises(errors.InvalidParameter, match=name):
+            make()
+
+
+def test_the_mean_of_where_parameters_were() -> None:
+    optimizer = optim.asgd(0.1, t0=3)
+    params, state, seen = {"w": np.ones(2)}, optimizer.init({"w": np.ones(2)}), []
+    for k in range(7):
+        params, state = optimizer.update(state, {"w": np.array([1.0, k])}, params)
+        seen.append(np.asarray(params["w"]))
+    np.testing.assert_allclose(state["average"]["w"], np.mean(seen[4:], axis=0), rtol=1e-12)
+
+
+def test_rates_of_f64_are_f64() -> None:
+    params, grads = {"w": normal(5)}, [{"w": normal(5, seed=i)} for i in range(STEPS)]
+    found = trained(optim.adam(0.1), params, grads)["w"]
+    np.testing.assert_allclose(found, by_hand(_adam, params["w"], [g["w"] for g in grads]), rtol=1e-13, atol=1e-14)
 
 
 def test_one_cycle_is_pytorchs() -> None:

@@ -10,7 +10,7 @@ from kernelforge.ir.math_base import FORMATS
 LIBRARY = {name: name for name in MATH_UNARY + MATH_BINARY}
 """Names in the C library, for f64; those for f32 end in ``f``."""
 
-_FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv", "fmod": "frem"}
+_FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "fmod": "frem"}
 _INT_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor", "shl": "shl"}
 _COMPARE_SIGNED = {"lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge", "eq": "eq", "ne": "ne"}
 _COMPARE_UNSIGNED = {"lt": "ult", "le": "ule", "gt": "ugt", "ge": "uge", "eq": "eq", "ne": "ne"}
@@ -42,6 +42,10 @@ class Arithmetic(Values):
 
     def float_op(self, name: str, args: list[Val]) -> Val | None:
         a = args[0]
+        if name == "div":
+            lanes, (a, b) = self.same(*args)
+            # LLVM takes 0/0 for 0 in lanes where it knows both to be 0, as where a mask left them out
+            return self.binary("fdiv", a, self.call("arithmetic.fence", b.dtype, b) if lanes else b)
         if name in _FLOAT_BINARY:
             return self.binary(_FLOAT_BINARY[name], a, args[1]) if name != "fmod" else self.library(name, args)
         if name in _FLOAT_INTRINSIC:

@@ -66,7 +66,7 @@ def leaky_relu(input: Any, negative_slope: Any = 0.01) -> Any:
 def prelu(input: Any, weight: Any) -> Any:
     """``leaky_relu`` with a slope for each channel (axis 1), or one for all."""
     x, slope = knp.asarray(input), knp.asarray(weight)
-    each = x.ndim > 1 and slope.size > 1
+    each = x.ndim > 1 and slope.size != 1
     require(
         slope.size == 1 or slope.shape == x.shape[1:2], "prelu", slope.shape, f"{x.shape[1:2]}, as axis 1 has, or 1"
     )

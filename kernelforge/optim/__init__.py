@@ -19,28 +19,54 @@ whole tensor first.
 
 from __future__ import annotations
 
+from kernelforge.optim.adaptive import adadelta, adafactor, adamax, asgd, nadam, radam, rprop
 from kernelforge.optim.optimizer import Optimizer, chain, clip_by_global_norm, clip_by_value, global_norm
 from kernelforge.optim.rules import adagrad, adam, adamw, lamb, lion, muon, rmsprop, sgd
-from kernelforge.optim.schedules import constant, cosine, exponential, one_cycle, piecewise, step, warmup
+from kernelforge.optim.schedules import (
+    constant,
+    cosine,
+    cosine_restarts,
+    cyclic,
+    exponential,
+    linear,
+    one_cycle,
+    piecewise,
+    polynomial,
+    sequential,
+    step,
+    warmup,
+)
 
 __all__ = [
     "Optimizer",
+    "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
+    "adamax",
     "adamw",
+    "asgd",
     "chain",
     "clip_by_global_norm",
     "clip_by_value",
     "constant",
     "cosine",
+    "cosine_restarts",
+    "cyclic",
     "exponential",
     "global_norm",
     "lamb",
+    "linear",
     "lion",
     "muon",
+    "nadam",
     "one_cycle",
     "piecewise",
+    "polynomial",
+    "radam",
     "rmsprop",
+    "rprop",
+    "sequential",
     "sgd",
     "step",
     "warmup",

@@ -26,8 +26,19 @@ def _along(count: Any, steps: int) -> Any:
     return knp.clip(knp.asarray(count).astype(np.float32) / np.float32(steps), 0, 1)
 
 
-def constant(rate: float) -> Schedule:
-    return lambda count: rate
+def constant(rate: float, factor: float = 1.0, steps: int = 0) -> Schedule:
+    """Multiply by ``factor`` for the first ``steps`` updates."""
+    return lambda count: rate * knp.where(knp.asarray(count) < steps, np.float32(factor), 1)
+
+
+def linear(rate: float, steps: int, start: float = 1 / 3, end: float = 1.0) -> Schedule:
+    """Go from ``start`` times the rate to ``end`` times it in a line, then stay."""
+    return lambda count: rate * (start + (end - start) * _along(count, steps))
+
+
+def polynomial(rate: float, steps: int, power: float = 1.0) -> Schedule:
+    """Fall to 0 over ``steps`` updates, as a power of what is left of them."""
+    return lambda count: rate * (1 - _along(count, steps)) ** power
 
 
 def step(rate: float, size: int, gamma: float = 0.1) -> Schedule:
@@ -53,6 +64,74 @@ def exponential(rate: float, gamma: float) -> Schedule:
 def cosine(rate: float, steps: int, end: float = 0.0) -> Schedule:
     """Go from ``rate`` to ``end`` along half a cosine, then stay; Loshchilov and Hutter 2017, equation 5."""
     return lambda count: end + (rate - end) * 0.5 * (1 + knp.cos(_along(count, steps) * math.pi))
+
+
+def cosine_restarts(rate: float, steps: int, growth: int = 1, end: float = 0.0) -> Schedule:
+    """``cosine`` again and again, each time over ``growth`` times as many updates; Loshchilov and Hutter 2017."""
+
+    def at(count: Any) -> Any:
+        t, length = knp.asarray(count).astype(np.float32), np.float32(steps)
+        if growth > 1:
+            # rounds before this one; a power of two that is off by a rounding would be in the wrong round
+            done = knp.floor(knp.log1p(t * (growth - 1) / steps) / math.log(growth) + 1e-6)
+            length = steps * knp.rint(np.float32(growth) ** done)
+            t = t - (length - steps) / (growth - 1)
+        return end + (rate - end) * 0.5 * (1 + knp.cos(t % length / length * math.pi))
+
+    return at
+
+
+CYCLES: dict[str, Callable[[float, Any, Any], Any]] = {
+    "triangular": lambda gamma, cycle, count: 1.0,
+    "triangular2": lambda gamma, cycle, count: np.float32(0.5) ** cycle,
+    "exp_range": lambda gamma, cycle, count: np.float32(gamma) ** count,
+}
+"""By what the height of a cycle is multiplied; Smith 2017."""
+
+
+def cyclic(
+    rate: float, top: float, rising: int = 2000, falling: int | None = None, mode: str = "triangular",
+    gamma: float = 1.0,
+) -> Schedule:  # fmt: skip
+    """Go from ``rate`` to ``top`` and back in lines, again and again; Smith 2017.
+
+    Args:
+        rising, falling: numbers of updates; as many for both by default.
+        mode: ``"triangular2"`` halves the height after each cycle, ``"exp_range"`` multiplies it by ``gamma`` at each
+            update.
+    """
+    if mode not in CYCLES:
+        raise InvalidParameter(op="cyclic", name="mode", found=mode, expected=", ".join(CYCLES))
+    down = rising if falling is None else falling
+
+    def at(count: Any) -> Any:
+        t = knp.asarray(count).astype(np.float32)
+        cycle = knp.floor(t / (rising + down))
+        t_in = t - cycle * (rising + down)
+        height = knp.where(t_in <= rising, t_in / rising, (rising + down - t_in) / down)
+        return rate + (top - rate) * height * CYCLES[mode](gamma, cycle, t)
+
+    return at
+
+
+def sequential(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """Follow a schedule up to each number of updates in ``boundaries``, then the next one, from its beginning.
+
+    Raises:
+        InvalidParameter: when there is not one schedule more than boundaries.
+    """
+    if len(schedules) != len(boundaries) + 1:
+        expected = f"{len(schedules) - 1} of them, one less than schedules"
+        raise InvalidParameter(op="sequential", name="boundaries", found=tuple(boundaries), expected=expected)
+
+    def at(count: Any) -> Any:
+        found = schedules[0](count)
+        for begin, schedule in zip(boundaries, schedules[1:], strict=True):
+            after = knp.asarray(count) >= begin
+            found = knp.where(after, schedule(knp.maximum(knp.asarray(count) - begin, 0)), found)
+        return found
+
+    return at
 
 
 def warmup(after: float | Schedule, steps: int, start: float = 0.0) -> Schedule:

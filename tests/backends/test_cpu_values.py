@@ -9,9 +9,11 @@ import pytest
 
 from kernelforge.backends.cpu.host import host
 from kernelforge.backends.cpu.printer import print_kernel
+from kernelforge.devices import default_device
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
 from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Op, Store, Var, i64, op, select
 from kernelforge.ir.passes.finish import finish
+from kernelforge.jit import jit
 from tests.backends.on_cpu import CPU, SPECIAL, Array, check_map, compare, execute, mapped, values
 
 FLOAT_UNARY = ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
@@ -210,3 +212,15 @@ def test_what_is_rare_stays_in_its_branch() -> None:
     inside = next(k for k, line in enumerate(lines) if line.startswith("then"))
     assert calls
     assert calls[0] > inside
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_lanes_that_a_mask_leaves_out_of_a_quotient_stay_out(dtype: str) -> None:
+    """LLVM 22 takes 0/0 for 0 where it knows both, and then drops the mask: these were NaN."""
+
+    def padded(a: Array, p: Array, q: Array) -> Array:
+        return np.pad(np.where(a[:2] == 0, p[:2] / q[:2], 0.0), (0, 2))
+
+    x = np.array([3, 2, 5, 7], dtype)
+    with default_device("cpu"):
+        np.testing.assert_array_equal(jit(padded)(0 * x, x, x), [1, 1, 0, 0])

@@ -275,6 +275,25 @@ def test_one_slope_for_a_number() -> None:
     assert nn.prelu(np.float64(-2), np.array([0.5])).shape == ()
 
 
+def test_slopes_of_no_channels() -> None:
+    assert nn.prelu(np.ones((3, 0, 5)), np.ones(0)).shape == (3, 0, 5)
+
+
+def test_a_target_of_zero_has_derivatives() -> None:
+    """The slope by the input is minus the target everywhere; at log(0) and 0 the loss is 0."""
+    slope = kf.grad(lambda x, t: nn.kl_div(x, t, reduction="sum"))
+    mixed = kf.grad(lambda t: slope(np.array([-1.0, -2.0]), t).sum())
+    np.testing.assert_array_equal(mixed(np.array([0.0, 0.5])), [-1, -1])
+    assert nn.kl_div(np.array([-INF]), np.zeros(1), reduction="sum") == 0
+
+
+def test_gradients_of_padded_maxima() -> None:
+    """Lanes beyond the windows were 0/0 on the CPU."""
+    x, c = np.array([[0.1, -0.2, 0.6, 0.3]]), np.array([[2.0, 3.0, 5.0]])
+    slope = kf.grad(lambda x: (nn.max_pool1d(x, 4, 1, 1) * c).sum())
+    np.testing.assert_array_equal(slope(x), [[0, 0, 10, 0]])
+
+
 REFUSED = [
     (lambda: nn.conv2d(IMAGE, KERNEL[:, :2]), "conv2d: shapes (2, 3, 8, 8) and (4, 2, 3, 3) do not fit"),
     (lambda: nn.conv2d(IMAGE, KERNEL, stride=2, padding="same"), "conv2d: padding='same' is not valid"),
