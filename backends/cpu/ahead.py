@@ -59,16 +59,20 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
         cache: bytes of the second-level cache.
     """
     room = cache * 7 // 8 - sum(_size(s) for s in stmts(body) if isinstance(s, Alloc) and s.space == "local")
-    found: dict[tuple[object, ...], list[Walk]] = {}
-    walks = _of(loops[-1], tuple(loops[:-1])) if loops and vectors(body) else _walks(body, tuple(loops))
-    for walk in walks:
-        found.setdefault((walk.load.buffer, *sorted(walk.steps)), []).append(walk)
     out: Distances = {}
-    for (buffer, *_), passes in found.items():
+    for passes in walks(loops, body):
         for k, ahead in _passes(passes, room).items():
-            at = (k, str(buffer))
+            at = (k, passes[0].load.buffer)
             out[at] = AHEAD if out.get(at, ahead) != ahead else ahead
     return {at: ahead for at, ahead in out.items() if ahead}
+
+
+def walks(loops: Sequence[For], body: Sequence[Stmt]) -> list[list[Walk]]:
+    """Return the walks of a phase, those over the same elements together, in order."""
+    found: dict[tuple[object, ...], list[Walk]] = {}
+    for walk in _of(loops[-1], tuple(loops[:-1])) if loops and vectors(body) else _walks(body, tuple(loops)):
+        found.setdefault((walk.load.buffer, *sorted(walk.steps)), []).append(walk)
+    return list(found.values())
 
 
 def vectors(body: Sequence[Stmt]) -> bool:

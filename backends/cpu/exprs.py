@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kernelforge.backends.cpu.ahead import Distances
+from kernelforge.backends.cpu.alignment import Halved
 from kernelforge.backends.cpu.arithmetic import Arithmetic
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val, suffix, typed
@@ -45,6 +46,7 @@ class Exprs(Arithmetic):
         self.live = True  # whether at least one lane of the mask is known to be on
         self.walked: Var | None = None  # the loop along which vectors of arguments are fetched ahead
         self.distances: Distances = {}
+        self.halved: Halved = frozenset()
 
     def emit(self, e: Expr) -> Val:
         if isinstance(e, Const):
@@ -294,9 +296,20 @@ class Exprs(Arithmetic):
             if mask is not None and not (self.live and mask.lanes):
                 some = self.any_lane(mask)
                 pointer = self.ins(f"select i1 {some.ref}, ptr {pointer.ref}, ptr {DUMMY}", "ptr", 0, pointer, some)
-            v = self.read(name, f"load {kind}, ptr {pointer.ref}, align {align}", dtype, wide, pointer, *extra)
+            whole = wide * DTYPES[dtype].itemsize == LINE and mask is None
+            if whole and self.walked is not None and (self.walked, name) in self.halved:
+                v = self.joined(*(self.half_at(name, pointer, k) for k in (0, 1)))
+            else:
+                v = self.read(name, f"load {kind}, ptr {pointer.ref}, align {align}", dtype, wide, pointer, *extra)
         v = self.loaded(v)
         return self.reversed(v) if step == -1 else v
+
+    def half_at(self, name: str, pointer: Val, k: int) -> Val:
+        """Read one half of a vector; what is not volatile LLVM would read at once with the other."""
+        dtype, lanes = self.buffers[name].dtype, self.lanes // 2
+        at = self.ahead(pointer, k * lanes, MEMORY[dtype])
+        kind, align = typed(MEMORY[dtype], lanes), DTYPES[dtype].itemsize
+        return self.read(name, f"load volatile {kind}, ptr {at.ref}, align {align}", dtype, lanes, at)
 
     def near(self, step: int) -> list[tuple[int, dict[int, int]]]:
         """Return the vectors that hold what lanes ``step`` elements apart touch, and no element beyond: where each

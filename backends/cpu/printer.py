@@ -13,19 +13,20 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kernelforge.backends.cpu import ahead
+from kernelforge.backends.cpu import ahead, alignment
 from kernelforge.backends.cpu.abreast import abreast
 from kernelforge.backends.cpu.dots import Dots
 from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.threads import FORK
-from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val
+from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val, typed
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.cost import streamed
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
+    Arg,
     Const,
     Expr,
     For,
@@ -126,6 +127,9 @@ class _Function(Dots):
         for loop in phase.loops:
             self.env.pop(loop.var.name, None)
         self.distances = ahead.distances(phase.loops, phase.body, self.host.cache_bytes[1])
+        self.halved = alignment.halved(phase.loops, phase.body, self.distances)
+        for arg, rows in alignment.copied(phase.loops, phase.body, self.args) if self.halved else ():
+            self.copy(arg, rows)
         if not phase.loops:
             self.body(phase.body)
         elif len(phase.loops) == 1:
@@ -159,6 +163,38 @@ class _Function(Dots):
                 "}",
             ]
         )
+
+    def copy(self, arg: Arg, rows: int) -> None:
+        """Read an argument from a copy that begins at a line, if the argument does not and the range has rows enough.
+
+        Args:
+            rows: of each iteration of the phase.
+        """
+        assert isinstance(arg.size, Const)
+        size, itemsize = int(arg.size.value), DTYPES[arg.dtype].itemsize
+        lanes = min(size, self.host.vector_bytes // itemsize)
+        given, made, kind = self.buffers[arg.name].ptr, self.fresh("m"), typed(MEMORY[arg.dtype], lanes)
+        self.allocas.append(f"{made} = alloca [{size} x {MEMORY[arg.dtype]}], align 64")
+        address = self.ins(f"ptrtoint ptr {given} to i64", "i64", 0)
+        off = self.binary("and", address, self.const(self.host.vector_bytes - 1, "i64"))
+        between = self.binary("icmp ne", off, self.const(0, "i64"), "bool")
+        length = self.binary("sub", Val("%high", "i64"), Val("%low", "i64"))
+        enough = self.binary("icmp sge", length, self.const(-(-alignment.ROWS // rows), "i64"), "bool")
+        wanted = self.binary("and", between, enough)
+        # the last vector may begin before the one before it ends
+        count = self.choose(wanted, self.const(-(-size // lanes), "i64"), self.const(0, "i64"))
+        self.declare("llvm.smin.i64", "i64", "i64, i64")
+        with self.loop(None, "0", count.ref, set()) as row:
+            at = self.fresh()
+            ends = [self.fresh(), self.fresh()]
+            self.put(f"{at}.all = mul i64 {row.ref}, {lanes}")
+            self.put(f"{at} = call i64 @llvm.smin.i64(i64 {size - lanes}, i64 {at}.all)")
+            for end, base in zip(ends, (given, made), strict=True):
+                self.put(f"{end} = getelementptr {MEMORY[arg.dtype]}, ptr {base}, i64 {at}")
+            self.put(f"{at}.v = load {kind}, ptr {ends[0]}, align {itemsize}")
+            self.put(f"store {kind} {at}.v, ptr {ends[1]}, align {itemsize}")
+        chosen = self.choose(wanted, Val(made, "ptr"), Val(given, "ptr"))
+        self.buffers[arg.name] = Buffer(chosen.ref, arg.dtype, (1,), None)
 
     def unpack(self) -> list[str]:
         names = [(f"%{_safe(a.name)}", "ptr") for a in self.args] + [(f"%{_safe(p)}", "i64") for p in self.params]
