@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
 from kernelforge.ir.demand import DEEP, Chains, Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.groups import Group, Item, reaches
+from kernelforge.ir.groups import Group, Item, Order, reaches
 from kernelforge.ir.lower import buffers_of, by_columns
 
 WIDE_ROW = 1 << 16
@@ -315,42 +315,41 @@ class _Fuser:
 
     def side_by_side(self) -> None:
         """Give maps that do not depend on each other one launch, whatever their shapes."""
-        together: dict[Group, _Bundle] = {}
+        order = Order(dict.fromkeys(i.group for i in self.items))
         for group in dict.fromkeys(i.group for i in self.items):
             if group.kinds <= {Kind.MAP} and all(v.type.size for i in group.items for v in i.outputs):
                 buffers = self.buffers(group.items)
                 for bundle in self.joined:
+                    first = bundle.groups[0]
                     room = bundle.buffers + buffers <= self.max_args
-                    if room and _dtype(group) == _dtype(bundle.groups[0]) and not _dependent(group, bundle, together):
+                    if room and _dtype(group) == _dtype(first) and order.independent(group, first):
+                        order.together(group, first)
                         break
                 else:
                     bundle = _Bundle([], 0)
                     self.joined.append(bundle)
                 bundle.groups.append(group)
                 bundle.buffers += buffers
-                together[group] = bundle
 
     def regions(self) -> Iterator[Region]:
         """Yield the regions, each after those it reads."""
         bundles = {g: bundle.groups for bundle in self.joined for g in bundle.groups}
         done: set[Group] = set()
-
-        def visit(group: Group) -> Iterator[Region]:
-            if group in done:
-                return
-            members = bundles.get(group, [group])
-            done.update(members)
-            for member in members:
-                for before in member.before():
-                    yield from visit(before)
-            first = members[0].first
-            if first.kind is Kind.OPAQUE:
-                yield Region((), first.node)
+        # graphs are deeper than Python's stack: it holds groups, and those that are behind them and not looked at yet
+        stack: list[tuple[Group | None, Iterator[Group]]] = [(None, (i.group for i in self.items))]
+        while stack:
+            group, behind = stack[-1]
+            following = next((g for g in behind if g not in done), None)
+            if following is not None:
+                members = bundles.get(following, [following])
+                done.update(members)
+                stack.append((following, (g for m in members for g in m.before())))
             else:
-                yield Region(tuple(self.part(m.items) for m in members))
-
-        for item in self.items:
-            yield from visit(item.group)
+                stack.pop()
+                if group is not None and group.first.kind is Kind.OPAQUE:
+                    yield Region((), group.first.node)
+                elif group is not None:
+                    yield Region(tuple(self.part(m.items) for m in bundles.get(group, [group])))
 
 
 def inputs(part: Part) -> list[Value]:
@@ -361,17 +360,6 @@ def inputs(part: Part) -> list[Value]:
 
 def _dtype(group: Group) -> str:
     return group.first.outputs[0].type.name
-
-
-def _dependent(group: Group, bundle: _Bundle, together: dict[Group, _Bundle]) -> bool:
-    """Whether a path leads from the group to the bundle or back, through other bundles too."""
-
-    def following(g: Group) -> Iterator[Group]:
-        return (n for m in (together[g].groups if g in together else [g]) for n in m.ahead)
-
-    members = set(bundle.groups)
-    ahead = (n for m in bundle.groups for n in m.ahead)
-    return reaches(group.ahead, members, following=following) or reaches(ahead, {group}, following=following)
 
 
 def _walked(group: Group) -> set[tuple[int, ...]]:

@@ -6,7 +6,7 @@ group up to date: n joins take O(n log n) steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from kernelforge.ir.demand import REDUCTIONS
 from kernelforge.ir.graph import Kind, Node, Value
@@ -103,20 +103,12 @@ class Group:
         return sorted(self.behind, key=lambda g: (bool(g.reductions), g.last.order), reverse=True)
 
 
-def _ahead(group: Group) -> Iterable[Group]:
-    return group.ahead
-
-
 def reaches(
     start: Iterable[Group],
     goals: Collection[Group],
     until: int | None = None,
-    following: Callable[[Group], Iterable[Group]] = _ahead,
 ) -> bool:
-    """Whether a path leads from ``start`` to one of ``goals``; none from groups that begin after the item ``until``.
-
-    ``following`` says what a path may go to from a group.
-    """
+    """Whether a path leads from ``start`` to one of ``goals``; none from groups that begin after the item ``until``."""
     seen: set[Group] = set()
     stack = list(start)
     while stack:
@@ -125,5 +117,48 @@ def reaches(
             return True
         if group not in seen and (until is None or group.first.order <= until):
             seen.add(group)
-            stack.extend(following(group))
+            stack.extend(group.ahead)
     return False
+
+
+def _in_order(groups: Iterable[Group]) -> list[Group]:
+    """Sort groups such that each comes after those it reads."""
+    done: set[Group] = set()
+    out: list[Group] = []
+    stack = [(g, False) for g in groups]
+    while stack:
+        group, ready = stack.pop()
+        if ready:
+            out.append(group)
+        elif group not in done:
+            done.add(group)
+            stack.append((group, True))
+            stack.extend((g, False) for g in group.behind if g not in done)
+    return out
+
+
+class Order:
+    """Which groups need which others' results, also through launches that groups share."""
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        found = _in_order(groups)
+        self._bit = {g: 1 << k for k, g in enumerate(found)}
+        self._after: dict[Group, int] = {}  # the bits of all that need a group, directly or not
+        for group in reversed(found):
+            needing = 0
+            for g in group.ahead:
+                needing |= self._bit[g] | self._after[g]
+            self._after[group] = needing
+
+    def independent(self, a: Group, b: Group) -> bool:
+        return not (self._after[a] & self._bit[b] or self._after[b] & self._bit[a])
+
+    def together(self, a: Group, b: Group) -> None:
+        """Let two groups that do not depend on each other, and what shares a launch with them, share one."""
+        both = self._bit[a] | self._bit[b]
+        needing = self._after[a] | self._after[b]
+        for group, after in self._after.items():
+            if after & both:
+                self._after[group] = after | both | needing
+            if self._bit[group] & both:
+                self._bit[group], self._after[group] = both, needing

@@ -435,15 +435,17 @@ def with_parts(expr: Expr, parts: tuple[Expr, ...]) -> Expr:
 
 def substitute(expr: Expr, replace: dict[Expr, Expr], memo: dict[Expr, Expr] | None = None) -> Expr:
     """Replace sub-expressions, outermost first; pass one ``memo`` to share work between calls."""
-    memo = {} if memo is None else memo
+    return _substituted(expr, replace, {} if memo is None else memo)
 
-    def visit(e: Expr) -> Expr:
-        done = memo.get(e)
-        if done is None:
-            done = memo[e] = replace[e] if e in replace else with_parts(e, tuple([visit(x) for x in e.parts]))
-        return done
 
-    return visit(expr)
+def _substituted(expr: Expr, replace: dict[Expr, Expr], memo: dict[Expr, Expr]) -> Expr:
+    done = memo.get(expr)
+    if done is None:
+        found = replace.get(expr)
+        done = memo[expr] = (
+            with_parts(expr, tuple([_substituted(x, replace, memo) for x in expr.parts])) if found is None else found
+        )
+    return done
 
 
 def rebuild(expr: Expr, change: Callable[[Expr], Expr], memo: dict[Expr, Expr]) -> Expr:
@@ -456,19 +458,20 @@ def rebuild(expr: Expr, change: Callable[[Expr], Expr], memo: dict[Expr, Expr]) 
 
 def walk(expr: Expr, seen: set[Expr] | None = None) -> list[Expr]:
     """Return each distinct sub-expression, operands first; pass one ``seen`` to skip what was returned before."""
-    seen = set() if seen is None else seen
     found: list[Expr] = []
-
-    def visit(e: Expr) -> None:
-        seen.add(e)
-        for part in e.parts:
-            if part not in seen:
-                visit(part)
-        found.append(e)
-
+    seen = set() if seen is None else seen
     if expr not in seen:
-        visit(expr)
+        _walk(expr, seen, found)
     return found
+
+
+def _walk(expr: Expr, seen: set[Expr], found: list[Expr]) -> None:
+    # not a function inside of walk: one that calls itself there is garbage that only the collector finds
+    seen.add(expr)
+    for part in expr.parts:
+        if part not in seen:
+            _walk(part, seen, found)
+    found.append(expr)
 
 
 def exprs(stmt: Stmt) -> Iterator[Expr]:

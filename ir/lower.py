@@ -37,7 +37,9 @@ from kernelforge.ir.kernel import (
     select,
     substitute,
 )
+from kernelforge.ir.memo import memo
 from kernelforge.ir.nest import axes, collapse, digits, nest, variables
+from kernelforge.ir.structure import Pattern, pattern
 from kernelforge.ir.types import row_major
 
 MANY_ROWS = 32
@@ -107,7 +109,17 @@ def lower(
     Raises:
         Refused: when no single nest computes the part.
     """
-    return _Builder(Lowering(part, strides or {}, prefix, trial=False, tf32=tf32)).build()
+    mine = pattern(part, strides or {})
+    first, made = _lowered(mine, prefix, tf32)
+    value = dict(zip(first.values, mine.values, strict=True))
+    return Nest(
+        made.body, {value[v]: n for v, n in made.inputs.items()}, {value[v]: n for v, n in made.outputs.items()}
+    )
+
+
+@memo
+def _lowered(pattern: Pattern, prefix: str, tf32: bool) -> tuple[Pattern, Nest]:
+    return pattern, _Builder(Lowering(pattern.part, pattern.strides, prefix, trial=False, tf32=tf32)).build()
 
 
 def buffers_of(part: Part) -> int:
@@ -116,10 +128,21 @@ def buffers_of(part: Part) -> int:
     Raises:
         Refused: when no single nest computes the part, or its nodes would be computed more than ``RECOMPUTE`` times.
     """
-    builder = _Builder(Lowering(part, {}, "", trial=True))
-    made = builder.build()
-    if builder.chained() and part.chains == "blocks":
-        lower(part)  # what walks there are, its elements say
+    found = _tried(pattern(part, {}))
+    if isinstance(found, str):
+        raise Refused(found)
+    return found
+
+
+@memo
+def _tried(pattern: Pattern) -> int | str:
+    try:
+        builder = _Builder(Lowering(pattern.part, {}, "", trial=True))
+        made = builder.build()
+        if builder.chained() and pattern.part.chains == "blocks":
+            lower(pattern.part)  # what walks there are, its elements say
+    except Refused as refusal:
+        return str(refusal)
     return len(made.inputs) + len(made.outputs)
 
 

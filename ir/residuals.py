@@ -64,6 +64,10 @@ class _Planner:
         whole = [v for r in fusion.regions if r.opaque for v in r.opaque.inputs]
         self.wanted = {*graph.outputs, *whole}
         self.works: dict[Part, int] = {}
+        self.reading: dict[Value, set[int]] = {}
+        for k, part in self.parts.items():
+            for v in inputs(part):
+                self.reading.setdefault(v, set()).add(k)
         self.found: list[Residual] = []
 
     def run(self) -> None:
@@ -106,7 +110,7 @@ class _Planner:
         self.accept(k, _Way(tuple(large), parts, stored, fewer, work, 0, ""))
 
     def readers(self, value: Value) -> list[int]:
-        return [k for k, part in self.parts.items() if value in inputs(part)]
+        return sorted(self.reading.get(value, ()))
 
     def fixed(self, k: int, value: Value) -> str:
         """Say why a value cannot be computed again, or nothing."""
@@ -180,10 +184,13 @@ class _Planner:
 
     def accept(self, k: int, way: _Way) -> None:
         for q, part in way.parts.items():
-            if part is None:
-                del self.parts[q]
-            else:
+            old = self.parts.pop(q)
+            for v in inputs(old):
+                self.reading[v].discard(q)
+            if part is not None:
                 self.parts[q] = part
+                for v in inputs(part):
+                    self.reading.setdefault(v, set()).add(q)
         home = next((v for q, p in way.parts.items() if q == k and p for v in p.outputs), None)
         self.found.append(Residual(way.values, False, way.fewer, way.work, "", way.stored, home))
 

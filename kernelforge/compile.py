@@ -14,8 +14,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kernelforge.backends.base import Backend, Executable, Printing
 from kernelforge.config import Config
 from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, UnsupportedOnDevice
@@ -34,6 +32,7 @@ from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.structure import structure
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
@@ -114,40 +113,6 @@ def compile_graph(
         while len(_recent) > RECENT:
             _recent.popitem(last=False)
         return found
-
-
-def structure(graph: Graph) -> tuple[Any, ...]:
-    """Return a hashable that two graphs share when they compute the same in the same way."""
-    number: dict[Value, int] = {}
-    for value in graph.inputs:
-        number[value] = len(number)
-    consts = []
-    for value, array in graph.consts:
-        number[value] = len(number)
-        consts.append((value.type, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()))
-    nodes = []
-    for node in graph.nodes:
-        for value in node.outputs:
-            number[value] = len(number)
-        # how a call would be differentiated says nothing of what it computes
-        given = [(k, v) for k, v in node.params.items() if k != "rule"]
-        params = tuple((k, structure(v) if isinstance(v, Graph) else exact(v)) for k, v in given)
-        nodes.append((node.prim.name, tuple(number[v] for v in node.inputs), params))
-    return (
-        tuple(v.type for v in graph.inputs),
-        tuple(consts),
-        tuple(nodes),
-        tuple(number[v] for v in graph.outputs),
-    )
-
-
-def exact(value: Any) -> Any:
-    """Return a key for a hashable value: 0.0 == -0.0 == False, which compute other things, and nan != nan."""
-    if isinstance(value, float):
-        return type(value), value.hex()
-    if isinstance(value, tuple | frozenset):
-        return type(value), (tuple if isinstance(value, tuple) else frozenset)(exact(v) for v in value)
-    return type(value), value
 
 
 def _compile(
@@ -356,4 +321,4 @@ def forget() -> None:
         _recent.clear()
 
 
-__all__ = ["Compiled", "Plan", "compile_graph", "distinct", "exact", "forget", "structure"]
+__all__ = ["Compiled", "Plan", "compile_graph", "distinct", "forget"]

@@ -16,7 +16,7 @@ import optree
 from kernelforge.array import Array, lent
 from kernelforge.backends.base import Backend, Call, Direct, Entry, Result
 from kernelforge.backends.targets import target
-from kernelforge.compile import compile_graph, exact
+from kernelforge.compile import compile_graph
 from kernelforge.config import CURRENT, Config
 from kernelforge.config import current as current_config
 from kernelforge.devices import CHOSEN
@@ -24,6 +24,7 @@ from kernelforge.devices import current as current_device
 from kernelforge.errors import InvalidArgument, InvalidParameter, MixedDevices, UnhashableStatic, UnknownStatic
 from kernelforge.ir.build import BUILDERS, tracing
 from kernelforge.ir.graph import Graph, Value
+from kernelforge.ir.structure import exact
 from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.leaves import IN_PLACE, INT, Leaf, leaf_of, number
 from kernelforge.methods import Methods

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 from kernelforge.ir.graph import Graph, Node, Value
+from kernelforge.ir.structure import exact
 
 COMMUTATIVE = frozenset({"add", "multiply", "equal", "not_equal", "bitwise_and", "bitwise_or", "bitwise_xor"})
 """Where the order of operands is of no consequence to the bit. (For maximum it is: of -0.0 and 0.0.)"""
 
 
-def _exact(value: Any) -> Hashable:
-    """Tell apart what ``==`` does not (0, False and -0.0), and join NaNs."""
-    if isinstance(value, float):
-        return value.hex()
-    if isinstance(value, bool):
-        return str(value)
-    return value  # type: ignore[no-any-return]
-
-
 def _key(node: Node, inputs: tuple[Value, ...]) -> Hashable:
     order = sorted(inputs, key=lambda v: v.id) if node.prim.name in COMMUTATIVE else inputs
     types = tuple(v.type for v in node.outputs)
-    return (node.prim.name, tuple(order), types, *((k, _exact(v)) for k, v in sorted(node.params.items())))
+    return (node.prim.name, tuple(order), types, *((k, exact(v)) for k, v in sorted(node.params.items())))
 
 
 def cse(graph: Graph) -> Graph:

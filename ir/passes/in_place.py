@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from kernelforge.ir.accesses import redirected
 from kernelforge.ir.index import flatten, free_vars, normalize
@@ -43,36 +44,41 @@ def in_place(kernel: Kernel, outputs: Collection[str]) -> Kernel:
         for e in (e for r in exprs(s) for e in walk(r)):
             if isinstance(e, Load):
                 dtypes.pop(e.buffer, None)
-    return dataclasses.replace(kernel, body=_changed(kernel.body, kernel, dtypes)) if dtypes else kernel
+    stored = collections.Counter(s.buffer for s in body if isinstance(s, Store))
+    return dataclasses.replace(kernel, body=_changed(kernel.body, stored, dtypes)) if dtypes else kernel
 
 
-def _changed(body: Sequence[Stmt], kernel: Kernel, dtypes: dict[str, str]) -> tuple[Stmt, ...]:
+def _changed(body: Sequence[Stmt], stored: Mapping[str, int], dtypes: dict[str, str]) -> tuple[Stmt, ...]:
+    """Change a statement list; ``stored`` counts the Stores of the kernel to each buffer."""
     for k, s in enumerate(body):
         if isinstance(s, Alloc) and s.space == "local" and all(isinstance(n, Const) for n in s.shape):
             rest = body[k + 1 :]
+            leaves = [leaf for place, t in enumerate(rest) for leaf in _leaves(t, (), place)]
             for name in [n for n, dtype in dtypes.items() if dtype == s.dtype]:
-                start = _start(s, name, rest, kernel)
+                start = _start(s, name, rest, leaves, stored[name])
                 if start is not None:
                     del dtypes[name]
-                    return _changed((*body[:k], *_moved(rest, s, name, start)), kernel, dtypes)
+                    return _changed((*body[:k], *_moved(rest, s, name, start)), stored, dtypes)
     return tuple(
-        dataclasses.replace(s, body=_changed(s.body, kernel, dtypes)) if isinstance(s, For | If) else s for s in body
+        dataclasses.replace(s, body=_changed(s.body, stored, dtypes)) if isinstance(s, For | If) else s for s in body
     )
 
 
-def _start(local: Alloc, name: str, rest: Sequence[Stmt], kernel: Kernel) -> Expr | None:
-    """Return which element of the output the first of the buffer can be, None where the one cannot hold the other."""
-    shape = _shape(local)
-    leaves = [leaf for k, s in enumerate(rest) for leaf in _leaves(s, (), k)]
+def _start(local: Alloc, name: str, rest: Sequence[Stmt], leaves: Sequence[Leaf], count: int) -> Expr | None:
+    """Return which element of the output the first of the buffer can be, None where the one cannot hold the other.
+
+    ``leaves`` are those of ``rest``, ``count`` is how often the kernel stores to the output.
+    """
     made = [(path, k, s) for path, k, s in leaves if isinstance(s, Store) and s.buffer == name]
-    if not made or len(made) != sum(isinstance(s, Store) and s.buffer == name for s in stmts(kernel.body)):
+    if not made or len(made) != count:
         return None
+    shape = _shape(local)
     bodies = {id(path[-1]): k for path, k, _ in made if path}
     last = {id(path[0]) for path, _, _ in made if path}
     before = {id(s) for s in itertools.takewhile(lambda s: id(s) not in last, rest)}
     lets = {s.name for s in stmts(rest) if isinstance(s, Let)}
     start: Expr | None = None
-    count = 0
+    elements = 0
     for path, _, s in made:
         read = {
             flatten(e.index, row_major(shape))
@@ -89,8 +95,8 @@ def _start(local: Alloc, name: str, rest: Sequence[Stmt], kernel: Kernel) -> Exp
         if start not in (None, at) or any(v in inside or v.name in lets for v in free_vars(at)):
             return None
         start = at
-        count += math.prod(loop.static or 0 for loop in path)
-    if count != math.prod(shape):
+        elements += math.prod(loop.static or 0 for loop in path)
+    if elements != math.prod(shape):
         return None
     for path, k, leaf in leaves:
         if isinstance(leaf, Store) and leaf.buffer == local.buffer and not (path and id(path[0]) in before):

@@ -131,7 +131,8 @@ class _Sharing:
 
     def bind(self, rows: Sequence[tuple[Stmt, dict[Expr, None]]]) -> list[Stmt]:
         names: dict[Expr, Expr] = {}
-        reading: dict[str, list[Expr]] = {}
+        steady: dict[Expr, Expr] = {}  # those of them that load nothing the kernel writes
+        reading: dict[str, list[Expr]] = {}  # by buffer, what is named and loads from it
         out: list[Stmt] = []
         uses: dict[Expr, int] = {}
         safe: set[Expr] = set()
@@ -139,6 +140,21 @@ class _Sharing:
             seen: set[tuple[Expr, bool]] = set()
             for root in (*wanted, *exprs(stmt)):
                 _count(root, True, uses, safe, seen)
+
+        def let(e: Expr, value: Expr) -> Expr:
+            if isinstance(value, Var | Const):
+                return value
+            var = Var(f"t{self.count}", e.dtype)
+            self.count += 1
+            out.append(Let(var.name, value))
+            names[e] = var
+            found = reads(e)
+            for buffer in found:
+                reading.setdefault(buffer, []).append(e)
+            if self.written.isdisjoint(found):
+                steady[e] = var
+            return var
+
         for stmt, wanted in rows:
             memo: dict[Expr, Expr] = {}
 
@@ -149,20 +165,19 @@ class _Sharing:
                 done = with_parts(e, tuple([rewrite(x) for x in e.parts]))
                 shared = isinstance(e, Op | Load) and uses.get(e, 0) > 1 and _worth(e)
                 if shared and (e in safe or _exposed(e) <= safe):
-                    done = self.let(e, done, out, names, reading)
+                    done = let(e, done)
                 memo[e] = done
                 return done
 
             for e in wanted:
                 if e not in names:
-                    self.let(e, rewrite(e), out, names, reading)
+                    let(e, rewrite(e))
             if isinstance(stmt, For | If):
                 # what is bound here is known inside, too
-                inner = {e: v for e, v in names.items() if self.depth_of(e) < 1 << 30}
+                memo2: dict[Expr, Expr] = {}
+                body = tuple(map_exprs(s, lambda e: substitute(e, steady, memo2)) for s in stmt.body)  # noqa: B023
                 head = dataclasses.replace(stmt, body=())
                 head = map_exprs(head, rewrite)  # type: ignore[assignment]
-                memo2: dict[Expr, Expr] = {}
-                body = tuple(map_exprs(s, lambda e: substitute(e, inner, memo2)) for s in stmt.body)  # noqa: B023
                 out.append(dataclasses.replace(head, body=body))
             else:
                 out.append(map_exprs(stmt, rewrite))
@@ -170,20 +185,6 @@ class _Sharing:
             for e in [e for buffer in changed for e in reading.pop(buffer, ())]:
                 names.pop(e, None)
         return out
-
-    def let(
-        self, e: Expr, value: Expr, out: list[Stmt], names: dict[Expr, Expr], reading: dict[str, list[Expr]]
-    ) -> Expr:
-        """Name an expression; ``reading`` lists by buffer what was named and loads from it."""
-        if isinstance(value, Var | Const):
-            return value
-        var = Var(f"t{self.count}", e.dtype)
-        self.count += 1
-        out.append(Let(var.name, value))
-        names[e] = var
-        for buffer in reads(e):
-            reading.setdefault(buffer, []).append(e)
-        return var
 
 
 def _leading(stmt: Stmt) -> int:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
-from kernelforge.ir import fuse
+from kernelforge.compile import forget
+from kernelforge.ir import fuse, lower, residuals
+from kernelforge.ir.groups import Group, Item, Order
 
 
 def test_chains_are_seldom_collected_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +72,71 @@ def test_a_map_follows_one_result_that_nothing_else_needs(kept: bool) -> None:
     found = kf.jit(both)(x)
     for got, expected in zip(found if kept else [found], both(x) if kept else [both(x)], strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_equal_layers_are_lowered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever depth adds to a network is found out about one layer."""
+    built: list[object] = []
+    build = lower._Builder.build
+
+    def counted(self: Any) -> Any:
+        built.append(self)
+        return build(self)
+
+    def network(weights: Any, x: Any) -> Any:
+        for w in weights:
+            x = x + np.cumsum(np.tanh(x @ w), axis=-1)
+        return (x * x).sum()
+
+    def lowered(depth: int) -> int:
+        built.clear()
+        forget()
+        weights = [np.eye(96, dtype=np.float32)] * depth
+        found = kf.jit(kf.grad(network)).lower(weights, np.ones((64, 96), np.float32))
+        assert len(found.kernels) > depth
+        return len(built)
+
+    monkeypatch.setattr(lower._Builder, "build", counted)
+    assert lowered(10) == lowered(5)
+
+
+def test_readers_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a part reads is collected for those that change, not for every value that might be computed again."""
+    collected: list[object] = []
+    inputs = residuals.inputs
+
+    def counted(part: Any) -> Any:
+        collected.append(part)
+        return inputs(part)
+
+    def chain(x: Any) -> Any:
+        for k in range(60):
+            x = np.cumsum(x, axis=-1) * np.float32(k)
+        return x
+
+    monkeypatch.setattr(residuals, "inputs", counted)
+    assert len(kf.jit(chain).lower(np.ones((20, 7), np.float32)).kernels) >= 60
+    assert len(collected) < 10 * 60
+
+
+def test_graphs_are_deeper_than_pythons_stack() -> None:
+    def chain(x: Any) -> Any:
+        for _ in range(1200):
+            x = np.cumsum(x)
+        return x
+
+    assert len(kf.jit(chain).lower(np.zeros(3, np.float32)).regions) == 1200
+
+
+def test_groups_of_one_launch_depend_on_each_others_producers() -> None:
+    """Of a -> b and c -> d, b and c may share a launch; then a and d are in order."""
+    a, b, c, d = items = [Item(None, (), k) for k in range(4)]
+    b.reads[a] = d.reads[c] = None
+    for item in items:
+        item.group = Group(item, None, 0)
+    order = Order([i.group for i in items])
+    assert order.independent(a.group, d.group)
+    order.together(b.group, c.group)
+    assert not order.independent(a.group, d.group)
+    assert not order.independent(a.group, c.group)
+    assert not order.independent(b.group, d.group)
