@@ -23,9 +23,15 @@ from kernelforge.ir.types import row_major
 WEIGHTS = 1 << 20
 """Bytes of a contraction's other operand that each block of rows walks through again: as much as a cache holds."""
 
+ALL_WEIGHTS = 3 << 18
+"""Bytes of all such operands together, on a CPU: the rows' own buffers have the rest of a core's cache."""
+
 MUCH = 32
 """Values of so many times the size are not stored for an operand that no cache holds: a product of its own is faster,
 as it packs the operand once for many rows, until the memory matters."""
+
+MORE = 4
+"""The same for all operands together, which a farther cache holds."""
 
 ROW_BYTES = 1 << 20
 """Bytes that the buffers of a row take at most."""
@@ -99,6 +105,7 @@ class Chain:
         self.rows = self._rows()
         self.body: list[Stmt] = []
         self.bytes = 0
+        self.walked: dict[Value, int] = {}  # bytes of what all rows of a contraction share
         self.across: dict[Node, Value] = {}  # what contractions over rows make
         self.sums: dict[Value, str] = {}
         self.summed: tuple[Expr, ...] = ()
@@ -354,9 +361,14 @@ class Chain:
             raise Refused("too few rows share an operand of the contraction")
         given = [(v, n) for v, n in zip(node.inputs, own, strict=True) if v not in self.axes.dependent]
         walked, rows = min(((v.type.nbytes // n, n) for v, n in given), default=(0, 1))
-        held = max(v.type.nbytes for v in (node.output, *node.inputs) if v in self.axes.dependent) // rows
-        if walked > max(WEIGHTS, held // MUCH):
+        largest = max(v.type.nbytes for v in (node.output, *node.inputs) if v in self.axes.dependent)
+        if walked > max(WEIGHTS, largest // rows // MUCH):
             raise Refused(f"each block of rows would walk through {walked:,} bytes of the contraction's other operand")
+        if self.low.part.chains == "rows":
+            self.walked |= {self._moved(v): v.type.nbytes // n for v, n in given if n == min(own)}
+            every = sum(self.walked.values())
+            if every > max(ALL_WEIGHTS, largest // min(own) // MORE):
+                raise Refused(f"each block of rows would walk through {every:,} bytes of all other operands")
 
     def _output(self, value: Value) -> None:
         low, source = self.low, self._reshaped(value)

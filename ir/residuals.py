@@ -117,7 +117,7 @@ class _Planner:
         node = next(n for n in self.parts[k].nodes if value in n.outputs)
         if node.prim.kind not in AGAIN:
             return f"it is made by {node.prim.name}, which reads many elements for one"
-        if any(n.prim.kind is Kind.CONTRACT for q in self.readers(value) for n in self.parts[q].nodes):
+        if any(_contracted(self.parts[q], value) for q in self.readers(value)):
             return "a contraction would compute it again for each use of an element"
         return ""
 
@@ -219,6 +219,17 @@ class _Planner:
             left = tuple(self.parts[k] for k in members if k in self.parts)
             if region.opaque or left:
                 yield region if region.parts == left else Region(left)
+
+
+def _contracted(part: Part, value: Value) -> bool:
+    """Whether a contraction of a part reads a value, or what is made of it; one may also be made before it is read."""
+    made = {value}
+    for node in part.nodes:
+        if not made.isdisjoint(node.inputs):
+            if node.prim.kind is Kind.CONTRACT:
+                return True
+            made.update(node.outputs)
+    return False
 
 
 def _traffic(part: Part) -> int:

@@ -243,6 +243,16 @@ def test_a_small_network_is_one_kernel(rows: int) -> None:
     np.testing.assert_allclose(kf.jit(mlp)(*args), exact(mlp, *args), rtol=1e-3, atol=1e-4)
 
 
+def test_products_whose_weights_no_cache_holds_together_have_kernels_of_their_own() -> None:
+    """Each alone is read again for each block of rows from a core's cache, both are from the one behind it."""
+    x, w, v = normal(64, 400), normal(400, 300) * np.float32(0.1), normal(300, 300) * np.float32(0.1)
+    two = lambda x, w, v: np.maximum(x @ w, 0) @ v  # noqa: E731
+    assert counted(two, x, w[:, :100], v[:100]) == 1
+    assert counted(two, x, w, v) == 2
+    assert "of all other operands" in str(kf.jit(two).explain(x, w, v))
+    np.testing.assert_allclose(kf.jit(two)(x, w, v), exact(two, x, w, v), rtol=1e-3, atol=1e-4)
+
+
 def test_gradients_of_wide_weights_have_kernels_of_their_own() -> None:
     """Partial sums of a whole matrix would be read and written for every few rows."""
 

@@ -77,6 +77,23 @@ def normalized(x, steps: int):
     return y / y.sum()
 
 
+def test_what_is_read_after_a_contraction_is_computed_again() -> None:
+    """The slope of gelu times what a product makes: each element of it is used once."""
+
+    def layer(x, w, v):
+        h = x @ w
+        return (h * F32(0.5) * (1 + np.tanh(h + F32(0.04) * h * h * h))) @ v
+
+    args = normal(700, 400), normal(400, 600, seed=1) * F32(0.05), normal(600, 500, seed=2) * F32(0.05)
+    ct = normal(700, 500)
+    plan = planned(backward(layer), ct, *args)
+    assert len(plan.kernels) == 6
+    made = [n.prim.name for r in plan.regions for v in r.outputs for n in plan.graph.nodes if v in n.outputs]
+    assert sorted(made) == ["add", *["contract"] * 5, "multiply"]  # the gradient by h; h and four results; gelu of h
+    for got, want in zip(kf.jit(backward(layer))(ct, *args)[1], kf.vjp(layer, *args)[1](ct), strict=True):
+        np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=1e-4, atol=1e-4)
+
+
 def test_ties_of_a_maximum_are_not_stored() -> None:
     plan = planned(kf.grad(cross_entropy), normal(20, 10), normal(64, 20), np.arange(64) % 10)
     assert "bool" not in between(plan).values()
