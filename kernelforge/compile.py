@@ -133,8 +133,9 @@ def _compile(
     planner = Planner(optimized, fusion.regions, backend)
     steps: list[Step] = []
     kernels: list[Compiled] = []
-    regions = [r for r in fusion.regions if any(v.type.size for v in r.outputs)]
-    for region, order in zip(regions, _ordered(regions, strides, backend, config), strict=True):
+    turns = [k for k, r in enumerate(fusion.regions) if any(v.type.size for v in r.outputs)]
+    regions = [fusion.regions[k] for k in turns]
+    for k, region, order in zip(turns, regions, _ordered(regions, strides, backend, config), strict=True):
         if region.opaque is not None:
             step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config, located=located))
             steps.append(step)
@@ -142,7 +143,7 @@ def _compile(
         elif order is not None:
             compiled = order.compiled(region)
             slots = [planner.slots[v] for v in order.values]
-            slots += [planner.scratch(nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
+            slots += [planner.scratch(k, nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
             steps.append(Launch(compiled, tuple(slots), ()))
             kernels.append(compiled)
     return Plan(

@@ -23,6 +23,7 @@ from kernelforge.ir.kernel import Expr
 from kernelforge.ir.passes import share
 
 compiling = sys.modules["kernelforge.compile"]
+planning = sys.modules["kernelforge.runtime.plan"]
 
 X = np.random.default_rng(5).normal(size=(33, 20)).astype(np.float32)
 
@@ -37,6 +38,25 @@ def test_equal_kernels_are_compiled_once() -> None:
     kernels = kf.jit(layers).lower(np.ones((40, 1024), np.float32), weights).kernels
     assert len(kernels) == 5
     assert len({k.executable for k in kernels}) == 1
+
+
+def test_kernels_share_what_they_need_while_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    place = planning.Planner._place
+
+    def watched(planner: Any, turns: range, nbytes: int) -> Any:
+        slot = place(planner, turns, nbytes)
+        made.append((turns, planner.offsets[-1], nbytes))
+        return slot
+
+    monkeypatch.setattr(planning.Planner, "_place", watched)
+    layers = kf.jit(lambda x, w, v: np.tanh(np.tanh(x @ w) @ v).cumsum(1))
+    plan = layers.lower(np.ones((40, 1024), np.float32), *(np.ones((1024, 1024), np.float64),) * 2).plan
+    assert len(made) == 3
+    for k, (turns, offset, nbytes) in enumerate(made):
+        for others, at, size in made[:k]:
+            assert set(turns).isdisjoint(others) or offset >= at + size or at >= offset + nbytes
+    assert plan.arena < sum(nbytes for *_, nbytes in made)
 
 
 def test_kernels_are_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,24 +231,25 @@ class Planner:
             for node in region.nodes:
                 last.update(dict.fromkeys(node.inputs, k))
         self.offsets: list[int] = []
-        live: list[tuple[int, int, Value]] = []
         self.arena = 0
+        self._taken: list[tuple[range, int, int]] = []
         for k, region in enumerate(regions):
-            live = [entry for entry in live if last.get(entry[2], -1) >= k]
             for value in region.outputs:
                 if value not in self.slots:
-                    size = -(-max(value.type.nbytes, 1) // ALIGNMENT) * ALIGNMENT
-                    offset = _first_fit([(o, n) for o, n, _ in live], size)
-                    live.append((offset, size, value))
-                    self.slots[value] = len(known) + len(self.offsets)
-                    self.offsets.append(offset)
-                    self.arena = max(self.arena, offset + size)
+                    self.slots[value] = self._place(range(k, max(last.get(value, k), k) + 1), value.type.nbytes)
 
-    def scratch(self, nbytes: int) -> int:
-        """Reserve memory that one kernel needs while it runs; returns its slot."""
+    def scratch(self, k: int, nbytes: int) -> int:
+        """Find memory that the kernel of region ``k`` needs while it runs; returns its slot."""
+        return self._place(range(k, k + 1), nbytes)
+
+    def _place(self, turns: range, nbytes: int) -> int:
+        """Find a place in the arena that nothing else has while the regions ``turns`` run; returns its slot."""
         size = -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
-        self.offsets.append(self.arena)
-        self.arena += size
+        meanwhile = [(o, n) for t, o, n in self._taken if t.start < turns.stop and turns.start < t.stop]
+        offset = _first_fit(meanwhile, size)
+        self._taken.append((turns, offset, size))
+        self.offsets.append(offset)
+        self.arena = max(self.arena, offset + size)
         return len(self.graph.inputs) + len(self.consts) + len(self.graph.outputs) + len(self.offsets) - 1
 
     def opaque(self, node: Node, compile_graph: Callable[[Graph], Plan]) -> tuple[Step, list[Compiled]]:
