@@ -97,12 +97,14 @@ class Result(NamedTuple):
 
     Attributes:
         make: makes it, with memory of the device's pool.
+        taken: the argument in whose memory it is made instead.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     nbytes: int
     make: Callable[[], Any]
+    taken: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +114,9 @@ class Call:
     The memory of a call is a list of slots: its arguments, ``consts``, the results, and places in the arena.
 
     Attributes:
-        array, buffer: the classes of results and of the memory they hold.
+        array, buffer, pooled: the classes of results, of memory, and of memory that nothing but its array sees.
+        given: the arguments that are donated, arrays of the device.
+        gone: stands for their memory afterwards.
         consts: handles.
         arena: makes the buffer of the arena; None without one.
         offsets: of places in it, in bytes.
@@ -124,6 +128,9 @@ class Call:
     backend: Backend
     array: type
     buffer: type
+    pooled: type
+    given: tuple[int, ...]
+    gone: Any
     consts: tuple[Any, ...]
     results: tuple[Result, ...]
     arena: Callable[[], Any] | None

@@ -40,7 +40,7 @@ def main(small: bool = False) -> None:
     steps = epochs * (len(training.labels) // BATCH)
     optimizer = optim.adamw(optim.one_cycle(1e-2, steps), weight_decay=1e-2)
 
-    @kf.jit
+    @kf.jit(donate_argnames=("params", "state"))
     def step(params, state, images, labels):
         value, grads = kf.value_and_grad(loss)(params, images, labels)
         return *optimizer.update(state, grads, params), value

@@ -56,7 +56,7 @@ def main(small: bool = False) -> None:
     optimizer = optim.adam(optim.cosine(1e-3, steps, 1e-4), betas=(0.5, 0.9))
     slow = optim.adam(optim.cosine(1e-3, steps * rounds, 1e-4), betas=(0.5, 0.9))
 
-    @kf.jit
+    @kf.jit(donate_argnames=("critic", "state"))
     def teach_critic(critic, state, drawer, key, points):
         first, second = kf.random.split(key)
         drawn = network(drawer, kf.random.normal(first, (batch, NOISE)))
@@ -64,7 +64,7 @@ def main(small: bool = False) -> None:
         value, grads = kf.value_and_grad(critic_loss)(critic, drawn, points, mix)
         return *slow.update(state, grads, critic), value
 
-    @kf.jit
+    @kf.jit(donate_argnames=("drawer", "state"))
     def teach_drawer(drawer, state, critic, key):
         noise = kf.random.normal(key, (batch, NOISE))
         grads = kf.grad(lambda drawer: -network(critic, network(drawer, noise)).mean())(drawer)

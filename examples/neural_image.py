@@ -48,7 +48,7 @@ def main(small: bool = False) -> None:
     def loss(params, places, wanted):
         return nn.mse_loss(colours(params, places), wanted)
 
-    @kf.jit
+    @kf.jit(donate_argnames=("params", "state"))
     def step(params, state, places, wanted):
         value, grads = kf.value_and_grad(loss)(params, places, wanted)
         return *optimizer.update(state, grads, params), value

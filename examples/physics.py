@@ -51,7 +51,7 @@ def main(small: bool = False) -> None:
     def loss(params, x, t):
         return (residual(params, x, t) ** 2).mean()
 
-    @kf.jit
+    @kf.jit(donate_argnames=("params", "state"))
     def step(params, state, x, t):
         value, grads = kf.value_and_grad(loss)(params, x, t)
         return *optimizer.update(state, grads, params), value

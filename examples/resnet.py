@@ -71,7 +71,7 @@ def main(small: bool = False) -> None:
         scores, stats = forward(params, stats, x, training=True)
         return nn.cross_entropy(scores, y), stats
 
-    @kf.jit
+    @kf.jit(donate_argnames=("params", "stats", "state"))
     def step(params, stats, state, x, y):
         (value, stats), grads = kf.value_and_grad(loss, has_aux=True)(params, stats, x, y)
         params, state = optimizer.update(state, grads, params)

@@ -67,7 +67,7 @@ def main(small: bool = False) -> None:
     def loss(params, ids, following):
         return nn.cross_entropy(logits(params, ids, heads).reshape(-1, len(alphabet)), following.reshape(-1))
 
-    @kf.jit
+    @kf.jit(donate_argnames=("params", "state"))
     def step(params, state, ids, following):
         value, grads = kf.value_and_grad(loss)(params, ids, following)
         return *optimizer.update(state, grads, params), value

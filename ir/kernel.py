@@ -24,7 +24,8 @@ Meaning, which every printer and every schedule step keeps:
 - ``unlikely(c)`` is c, and a hint to the pass ``branch``, which leaves none to the printers.
 - *bool* is stored as one byte, 0 or 1.
 - *Buffers.* An argument is flat: its index counts elements from its first element and may be negative for a reversed
-  view. An allocated buffer has a shape, is row-major, lives to the end of the statement list it stands in and starts
+  view. An ``inout`` one holds an input at first and an output in the end. Those that are written share no memory with
+  others. An allocated buffer has a shape, is row-major, lives to the end of the statement list it stands in and starts
   undefined. A ``register`` buffer inside ``group`` loops whose leading indices are those loops' variables belongs to
   the work-items: each holds its own part.
 
@@ -43,7 +44,7 @@ from kernelforge.dtypes import FLOATS, INTEGERS
 
 LoopKind = Literal["serial", "parallel", "grid", "group", "vector", "unroll"]
 Space = Literal["global", "local", "register"]
-Mode = Literal["in", "out", "scratch"]
+Mode = Literal["in", "out", "inout", "scratch"]
 
 UNARY = ("neg", "abs", "not", "sqrt", "floor", "ceil", "trunc", "rint")
 BINARY = ("add", "sub", "mul", "div", "floordiv", "mod", "min", "max", "and", "or", "xor", "shl", "shr")

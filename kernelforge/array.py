@@ -11,7 +11,7 @@ from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
 from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
-from kernelforge.errors import ImmutableArray, InvalidArgument, MissingExtra
+from kernelforge.errors import DonatedArray, ImmutableArray, InvalidArgument, MissingExtra
 from kernelforge.ir.build import plain, tracing
 from kernelforge.ir.types import row_major
 from kernelforge.methods import FUNCTIONS, Methods
@@ -28,6 +28,22 @@ WRITERS = frozenset({"copyto", "place", "put", "put_along_axis", "putmask"})
 
 LEGACY_STREAM = 1
 """How ``__cuda_array_interface__`` calls the legacy default stream, where CUDA devices run all kernels."""
+
+
+class _Gone(Buffer):
+    """Stands where the memory of a donated array was."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        """Have nothing: machine code that looks for the device finds none here."""
+
+    @property
+    def backend(self) -> Backend:  # type: ignore[override]
+        raise DonatedArray
+
+
+GONE = _Gone()
 
 
 class Array(Methods):
@@ -149,6 +165,10 @@ class Array(Methods):
             args, kwargs = optree.tree_map(lambda x: np.asarray(x) if isinstance(x, Array) else x, both)
             return func(*args, **kwargs)
         return super().__array_function__(func, types, args, kwargs)
+
+    def give(self) -> None:
+        """Let go of the elements: whoever uses the array later is told that it was donated."""
+        self._buffer, self._host = GONE, None
 
     def to_device(self, device: str) -> Array:
         """Return the array on another device; itself where it is there already."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from kernelforge.backends.base import Backend, Executable, Printing
 from kernelforge.config import Config
+from kernelforge.donations import Donations
 from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, UnsupportedOnDevice
 from kernelforge.forks import Lock
 from kernelforge.ir import memo
@@ -24,7 +25,7 @@ from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.demand import Chains
 from kernelforge.ir.fuse import Region, fuse
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.kernel import Arg, Kernel
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
@@ -86,7 +87,12 @@ _UNCOLLECTED = _Uncollected()
 
 
 def compile_graph(
-    graph: Graph, backend: Backend, config: Config, strides: Strides | None = None, located: bool = False
+    graph: Graph,
+    backend: Backend,
+    config: Config,
+    strides: Strides | None = None,
+    located: bool = False,
+    given: frozenset[int] = frozenset(),
 ) -> Plan:
     """Compile for a device; graphs of the same structure share one plan, as long as anyone has it or it is among
     the recent ones.
@@ -95,6 +101,7 @@ def compile_graph(
         strides: for each input of the graph its strides in elements, or None where it is row-major; only host devices
             take others.
         located: for people to look at: share the plan only with graphs whose nodes stand on the same lines.
+        given: the inputs in whose memory outputs may be made.
 
     Raises:
         UnsupportedOnDevice: when the graph has a dtype that the device lacks.
@@ -102,12 +109,12 @@ def compile_graph(
     """
     layout = tuple(strides) if strides is not None else (None,) * len(graph.inputs)
     places = tuple(n.loc for n in graph.nodes) if located else None
-    key = (structure(graph), places, layout, backend, config, tuned.state(backend))
+    key = (structure(graph), places, layout, given, backend, config, tuned.state(backend))
     with _lock:
         found = _plans.get(key)
         if found is None:
             with _UNCOLLECTED:
-                found = _plans[key] = _compile(graph, backend, config, layout, located)
+                found = _plans[key] = _compile(graph, backend, config, layout, located, given)
         _recent[found] = None
         _recent.move_to_end(found)
         while len(_recent) > RECENT:
@@ -116,7 +123,12 @@ def compile_graph(
 
 
 def _compile(
-    graph: Graph, backend: Backend, config: Config, layout: tuple[tuple[int, ...] | None, ...], located: bool
+    graph: Graph,
+    backend: Backend,
+    config: Config,
+    layout: tuple[tuple[int, ...] | None, ...],
+    located: bool,
+    given: frozenset[int],
 ) -> Plan:
     optimized = row_major_inside(distinct(optimize(graph, config.verify)), layout)
     limits = backend.limits
@@ -135,7 +147,11 @@ def _compile(
     kernels: list[Compiled] = []
     turns = [k for k, r in enumerate(fusion.regions) if any(v.type.size for v in r.outputs)]
     regions = [fusion.regions[k] for k in turns]
-    for k, region, order in zip(turns, regions, _ordered(regions, strides, backend, config), strict=True):
+    free = [v for i, v in enumerate(optimized.inputs) if i in given and v not in strides]
+    donations = Donations(optimized, regions, free)
+    orders = _ordered(regions, strides, backend, config, donations)
+    planner.slots.update({v: planner.slots[donations.taken[v]] for v in donations.taken})
+    for k, region, order in zip(turns, regions, orders, strict=True):
         if region.opaque is not None:
             step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config, located=located))
             steps.append(step)
@@ -150,6 +166,7 @@ def _compile(
         optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
         tuple(planner.offsets), planner.arena, pool(backend),
         tuple(size_class(v.type.nbytes) for v in optimized.outputs),
+        tuple(planner.slots[v] if v in donations.taken else None for v in optimized.outputs),
     )  # fmt: skip
 
 
@@ -213,27 +230,36 @@ class _Order(NamedTuple):
 
 
 def _ordered(
-    regions: Sequence[Region], strides: dict[Value, tuple[int, ...]], backend: Backend, config: Config
+    regions: Sequence[Region],
+    strides: dict[Value, tuple[int, ...]],
+    backend: Backend,
+    config: Config,
+    donations: Donations,
 ) -> list[_Order | None]:
     """Lower and schedule the kernels of regions; the device's compiler is at one while the next is prepared."""
     orders: list[_Order | None] = []
-    known: dict[Kernel, tuple[Kernel, tuple[tuple[str, int], ...], Callable[[], Executable]]] = {}
+    known: dict[Kernel, tuple[Kernel, tuple[tuple[str, int], ...]]] = {}
+    started: dict[tuple[Kernel, tuple[Arg, ...]], Callable[[], Executable]] = {}
     tf32 = config.precision == "high" and "tf32" in backend.limits.native
     with _compilers(min(backend.limits.compilers, len(regions))) as start:
-        for region in regions:
+        for k, region in enumerate(regions):
             if region.opaque is not None:
+                donations.settle(k)
                 orders.append(None)
                 continue
             parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
             naive, values = to_kernel(_name(region), parts, strides, tf32)
             if naive not in known:
                 parameters = tuned.parameters(naive, backend)
-                kernel = _tuned(naive, parameters, backend, config)
+                known[naive] = _tuned(naive, parameters, backend, config), tuple(parameters.items())
+            kernel, found = known[naive]
+            kernel, values = donations.settled(k, kernel, values)
+            which = naive, kernel.args
+            if which not in started:
                 text = print_kernel(kernel)
                 name = cache.key(text, backend.limits.fingerprint)
-                wait = start(_executable(kernel, text, name, backend))
-                known[naive] = kernel, tuple(parameters.items()), wait
-            orders.append(_Order(naive, *known[naive], values))
+                started[which] = start(_executable(kernel, text, name, backend))
+            orders.append(_Order(naive, kernel, found, started[which], values))
     return orders
 
 

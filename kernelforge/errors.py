@@ -307,7 +307,18 @@ class UnhashableStatic(KernelforgeError, TypeError):
 
 
 class UnknownStatic(KernelforgeError, ValueError):
-    template = "static argument {name!r} is no parameter of {function}, which has {expected}"
+    template = "{kind} argument {name!r} is no parameter of {function}, which has {expected}"
+
+
+class DonatedArray(KernelforgeError, RuntimeError):
+    template = (
+        "this array was donated to a compiled function, which made a result in its memory; use the results of that call, "
+        "or donate a copy"
+    )
+
+
+class CannotDonate(KernelforgeError, ValueError):
+    template = "{name} is donated and {problem}; pass a copy of it, or leave it out of donate_argnames"
 
 
 class MixedDevices(KernelforgeError, ValueError):

@@ -179,6 +179,11 @@ class Explanation:
             f"moves {size(self.moved)}{ratio}: inputs and outputs once are {size(self.least)}",
             f"{self.flops:,} floating-point operations",
         ]
+        taken = [(k, self.names[given]) for k, given in enumerate(plan.taken, 1) if given is not None]
+        if taken:
+            lines.append(
+                "in the memory of donated arguments: " + ", ".join(f"result {k} in {name}" for k, name in taken)
+            )
         total = self.seconds
         if total is not None:
             how = "measured" if self.measured else "predicted"

@@ -7,13 +7,14 @@ import inspect
 import operator
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import optree
 
-from kernelforge.array import Array, lent
+from kernelforge.array import GONE, Array, lent
 from kernelforge.backends.base import Backend, Call, Direct, Entry, Result
 from kernelforge.backends.targets import target
 from kernelforge.compile import compile_graph
@@ -26,9 +27,9 @@ from kernelforge.ir.build import BUILDERS, tracing
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.structure import exact
 from kernelforge.ir.text import print_graph, print_kernel
-from kernelforge.leaves import IN_PLACE, INT, Leaf, leaf_of, number
+from kernelforge.leaves import IN_PLACE, INT, Leaf, check_donated, donated, leaf_of, number
 from kernelforge.methods import Methods
-from kernelforge.runtime.memory import Buffer, size_class
+from kernelforge.runtime.memory import Buffer, Pooled, size_class
 from kernelforge.runtime.plan import Plan
 from kernelforge.trace import Tracer, is_array, to_sym, trace
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from kernelforge.explain import Explanation
 
 Fn = Callable[..., Any]
+Names = Sequence[str] | str
+Numbers = Sequence[int] | int
 
 KEPT_PROGRAMS = 1024
 """Programs a function keeps; beyond that the oldest is forgotten."""
@@ -59,15 +62,18 @@ class Program:
         entry: of a program that is called again, where the device has some: it goes from arguments to kernels directly.
     """
 
-    __slots__ = ("_again", "_backend", "_direct", "_loads", "_outputs", "_single", "_tree", "entry", "plan")
+    __slots__ = ("_again", "_backend", "_direct", "_given", "_loads", "_outputs", "_single", "_tree", "entry", "plan")
 
-    def __init__(self, plan: Plan, leaves: Sequence[Leaf], graph: Graph, tree: Any, backend: Backend) -> None:
+    def __init__(
+        self, plan: Plan, leaves: Sequence[Leaf], graph: Graph, tree: Any, backend: Backend, given: Mapping[int, str]
+    ) -> None:
         self.plan = plan
         self._loads = [leaf.load for leaf in leaves]
         self._outputs = [(v.type.shape, v.type.dtype) for v in graph.outputs]
         self._tree = tree
         self._single = tree.is_leaf()
         self._backend = backend
+        self._given = given
         self._again = False
         self._direct: Fn | None = None
         self.entry: Entry | None = None
@@ -83,7 +89,12 @@ class Program:
 
     def _run(self, *leaves: Any) -> Any:
         backend = self._backend
+        if self._given:
+            check_donated(leaves, self._given)
         inputs = [load(backend, x) for load, x in zip(self._loads, leaves)]  # noqa: B905 - checked by the key
+        for k in self._given:
+            if isinstance(leaves[k], Array):
+                leaves[k].give()
         made = [Array(b, *t) for b, t in zip(self.plan.run(inputs), self._outputs)]  # noqa: B905
         return made[0] if self._single else self._tree.unflatten(made)
 
@@ -92,14 +103,17 @@ class Program:
         backend, launches = self._backend, self.plan.launches()
         if not isinstance(backend, Direct) or launches is None or not IN_PLACE.issuperset(self._loads):
             return None
+        if not all(isinstance(leaves[k], Array) for k in self._given):
+            return None
         take = self.plan.pool.take
         results = tuple(
-            Result(*kind, size, functools.partial(_pooled, take, size, kind))
-            for kind, size in zip(self._outputs, self.plan.sizes, strict=True)
+            Result(*kind, size, functools.partial(_pooled, take, size, kind), taken)
+            for kind, size, taken in zip(self._outputs, self.plan.sizes, self.plan.taken, strict=True)
         )
         flat = self._tree.type is tuple and self._tree.num_nodes == 1 + len(results)
         call = Call(
-            backend, Array, Buffer, tuple(b.handle for b in self.plan.consts), results,
+            backend, Array, Buffer, Pooled, tuple(self._given), GONE,
+            tuple(b.handle for b in self.plan.consts), results,
             functools.partial(take, size_class(self.plan.arena)) if self.plan.arena else None, self.plan.offsets,
             launches, sum(k.bytes + k.flops for k in self.plan.kernels),
             None if self._single else tuple if flat else self._tree.unflatten,
@@ -166,10 +180,13 @@ def compile(
     name: str,
     backend: Backend | None = None,
     located: bool = False,
+    given: Mapping[int, str] = MappingProxyType({}),
 ) -> Program:
     """Trace ``body``, a function of the list of arguments, and compile it for ``backend`` or the device they are on.
 
-    ``located`` is as for ``compile_graph``.
+    Args:
+        located: as for ``compile_graph``.
+        given: names of the arguments whose memory results may be made in.
     """
     backend = backend or _device(leaves)
     found = [leaf_of(x, backend) for x in leaves]
@@ -178,8 +195,9 @@ def compile(
         narrower = _narrower(graph, value)
         if narrower:
             leaf.load = number(leaf.type.dtype, narrower)
-    plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found), located)
-    return Program(plan, found, graph, tree, backend)
+    usable = frozenset(i for i in given if donated(found[i]))
+    plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found), located, usable)
+    return Program(plan, found, graph, tree, backend, given)
 
 
 def _narrower(graph: Graph, value: Value) -> tuple[np.dtype[Any], ...]:
@@ -237,15 +255,19 @@ class Jit:
     __name__: str
     __wrapped__: Fn
 
-    def __init__(self, fn: Fn, static_argnames: Sequence[str] | str, static_argnums: Sequence[int] | int) -> None:
+    def __init__(
+        self,
+        fn: Fn,
+        static_argnames: Names = (),
+        static_argnums: Numbers = (),
+        donate_argnames: Names = (),
+        donate_argnums: Numbers = (),
+    ) -> None:
         if not callable(fn):
             raise InvalidParameter(op="jit", name="fn", found=fn, expected="a function")
         functools.update_wrapper(self, fn)
-        names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
-        nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-        self._static_names, self._static_nums = (
-            _statics(fn, names, nums) if names or nums else (frozenset(), frozenset())
-        )
+        self._static_names, self._static_nums = _parameters("static", fn, static_argnames, static_argnums)
+        self._donated_names, self._donated_nums = _parameters("donated", fn, donate_argnames, donate_argnums)
         self._static = bool(self._static_names or self._static_nums)
         self._programs: dict[tuple[Config, Backend], Programs] = {}
         self._last: tuple[Config | None, Backend | None, Programs] = (None, None, {})
@@ -256,8 +278,8 @@ class Jit:
         return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:
-        statics = tuple(sorted(self._static_names)), tuple(sorted(self._static_nums))
-        return by_name(self) or (Jit, (self.__wrapped__, *statics))
+        chosen = self._static_names, self._static_nums, self._donated_names, self._donated_nums
+        return by_name(self) or (Jit, (self.__wrapped__, *(tuple(sorted(c)) for c in chosen)))
 
     def __copy__(self) -> Jit:
         return self
@@ -308,7 +330,8 @@ class Jit:
         name, kwargs = self._aimed(kwargs)
         backend = None if name is None else target(name)
         _, body, leaves = self._prepare(args, kwargs)
-        return Lowered(compile(body, leaves, name_of(self.__wrapped__), backend, located=True).plan)
+        given = self._given(args, kwargs)
+        return Lowered(compile(body, leaves, name_of(self.__wrapped__), backend, True, given).plan)
 
     def explain(self, *args: Any, measure: bool = False, **kwargs: Any) -> Explanation:
         """Say in words what the function is compiled to for these arguments.
@@ -322,7 +345,8 @@ class Jit:
         from kernelforge.explain import explain
 
         plan = self.lower(*args, **kwargs).plan
-        return explain(plan, name_of(self), self._names(args, self._aimed(kwargs)[1]), measure)
+        names = [name for _, name in self._named(args, self._aimed(kwargs)[1])]
+        return explain(plan, name_of(self), names, measure)
 
     def _aimed(self, kwargs: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Take the name of a target out of keyword arguments that have one."""
@@ -331,18 +355,24 @@ class Jit:
             return None, kwargs
         return name, {k: v for k, v in kwargs.items() if k != "target"}
 
-    def _names(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-        """Name the leaves of the arguments: ``x``, ``params['w']``."""
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int | str, str]]:
+        """Yield for each leaf of the arguments where its argument is, and its name: ``x``, ``params['w']``."""
         try:
             parameters = list(inspect.signature(self.__wrapped__).bind(*args, **kwargs).signature.parameters.values())
         except (TypeError, ValueError):
             parameters = []
         plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        given = [p.name for p in parameters if p.kind in plain]
-        given += [f"argument {k}" for k in range(len(given) + 1, len(args) + 1)]
-        left = [(n, x) for i, (n, x) in enumerate(zip(given, args, strict=False)) if i not in self._static_nums]
-        left += [(k, x) for k, x in sorted(kwargs.items()) if k not in self._static_names]
-        return [a.codify(name) for name, x in left for a in optree.tree_accessors(x)]
+        names = [p.name for p in parameters if p.kind in plain]
+        names += [f"argument {k}" for k in range(len(names) + 1, len(args) + 1)]
+        left: list[tuple[int | str, str, Any]] = []
+        left += [(i, n, x) for i, (n, x) in enumerate(zip(names, args, strict=False)) if i not in self._static_nums]
+        left += [(k, k, x) for k, x in sorted(kwargs.items()) if k not in self._static_names]
+        return ((at, a.codify(name)) for at, name, x in left for a in optree.tree_accessors(x))
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, str]:
+        """Return the leaves of donated arguments and their names."""
+        donated = self._donated_names | self._donated_nums
+        return {k: n for k, (at, n) in enumerate(self._named(args, kwargs)) if at in donated} if donated else {}
 
     def _here(self) -> Programs:
         """Return the programs for the settings and the default device in force."""
@@ -372,7 +402,8 @@ class Jit:
         table = self._here()
         program = table.get(key)
         if program is None:
-            program = self._remember(table, key, compile(body, leaves, name_of(self.__wrapped__)))
+            given = self._given(args, kwargs)
+            program = self._remember(table, key, compile(body, leaves, name_of(self.__wrapped__), given=given))
         return program, leaves
 
     def _prepare(
@@ -420,19 +451,27 @@ if not TYPE_CHECKING:
     Jit.__call__ = Jit._entry  # the slot itself: a call finds what stands there without running anything in between
 
 
-def _statics(fn: Fn, names: tuple[str, ...], nums: tuple[int, ...]) -> tuple[frozenset[str], frozenset[int]]:
-    """Complete names and numbers of static parameters by each other."""
+def _parameters(kind: str, fn: Fn, argnames: Names, argnums: Numbers) -> tuple[frozenset[str], frozenset[int]]:
+    """Complete names and numbers of parameters by each other."""
+    names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
+    nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not names and not nums:
+        return frozenset(), frozenset()
     parameters = list(inspect.signature(fn).parameters.values())
     listed = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    known = {p.name for p in parameters}
+    known = [p.name for p in parameters]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     for name in names:
         if name not in known and not takes_any:
-            raise UnknownStatic(name=name, function=name_of(fn), expected=", ".join(known) or "no parameters")
+            raise UnknownStatic(
+                kind=kind, name=name, function=name_of(fn), expected=", ".join(known) or "no parameters"
+            )
     for n in nums:
         if not (-len(listed) <= n < len(listed) or takes_more):
-            raise UnknownStatic(name=n, function=name_of(fn), expected=f"{len(listed)} positional parameters")
+            raise UnknownStatic(
+                kind=kind, name=n, function=name_of(fn), expected=f"{len(listed)} positional parameters"
+            )
     at = frozenset(n + len(listed) if n < 0 else n for n in nums) | frozenset(
         listed.index(n) for n in names if n in listed
     )
@@ -440,17 +479,34 @@ def _statics(fn: Fn, names: tuple[str, ...], nums: tuple[int, ...]) -> tuple[fro
 
 
 @overload
-def jit(fn: Fn, *, static_argnames: Sequence[str] | str = ..., static_argnums: Sequence[int] | int = ...) -> Jit: ...
+def jit(
+    fn: Fn,
+    *,
+    static_argnames: Names = ...,
+    static_argnums: Numbers = ...,
+    donate_argnames: Names = ...,
+    donate_argnums: Numbers = ...,
+) -> Jit: ...
 
 
 @overload
 def jit(
-    fn: None = None, *, static_argnames: Sequence[str] | str = ..., static_argnums: Sequence[int] | int = ...
+    fn: None = None,
+    *,
+    static_argnames: Names = ...,
+    static_argnums: Numbers = ...,
+    donate_argnames: Names = ...,
+    donate_argnums: Numbers = ...,
 ) -> Callable[[Fn], Jit]: ...
 
 
 def jit(
-    fn: Fn | None = None, *, static_argnames: Sequence[str] | str = (), static_argnums: Sequence[int] | int = ()
+    fn: Fn | None = None,
+    *,
+    static_argnames: Names = (),
+    static_argnums: Numbers = (),
+    donate_argnames: Names = (),
+    donate_argnums: Numbers = (),
 ) -> Any:
     """Compile a function of arrays, written with NumPy or ``kernelforge.numpy``.
 
@@ -464,10 +520,18 @@ def jit(
             calls with another value do not compile again.
         static_argnames: parameters whose values are known while compiling; each value is compiled for anew.
         static_argnums: the same, by position.
+        donate_argnames: parameters whose arrays the caller gives away with a call, such as those that a step of
+            training replaces: results of their dtypes and sizes are made in their memory, where nothing reads it any
+            more, and take none of their own. An ``Array`` cannot be used afterwards; a NumPy array that is row-major
+            may then hold a result, on devices that work in host memory.
+        donate_argnums: the same, by position.
+
+    Raises:
+        CannotDonate: in a call, when a donated array is read-only or shares memory with another argument.
+        DonatedArray: when an ``Array`` is used that was donated before.
     """
-    if fn is None:
-        return functools.partial(jit, static_argnames=static_argnames, static_argnums=static_argnums)
-    return Jit(fn, static_argnames, static_argnums)
+    chosen = (static_argnames, static_argnums, donate_argnames, donate_argnums)
+    return Jit(fn, *chosen) if fn is not None else lambda f: Jit(f, *chosen)
 
 
 __all__ = ["Jit", "Lowered", "Program", "compile", "is_array", "jit", "run"]

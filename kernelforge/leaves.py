@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import numpy as np
 from kernelforge.array import Array, ready
 from kernelforge.backends.base import Backend
 from kernelforge.dtypes import as_dtype
-from kernelforge.errors import NumberOutOfRange
+from kernelforge.errors import CannotDonate, NumberOutOfRange
 from kernelforge.ir.types import Type
-from kernelforge.runtime.memory import Buffer, allocate, upload
+from kernelforge.runtime.memory import Buffer, Pooled, allocate, download, upload
 
 BOOL, INT, FLOAT = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64)
 NUMBERS: dict[type, Type] = {bool: Type((), BOOL), int: Type((), INT, weak=True), float: Type((), FLOAT, weak=True)}
@@ -54,6 +54,15 @@ def _buffer(backend: Backend, x: Array) -> Buffer:
     return x._buffer
 
 
+def _own(backend: Backend, x: Array) -> Buffer:
+    """Return memory that nothing but ``x`` sees: on a host, NumPy may see what an array has."""
+    if not backend.limits.host or (isinstance(x._buffer, Pooled) and x._host is None):
+        return x._buffer
+    copy = allocate(backend, x.nbytes)
+    download(copy, 0, x.shape, x.dtype)[...] = np.asarray(x)
+    return copy
+
+
 @functools.cache
 def number(dtype: np.dtype[Any], into: tuple[np.dtype[Any], ...] = ()) -> Callable[[Backend, Any], Buffer]:
     """Load a Python number that the function casts to each of ``into``, which must hold it."""
@@ -69,7 +78,7 @@ def number(dtype: np.dtype[Any], into: tuple[np.dtype[Any], ...] = ()) -> Callab
     return load
 
 
-IN_PLACE = {_share, _buffer, *(number(kind.dtype) for kind in NUMBERS.values())}
+IN_PLACE = {_share, _buffer, _own, *(number(kind.dtype) for kind in NUMBERS.values())}
 """The ways to reach a device that an entry goes too."""
 
 
@@ -88,3 +97,41 @@ def leaf_of(x: Any, backend: Backend) -> Leaf:
         return Leaf(kind, None, _copy)
     strides = None if x.flags.c_contiguous else tuple(s // dtype.itemsize for s in x.strides)
     return Leaf(kind, strides, _share)
+
+
+def donated(leaf: Leaf) -> bool:
+    """Let the memory of an argument be written to; say whether that is any use: numbers have none."""
+    if leaf.load is _buffer:
+        leaf.load = _own
+    return leaf.load in (_own, _share, _copy)
+
+
+def check_donated(leaves: Sequence[Any], given: Mapping[int, str]) -> None:
+    """Check that donated arguments may be written to, and that no other argument shares their memory.
+
+    Args:
+        given: names of the donated ones.
+
+    Raises:
+        CannotDonate: where one may not, or another does.
+    """
+    spans = sorted((*_span(x), k) for k, x in enumerate(leaves) if isinstance(x, Array | np.ndarray) and x.size)
+    reach, farthest = 0, -1
+    for low, high, k in spans:
+        if low < reach and (k in given or farthest in given):
+            one, other = (k, farthest) if k in given else (farthest, k)
+            raise CannotDonate(name=given[one], problem=f"shares memory with {given.get(other, 'another argument')}")
+        if high > reach:
+            reach, farthest = high, k
+    for k in given:
+        if isinstance(leaves[k], np.ndarray) and not leaves[k].flags.writeable:
+            raise CannotDonate(name=given[k], problem="is read-only")
+
+
+def _span(x: Array | np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Return the addresses of an array's memory; on another device than the host, something as unique."""
+    if isinstance(x, Array):
+        if not x._buffer.backend.limits.host:
+            return id(x._buffer), id(x._buffer) + 1
+        x = download(x._buffer, 0, x.shape, x.dtype)
+    return np.lib.array_utils.byte_bounds(x)

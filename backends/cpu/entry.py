@@ -52,7 +52,14 @@ FIELDS = {
     "Buffer": ("backend", "handle", "nbytes"),
     "Handle": ("address", "nbytes", "owner"),
 }
-WORLD = (*FUNCTIONS, "empty", "True", *FIELDS, *(f"{k}.{name}" for k, names in FIELDS.items() for name in names))
+WORLD = (
+    *FUNCTIONS,
+    "empty",
+    "True",
+    "None",
+    *FIELDS,
+    *(f"{k}.{name}" for k, names in FIELDS.items() for name in names),
+)
 """What all tables share: functions of the interpreter, objects, classes, and where the slots of their instances are."""
 
 
@@ -73,6 +80,9 @@ class Head(enum.IntEnum):
     WORDS = 11
     HEAVY = 12
     FINISH = 13
+    POOLED = 14
+    GONE = 15
+    GIVEN = 16
 
 
 class Kind(enum.IntEnum):
@@ -83,7 +93,11 @@ class Kind(enum.IntEnum):
     FLOAT = 2
     INT = 3
     BOOL = 4
+    DONATED = 5
 
+
+TAKEN = 1
+"""Stands where the address of what makes a result stands else: the result is made in the memory of an argument."""
 
 _NUMBERS = {float: Kind.FLOAT, int: Kind.INT, bool: Kind.BOOL}
 
@@ -158,7 +172,7 @@ def _world(array: type, buffer: type, handle: type) -> ctypes.Array[Any] | None:
         return None
     kinds = dict(zip(FIELDS, (array, buffer, handle), strict=True))
     known = {name: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in FUNCTIONS}
-    known |= {"empty": id(EMPTY), "True": id(True)}
+    known |= {"empty": id(EMPTY), "True": id(True), "None": id(None)}
     for name, kind in kinds.items():
         known[name] = id(kind)
         try:
@@ -175,7 +189,7 @@ class Entry:
     def __init__(self, call: Call, like: Sequence[Any], world: ctypes.Array[Any], code: int) -> None:
         self._definition = _definition(code)
         self._refs: list[Any] = [world, call]
-        arguments = [word for x in like for word in self._argument(x, call.array)]
+        arguments = [word for k, x in enumerate(like) for word in self._argument(x, call.array, k in call.given)]
         results = [word for result in call.results for word in self._result(result, call.backend)]
         slots = len(like) + len(call.consts) + len(call.results) + len(call.offsets)
         frame = max((len(taken) for _, taken in call.launches), default=0)
@@ -193,10 +207,13 @@ class Entry:
             Head.WORDS: slots + len(like) + frame,
             Head.HEAVY: int(call.work > HEAVY),
             Head.FINISH: 0 if call.finish is None else id(call.finish),
+            Head.POOLED: id(call.pooled),
+            Head.GONE: id(call.gone),
+            Head.GIVEN: len(call.given),
         }
-        self._rest = [*arguments, *(h.address for h in call.consts), *results, *call.offsets, *steps]
+        self._rest = [*arguments, *(h.address for h in call.consts), *results, *call.offsets, *steps, *call.given]
 
-    def _argument(self, x: Any, array: type) -> list[int]:
+    def _argument(self, x: Any, array: type, donated: bool) -> list[int]:
         """Say what an argument must be; one that ``x`` is itself."""
         kind = type(x)
         if kind in _NUMBERS:
@@ -204,14 +221,16 @@ class Entry:
         if kind is array:
             parts = (x.dtype, x.shape, x._buffer.backend)
             self._refs.append(parts)
-            return [Kind.ARRAY, id(kind), *map(id, parts)]
+            return [Kind.DONATED if donated else Kind.ARRAY, id(kind), *map(id, parts)]
         self._refs.append(x.dtype)
         return [Kind.NDARRAY, id(kind), id(x.dtype), x.ndim, *x.shape, *x.strides]
 
     def _result(self, result: Result, backend: Any) -> list[int]:
-        parts = (None if result.nbytes <= SMALL else result.make, result.shape, result.dtype, result.nbytes, backend)
+        parts = (result.make, result.shape, result.dtype, result.nbytes, backend)
         self._refs.append(parts)
-        return [0 if parts[0] is None else id(parts[0]), *map(id, parts[1:])]
+        if result.taken is not None:
+            return [TAKEN, id(result.shape), id(result.dtype), result.taken, 0]
+        return [0 if result.nbytes <= SMALL else id(parts[0]), *map(id, parts[1:])]
 
     def under(self, guards: Guards, otherwise: Function) -> Function:
         """Return what calls the plan, or ``otherwise`` when a guard does not hold or an argument is not as it must be.

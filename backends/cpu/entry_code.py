@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kernelforge.backends.cpu.entry import ALIGNED, FEW, NDARRAY, TYPE, WORLD, WRITEABLE, Head, Kind
+from kernelforge.backends.cpu.entry import ALIGNED, FEW, NDARRAY, TAKEN, TYPE, WORLD, WRITEABLE, Head, Kind
 
 _EQUAL = 2
 """``Py_EQ``."""
@@ -207,7 +207,10 @@ def _bool(c: _Code, x: str, number: str) -> str:
     return number
 
 
-_MATCH = {Kind.NDARRAY: _ndarray, Kind.ARRAY: _array, Kind.FLOAT: _float, Kind.INT: _int, Kind.BOOL: _bool}
+_MATCH = {
+    Kind.NDARRAY: _ndarray, Kind.ARRAY: _array, Kind.DONATED: _array, Kind.FLOAT: _float, Kind.INT: _int,
+    Kind.BOOL: _bool,
+}  # fmt: skip
 """Each reads what must be from the table and returns the address of the argument's elements."""
 
 
@@ -222,6 +225,14 @@ def _new(c: _Code, kind: str) -> str:
     return made
 
 
+def _alone(c: _Code, x: str, at: str, pooled: str) -> None:
+    """Go on where nothing but the argument ``x``, at ``at``, sees its memory: no view of NumPy's, no other argument."""
+    c.require("eq", c.load(c.field(x, "Array._buffer"), TYPE), pooled, _SLOW)
+    c.require("eq", c.field(x, "Array._host"), c.given("None"), _SLOW)
+    with c.times("%n") as k, c.where("ne", k, at):
+        c.require("ne", c.load("%args", c.bytes(k)), x, _SLOW)
+
+
 def _result(c: _Code, results: str, k: str) -> str:
     """Make a result as the table says, put it among the others and return its memory's address.
 
@@ -231,7 +242,16 @@ def _result(c: _Code, results: str, k: str) -> str:
     like = c.get(c.cursor)  # the two arguments of ``empty`` follow each other in the table
     shape, dtype, nbytes, backend = (c.next() for _ in range(4))
     address = c.variable(0)
-    with c.where("ne", recipe, 0):
+    with c.where("eq", recipe, TAKEN):
+        array = _new(c, "Array")
+        c.call("PyTuple_SetItem", results, k, array, result="i32")
+        c.share(shape, array, "Array.shape")
+        c.share(dtype, array, "Array.dtype")
+        c.share(c.given("None"), array, "Array._host")
+        buffer = c.field(c.load("%args", c.bytes(nbytes)), "Array._buffer")
+        c.share(buffer, array, "Array._buffer")
+        c.set(_held(c, buffer), address)
+    with c.where("ugt", recipe, TAKEN):
         array = c.call("PyObject_CallNoArgs", recipe)
         c.require("ne", array, 0, _FAILED)
         c.call("PyTuple_SetItem", results, k, array, result="i32")
@@ -298,6 +318,8 @@ def entry_ir() -> str:
         for case, match in _MATCH.items():
             with c.where("eq", kind, case):
                 c.push(match(c, x, number), slots)
+        with c.where("eq", kind, Kind.DONATED):
+            _alone(c, x, k, head[Head.POOLED])
     with c.times(head[Head.CONSTS]):
         c.push(c.next(), slots)
 
@@ -324,6 +346,12 @@ def entry_ir() -> str:
         c.invoke(code, frame, pool, result="void")
     with c.where("ne", head[Head.HEAVY], 0):
         c.call("PyEval_RestoreThread", c.get(state), result="void")
+
+    with c.times(head[Head.GIVEN]):
+        x = c.load("%args", c.bytes(c.next()))
+        before = c.field(x, "Array._buffer")
+        c.share(head[Head.GONE], x, "Array._buffer")
+        c.drop(before)
 
     answer = c.variable(0)
     with c.where("eq", head[Head.FINISH], 0):

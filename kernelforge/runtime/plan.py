@@ -170,6 +170,7 @@ class Plan:
         arena: bytes needed besides inputs and outputs.
         pool: of the device.
         sizes: size class of each output, in bytes.
+        taken: for each output the input in whose memory it is made, None where it has its own.
     """
 
     graph: Graph
@@ -182,6 +183,7 @@ class Plan:
     arena: int
     pool: Pool
     sizes: tuple[int, ...]
+    taken: tuple[int | None, ...]
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -196,9 +198,11 @@ class Plan:
         return f"<Plan: {len(self.steps)} steps on {self.backend.name}>"
 
     def run(self, inputs: Sequence[Buffer]) -> list[Buffer]:
-        """Run on row-major buffers, or strided ones of a host; return a new row-major buffer for each output."""
+        """Run on row-major buffers, or strided ones of a host; return a row-major buffer for each output: one of
+        those where ``taken`` says so.
+        """
         take = self.pool.take
-        made = [take(n) for n in self.sizes]
+        made = [take(n) if k is None else inputs[k] for n, k in zip(self.sizes, self.taken)]  # noqa: B905 - of one length
         self.execute([(b.handle, 0) for b in inputs], [(b.handle, 0) for b in made])
         return made
 

@@ -71,8 +71,23 @@ class Kernelforge(Peer):
             arrays.append(np.asarray(kf.random.key(0)))
         if not self._backend.limits.host:
             arrays = [kf.asarray(a) for a in arrays]
+        if work.base in learning.TRAINING:
+            return self._stateful(fn, arrays, 3 * len(learning.TRAINING[work.base].shapes))
         compiled = kf.jit(_backward(fn, work.wrt) if work.wrt else fn)
         return lambda: compiled(*arrays)
+
+    def _stateful(self, step: Callable[..., Any], arrays: list[Any], count: int) -> Callable[[], Any]:
+        """Donate the state, the first ``count`` arguments, which the last results replace."""
+        compiled = kf.jit(step, donate_argnums=range(count))
+        state, given = [a.copy() for a in arrays[:count]], arrays[count:]
+
+        def call() -> Any:
+            nonlocal state
+            made = compiled(*state, *given)
+            state = made[-count:]
+            return made
+
+        return call
 
     def wait(self, result: Any) -> None:
         self._backend.synchronize()
