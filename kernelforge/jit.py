@@ -7,31 +7,25 @@ import inspect
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import optree
 
-from kernelforge.array import GONE, Array, lent
-from kernelforge.backends.base import Backend, Call, Direct, Entry, Result
+from kernelforge.array import Array, lent
+from kernelforge.backends.base import Backend, Entry
 from kernelforge.backends.targets import target
-from kernelforge.compile import compile_graph
 from kernelforge.config import CURRENT, Config
 from kernelforge.config import current as current_config
 from kernelforge.devices import CHOSEN
 from kernelforge.devices import current as current_device
-from kernelforge.errors import InvalidArgument, InvalidParameter, MixedDevices, UnhashableStatic, UnknownStatic
+from kernelforge.errors import InvalidArgument, InvalidParameter, UnhashableStatic, UnknownStatic
 from kernelforge.ir.build import BUILDERS, tracing
-from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.structure import exact
-from kernelforge.ir.text import print_graph, print_kernel
-from kernelforge.leaves import IN_PLACE, INT, Leaf, check_donated, donated, leaf_of, number
 from kernelforge.methods import Methods
-from kernelforge.runtime.memory import Buffer, Pooled, size_class
-from kernelforge.runtime.plan import Plan
-from kernelforge.trace import Tracer, is_array, to_sym, trace
+from kernelforge.program import Lowered, Program, program_of
+from kernelforge.trace import Tracer, is_array, to_sym
 
 if TYPE_CHECKING:
     from kernelforge.explain import Explanation
@@ -52,113 +46,7 @@ KEYS: dict[type, Callable[[Any], Any]] = {np.ndarray: _of_ndarray, Array: _of_ar
 """What of an argument is part of the key, by its type; one attribute lookup each, as it is done at every call."""
 
 
-Programs = dict[Any, "Program"]
-
-
-class Program:
-    """A function compiled for the types of its arguments.
-
-    Attributes:
-        entry: of a program that is called again, where the device has some: it goes from arguments to kernels directly.
-    """
-
-    __slots__ = ("_again", "_backend", "_direct", "_given", "_loads", "_outputs", "_single", "_tree", "entry", "plan")
-
-    def __init__(
-        self, plan: Plan, leaves: Sequence[Leaf], graph: Graph, tree: Any, backend: Backend, given: Mapping[int, str]
-    ) -> None:
-        self.plan = plan
-        self._loads = [leaf.load for leaf in leaves]
-        self._outputs = [(v.type.shape, v.type.dtype) for v in graph.outputs]
-        self._tree = tree
-        self._single = tree.is_leaf()
-        self._backend = backend
-        self._given = given
-        self._again = False
-        self._direct: Fn | None = None
-        self.entry: Entry | None = None
-
-    def __call__(self, leaves: Sequence[Any]) -> Any:
-        if self._direct is None:
-            if not self._again:
-                self._again = True
-                return self._run(*leaves)
-            self.entry = self._prepare(leaves)
-            self._direct = self._run if self.entry is None else self.entry.under((), self._run)
-        return self._direct(*leaves)
-
-    def _run(self, *leaves: Any) -> Any:
-        backend = self._backend
-        if self._given:
-            check_donated(leaves, self._given)
-        inputs = [load(backend, x) for load, x in zip(self._loads, leaves)]  # noqa: B905 - checked by the key
-        for k in self._given:
-            if isinstance(leaves[k], Array):
-                leaves[k].give()
-        made = [Array(b, *t) for b, t in zip(self.plan.run(inputs), self._outputs)]  # noqa: B905
-        return made[0] if self._single else self._tree.unflatten(made)
-
-    def _prepare(self, leaves: Sequence[Any]) -> Entry | None:
-        """Make the entry for arguments like these, where the device has some and none of them is copied."""
-        backend, launches = self._backend, self.plan.launches()
-        if not isinstance(backend, Direct) or launches is None or not IN_PLACE.issuperset(self._loads):
-            return None
-        if not all(isinstance(leaves[k], Array) for k in self._given):
-            return None
-        take = self.plan.pool.take
-        results = tuple(
-            Result(*kind, size, functools.partial(_pooled, take, size, kind), taken)
-            for kind, size, taken in zip(self._outputs, self.plan.sizes, self.plan.taken, strict=True)
-        )
-        flat = self._tree.type is tuple and self._tree.num_nodes == 1 + len(results)
-        call = Call(
-            backend, Array, Buffer, Pooled, tuple(self._given), GONE,
-            tuple(b.handle for b in self.plan.consts), results,
-            functools.partial(take, size_class(self.plan.arena)) if self.plan.arena else None, self.plan.offsets,
-            launches, sum(k.bytes + k.flops for k in self.plan.kernels),
-            None if self._single else tuple if flat else self._tree.unflatten,
-        )  # fmt: skip
-        return backend.entry(call, leaves)
-
-
-def _pooled(take: Callable[[int], Buffer], size: int, kind: tuple[tuple[int, ...], np.dtype[Any]]) -> Array:
-    return Array(take(size), *kind)
-
-
-class Lowered:
-    """What a function was compiled to.
-
-    Attributes:
-        graph: after the passes.
-        regions: the groups of operations, one kernel each, in the order they run.
-        kernels: each with ``name``, ``ir``, ``source``, ``bytes``, ``flops``; those lowered for a target also with
-            ``executable.report``: assembly, registers, spills, local memory, occupancy.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.graph = plan.graph
-        self.regions = plan.regions
-        self.kernels = plan.kernels
-
-    def __repr__(self) -> str:
-        return f"<Lowered to {len(self.kernels)} kernels: {', '.join(k.name for k in self.kernels)}>"
-
-    def text(self) -> str:
-        """Return the graph and the kernels in their text forms."""
-        return "\n\n".join([print_graph(self.graph), *(print_kernel(k.ir) for k in self.kernels)])
-
-
-def _device(leaves: Sequence[Any]) -> Backend:
-    """Return the device the arguments are on.
-
-    Raises:
-        MixedDevices: when they are on several.
-    """
-    found = list(dict.fromkeys(x._buffer.backend for x in leaves if isinstance(x, Array)))
-    if len(found) > 1:
-        raise MixedDevices(first=found[0].name, second=found[1].name)
-    return found[0] if found else current_device()
+Programs = dict[Any, Program]
 
 
 def name_of(fn: Fn) -> str:
@@ -172,40 +60,6 @@ def by_name(fn: Fn) -> str | None:
     for part in name.split("."):
         found = getattr(found, part, None)
     return name if found is fn else None
-
-
-def compile(
-    body: Callable[[list[Tracer]], Any],
-    leaves: Sequence[Any],
-    name: str,
-    backend: Backend | None = None,
-    located: bool = False,
-    given: Mapping[int, str] = MappingProxyType({}),
-) -> Program:
-    """Trace ``body``, a function of the list of arguments, and compile it for ``backend`` or the device they are on.
-
-    Args:
-        located: as for ``compile_graph``.
-        given: names of the arguments whose memory results may be made in.
-    """
-    backend = backend or _device(leaves)
-    found = [leaf_of(x, backend) for x in leaves]
-    graph, tree = trace(body, [leaf.type for leaf in found], name)
-    for leaf, value in zip(found, graph.inputs, strict=True):
-        narrower = _narrower(graph, value)
-        if narrower:
-            leaf.load = number(leaf.type.dtype, narrower)
-    usable = frozenset(i for i in given if donated(found[i]))
-    plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found), located, usable)
-    return Program(plan, found, graph, tree, backend, given)
-
-
-def _narrower(graph: Graph, value: Value) -> tuple[np.dtype[Any], ...]:
-    """Return the integer dtypes that a Python integer is cast to, beside others of them in an operation."""
-    if not (value.type.weak and value.type.dtype == INT):
-        return ()
-    casts = [n.outputs[0].type.dtype for n in graph.nodes if n.prim.name == "cast" and n.inputs == (value,)]
-    return tuple(dict.fromkeys(d for d in casts if d.kind in "iu" and d != INT))
 
 
 def _argument(x: Any, name: Callable[[], str]) -> Any:
@@ -241,7 +95,7 @@ def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         a, k = tree.unflatten(values)
         return fn(*a, **k)
 
-    return compile(body, leaves, name_of(fn))(leaves)
+    return program_of(body, leaves, name_of(fn))(leaves)
 
 
 class Jit:
@@ -331,7 +185,7 @@ class Jit:
         backend = None if name is None else target(name)
         _, body, leaves = self._prepare(args, kwargs)
         given = self._given(args, kwargs)
-        return Lowered(compile(body, leaves, name_of(self.__wrapped__), backend, True, given).plan)
+        return Lowered(program_of(body, leaves, name_of(self.__wrapped__), backend, True, given).plan)
 
     def explain(self, *args: Any, measure: bool = False, **kwargs: Any) -> Explanation:
         """Say in words what the function is compiled to for these arguments.
@@ -403,7 +257,7 @@ class Jit:
         program = table.get(key)
         if program is None:
             given = self._given(args, kwargs)
-            program = self._remember(table, key, compile(body, leaves, name_of(self.__wrapped__), given=given))
+            program = self._remember(table, key, program_of(body, leaves, name_of(self.__wrapped__), given=given))
         return program, leaves
 
     def _prepare(
@@ -534,4 +388,4 @@ def jit(
     return Jit(fn, *chosen) if fn is not None else lambda f: Jit(f, *chosen)
 
 
-__all__ = ["Jit", "Lowered", "Program", "compile", "is_array", "jit", "run"]
+__all__ = ["Jit", "Lowered", "Program", "is_array", "jit", "run"]
