@@ -34,7 +34,7 @@ class Donations:
             fitting = (v for v in self._fitting(output) if self._last.get(v, -1) < k)
             self._take(output, next(fitting, None))
 
-    def settled(self, k: int, kernel: Kernel, values: Sequence[Value]) -> tuple[Kernel, list[Value]]:
+    def settled(self, k: int, kernel: Kernel, values: list[Value]) -> tuple[Kernel, list[Value]]:
         """Return the kernel of region ``k`` with outputs in the memory of inputs, and the values behind its arguments.
 
         Args:
@@ -44,7 +44,8 @@ class Donations:
         for output in self._made(k):
             for given in self._fitting(output):
                 changed: Kernel | None = kernel
-                if self._last.get(given, -1) > k:
+                # parts of a kernel that share a launch have arguments of their own
+                if self._last.get(given, -1) > k or values.count(given) > 1:
                     continue
                 if given in names:
                     changed = overwrite(kernel, names[output], names[given])

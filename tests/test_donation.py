@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from kernelforge.bench.workloads.learning import TRAINING as TRAINING_STEPS
 from kernelforge.compile import compile_graph
 from kernelforge.config import Config
 from kernelforge.errors import CannotDonate, DonatedArray, UnknownStatic
+from kernelforge.ir.graph import Graph
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.ops import PRIMITIVES
@@ -26,7 +27,9 @@ from kernelforge.ir.passes.overwrite import overwrite
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime.memory import download, upload
+from kernelforge.runtime.plan import Plan
 from tests.ir.cases import dtypes, samples
+from tests.ir.passes.random_graphs import random_graph
 from tests.programs import PROGRAMS, TRAINING, Program
 from tests.test_primitives import WITH_KERNEL
 
@@ -242,14 +245,31 @@ def same(fn: Callable[..., Any], args: Any, static: tuple[str, ...]) -> None:
 def test_primitives(name: str) -> None:
     backend, prim = registry.backend("cpu"), PRIMITIVES[name]
     for graph, inputs in samples(prim, dtypes(prim)[-1]):
-        made = []
-        for given in (frozenset[int](), frozenset(range(len(inputs)))):
-            plan = compile_graph(graph, backend, Config(), None, False, given)
-            buffers = [upload(backend, np.array(a, order="C")) for a in inputs]
-            results = zip(plan.run(buffers), plan.graph.outputs, strict=True)
-            made.append([np.array(download(b, 0, v.type.shape, v.type.dtype)) for b, v in results])
-        for want, got in zip(*made, strict=True):
+        wanted, _ = ran(graph, inputs, backend, frozenset())
+        made, _ = ran(graph, inputs, backend, frozenset(range(len(inputs))))
+        for got, want in zip(made, wanted, strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_random_graphs(device: str) -> None:
+    backend, taken, inside = registry.backend(device), 0, 0
+    for seed in range(20, 50):
+        graph, inputs = random_graph(seed)
+        wanted, _ = ran(graph, inputs, backend, frozenset())
+        made, plan = ran(graph, inputs, backend, frozenset(range(len(inputs))))
+        taken += sum(t is not None for t in plan.taken)
+        inside += sum(a.mode == "inout" for k in plan.kernels for a in k.ir.args)
+        for got, want in zip(made, wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+    assert taken > inside > 15
+
+
+def ran(graph: Graph, inputs: Sequence[Any], backend: Any, given: frozenset[int]) -> tuple[list[np.ndarray], Plan]:
+    plan = compile_graph(graph, backend, Config(), None, False, given)
+    buffers = [upload(backend, np.array(a, order="C")) for a in inputs]
+    results = zip(plan.run(buffers), plan.graph.outputs, strict=True)
+    return [np.array(download(b, 0, v.type.shape, v.type.dtype)) for b, v in results], plan
 
 
 def kernel(body: str, args: str = "in x: f32[12], out y: f32[12]") -> Kernel:
