@@ -208,6 +208,17 @@ class Scope:
         kind = self.functions.vector(buffer.dtype, self.lanes, align)
         return f"({buffer.space}{const}{kind}*)({buffer.name} + {self.first(flat)})"
 
+    def places(self, buffer: Buffer, flat: Expr) -> list[str]:
+        """Print the element of each lane."""
+        step = self.step(flat)
+        # a vector of indices takes a compiler twice as long as one index and distances from it
+        at = self.value(flat, index=True) if step is None else Code(self.first(flat), "i64")
+        if not at.text.isidentifier():
+            at = self.temporary(at)
+        lanes = range(self.lanes)
+        each = (f".s{k:x}" for k in lanes) if step is None else (f" + {literal(k * step, 'i64')}" for k in lanes)
+        return [f"{buffer.name}[{at.text}{x}]" for x in each]
+
     def _load(self, e: Load) -> Code:
         buffer = self.buffers[e.buffer]
         flat = buffer.flat(e.index)
@@ -217,11 +228,7 @@ class Scope:
         if self.step(flat) == 1:
             text = f"(*{self.pointer(buffer, flat, 'const ')})"
         else:
-            at = self.value(flat, index=True)
-            if not at.text.isidentifier():
-                at = self.temporary(at)
-            each = (f"{buffer.name}[{at.text}.s{k:x}]" for k in range(self.lanes))
-            text = f"(({ctype(e.dtype, self.lanes)})({', '.join(each)}))"
+            text = f"(({ctype(e.dtype, self.lanes)})({', '.join(self.places(buffer, flat))}))"
         if e.dtype == "bool":
             return Code(f"({text} != (uchar{self.lanes})(0))", "bool", self.lanes, 1)
         return Code(text, e.dtype, self.lanes)

@@ -117,8 +117,8 @@ class Stores:
     def scatter(self, buffer: Buffer, flat: Expr, stmt: Store, codes: Sequence[Code]) -> None:
         """Write lane by lane, in order."""
         scope = self.scope
-        at = scope.temporary(scope.splat(scope.value(flat, index=True)))
+        places = scope.places(buffer, flat)
         parts = [scope.temporary(scope.splat(c, c.mask or 1)) for c in codes]
-        for k in range(scope.lanes):
+        for k, place in enumerate(places):
             one = [Code(f"({p.text}.s{k:x} != 0)" if p.mask else f"{p.text}.s{k:x}", p.dtype) for p in parts]
-            self.put(f"{buffer.name}[{at.text}.s{k:x}]", stmt, one, 1)
+            self.put(place, stmt, one, 1)

@@ -77,6 +77,14 @@ def test_a_lazy_arm_is_not_named_ahead() -> None:
     assert text.count("? (x[") >= 8
 
 
+def test_lanes_that_lie_apart_are_distances_from_one_index() -> None:
+    """Vectors of indices, element by element, took compilers twice as long."""
+    text = printed(over(lanes(Store("y", (R + V * 8,), Load("x", (V * 3,), "f32"))))).text
+    assert "long8" not in text
+    assert "+ 56L] = " in text
+    assert "+ 21L]" in text
+
+
 def test_barriers_stand_between_phases_that_touch_the_same_local_memory() -> None:
     def t(n: int) -> Var:
         return Var(f"t{n}", bound=n)
@@ -104,6 +112,9 @@ def test_barriers_stand_between_phases_that_touch_the_same_local_memory() -> Non
     assert lines.index("if (kf_item < 8u) {") < second < lines.index("if (kf_item < 4u) {")
     assert "reqd_work_group_size(32, 1, 1)" in text
     assert "if (kf_item < 32u)" not in text
+    assert "vec_type_hint" not in text
+    alone = printed(over(lanes(Store("y", (R * 8 + V,), f32("x", R * 8 + V))))).text
+    assert "reqd_work_group_size(1, 1, 1), vec_type_hint(float16)" in alone
 
 
 def test_literals_are_exact() -> None:
