@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import optree
 
-from kernelforge.errors import InvalidParameter, TreeMismatch
+from kernelforge.errors import InvalidParameter, ShapeMismatch, TreeMismatch
 from kernelforge.functions import Flat, flat
 from kernelforge.ir.batch import batch, leading, marks
-from kernelforge.ir.build import Sym
+from kernelforge.ir.build import Sym, user_line
 from kernelforge.ir.ops.control import close
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS, is_array
@@ -135,3 +137,20 @@ def vmap(fn: Fn, in_axes: Any = 0, out_axes: Any = 0) -> Fn:
         return out.results(_placed(outs, marks(graph, has), wanted, out.names("result"), size))
 
     return Transformed(fn, traced, vmap, in_axes, out_axes)
+
+
+def apply_along_axis(func1d: Fn, axis: int, arr: Any, *args: Any, **kwargs: Any) -> Any:
+    """``numpy.apply_along_axis``, of all vectors at once by ``vmap``."""
+    x = FUNCTIONS["moveaxis"](arr, axis, -1)
+    lead, on = x.shape[:-1], axis % x.ndim
+    if not math.prod(lead):
+        expected = "at least one vector along the axis"
+        raise ShapeMismatch(op="np.apply_along_axis", found=np.shape(arr), expected=expected, loc=user_line())
+    rows = x.reshape((math.prod(lead), x.shape[-1]))
+    made = vmap(lambda row: FUNCTIONS["asarray"](func1d(row, *args, **kwargs)))(rows)
+    made = made.reshape((*lead, *made.shape[1:]))
+    own = range(len(lead), made.ndim)
+    return FUNCTIONS["moveaxis"](made, tuple(own), tuple(on + i for i in range(len(own))))
+
+
+FUNCTIONS["apply_along_axis"] = apply_along_axis

@@ -266,6 +266,8 @@ class Methods:
             if not axis_given:
                 given["axis"] = 0
             result = _named(METHODS[how], name, how)(*inputs, **given)
+        elif how == "reduceat":
+            result = FUNCTIONS["reduceat"](name, *inputs, **given)
         elif how == "outer":
             x, y = (FUNCTIONS["asarray"](v) for v in inputs)
             result = function(name)(x.reshape((*x.shape, *[1] * y.ndim)), y, **given)

@@ -279,8 +279,7 @@ def _order(key: Sym, n: int) -> Sym:
     place = apply("iota", shape=(whole,), axis=0, dtype="i64")
     drawn = ufunc("left_shift", ufunc("right_shift", bits(key, (whole,), np.uint64), width), width)
     words = where(place < n, ufunc("bitwise_or", drawn, place.astype(np.uint64)), np.uint64(2**64 - 1))
-    (words,) = network((words,))
-    return ufunc("bitwise_and", part(words, 0, 0, n), whole - 1).astype(np.int64)
+    return ufunc("bitwise_and", part(network(words), 0, 0, n), whole - 1).astype(np.int64)
 
 
 @array_function("key", table=_TABLE)

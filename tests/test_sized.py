@@ -38,6 +38,24 @@ KNOWN = {
     "unique of one": (lambda n, x: n.unique(x, True, True, True), (X[:1, :1],)),
     "unique of none": (lambda n, x: n.unique(x, True, True, True), (X[:0],)),
     "union1d": (lambda n, x, y: n.union1d(x, y), (X, np.arange(3))),
+    "union1d of nothing": (lambda n, x: n.union1d(x, x), (X[0, :0],)),
+    "intersect1d": (lambda n, x, y: n.intersect1d(x, y), (X, np.arange(3))),
+    "intersect1d with places": (lambda n, x, y: n.intersect1d(x, y, return_indices=True), (X, np.arange(2, -9, -1))),
+    "intersect1d of NaN": (lambda n, x, y: n.intersect1d(x, y), (ODD, ODD[::-1])),
+    "intersect1d with nothing": (lambda n, x, y: n.intersect1d(x, y, return_indices=True), (X, X[0, :0])),
+    "setdiff1d": (lambda n, x, y: n.setdiff1d(x, y), (X, np.arange(3))),
+    "setdiff1d of NaN": (lambda n, x, y: n.setdiff1d(x, y), (ODD, ODD[:3])),
+    "setdiff1d in order": (lambda n, x, y: n.setdiff1d(x, y, True), (np.array([5, 2, 9, 1]), np.arange(3))),
+    "setdiff1d with nothing": (lambda n, x, y: n.setdiff1d(x, y), (X, X[0, :0])),
+    "setdiff1d of nothing": (lambda n, x, y: n.setdiff1d(x, y), (X[0, :0], X)),
+    "setxor1d": (lambda n, x, y: n.setxor1d(x, y), (X, np.arange(9.0))),
+    "setxor1d of NaN": (lambda n, x, y: n.setxor1d(x, y), (ODD, ODD[:3])),
+    "setxor1d with nothing": (lambda n, x, y: n.setxor1d(x, y), (X[0, :0], X)),
+    "unique rows": (lambda n, x: n.unique(x, True, True, True, axis=0), (X[:, :2] // 2,)),
+    "unique columns": (lambda n, x: n.unique(x, True, True, True, axis=-1), (X[:1] // 2,)),
+    "unique matrices": (lambda n, x: n.unique(x, axis=1), (RNG.integers(0, 2, (2, 9, 2)),)),
+    "unique rows of NaN": (lambda n, x: n.unique(x, return_counts=True, axis=0), (ODD[[[1, 0], [0, 0], [1, 0]]],)),
+    "unique axis of a vector": (lambda n, x: n.unique(x, return_counts=True, axis=0), (ODD,)),
     "bincount": (lambda n, x: n.bincount(x), (X.ravel() + 3,)),
     "bincount with weights": (lambda n, x, w: n.bincount(x, w, 9), (X.ravel() + 3, RNG.integers(0, 9, 20) / 4)),
     "bincount of none": (lambda n, x: n.bincount(x), (X[0, :0],)),
@@ -111,7 +129,6 @@ def test_known_inside() -> None:
         (lambda x: np.bincount(x * 1.5), errors.DtypeMismatch, "dtypes float64 do not fit; expected integers"),
         (lambda x: np.bincount(x, x[:2]), errors.ShapeMismatch, "a vector, and weights of its shape"),
         (lambda x: np.bincount(x, None, -1), errors.InvalidParameter, "minlength=-1 is not valid; expected 0 or more"),
-        (lambda x: knp.unique(x[:, None], axis=0, size=2), errors.UnsupportedArgument, "axis"),
         (lambda x: knp.nonzero(x[0], size=2), errors.ShapeMismatch, "at least one axis"),
     ],
 )  # fmt: skip
@@ -122,3 +139,35 @@ def test_refusals(call: Any, error: type[Exception], text: str) -> None:
         errors.InvalidParameter, match=r"np\.bincount: x=-1 is not valid; expected no number below zero"
     ):
         np.bincount(kf.asarray([-1]))
+
+
+@pytest.mark.parametrize("name", ["intersect1d", "setdiff1d", "setxor1d", "union1d"])
+@pytest.mark.parametrize("size", [1, 4, 20])
+def test_sets_of_a_size(name: str, size: int) -> None:
+    x, y = RNG.integers(0, 9, 8), RNG.integers(4, 12, (2, 4))
+    found = kf.jit(lambda x, y: getattr(knp, name)(x, y, size=size, fill_value=77))(x, y)
+    same(found, first(getattr(np, name)(x, y), size, 77))
+
+
+def test_rows_of_a_size() -> None:
+    rows = np.array([[2, 1], [0, 5], [2, 1], [0, 3]])
+    found = kf.jit(lambda x: knp.unique(x, return_counts=True, axis=0, size=4))(rows)
+    same(found, (np.array([[0, 3], [0, 5], [2, 1], [0, 3]]), np.array([1, 1, 2, 0])))
+
+
+@pytest.mark.parametrize("wrong", [-1, 2.5, True])
+def test_a_size_that_is_none(wrong: Any) -> None:
+    for name in ("nonzero", "flatnonzero", "argwhere", "unique"):
+        with pytest.raises(errors.InvalidParameter, match=rf"np\.{name}: size={wrong} is not valid"):
+            getattr(knp, name)(X, size=wrong)
+    for name in ("intersect1d", "setdiff1d", "setxor1d", "union1d"):
+        with pytest.raises(errors.InvalidParameter, match=rf"np\.{name}: size={wrong} is not valid"):
+            getattr(knp, name)(X, X, size=wrong)
+    with pytest.raises(errors.InvalidParameter, match=rf"np\.bincount: length={wrong} is not valid"):
+        knp.bincount(np.arange(3), length=wrong)
+
+
+def test_no_floats_are_counted_even_none() -> None:
+    with pytest.raises(errors.DtypeMismatch, match=r"np\.bincount"):
+        knp.bincount(np.zeros(0))
+    same(knp.bincount([]), np.bincount([]))

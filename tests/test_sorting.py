@@ -21,6 +21,19 @@ def agree(fn: Callable[..., Any], *args: Any, tol: float = 1e-6) -> None:
         np.testing.assert_allclose(np.asarray(found), expected, rtol=tol, err_msg=str(k))
 
 
+@pytest.mark.parametrize("device", kf.devices())
+@pytest.mark.parametrize("dtype", ["u4", "i8", "u8", "f4", "f8"])
+def test_sort_in_columns(dtype: str, device: str) -> None:
+    """From 64 elements on there are several columns; keys of 64 bits that agree in one half differ in the other."""
+    with kf.default_device(device):
+        for shape in ((64,), (3, 130), (1000,)):
+            x = RNG.integers(-3, 3, shape).astype("f8") * 2.0**29 + RNG.integers(0, 3, shape) / 4
+            x = (np.abs(x) if dtype[0] == "u" else x).astype(dtype)
+            if dtype == "i8":
+                x *= 8
+            agree(lambda x: (np.sort(x), np.argsort(x, kind="stable")), x)
+
+
 @pytest.mark.parametrize("device", ["cpu", "reference"])
 @pytest.mark.parametrize("dtype", ["?", "i1", "u4", "i8", "u8", "f2", "f4", "f8"])
 def test_sort(dtype: str, device: str) -> None:

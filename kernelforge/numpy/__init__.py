@@ -13,13 +13,16 @@ import numpy as np
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy import (
     creation,
+    integers,
     joins,
     places,
     polynomials,
     products,
     reductions,
     search,
+    segments,
     selection,
+    sets,
     shapes,
     sized,
     sorting,
@@ -33,7 +36,8 @@ for _alias, _name in (ufuncs.ALIASES | reductions.ALIASES | shapes.ALIASES | joi
 _OWN = (
     "pi e inf nan newaxis euler_gamma finfo iinfo dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
     "float16 float32 float64 ndarray generic integer floating signedinteger unsignedinteger number issubdtype "
-    "promote_types can_cast broadcast_shapes isscalar errstate"
+    "promote_types can_cast broadcast_shapes isscalar errstate isdtype min_scalar_type indices fromfunction "
+    "tril_indices triu_indices diag_indices mask_indices bartlett blackman hamming hanning kaiser"
 )
 _NUMPYS_OWN = frozenset(_OWN.split())
 
@@ -74,13 +78,16 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "creation",
+    "integers",
     "joins",
     "places",
     "polynomials",
     "products",
     "reductions",
     "search",
+    "segments",
     "selection",
+    "sets",
     "shapes",
     "sized",
     "sorting",

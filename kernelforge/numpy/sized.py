@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
-from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedArgument, UnsupportedFunction
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedFunction
 from kernelforge.ir.build import Sym, apply, as_sym, full, tracing, user_line
+from kernelforge.ir.ops.control import emit_scan
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import iota
 from kernelforge.numpy.dispatch import array_function
@@ -21,7 +23,7 @@ from kernelforge.numpy.ufuncs import ufunc, where
 from kernelforge.trace import TRACED, concrete
 
 
-def _known(name: str, x: Any, keyword: str) -> np.ndarray[Any, Any]:
+def known_values(name: str, x: Any, keyword: str) -> np.ndarray[Any, Any]:
     """Return values that are known.
 
     Raises:
@@ -37,7 +39,19 @@ def _known(name: str, x: Any, keyword: str) -> np.ndarray[Any, Any]:
     return np.asarray(known)
 
 
-def _places(mask: Sym, size: int) -> tuple[Sym, Sym]:
+def count_of(name: str, keyword: str, given: Any) -> int:
+    """Return a number of elements that was asked for.
+
+    Raises:
+        InvalidParameter: for what is not an integer of 0 or more.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 0:
+        expected = "an integer that is known, 0 or more"
+        raise InvalidParameter(op=f"np.{name}", name=keyword, found=given, expected=expected, loc=user_line())
+    return int(given)
+
+
+def places_of(mask: Sym, size: int) -> tuple[Sym, Sym]:
     """Return the first ``size`` places where a vector holds, then zeros, and which of these are places."""
     ranks = FUNCTIONS["cumsum"](mask.astype(np.int64), 0)
     start = apply("full", value=0, shape=(size,), dtype="i64")
@@ -49,7 +63,7 @@ def _places(mask: Sym, size: int) -> tuple[Sym, Sym]:
 @array_function("a", table={})
 def _nonzero(a: Sym, size: int, fill_value: Any) -> tuple[Sym, ...]:
     mask = a if a.dtype.kind == "b" else ufunc("not_equal", a, 0)
-    found, real = _places(mask.reshape((mask.size,)), size)
+    found, real = places_of(mask.reshape((mask.size,)), size)
     fills = fill_value if isinstance(fill_value, tuple) else (fill_value,) * a.ndim
     axes = unravel_index(found, a.shape)
     return tuple(where(real, i, full(int(fill), i)) for i, fill in zip(axes, fills, strict=True))
@@ -60,53 +74,70 @@ def nonzero(a: Any, *, size: int | None = None, fill_value: Any = 0) -> Any:
     if not np.ndim(a):
         raise ShapeMismatch(op="np.nonzero", found=np.shape(a), expected="at least one axis", loc=user_line())
     if size is None:
-        known = _known("nonzero", a, "size")
+        known = known_values("nonzero", a, "size")
         if tracing():
             return np.nonzero(known)
         size = int(np.count_nonzero(known))
+    size = count_of("nonzero", "size", size)
     return _nonzero(a, size, fill_value)
 
 
 def flatnonzero(a: Any, *, size: int | None = None, fill_value: int = 0) -> Any:
     """``numpy.flatnonzero``; see ``nonzero``."""
     if size is None:
-        known = _known("flatnonzero", a, "size")
+        known = known_values("flatnonzero", a, "size")
         if tracing():
             return np.flatnonzero(known)
         size = int(np.count_nonzero(known))
+    size = count_of("flatnonzero", "size", size)
     return _nonzero(FUNCTIONS["ravel"](a), size, fill_value)[0]
 
 
 def argwhere(a: Any, *, size: int | None = None, fill_value: Any = 0) -> Any:
     """``numpy.argwhere``; see ``nonzero``."""
     if size is None:
-        known = _known("argwhere", a, "size")
+        known = known_values("argwhere", a, "size")
         if tracing():
             return np.argwhere(known)
         size = int(np.count_nonzero(known))
+    size = count_of("argwhere", "size", size)
     if not np.ndim(a):
         return FUNCTIONS["zeros"]((size, 0), np.int64)
     return FUNCTIONS["stack"](_nonzero(a, size, fill_value), -1)
 
 
+def _row_order(rows: Sym) -> Sym:
+    """Return the places of rows in lexicographic order: sorted by the last column, then by the one before it."""
+
+    def by_column(order: Sym, column: Sym) -> list[Sym]:
+        return [FUNCTIONS["take"](order, order_of(FUNCTIONS["take"](column, order)))]
+
+    start = iota(rows.shape[:1], 0)
+    return emit_scan(by_column, [start], [rows.transpose([1, 0])], rows.shape[1], reverse=True)[0]
+
+
 @array_function("ar", table={})
-def _unique(ar: Sym, size: int, fill_value: Any, equal_nan: bool, wanted: tuple[bool, ...]) -> Any:
-    x = ar.reshape((ar.size,))
-    n = x.size
-    order = order_of(x)
-    ordered = FUNCTIONS["take"](x, order)
+def _unique(ar: Sym, axis: int | None, size: int, fill_value: Any, equal_nan: bool, wanted: tuple[bool, ...]) -> Any:
+    x = ar.reshape((ar.size,)) if axis is None else FUNCTIONS["moveaxis"](ar, axis, 0)
+    n = x.shape[0]
+    rows = x.reshape((n, x.size // n))
+    order = order_of(rows.reshape((n,))) if axis is None else _row_order(rows)
+    ordered = FUNCTIONS["take"](rows, order, 0)
     before, after = part(ordered, 0, 0, n - 1), part(ordered, 0, 1, n)
     differs = ufunc("not_equal", before, after)
-    if equal_nan and x.dtype.kind == "f":
+    if equal_nan and axis is None and x.dtype.kind == "f":
         differs = differs & ufunc("invert", ufunc("isnan", before))
-    new = FUNCTIONS["concatenate"]([as_sym(np.ones(1, np.bool_)), differs], 0)
-    starts, real = _places(new, size + 1)
+    new = FUNCTIONS["concatenate"]([as_sym(np.ones(1, np.bool_)), FUNCTIONS["any"](differs, 1)], 0)
+    starts, real = places_of(new, size + 1)
     found, kept = part(starts, 0, 0, size), part(real, 0, 0, size)
-    values = FUNCTIONS["take"](ordered, found)
+    values = FUNCTIONS["take"](ordered, found, 0)
     if fill_value is not None:
-        values = where(kept, values, full(fill_value, values))
+        values = where(kept.reshape((size, 1)), values, full(fill_value, values))
+    values = values.reshape((size, *x.shape[1:]))
+    values = values if axis is None else FUNCTIONS["moveaxis"](values, 0, axis)
     ranks = FUNCTIONS["cumsum"](new.astype(np.int64), 0) - 1
-    inverse = apply("scatter", full(0, ranks), ranks, order, axes=(0,), mode="set").reshape(ar.shape)
+    inverse = apply("scatter", full(0, ranks), ranks, order, axes=(0,), mode="set")
+    inverse = inverse.reshape(ar.shape) if axis is None else inverse
     counts = FUNCTIONS["diff"](where(real, starts, full(n, starts)))
     return [values, *(v for v, w in zip((FUNCTIONS["take"](order, found), inverse, counts), wanted, strict=True) if w)]
 
@@ -116,20 +147,20 @@ def unique(
     axis: int | None = None, *, equal_nan: bool = True, sorted: bool = True, size: int | None = None,
     fill_value: Any = None,
 ) -> Any:  # fmt: skip
-    """``numpy.unique`` of all elements; with ``size`` as ``jax.numpy.unique``: the least and counts of 0 fill it up."""
-    if axis is not None:
-        raise UnsupportedArgument(
-            op="np.unique", name="axis", found=axis, expected="None: all elements", loc=user_line()
-        )
+    """``numpy.unique``; with ``size`` as ``jax.numpy.unique``: the least and counts of 0 fill it up."""
+    on = None if axis is None else normalize_axis_index(axis, np.ndim(ar))
+    on = None if np.ndim(ar) == 1 else on
     if size is None:
-        known = _known("unique", ar, "size")
+        known = known_values("unique", ar, "size")
+        found = np.unique(known, axis=on, equal_nan=equal_nan)
         if tracing():
             plain: Any = np.unique
-            return plain(known, return_index, return_inverse, return_counts, equal_nan=equal_nan)
-        size = np.unique(known, equal_nan=equal_nan).size
+            return plain(known, return_index, return_inverse, return_counts, axis=on, equal_nan=equal_nan)
+        size = found.size if on is None else found.shape[on]
+    size = count_of("unique", "size", size)
     wanted = (return_index, return_inverse, return_counts)
     if not np.size(ar):
-        if size:
+        if size or on is not None:
             raise ShapeMismatch(op="np.unique", found=np.shape(ar), expected="at least one element", loc=user_line())
         x, none = FUNCTIONS["asarray"](ar), FUNCTIONS["zeros"](0, np.int64)
         made = [
@@ -137,16 +168,8 @@ def unique(
             *(v for v, w in zip((none, FUNCTIONS["zeros"](x.shape, int), none), wanted, strict=True) if w),
         ]
     else:
-        made = _unique(ar, size, fill_value, equal_nan, wanted)
+        made = _unique(ar, on, size, fill_value, equal_nan, wanted)
     return tuple(made) if len(made) > 1 else made[0]
-
-
-def union1d(ar1: Any, ar2: Any, *, size: int | None = None, fill_value: Any = None) -> Any:
-    """``numpy.union1d``; see ``unique``."""
-    if size is None:
-        size = np.union1d(_known("union1d", ar1, "size"), _known("union1d", ar2, "size")).size
-    both = FUNCTIONS["concatenate"]([FUNCTIONS["ravel"](ar1), FUNCTIONS["ravel"](ar2)])
-    return unique(both, size=size, fill_value=fill_value)
 
 
 @array_function("x", "weights", table={})
@@ -165,12 +188,13 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | N
     if found.ndim != 1 or (weights is not None and np.shape(weights) != found.shape):
         shapes = f"{found.shape}" if weights is None else f"{found.shape} and {np.shape(weights)}"
         raise ShapeMismatch(op=op, found=shapes, expected="a vector, and weights of its shape", loc=user_line())
-    if found.size and found.dtype.kind not in "iub":
+    given_list = isinstance(x, list | tuple) and not found.size  # NumPy takes a list of nothing
+    if found.dtype.kind not in "iub" and not given_list:
         raise DtypeMismatch(op=op, found=found.dtype, expected="integers", loc=user_line())
     if minlength < 0:
         raise InvalidParameter(op=op, name="minlength", found=minlength, expected="0 or more", loc=user_line())
     if length is None:
-        known = _known("bincount", x, "length")
+        known = known_values("bincount", x, "length")
         if known.size and known.min() < 0:
             raise InvalidParameter(
                 op=op, name="x", found=int(known.min()), expected="no number below zero", loc=user_line()
@@ -178,8 +202,9 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | N
         if tracing() and weights is None:
             return np.bincount(known, minlength=minlength)
         length = int(known.max()) + 1 if known.size else 0
+    length = count_of("bincount", "length", length)
     return _bincount(found, weights, max(length, minlength))
 
 
-for _fn in (nonzero, flatnonzero, argwhere, unique, union1d, bincount):
+for _fn in (nonzero, flatnonzero, argwhere, unique, bincount):
     FUNCTIONS[_fn.__name__] = _fn

@@ -1,7 +1,9 @@
 """Sorting by Batcher's bitonic network (1968), and what is read off sorted arrays.
 
-Elements become integers that order as NumPy orders them, NaN behind all; ties go by place, so every sort is stable.
-A stage of the network is a launch, and n elements take log2(n) * (log2(n) + 1) / 2 stages.
+Elements become integers that order as NumPy orders them, NaN behind all; ties go by place, so every sort is stable. A
+key of 32 bits and a place are one word; keys of 64 bits are sorted by their lower halves, then by their upper ones. n
+words take log2(n) * (log2(n) + 1) / 2 stages. They lie in columns, so that whole vectors meet whole vectors in nearly
+all of these, and a launch makes two.
 """
 
 from __future__ import annotations
@@ -23,44 +25,56 @@ from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import common_dtype, ufunc, where
 from kernelforge.trace import TRACED, concrete
 
-TOP = 1 << 31
-"""Added to an i32, makes unsigned numbers in the same order."""
+LANES = 8
+"""Columns that are sorted side by side: as many as a vector has words."""
 
 
-def network(words: Sequence[Sym]) -> tuple[Sym, ...]:
-    """Sort along the last axis, by the first of ``words``, then the second, and so on; no two may be equal in all.
+def network(words: Sym) -> Sym:
+    """Sort integers along the last axis, whose extent is a power of two; equal ones are not to be told apart."""
+    whole = words.shape[-1]
+    lanes = LANES if whole >= LANES * LANES else 1
+    rows = whole // lanes
+    made = words.reshape((*words.shape[:-1], rows, lanes))
+    waiting: list[tuple[int, int]] = []
 
-    Its extent is a power of two.
-    """
-    whole = words[0].shape[-1]
-    width = whole.bit_length() - 1
-    steps = [(1 << size, 1 << apart) for size in range(1, width + 1) for apart in reversed(range(size))]
-    if not steps:
-        return tuple(words)
-    place = iota((whole,), 0)
-
-    def exchange(*given: Sym) -> list[Sym]:
+    def stage(x: Sym, size: Any, apart: Any, partner: Sym, axis: int) -> Sym:
         """Of two places ``apart`` the lesser goes first, or last in every other run of ``size``."""
-        *mine, size, apart = given
-        others = [FUNCTIONS["take"](w, ufunc("bitwise_xor", place, apart), -1) for w in mine]
+        other = FUNCTIONS["take"](x, partner, axis)
+        place = iota((rows, lanes), 0) + iota((rows, lanes), 1) * rows  # those of a column follow each other
         first = ufunc("equal", ufunc("bitwise_and", place, apart), 0)
         rising = ufunc("equal", ufunc("bitwise_and", place, size), 0)
-        less = ufunc("less", mine[-1], others[-1])
-        for w, o in zip(mine[-2::-1], others[-2::-1], strict=True):
-            less = ufunc("less", w, o) | (ufunc("equal", w, o) & less)
-        stays = ufunc("equal", less, ufunc("equal", first, rising))
-        return [where(stays, w, o) for w, o in zip(mine, others, strict=True)]
+        return where(ufunc("equal", ufunc("less", x, other), ufunc("equal", first, rising)), x, other)
 
-    numbers = [as_sym(np.array(column)) for column in zip(*steps, strict=True)]
-    return emit_scan(exchange, words, numbers, len(steps), False)
+    def two_stages(x: Sym, *given: Sym) -> list[Sym]:
+        for size, apart in (given[:2], given[2:]):
+            x = stage(x, size, apart, ufunc("bitwise_xor", iota((rows,), 0), apart), -2)
+        return [x]
+
+    def meet_rows(x: Sym) -> Sym:
+        if len(waiting) % 2:
+            waiting.append((0, 0))  # a place meets itself
+        pairs = [(*a, *b) for a, b in zip(waiting[::2], waiting[1::2], strict=True)]
+        waiting.clear()
+        numbers = [as_sym(np.array(column)) for column in zip(*pairs, strict=True)]
+        return emit_scan(two_stages, [x], numbers, len(pairs), False)[0] if pairs else x
+
+    for width in range(1, whole.bit_length()):
+        for apart in (1 << k for k in reversed(range(width))):
+            if apart < rows:
+                waiting.append((1 << width, apart))
+            else:
+                partner = ufunc("bitwise_xor", iota((lanes,), 0), apart // rows)
+                made = stage(meet_rows(made), 1 << width, apart, partner, -1)
+    return FUNCTIONS["swapaxes"](meet_rows(made), -1, -2).reshape(words.shape)  # type: ignore[no-any-return]
 
 
 def _ordered(x: Sym) -> Sym:
     """Return signed integers, i32 where they fit, that order as the elements do; NaN is the greatest."""
+    if x.dtype.kind == "u" and x.dtype.itemsize >= 4:
+        top = x.dtype.type(1 << (8 * x.dtype.itemsize - 1))
+        return apply("bitcast", ufunc("bitwise_xor", x, top), dtype=f"i{8 * x.dtype.itemsize}")
     if x.dtype.kind in "iub":
-        if x.dtype == np.uint64:
-            return apply("bitcast", ufunc("bitwise_xor", x, np.uint64(1 << 63)), dtype="i64")
-        return x.astype(np.int64 if x.dtype.itemsize == 8 or x.dtype == np.uint32 else np.int32)
+        return x.astype(np.int64 if x.dtype.itemsize == 8 else np.int32)
     x = apply("stop_gradient", x)
     if x.dtype.itemsize == 2:
         x = x.astype(np.float32)
@@ -73,23 +87,35 @@ def _ordered(x: Sym) -> Sym:
     return where(ufunc("isnan", x), full(greatest, folded), folded)
 
 
+def _by_half(keys: Sym) -> Sym:
+    """Return the places in the order of the lower halves of i64, read as i32; those of equal ones stay in order."""
+    place = iota(keys.shape, keys.ndim - 1)
+    words = network(ufunc("bitwise_or", ufunc("left_shift", keys, 32), place))
+    return ufunc("bitwise_and", words, (1 << 32) - 1)
+
+
 def order_of(x: Sym) -> Sym:
-    """Return the places, as i64, of the elements along the last axis in ascending order."""
+    """Return the places, as i64, of the elements along the last axis in ascending order.
+
+    Raises:
+        ShapeMismatch: for more than 2**32 of them: a place is half a word.
+    """
     n = x.shape[-1]
     whole = 1 << max(n - 1, 0).bit_length()
     if x.size == 0 or n == 1:
         return iota(x.shape, x.ndim - 1)
+    if whole > 1 << 32:
+        raise ShapeMismatch(op="sort", found=x.shape, expected="at most 2**32 elements to sort", loc=user_line())
     keys = _ordered(x)
     last = as_sym(np.iinfo(keys.dtype).max).astype(keys.dtype)
     low, high = (0,) * x.ndim, (*(0,) * (x.ndim - 1), whole - n)
     keys = apply("pad", keys, last, low=low, high=high, interior=low)
-    place = iota(keys.shape, keys.ndim - 1)
-    if keys.dtype == np.int64 or whole > TOP:
-        found = network((keys.astype(np.int64), place))[-1]
+    if keys.dtype == np.int32:
+        found = _by_half(keys.astype(np.int64))
     else:
-        # both in one word
-        word = ufunc("bitwise_or", ufunc("left_shift", keys.astype(np.int64), 32), place)
-        found = ufunc("bitwise_and", network((word,))[0], (1 << 32) - 1)
+        take = FUNCTIONS["take_along_axis"]
+        found = _by_half(ufunc("bitwise_xor", keys, 1 << 31))
+        found = take(found, _by_half(ufunc("right_shift", take(keys, found, -1), 32)), -1)
     return part(found, found.ndim - 1, 0, n)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,25 @@ def _counted(places: Sym, count: int, weights: Sym | None) -> Sym:
     return apply("scatter", start, added, places, axes=(0,), mode="add")
 
 
+def _edges_of(x: Sym, bins: int, range: Any) -> Sym:
+    low, high = (as_sym(v).astype(np.float64) for v in range) if range is not None else _extremes(x)
+    same = ufunc("equal", low, high)
+    low, high = where(same, low - 0.5, low), where(same, high + 0.5, high)
+    return as_sym(FUNCTIONS["linspace"](low, high, bins + 1))
+
+
+def _bins_of(x: Sym, edges: Sym) -> Sym:
+    """Return the bin of each element, the number of bins where it is in none; the last bin has both its edges."""
+    count = edges.size - 1
+    places = searchsorted(edges, x, "right") - 1
+    last = FUNCTIONS["take"](edges, count)
+    places = where(ufunc("equal", x, last), full(count - 1, places), places)
+    outside = ufunc("less", places, 0) | ufunc("greater", x, last)
+    if x.dtype.kind == "f":
+        outside = outside | ufunc("isnan", x)
+    return where(outside, full(count, places), places)
+
+
 @array_function("a", "weights", "edges", table={})
 def _histogram(
     a: Sym, bins: int | None, range: Any, density: bool, weights: Sym | None, edges: Sym | None
@@ -100,23 +120,39 @@ def _histogram(
     x = a.reshape((a.size,))
     if edges is None:
         assert bins is not None
-        low, high = (as_sym(v).astype(np.float64) for v in range) if range is not None else _extremes(x)
-        same = ufunc("equal", low, high)
-        low, high = where(same, low - 0.5, low), where(same, high + 0.5, high)
-        edges = as_sym(FUNCTIONS["linspace"](low, high, bins + 1)).astype(common_dtype((x, 1.0)))
-    count = edges.size - 1
-    places = searchsorted(edges, x, "right") - 1
-    # the last bin has both its edges
-    places = where(ufunc("equal", x, FUNCTIONS["take"](edges, count)), full(count - 1, places), places)
-    outside = ufunc("less", places, 0) | ufunc("greater", x, FUNCTIONS["take"](edges, count))
-    if x.dtype.kind == "f":
-        outside = outside | ufunc("isnan", x)
-    places = where(outside, full(count, places), places)
-    made = _counted(places, count, None if weights is None else weights.reshape((weights.size,)))
+        edges = _edges_of(x, bins, range).astype(common_dtype((x, 1.0)))
+    weights = None if weights is None else weights.reshape((weights.size,))
+    made = _counted(_bins_of(x, edges), edges.size - 1, weights)
     if density:
         width = FUNCTIONS["diff"](edges)
         made = ufunc("divide", ufunc("divide", made, width), made.sum((0,)))
     return made, edges
+
+
+@array_function("*sample", "weights", "*edges", table={})
+def _histogramdd(
+    sample: tuple[Sym, ...], bins: tuple[int, ...], ranges: tuple[Any, ...], density: bool, weights: Sym | None,
+    edges: tuple[Sym, ...],
+) -> Any:  # fmt: skip
+    given = iter(edges)
+    found = [
+        _edges_of(x, n, r) if n else next(given) for x, n, r in zip(sample, bins, ranges, strict=True)
+    ]  # 0 bins: edges are given
+    counts = [e.size - 1 for e in found]
+    place, inside = full(0, sample[0].astype(np.int64)), full(True, sample[0].astype(np.bool_))
+    for x, e, n in zip(sample, found, counts, strict=True):
+        own = _bins_of(x, e)
+        inside = inside & ufunc("less", own, n)
+        place = ufunc("add", ufunc("multiply", place, n), own)
+    total = math.prod(counts)
+    added = full(1.0, place.astype(np.float64)) if weights is None else weights.astype(np.float64)
+    made = _counted(where(inside, place, full(total, place)), total, added).reshape(tuple(counts))
+    if density:
+        made = ufunc("divide", made, made.sum(tuple(range(made.ndim))))
+        for axis, e in enumerate(found):
+            widths = FUNCTIONS["diff"](e)
+            made = ufunc("divide", made, widths.reshape([e.size - 1 if a == axis else 1 for a in range(made.ndim)]))
+    return made, tuple(found)
 
 
 def _extremes(x: Sym) -> tuple[Sym, Sym]:
@@ -177,6 +213,50 @@ def histogram_bin_edges(a: Any, bins: Any = 10, range: Any = None, weights: Any 
     return histogram(a, bins, range, weights=weights)[1]
 
 
+def histogramdd(
+    sample: Any, bins: Any = 10, range: Any = None, density: bool | None = None, weights: Any = None
+) -> Any:
+    """``numpy.histogramdd``; what a trace does not know is not looked at."""
+    op = "np.histogramdd"
+    if isinstance(sample, list | tuple):
+        columns = [FUNCTIONS["ravel"](x) for x in sample]
+    else:
+        points = FUNCTIONS["asarray"](sample)
+        points = points.reshape((points.size, 1)) if points.ndim == 1 else points
+        columns = [points[:, i] for i in np.arange(points.shape[1])]
+    if weights is not None and np.shape(weights) != columns[0].shape:
+        found = f"{columns[0].shape} and {np.shape(weights)}"
+        raise ShapeMismatch(op=op, found=found, expected="a weight for each point", loc=user_line())
+    several = isinstance(bins, list | tuple) or np.ndim(bins) > 0
+    each = list(bins) if several else [bins] * len(columns)
+    ranges = [None] * len(columns) if range is None else list(range)
+    if len(each) != len(columns) or len(ranges) != len(columns):
+        found = f"{len(each)} bins, {len(ranges)} ranges"
+        raise ShapeMismatch(op=op, found=found, expected=f"one for each of {len(columns)} axes", loc=user_line())
+    edges = []
+    for n, r, x in zip(each, ranges, columns, strict=True):
+        if np.ndim(n):
+            _require_bins(op, n, descending=False)
+            edges.append(FUNCTIONS["asarray"](n))
+        elif int(n) < 1:
+            raise InvalidParameter(op=op, name="bins", found=n, expected="at least one", loc=user_line())
+        else:
+            _require_range(r, x)
+    plain = tuple(0 if np.ndim(n) else int(n) for n in each)
+    own = FUNCTIONS["ravel"](weights) if weights is not None else None
+    return _histogramdd(tuple(columns), plain, tuple(ranges), bool(density), own, tuple(edges))
+
+
+def histogram2d(
+    x: Any, y: Any, bins: Any = 10, range: Any = None, density: bool | None = None, weights: Any = None
+) -> Any:
+    """``numpy.histogram2d``; one array of edges serves both axes."""
+    if (isinstance(bins, list | tuple) or np.ndim(bins)) and len(bins) not in (1, 2):
+        bins = [bins, bins]
+    made, (first, second) = histogramdd((x, y), bins, range, density, weights)
+    return made, first, second
+
+
 def digitize(x: Any, bins: Any, right: bool = False) -> Any:
     """``numpy.digitize``, for bins that are known while tracing, or ascend."""
     known = _require_bins("np.digitize", bins, descending=True)
@@ -204,5 +284,5 @@ def vander(x: Sym, N: int | None = None, increasing: bool = False) -> Sym:
     return ufunc("power", x.reshape((x.size, 1)), as_sym(np.ascontiguousarray(powers))).astype(common_dtype((x, 1)))
 
 
-for _fn in (histogram, histogram_bin_edges, digitize):
+for _fn in (histogram, histogram_bin_edges, histogramdd, histogram2d, digitize):
     FUNCTIONS[_fn.__name__] = _fn

@@ -1,0 +1,54 @@
+"""Reductions of runs of elements, as ``numpy.ufunc.reduceat`` makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from kernelforge.errors import InvalidParameter, UnsupportedArgument, UnsupportedFunction
+from kernelforge.ir.build import Sym, apply, as_sym, user_line
+from kernelforge.methods import FUNCTIONS
+from kernelforge.numpy.dispatch import array_function
+from kernelforge.trace import TRACED, concrete
+
+MODES = {"add": "add", "multiply": "mul", "maximum": "max", "minimum": "min"}
+"""Of the ufuncs whose runs are reduced: how elements combine."""
+
+
+@array_function("a", table={})
+def _reduceat(a: Sym, starts: tuple[int, ...], axis: int, mode: str) -> Sym:
+    x = FUNCTIONS["moveaxis"](a, axis, 0)
+    n = x.shape[0]
+    stops = (*starts[1:], n)
+    rest = [(run, i) for run, (i, j) in enumerate(zip(starts, stops, strict=True)) for i in range(i + 1, j)]
+    made = FUNCTIONS["take"](x, as_sym(np.array(starts, np.int64)), 0)
+    if rest:
+        runs, places = (as_sym(np.array(column, np.int64)) for column in zip(*rest, strict=True))
+        made = apply("scatter", made, FUNCTIONS["take"](x, places, 0), runs, axes=(0,), mode=mode)
+    return FUNCTIONS["moveaxis"](made, 0, axis)  # type: ignore[no-any-return]
+
+
+def reduceat(name: str, array: Any, indices: Any, axis: int = 0, dtype: Any = None) -> Any:
+    """``numpy.ufunc.reduceat`` of the ufunc called ``name``, at places that are known while tracing."""
+    op = f"np.{name}.reduceat"
+    if name not in MODES:
+        raise UnsupportedFunction(name=op, reason="; there is that of " + ", ".join(MODES), loc=user_line())
+    known = concrete(indices)
+    if known is TRACED:
+        expected = "places that are known"
+        raise UnsupportedArgument(op=op, name="indices", found="a traced array", expected=expected, loc=user_line())
+    x = FUNCTIONS["asarray"](array)
+    on = normalize_axis_index(axis, x.ndim)
+    starts = np.asarray(known)
+    wrong = starts[(starts < 0) | (starts >= x.shape[on])]
+    if wrong.size:
+        expected = f"places from 0 to {x.shape[on] - 1}"
+        raise InvalidParameter(op=op, name="indices", found=int(wrong[0]), expected=expected, loc=user_line())
+    ufunc: np.ufunc = getattr(np, name)
+    into = ufunc.reduceat(np.ones(1, x.dtype), [0], dtype=dtype).dtype
+    return _reduceat(x.astype(into), tuple(starts.tolist()), on, MODES[name])
+
+
+FUNCTIONS["reduceat"] = reduceat
