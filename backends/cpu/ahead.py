@@ -104,11 +104,11 @@ def _side_by_side(load: Load, loop: For) -> bool:
 def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
     """Return the distance of each of the walks that go over the same elements."""
     first = passes[0].around
-    shared = sum(all(p.around[k : k + 1] == first[k : k + 1] for p in passes) for k in range(len(first)))
+    shared = _shared(passes)
     if first and not any(passes[0].steps):
         return {p.loop.var: 0 for p in passes}
     again = any(not step for p in passes for step in p.steps[shared:])
-    most = max(p.nbytes(shared) for p in passes)
+    most = row_bytes(passes)
     whole = list(dict.fromkeys(p.loop.var for p in passes if 2 * p.nbytes(shared) > most))
     step = next((s for s in reversed(passes[0].steps[:shared]) if s), 0) * DTYPES[passes[0].load.dtype].itemsize
     near = AHEAD if again or all(p.goes_on for p in passes) else 0
@@ -116,6 +116,18 @@ def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
         return {p.loop.var: near for p in passes}
     ahead = step if step and most > AHEAD and 2 * most <= room else near
     return {p.loop.var: ahead if p.loop.var == whole[-1] else 0 for p in passes}
+
+
+def row_bytes(passes: Sequence[Walk]) -> int:
+    """Return how much lies in a row that several passes go over."""
+    shared = _shared(passes)
+    return max(p.nbytes(shared) for p in passes)
+
+
+def _shared(passes: Sequence[Walk]) -> int:
+    """Return how many of the outermost loops are around all passes."""
+    first = passes[0].around
+    return sum(all(p.around[k : k + 1] == first[k : k + 1] for p in passes) for k in range(len(first)))
 
 
 def _size(alloc: Alloc) -> int:

@@ -127,7 +127,7 @@ class _Function(Dots):
         for loop in phase.loops:
             self.env.pop(loop.var.name, None)
         self.distances = ahead.distances(phase.loops, phase.body, self.host.cache_bytes[1])
-        self.halved = alignment.halved(phase.loops, phase.body, self.distances)
+        self.halved = alignment.halved(phase.loops, phase.body, self.distances, self.host.cache_bytes[0])
         for arg, rows in alignment.copied(phase.loops, phase.body, self.args) if self.halved else ():
             self.copy(arg, rows)
         if not phase.loops:

@@ -41,6 +41,8 @@ def passes(elements: int, count: int) -> str:
     ("elements", "count", "halves"),
     [
         (1 << 10, 3, 2),  # the last pass asks for lines, which the first one meets
+        (1 << 13, 3, 2),
+        (1 << 14, 3, 0),  # the first-level cache does not hold the row
         (1 << 10, 1, 0),  # what a pass asks for itself it has
         (1 << 18, 3, 0),  # each pass asks
     ],
