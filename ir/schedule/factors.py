@@ -16,6 +16,9 @@ from kernelforge.ir.schedule.windows import slides
 SMALL = 4096
 """Multiplications below which packing does not pay."""
 
+LEAST = 4
+"""Rows and columns of a product at least."""
+
 
 def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], width: int) -> Kernel | None:
     """Bring the parallel loops into the order of a product of matrices: last that of its rows and that of its columns.
@@ -45,7 +48,7 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
     for a, i in enumerate(extents):
         for b, j in enumerate(extents):
             m, n, step = extents[i], extents[j], steps[j]
-            if apart(i, j) and min(m, n) >= 4 and m * n * depth >= SMALL:
+            if apart(i, j) and min(m, n) >= LEAST and m * n * depth >= SMALL:
                 dense = width - step if n >= width > step else 0
                 pairs.append((dense, min(n, 4 * width), min(m, 4 * width), a, b))
     if not pairs:

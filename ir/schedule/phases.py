@@ -25,15 +25,16 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )  # fmt: skip
+from kernelforge.ir.schedule.staging import nested
 from kernelforge.ir.schedule.steps import single_store
 
 
 def spread(kernel: Kernel, nest: For, reductions: dict[str, int], suffix: str) -> Kernel:
     """Share the reduction loops of a top-level nest among parallel workers, in two phases.
 
-    ``reductions`` gives for each reduction loop how many elements a worker takes. The first phase fills a global
-    buffer of partial results, the second is ``nest`` reading it. Legal because reductions may be reassociated, where
-    the loops combine into a scalar register and do not depend on one another.
+    ``reductions`` gives for each reduction, by one of its loops, how many iterations of that a worker takes. The first
+    phase fills a global buffer of partial results, the second is ``nest`` reading it. Legal because reductions may be
+    reassociated, where the loops combine into a scalar register and do not depend on one another.
     """
     parallel: list[For] = []
     body: Sequence[Stmt] = (nest,)
@@ -44,28 +45,32 @@ def spread(kernel: Kernel, nest: For, reductions: dict[str, int], suffix: str) -
     first: list[Stmt] = []
     second: list[Stmt] = []
     for stmt in body:
-        if not isinstance(stmt, For) or stmt.var.name not in reductions:
+        path = nested(stmt)
+        shared = next((s for s in path if s.var.name in reductions), None)
+        if shared is None:
             second.append(stmt)
             continue
-        store = single_store(stmt.body)
-        if store is None or not store.op or store.index or stmt.static is None or stmt.body != (store,):
-            raise IllegalSchedule(
-                step="spread", target=stmt.var.name, reason="it is not one store combining into a scalar"
-            )
+        name, store = shared.var.name, single_store(path[-1].body)
+        if store is None or not store.op or store.index or shared.static is None or path[-1].body != (store,):
+            raise IllegalSchedule(step="spread", target=name, reason="it is not one store combining into a scalar")
         if any(isinstance(e, Load) and e.buffer in starts for e in walk(store.value)):
-            raise IllegalSchedule(step="spread", target=stmt.var.name, reason="it reads another reduction's result")
-        size = reductions[stmt.var.name]
-        count = -(-stmt.static // size)
+            raise IllegalSchedule(step="spread", target=name, reason="it reads another reduction's result")
+        size = reductions[name]
+        count = -(-shared.static // size)
         partial = f"{store.buffer}{suffix}"
-        worker = Var(f"{stmt.var.name}{suffix}", "i64", count)
+        worker = Var(f"{name}{suffix}", "i64", count)
         own, held = f"{store.buffer}{suffix}w", tuple(p.var for p in parallel)
-        walked = Var(stmt.var.name, "i64", size)
-        extent = normalize(op("min", i64(size), i64(stmt.static) - worker * size))
-        value = normalize(substitute(store.value, {stmt.var: worker * size + walked}))
+        walked = Var(name, "i64", size)
+        extent = normalize(op("min", i64(size), i64(shared.static) - worker * size))
+        walk_: Stmt = Store(own, (), normalize(substitute(store.value, {shared.var: worker * size + walked})), store.op)
+        for loop in reversed(path):
+            walk_ = (
+                For(walked, extent, "serial", (walk_,)) if loop is shared else dataclasses.replace(loop, body=(walk_,))
+            )
         made: tuple[Stmt, ...] = (
             Alloc(own, store.value.dtype, (), "register"),
             Store(own, (), starts[store.buffer]),
-            For(walked, extent, "serial", (Store(own, (), value, store.op),)),
+            walk_,
             Store(partial, (worker, *held), Load(own, (), store.value.dtype)),
         )
         for p in reversed(parallel):

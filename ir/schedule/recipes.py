@@ -27,7 +27,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
 from kernelforge.ir.schedule.columns import vector_block, vector_column
-from kernelforge.ir.schedule.factors import arranged, parallel_loops
+from kernelforge.ir.schedule.factors import LEAST, arranged, factors, parallel_loops
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import SHORTEST, group_map, in_lanes, vector_map
 from kernelforge.ir.schedule.merge import merge
@@ -69,13 +69,17 @@ def _share_reductions(kernel: Kernel, limits: Limits) -> Kernel:
         found = [s for s in body if isinstance(s, For) and s.kind == "serial"]
         others = [s for s in body if isinstance(s, For) and s.kind == "parallel"]
         registers = {s.buffer for s in body if isinstance(s, Alloc)}
+        paths = [nested(s) for s in found]
         simple = all(
-            isinstance(t, Store) and t.op and not t.index and len(s.body) == 1
+            isinstance(t, Store) and t.op and not t.index and len(path[-1].body) == 1
             and not any(isinstance(e, Load) and e.buffer in registers for e in walk(t.value))
-            for s in found for t in s.body
+            for path in paths for t in path[-1].body
         )  # fmt: skip
         if not found or others or not simple or not any(isinstance(s, Alloc) for s in body):
             continue
+        deep_nest = any(len(path) > 1 for path in paths)
+        if deep_nest and factors(body)[0] and size(parallel) >= LEAST * LEAST:
+            continue  # recipes for products and windows look for these loops
         product = tiles.found(parallel, body) if limits.form == "group" else None
         if product is not None:
             (loop,) = found
@@ -83,15 +87,22 @@ def _share_reductions(kernel: Kernel, limits: Limits) -> Kernel:
             if deep < (loop.static or 0):
                 kernel = spread(kernel, nest, {loop.var.name: deep}, "_w")
             continue
-        rows, width = size(parallel), max(s.static or 0 for s in found)
+        rows, width = size(parallel), max(map(size, paths))
         units = rows if rowwise(body, parallel[-1]) else max(1, rows // (4 * lanes(body, limits)))
         workers = limits.threads if limits.form == "vector" else max(1, limits.threads // max(limits.group, 1))
         if units >= workers or rows * width < 2 * SPREAD:
             continue
         share = max(-(-width // (4 * workers)), SPREAD // max(rows, 1), 16)
-        share = -(-share // BLOCK) * BLOCK if share > BLOCK else share
-        if share < width:
-            kernel = spread(kernel, nest, {s.var.name: share for s in found if (s.static or 0) > share}, "_w")
+        taken: dict[str, int] = {}
+        for path in paths:
+            longest = max(path, key=lambda s: s.static or 0)
+            n = longest.static or 0
+            each = max(1, share // (size(path) // n)) if size(path) else n
+            each = -(-each // BLOCK) * BLOCK if each > BLOCK else each
+            if each < n:
+                taken[longest.var.name] = each
+        if taken:
+            kernel = spread(kernel, nest, taken, "_w")
     return kernel
 
 

@@ -24,16 +24,21 @@ from kernelforge.ir.kernel import (
     stmts,
     substitute,
 )
+from kernelforge.ir.schedule.contraction import transposed
+from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import alike, in_lanes
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
-from kernelforge.ir.schedule.steps import bind, loops, reorder, rfactor, split, tree
+from kernelforge.ir.schedule.steps import bind, loops, partial, reorder, rfactor, split, tree
 
 BLOCK = 1 << 13
 """Elements of a row that are summed before their sum is added to the total: so the rounding error of a long row grows
 with the number of blocks and not with the number of elements."""
+
+TURNED = 4
+"""Lanes from which on tiles are turned in registers."""
 
 
 def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits, width: int) -> Kernel:
@@ -57,6 +62,9 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
             if inner.kind == "serial":
+                if (turned := _turned(kernel, nested(loop), width)) is not None:
+                    kernel = turned
+                    continue
                 kernel = _lane_reduction(kernel, inner, width, most)
             else:
                 kernel = in_lanes(kernel, inner, width, limits.side)
@@ -176,6 +184,34 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.in
         kernel = rfactor(kernel, f"{tail}o", f"{tail}v", f"{tail}_lanes")
         kernel = bind(kernel, f"{tail}v", "vector")
     return bind(kernel, f"{name}v", "vector") if unroll > 1 else kernel
+
+
+def _turned(kernel: Kernel, path: Sequence[For], width: int) -> Kernel | None:
+    """Reduce over two axes of which one is along memory for some operands, the other for the rest, by square tiles:
+    the rest is turned in registers. None where that is not so.
+    """
+    if len(path) < 2 or width < TURNED or not all(isinstance(s, Store) and s.op for s in path[-1].body):
+        return None
+    inner = path[-1]
+    apart = [e for e in loads(inner.body) if affine(e.index[0], inner.var) not in range(NEAR + 1)]
+    outer = next((s for s in path[:-1] if apart and all(affine(e.index[0], s.var) == 1 for e in apart)), None)
+    short = any((s.var.bound or 0) < width for s in (inner, outer or inner))
+    if outer is None or short or len(path[-1].body) > 1 or len(apart) == len(loads(inner.body)):
+        return None
+    o, n = outer.var.name, inner.var.name
+    for between in path[path.index(outer) + 1 : -1]:
+        kernel = reorder(kernel, o, between.var.name)
+    kernel = split(kernel, o, width, f"{o}o", f"{o}r", "guard")
+    kernel = split(kernel, n, width, f"{n}o", f"{n}v", "guard")
+    kernel = reorder(sink_guard(kernel, f"{o}o"), f"{o}r", f"{n}o")
+    kernel = partial(kernel, f"{n}o", f"{n}_sum")
+    kernel = rfactor(kernel, f"{n}o", f"{n}v", f"{n}_lanes")
+    lane = next(s for s in loops(kernel, f"{n}v") if loads(s.body))
+    for k, e in enumerate(e for e in loads(lane.body) if affine(e.index[0], lane.var) not in range(NEAR + 1)):
+        name = f"{n}_turned{k}"
+        kernel = stage(kernel, e, f"{n}o", [f"{o}r", f"{n}v"], "local", name)
+        kernel = transposed(kernel, f"{name}_{o}r", [f"{name}_{n}v"], width)
+    return bind(bind(kernel, f"{n}v", "vector"), f"{o}r", "unroll")
 
 
 def group_row(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], limits: Limits, width: int) -> Kernel:

@@ -260,6 +260,35 @@ def test_rows_that_are_only_added_up_are_read_several_at_a_time(rows: int, colum
     same(made, after)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("m", "n"), [(16, 16), (33, 40), (200, 190), (700, 17), (5, 300)])
+@pytest.mark.parametrize("combined", ["+= x[{a}] * z[{b}]", "max= x[{a}] - z[{b}]"])
+def test_sums_over_axes_that_lie_across_each_other(m: int, n: int, combined: str, device: str) -> None:
+    """Threads share them, and squares of what lies along the outer axis are turned."""
+    start = "0.0f32" if "+" in combined else "-inff32"
+    naive = parse_kernel(f"""
+kernel crossed(in x: f32[{m * n}], in z: f32[{m * n}], out o: f32[1]) {{
+  for parallel i < 1 {{
+    register a: f32[]
+    a[] = {start}
+    for serial r < {m} {{
+      for serial s < {n} {{
+        a[] {combined.format(a=f"r * {n} + s", b=f"r + s * {m}")}
+      }}
+    }}
+    o[0] = a[]
+  }}
+}}""")
+    made = schedule(naive, DEVICES[device])
+    verify_kernel(made)
+    same(naive, share(guard(made)))
+    same(naive, made, shuffle=1)
+    if device == "avx512":
+        buffers = {s.buffer for s in stmts(made.body) if isinstance(s, Alloc)}
+        assert ("s_turned0" in buffers) == (min(m, n) >= 16)
+        assert any(a.mode == "scratch" for a in made.args) == (m * n >= 1 << 15)
+
+
 def test_numbers_of_each_row_do_not_make_columns() -> None:
     k = parse_kernel("""kernel scaled(in x0: f32[65536], in x1: f32[16], in x2: f32[16], out o: f32[16]) {
   for parallel i0 < 16 {
