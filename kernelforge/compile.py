@@ -142,7 +142,6 @@ def _compile(
     if config.fusion:
         fusion = plan_residuals(optimized, fusion, limits.max_args)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}
-    planner = Planner(optimized, fusion.regions, backend)
     steps: list[Step] = []
     kernels: list[Compiled] = []
     turns = [k for k, r in enumerate(fusion.regions) if any(v.type.size for v in r.outputs)]
@@ -150,7 +149,7 @@ def _compile(
     free = [v for i, v in enumerate(optimized.inputs) if i in given and v not in strides]
     donations = Donations(optimized, regions, free)
     orders = _ordered(regions, strides, backend, config, donations)
-    planner.slots.update({v: planner.slots[donations.taken[v]] for v in donations.taken})
+    planner = Planner(optimized, fusion.regions, backend, donations.taken)
     for k, region, order in zip(turns, regions, orders, strict=True):
         if region.opaque is not None:
             step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config, located=located))

@@ -11,11 +11,12 @@ import optree
 import pytest
 
 import kernelforge as kf
+from kernelforge import donations
 from kernelforge.backends import registry
 from kernelforge.bench.peers.on_kernelforge import OWN
 from kernelforge.bench.workloads import TABLE
 from kernelforge.bench.workloads.learning import TRAINING as TRAINING_STEPS
-from kernelforge.compile import compile_graph
+from kernelforge.compile import compile_graph, forget
 from kernelforge.config import Config
 from kernelforge.errors import CannotDonate, DonatedArray, UnknownStatic
 from kernelforge.ir.graph import Graph
@@ -187,6 +188,28 @@ def test_memory_of_a_step() -> None:
         plan = kf.jit(OWN[name], donate_argnums=state).lower(*inputs).plan
     assert plan.taken == (None, *state)
     assert plan.arena < sum(inputs[i].nbytes for i in state[: len(state) // 3]) * 1.1
+
+
+def test_gradients_stand_where_values_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large value that a kernel reads last makes room for what it becomes."""
+
+    def loss(x: Any, w: Any, v: Any) -> Any:
+        return ((np.tanh(x @ w) @ v) ** 2).sum()
+
+    args = normal(512, 512), normal(512, 2048), normal(2048, 512)
+    arenas, found = [], []
+    with kf.default_device("cpu"):
+        for large in (1 << 62, donations.LARGE):
+            monkeypatch.setattr(donations, "LARGE", large)
+            forget()
+            fn = kf.jit(kf.value_and_grad(loss, argnums=(0, 1)))
+            plan = fn.lower(*args).plan
+            arenas.append(plan.arena)
+            found.append([np.asarray(x) for x in optree.tree_leaves(fn(*args))])
+    assert sum(a.mode == "inout" for k in plan.kernels for a in k.ir.args) == 1
+    assert arenas[1] < arenas[0] - 0.9 * 512 * 2048 * 4
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 HARD: list[tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -222,24 +222,30 @@ class Planner:
     Args:
         graph: distinct outputs, none of them an input.
         regions: in the order they run.
+        taken: values and those in whose memory they are made, which were made before.
     """
 
-    def __init__(self, graph: Graph, regions: Sequence[Region], backend: Backend) -> None:
+    def __init__(self, graph: Graph, regions: Sequence[Region], backend: Backend, taken: Mapping[Value, Value]) -> None:
         self.graph = graph
         self.backend = backend
         self.consts = tuple(upload(backend, a) for _, a in graph.consts)
         known = [*graph.inputs, *(v for v, _ in graph.consts), *graph.outputs]
         self.slots: dict[Value, int] = {v: k for k, v in enumerate(known)}
+        first: dict[Value, Value] = {}
         last: dict[Value, int] = {}
         for k, region in enumerate(regions):
-            for node in region.nodes:
-                last.update(dict.fromkeys(node.inputs, k))
+            for value in region.outputs:
+                first[value] = first.get(taken.get(value, value), taken.get(value, value))
+            for value in (v for node in region.nodes for v in node.inputs):
+                last[first.get(value, value)] = k
         self.offsets: list[int] = []
         self.arena = 0
         self._taken: list[tuple[range, int, int]] = []
         for k, region in enumerate(regions):
             for value in region.outputs:
-                if value not in self.slots:
+                if value in taken:
+                    self.slots[value] = self.slots[taken[value]]
+                elif value not in self.slots:
                     self.slots[value] = self._place(range(k, max(last.get(value, k), k) + 1), value.type.nbytes)
 
     def scratch(self, k: int, nbytes: int) -> int:
