@@ -94,7 +94,8 @@ def rrelu(
 
 
 def _expm1_below(x: Any) -> Any:
-    return knp.expm1(knp.where(x > 0, 0, x))
+    """exp(x) - 1 below 0, where it bends; at 0 it is ``x``, whose second derivative is 0 as in PyTorch."""
+    return knp.where(x < 0, knp.expm1(knp.where(x < 0, x, 0)), x)
 
 
 @elementwise()

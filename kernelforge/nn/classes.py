@@ -105,6 +105,38 @@ def cross_entropy(
     return reduced(losses, reduction, "cross_entropy", counted.sum())
 
 
+def _named_by_rows(given: Given) -> None:
+    """Check that known targets name rows of the weights."""
+    if np.ndim(given["target"]) < max(np.ndim(given["input"]) + np.ndim(given["linear_weight"]) - 2, 1):
+        ignored = given.get("ignore_index")
+        count = np.shape(given["linear_weight"])[0]
+        names_classes(given, "linear_cross_entropy", "target", count, -100 if ignored is None else ignored)
+
+
+@function("ignore_index", "reduction", before=_named_by_rows)
+def linear_cross_entropy(
+    input: Any, linear_weight: Any, target: Any, *, linear_bias: Any = None, weight: Any = None,
+    reduction: str = "mean", ignore_index: int | None = None, label_smoothing: Any = 0.0,
+) -> Any:  # fmt: skip
+    """``cross_entropy`` of ``linear(input, linear_weight, linear_bias)``, whose classes are the first axis of weights.
+
+    Args:
+        linear_weight: of shape (classes, ..., features); further axes are those of a loss of several places.
+        linear_bias: of the shape of ``linear_weight`` without the features, or of its first axis.
+    """
+    x, w = wide(input), wide(linear_weight)
+    fits = x.ndim > 0 and w.ndim > 1 and x.shape[-1] == w.shape[-1]
+    require(fits, "linear_cross_entropy", f"{x.shape} and {w.shape}", "as many features in both")
+    scores = knp.tensordot(x, w, (-1, -1))
+    if linear_bias is not None:
+        b = wide(linear_bias)
+        scores = scores + b.reshape((*b.shape, *(1,) * (w.ndim - 1 - b.ndim)))
+    ignored = IGNORED["cross_entropy"] if ignore_index is None else ignore_index
+    return cross_entropy(
+        scores, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
 @function("p", "reduction", before=_named("multi_margin_loss"))
 def multi_margin_loss(
     input: Any, target: Any, p: int = 1, margin: Any = 1.0, weight: Any = None, reduction: str = "mean"

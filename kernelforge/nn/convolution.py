@@ -129,6 +129,15 @@ conv1d, conv2d, conv3d = (_conv(count) for count in (1, 2, 3))
 conv_transpose1d, conv_transpose2d, conv_transpose3d = (_conv_transpose(count) for count in (1, 2, 3))
 
 
+@function("pad")
+def conv_tbc(input: Any, weight: Any, bias: Any, pad: int = 0) -> Any:
+    """``conv1d`` of sequences whose axes are (time, batch, channels), with a weight (offsets, channels, outputs)."""
+    x, w = knp.asarray(input), knp.asarray(weight)
+    require(x.ndim == w.ndim == 3, "conv_tbc", f"{x.shape} and {w.shape}", "three axes in both")
+    made = conv1d(x.transpose((1, 2, 0)), w.transpose((2, 1, 0)), bias, padding=pad)
+    return made.transpose((2, 0, 1))
+
+
 def _blocks(x: Any, sliding: Sliding, padding: Ints) -> Any:
     """Lay the windows of (batch, channels, ...) out as columns (batch, channels * window, positions)."""
     count = sliding.count

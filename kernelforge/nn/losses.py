@@ -52,9 +52,9 @@ def l1_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None
 
 
 def _huber(x: Any, t: Any, delta: Any) -> Any:
-    size = knp.abs(x - t)
-    inside = knp.where(size < delta, size, delta)
-    return inside * (size - 0.5 * inside)
+    apart = x - t
+    inside = knp.where(apart <= -delta, -delta, knp.where(apart >= delta, delta, apart))
+    return inside * (apart - 0.5 * inside)
 
 
 def _positive(given: Given) -> None:

@@ -30,22 +30,32 @@ def _along(fn: Fn, x: Any, dim: int) -> Any:
     return fn(x, dim) if x.size else x
 
 
-@elementwise("dim")
-def softmax(input: Any, dim: int = -1) -> Any:
-    """exp(x) divided by its sum along ``dim``; PyTorch's has no default for it."""
-    return _along(_shares, input, dim)
+def _rounded(fn: Fn, input: Any, dim: int, dtype: Any) -> Any:
+    """Apply ``fn`` along an axis, in a wide dtype, to what is cast to ``dtype`` first; round once."""
+    x = knp.asarray(input) if dtype is None else knp.asarray(input).astype(dtype)
+    return narrow(_along(fn, wide(x), dim), x)
 
 
-@elementwise("dim")
-def log_softmax(input: Any, dim: int = -1) -> Any:
-    """The logarithm of ``softmax``, without its underflow."""
-    return _along(_logarithms, input, dim)
+@function("dim", "dtype")
+def softmax(input: Any, dim: int = -1, *, dtype: Any = None) -> Any:
+    """exp(x) divided by its sum along ``dim``; PyTorch's has no default for it.
+
+    Args:
+        dtype: that the input is cast to first, and the result has.
+    """
+    return _rounded(_shares, input, dim, dtype)
 
 
-@elementwise("dim")
-def softmin(input: Any, dim: int = -1) -> Any:
-    """``softmax`` of -x."""
-    return _along(_shares, -input, dim)
+@function("dim", "dtype")
+def log_softmax(input: Any, dim: int = -1, *, dtype: Any = None) -> Any:
+    """The logarithm of ``softmax``, without its underflow; ``dtype`` as there."""
+    return _rounded(_logarithms, input, dim, dtype)
+
+
+@function("dim", "dtype")
+def softmin(input: Any, dim: int = -1, *, dtype: Any = None) -> Any:
+    """``softmax`` of -x; ``dtype`` as there."""
+    return _rounded(lambda x, on: _shares(-x, on), input, dim, dtype)
 
 
 @elementwise("dim", "keepdim")

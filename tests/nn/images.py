@@ -13,6 +13,11 @@ def _each(v, n):
     return (v,) * n if np.isscalar(v) else tuple(v)
 
 
+def _conv_tbc(x, w, b, pad):
+    padded = np.pad(x, ((pad, pad), (0, 0), (0, 0)))
+    return np.stack([np.einsum("kbi,kio->bo", padded[t : t + len(w)], w) for t in range(len(padded) - len(w) + 1)]) + b
+
+
 def _conv(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, flip=False):
     k = w.ndim - 2
     if x.ndim == k + 1:
@@ -148,6 +153,7 @@ def _weight(*shape):
 
 
 CONVOLUTIONS = [
+    Case("conv_tbc", (normal(7, 2, 3), normal(3, 3, 4), normal(4)), _conv_tbc, {"pad": 2}, wrt=(0, 1, 2), torch=None),
     Case("conv1d", (X1, _weight(6, 4, 3), normal(6)), _conv, wrt=(0, 1, 2)),
     Case("conv1d", (X1, _weight(6, 2, 4)), _conv, {"stride": 2, "padding": 3, "dilation": 2, "groups": 2}, wrt=(0, 1)),
     Case("conv1d", (X1[0], _weight(6, 4, 4)), _conv, {"padding": "same", "dilation": 3}, wrt=(0, 1)),

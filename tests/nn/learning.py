@@ -31,6 +31,13 @@ def _nll(x, ids, weight=None, ignore_index=-100, reduction="mean"):
     return losses.sum() / total if reduction == "mean" else _reduced(losses, reduction)
 
 
+def _linear_cross_entropy(x, w, t, linear_bias=None, **options):
+    scores = np.tensordot(x, w, (-1, -1))
+    if linear_bias is not None:
+        scores = scores + linear_bias
+    return _cross_entropy(scores, t, **options)
+
+
 def _cross_entropy(x, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     axis = 1 if x.ndim > 1 else 0
     log_p = ss.log_softmax(x, axis=axis)
@@ -142,6 +149,11 @@ LOSSES = [
     Case("kl_div", (ss.log_softmax(X, axis=1), np.log(P)), _kl, {"log_target": True}, wrt=(0, 1)),
     Case("nll_loss", (ss.log_softmax(X, axis=1), IDS), _nll),
     Case("nll_loss", (X, SOME), _nll, {"weight": uniform(7), "reduction": "sum"}),
+    Case("linear_cross_entropy", (X, normal(5, X.shape[1]), IDS % 5), _linear_cross_entropy, wrt=(0, 1)),
+    Case("linear_cross_entropy", (X, normal(5, X.shape[1]), IDS % 5), _linear_cross_entropy,
+         {"linear_bias": normal(5), "weight": uniform(5), "label_smoothing": 0.1, "reduction": "sum"}, wrt=(0, 1)),
+    Case("linear_cross_entropy", (X, normal(5, 3, X.shape[1]), integers(5, len(X), 3)), _linear_cross_entropy,
+         {"linear_bias": normal(5, 3)}, wrt=(0, 1), torch=None),
     Case("cross_entropy", (X, IDS), _cross_entropy),
     Case("cross_entropy", (X[0], np.array(IDS[0])), _cross_entropy),
     Case("cross_entropy", (X, SOME), _cross_entropy, {"label_smoothing": 0.1, "weight": uniform(7)}),

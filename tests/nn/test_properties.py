@@ -287,6 +287,27 @@ def test_a_target_of_zero_has_derivatives() -> None:
     assert nn.kl_div(np.array([-INF]), np.zeros(1), reduction="sum") == 0
 
 
+def test_second_derivatives_at_kinks() -> None:
+    """Those of a square at its least; what bends on one side of 0 alone is taken for straight at 0, as in PyTorch."""
+    x = np.array([-0.5, 0.0, 0.5, 3.0])
+
+    def bend(fn: Any) -> Any:
+        return kf.grad(lambda x: kf.grad(lambda x: fn(x).sum())(x).sum())(x)
+
+    for fn in (nn.huber_loss, nn.smooth_l1_loss):
+        np.testing.assert_array_equal(bend(lambda x, fn=fn: fn(x, np.zeros(4), reduction="sum")), [1, 1, 1, 0])
+    for fn in (nn.elu, nn.selu, nn.celu):
+        np.testing.assert_array_equal(np.asarray(bend(fn))[1:], 0)
+
+
+def test_softmax_of_another_dtype() -> None:
+    x = np.array([[1, 2, 3]])
+    for fn in (nn.softmax, nn.log_softmax, nn.softmin):
+        found = fn(x, dim=1, dtype=np.float16)
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, np.asarray(fn(x.astype(np.float64), dim=1)).astype(np.float16))
+
+
 def test_gradients_of_padded_maxima() -> None:
     """Lanes beyond the windows were 0/0 on the CPU."""
     x, c = np.array([[0.1, -0.2, 0.6, 0.3]]), np.array([[2.0, 3.0, 5.0]])
