@@ -22,8 +22,10 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )
+from kernelforge.ir.memo import memo
 
 
+@memo
 def abreast(loop: For) -> tuple[Stmt, ...]:
     """Return what an unrolled loop does, each statement of its vector loops for all iterations before the next one.
 
