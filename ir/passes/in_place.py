@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from kernelforge.ir.accesses import redirected
-from kernelforge.ir.index import flatten, free_vars, normalize
+from kernelforge.ir.index import flatten, free_vars, normalize, reads
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -54,8 +54,12 @@ def _changed(body: Sequence[Stmt], stored: Mapping[str, int], dtypes: dict[str, 
         if isinstance(s, Alloc) and s.space == "local" and all(isinstance(n, Const) for n in s.shape):
             rest = body[k + 1 :]
             leaves = [leaf for place, t in enumerate(rest) for leaf in _leaves(t, (), place)]
-            for name in [n for n, dtype in dtypes.items() if dtype == s.dtype]:
-                start = _start(s, name, rest, leaves, stored[name])
+            stores: dict[str, list[Leaf]] = {}
+            for leaf in leaves:
+                if isinstance(leaf[2], Store):
+                    stores.setdefault(leaf[2].buffer, []).append(leaf)
+            for name in [n for n, dtype in dtypes.items() if dtype == s.dtype and len(stores.get(n, ())) == stored[n]]:
+                start = _start(s, stores[name], rest, leaves)
                 if start is not None:
                     del dtypes[name]
                     return _changed((*body[:k], *_moved(rest, s, name, start)), stored, dtypes)
@@ -64,26 +68,24 @@ def _changed(body: Sequence[Stmt], stored: Mapping[str, int], dtypes: dict[str, 
     )
 
 
-def _start(local: Alloc, name: str, rest: Sequence[Stmt], leaves: Sequence[Leaf], count: int) -> Expr | None:
+def _start(local: Alloc, made: Sequence[Leaf], rest: Sequence[Stmt], leaves: Sequence[Leaf]) -> Expr | None:
     """Return which element of the output the first of the buffer can be, None where the one cannot hold the other.
 
-    ``leaves`` are those of ``rest``, ``count`` is how often the kernel stores to the output.
+    ``made`` are the Stores to the output, among the ``leaves`` of ``rest``.
     """
-    made = [(path, k, s) for path, k, s in leaves if isinstance(s, Store) and s.buffer == name]
-    if not made or len(made) != count:
-        return None
     shape = _shape(local)
     bodies = {id(path[-1]): k for path, k, _ in made if path}
     last = {id(path[0]) for path, _, _ in made if path}
     before = {id(s) for s in itertools.takewhile(lambda s: id(s) not in last, rest)}
-    lets = {s.name for s in stmts(rest) if isinstance(s, Let)}
     start: Expr | None = None
     elements = 0
     for path, _, s in made:
+        assert isinstance(s, Store)
         read = {
             flatten(e.index, row_major(shape))
             for t in (path[-1].body if path else ())
             for r in exprs(t)
+            if local.buffer in reads(r)
             for e in walk(r)
             if isinstance(e, Load) and e.buffer == local.buffer
         }
@@ -92,6 +94,7 @@ def _start(local: Alloc, name: str, rest: Sequence[Stmt], leaves: Sequence[Leaf]
             return None
         at = normalize(s.index[0] - read.pop())
         inside = {loop.var for loop in path}
+        lets = {s.name for _, _, s in leaves if isinstance(s, Let)}
         if start not in (None, at) or any(v in inside or v.name in lets for v in free_vars(at)):
             return None
         start = at
@@ -101,8 +104,8 @@ def _start(local: Alloc, name: str, rest: Sequence[Stmt], leaves: Sequence[Leaf]
     for path, k, leaf in leaves:
         if isinstance(leaf, Store) and leaf.buffer == local.buffer and not (path and id(path[0]) in before):
             return None
-        reads = any(isinstance(e, Load) and e.buffer == local.buffer for r in exprs(leaf) for e in walk(r))
-        if reads and not (path and (id(path[0]) in before or k <= bodies.get(id(path[-1]), -1))):
+        found = any(local.buffer in reads(r) for r in exprs(leaf))
+        if found and not (path and (id(path[0]) in before or k <= bodies.get(id(path[-1]), -1))):
             return None
     return start
 
