@@ -211,7 +211,10 @@ class _Fuser:
         if a.shape is not None and a.shape == b.shape and not any(r.group is a for r in b.through):
             buffers = a.buffers + b.buffers
             if buffers > self.max_args:
-                buffers = self.buffers([*a.items, *b.items])
+                part = self.part([*a.items, *b.items])
+                buffers = _buffers(part)
+                if buffers > self.max_args and _reads_all(part):
+                    return self._too_many()
             if buffers <= self.max_args:
                 a.join(b, a.shape, buffers)
                 return ""
@@ -237,7 +240,7 @@ class _Fuser:
         except Refused as refusal:
             return str(refusal)
         if needed > self.max_args:
-            return f"a kernel of the device takes {self.max_args} buffers at most"
+            return self._too_many()
         a.join(b, None, needed)
         return ""
 
@@ -260,9 +263,8 @@ class _Fuser:
             return False
         return all(r is item or r.group is a for r in read[0].readers) and read[0].reduced()
 
-    def buffers(self, items: Sequence[Item]) -> int:
-        part = self.part(items)
-        return len(part.outputs) + len(inputs(part))
+    def _too_many(self) -> str:
+        return f"a kernel of the device takes {self.max_args} buffers at most"
 
     def vertical(self) -> None:
         """Let each group join the groups it reads."""
@@ -318,7 +320,7 @@ class _Fuser:
         order = Order(dict.fromkeys(i.group for i in self.items))
         for group in dict.fromkeys(i.group for i in self.items):
             if group.kinds <= {Kind.MAP} and all(v.type.size for i in group.items for v in i.outputs):
-                buffers = self.buffers(group.items)
+                buffers = _buffers(self.part(group.items))
                 for bundle in self.joined:
                     first = bundle.groups[0]
                     room = bundle.buffers + buffers <= self.max_args
@@ -356,6 +358,16 @@ def inputs(part: Part) -> list[Value]:
     """Return the values a part reads from memory."""
     made = {v for n in part.nodes for v in n.outputs}
     return list(dict.fromkeys(v for n in part.nodes for v in n.inputs if v not in made))
+
+
+def _buffers(part: Part) -> int:
+    """Return how many buffers a part takes at most."""
+    return len(part.outputs) + len(inputs(part))
+
+
+def _reads_all(part: Part) -> bool:
+    """Whether each node reads all it is given, whatever the index: what chooses by the index may not."""
+    return all((n.prim.kind is Kind.MAP and n.prim.name != "where") or len(n.inputs) == 1 for n in part.nodes)
 
 
 def _dtype(group: Group) -> str:
