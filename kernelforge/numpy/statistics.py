@@ -228,7 +228,7 @@ def histogramdd(
         found = f"{columns[0].shape} and {np.shape(weights)}"
         raise ShapeMismatch(op=op, found=found, expected="a weight for each point", loc=user_line())
     several = isinstance(bins, list | tuple) or np.ndim(bins) > 0
-    each = list(bins) if several else [bins] * len(columns)
+    each: list[Any] = list(bins) if several else [bins] * len(columns)
     ranges = [None] * len(columns) if range is None else list(range)
     if len(each) != len(columns) or len(ranges) != len(columns):
         found = f"{len(each)} bins, {len(ranges)} ranges"
