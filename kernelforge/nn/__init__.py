@@ -39,6 +39,7 @@ from kernelforge.nn.activations import (
     tanh,
     tanhshrink,
     threshold,
+    trelu,
 )
 from kernelforge.nn.alignment import (
     ctc_loss,
@@ -73,6 +74,7 @@ from kernelforge.nn.dense import (
     embedding_bag,
     linear,
     one_hot,
+    scatter,
 )
 from kernelforge.nn.distances import (
     cdist,
@@ -275,6 +277,7 @@ __all__ = [
     "rotary_embedding",
     "rrelu",
     "scaled_dot_product_attention",
+    "scatter",
     "selu",
     "sigmoid",
     "silu",
@@ -290,6 +293,7 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "trelu",
     "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
     "unfold",

@@ -57,6 +57,12 @@ def threshold(input: Any, threshold: Any, value: Any) -> Any:
 
 
 @elementwise()
+def trelu(input: Any, theta: Any = 1.0) -> Any:
+    """``x`` where it is above ``theta``, else 0; Konda et al. 2015."""
+    return knp.where(input > theta, input, 0)
+
+
+@elementwise()
 def leaky_relu(input: Any, negative_slope: Any = 0.01) -> Any:
     """``x`` where it is positive, else ``negative_slope * x``."""
     return knp.where(input > 0, input, input * negative_slope)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
-from kernelforge.nn.calls import Given, function, known, names_classes, require, valid
+from kernelforge.nn.calls import Given, function, known, names_classes, narrow, require, valid, wide
 from kernelforge.nn.probability import vector_norm
 from kernelforge.transforms import stop_gradient
 
@@ -181,3 +181,37 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
     ids = knp.asarray(tensor)
     valid(ids.dtype.kind in "iu", "one_hot", "tensor", str(ids.dtype), "integers that name classes")
     return (ids[..., None] == knp.arange(num_classes)).astype(ids.dtype)
+
+
+SCATTERED: dict[str, tuple[str, float]] = {
+    "sum": ("add", 0.0), "mean": ("add", 0.0), "prod": ("multiply", 1.0), "max": ("max", -math.inf),
+    "min": ("min", math.inf),
+}  # fmt: skip
+"""How rows combine, and what there is of none."""
+
+
+@function("num_segments", "reduce")
+def scatter(input: Any, index: Any, num_segments: int, reduce: str = "sum") -> Any:
+    """Reduce the rows that one integer names, for each integer from 0 to below ``num_segments``.
+
+    Args:
+        input: of the shape of ``index``, and further axes of a row.
+        index: integers; rows of others are left out.
+        reduce: ``"sum"``, ``"mean"``, which is 0 of no rows, ``"max"``, ``"min"``; or ``"prod"``, which has no
+            derivative.
+    """
+    like, ids = knp.asarray(input), knp.asarray(index)
+    valid(reduce in SCATTERED, "scatter", "reduce", reduce, ", ".join(SCATTERED))
+    valid(num_segments >= 0, "scatter", "num_segments", num_segments, "0 or more")
+    fits = like.shape[: ids.ndim] == ids.shape
+    require(fits, "scatter", f"{like.shape} and {ids.shape}", "an input whose shape begins with that of index")
+    x = wide(like).reshape((ids.size, *like.shape[ids.ndim :]))
+    ids = ids.reshape((ids.size,))
+    ids = knp.where(ids < 0, num_segments, ids)
+    how, neutral = SCATTERED[reduce]
+    start = knp.full((num_segments, *x.shape[1:]), neutral, x.dtype)
+    made = getattr(start.at[ids], how)(x)
+    if reduce == "mean":
+        counts = knp.zeros(num_segments, x.dtype).at[ids].add(knp.ones(ids.shape, x.dtype))
+        made = made / knp.maximum(counts, 1).reshape((num_segments, *(1,) * (x.ndim - 1)))
+    return narrow(made, like)

@@ -94,6 +94,8 @@ MAPS: dict[str, tuple[Any, dict[str, tuple[float, float]], Any]] = {
     "swish": (lambda x: x * ss.expit(x), {}, lambda f, x: f.silu(x)),
     "mish": (lambda x: x * np.tanh(np.logaddexp(x, 0)), {}, "same"),
     "lisht": (lambda x: x * np.tanh(x), {}, lambda f, x: x * x.tanh()),
+    "trelu": (lambda x, theta=1.0: np.where(x > theta, x, 0), {"theta": (0, 2)},
+              lambda f, x, theta=1.0: f.threshold(x, theta, 0)),
     "logcosh": (lambda x: np.log(np.cosh(x)), {}, lambda f, x: x.cosh().log()),
     "softplus": (lambda x, beta=1.0, threshold=20.0: np.where(
         beta * x > threshold, x, np.logaddexp(beta * x, 0) / beta),

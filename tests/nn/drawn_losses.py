@@ -236,3 +236,22 @@ def _ctc(d: Draw, name: str) -> Case:
     # PyTorch's gradient is one by the scores that log_softmax gets, and has no derivative; values are compared here
     torch: Any = lambda f, x, *a, **o: f.ctc_loss(f.log_softmax(x, -1), *a, **o).detach().requires_grad_()  # noqa: E731
     return Case(name, (x, given, lengths, ends), expected, options, wrt=(), torch=torch, orders=1)
+
+
+@drawn("linear_cross_entropy")
+def _linear_cross_entropy(d: Draw, name: str) -> Case:
+    rows, classes, features = d.whole(1, 4), d.whole(1, 4), d.whole(1, 3)
+    options = d.some(linear_bias=d.normal(classes), weight=d.uniform(classes), label_smoothing=d.real(0, 1))
+    args = (d.normal(rows, features), d.normal(classes, features), d.integers(classes, rows))
+    return Case(name, args, learning._linear_cross_entropy, options, wrt=(0, 1), torch=None, loose=10)
+
+
+@drawn("scatter")
+def _scatter(d: Draw, name: str) -> Case:
+    count, lead = d.whole(1, 4), d.shape(1, 2)
+    ids = d.integers(count + 2, *lead, low=-1)
+    ids.flat[:count] = np.arange(ids.size)[:count]
+    reduce = d.one("sum", "mean", "prod")
+    options = {"num_segments": count, "reduce": reduce}
+    args = (d.normal(*lead, *d.shape(0, 2)), ids)
+    return Case(name, args, learning._scatter, options, wrt=() if reduce == "prod" else (0,), torch=None)

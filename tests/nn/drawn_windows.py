@@ -45,6 +45,15 @@ def _conv(d: Draw, name: str) -> Case:
     return Case(name, args, images._conv, options, wrt=tuple(range(len(args))), loose=10)
 
 
+@drawn("conv_tbc")
+def _conv_tbc(d: Draw, name: str) -> Case:
+    count, ins, outs = d.whole(1, 4), d.whole(1, 3), d.whole(1, 3)
+    x, w = d.normal(count + d.whole(0, 3), d.whole(1, 3), ins), d.normal(count, ins, outs)
+    args = (x, w, d.normal(outs))
+    # PyTorch takes contiguous arrays alone, and derives it once
+    return Case(name, args, images._conv_tbc, {"pad": d.whole(0, 2)}, wrt=(0, 1, 2), torch=None, loose=10)
+
+
 @drawn("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _conv_transpose(d: Draw, name: str) -> Case:
     k = COUNTS[name]

@@ -13,7 +13,7 @@ def _each(v, n):
     return (v,) * n if np.isscalar(v) else tuple(v)
 
 
-def _conv_tbc(x, w, b, pad):
+def _conv_tbc(x, w, b, pad=0):
     padded = np.pad(x, ((pad, pad), (0, 0), (0, 0)))
     return np.stack([np.einsum("kbi,kio->bo", padded[t : t + len(w)], w) for t in range(len(padded) - len(w) + 1)]) + b
 

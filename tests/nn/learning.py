@@ -31,6 +31,12 @@ def _nll(x, ids, weight=None, ignore_index=-100, reduction="mean"):
     return losses.sum() / total if reduction == "mean" else _reduced(losses, reduction)
 
 
+def _scatter(x, ids, num_segments, reduce="sum"):
+    empty = {"sum": 0, "mean": 0, "prod": 1, "max": -np.inf, "min": np.inf}[reduce]
+    rows = [x[ids == k] for k in range(num_segments)]
+    return np.stack([getattr(np, reduce)(r, axis=0) if len(r) else np.full(x.shape[ids.ndim :], empty) for r in rows])
+
+
 def _linear_cross_entropy(x, w, t, linear_bias=None, **options):
     scores = np.tensordot(x, w, (-1, -1))
     if linear_bias is not None:
@@ -154,6 +160,10 @@ LOSSES = [
          {"linear_bias": normal(5), "weight": uniform(5), "label_smoothing": 0.1, "reduction": "sum"}, wrt=(0, 1)),
     Case("linear_cross_entropy", (X, normal(5, 3, X.shape[1]), integers(5, len(X), 3)), _linear_cross_entropy,
          {"linear_bias": normal(5, 3)}, wrt=(0, 1), torch=None),
+    *(Case("scatter", (normal(9, 3), np.array([2, 0, 4, 2, 5, 1, 3, -1, 4])), _scatter,
+           {"num_segments": 5, "reduce": reduce}, wrt=() if reduce == "prod" else (0,), torch=None)
+      for reduce in ("sum", "mean", "prod", "max", "min")),
+    Case("scatter", (normal(2, 3), np.array([[1, 1, 0], [2, 2, 2]])), _scatter, {"num_segments": 3}, torch=None),
     Case("cross_entropy", (X, IDS), _cross_entropy),
     Case("cross_entropy", (X[0], np.array(IDS[0])), _cross_entropy),
     Case("cross_entropy", (X, SOME), _cross_entropy, {"label_smoothing": 0.1, "weight": uniform(7)}),

@@ -308,6 +308,14 @@ def test_softmax_of_another_dtype() -> None:
         np.testing.assert_array_equal(found, np.asarray(fn(x.astype(np.float64), dim=1)).astype(np.float16))
 
 
+def test_what_is_scattered_of_nothing() -> None:
+    for reduce, empty in (("sum", 0), ("mean", 0), ("prod", 1), ("max", -INF), ("min", INF)):
+        found = nn.scatter(np.array([3.0, 5.0], F32), np.array([2, 2]), 3, reduce)
+        np.testing.assert_array_equal(np.asarray(found)[:2], empty)
+    with pytest.raises(errors.InvalidParameter, match="scatter: reduce='median' is not valid"):
+        nn.scatter(np.ones(2), np.zeros(2, int), 3, "median")
+
+
 def test_gradients_of_padded_maxima() -> None:
     """Lanes beyond the windows were 0/0 on the CPU."""
     x, c = np.array([[0.1, -0.2, 0.6, 0.3]]), np.array([[2.0, 3.0, 5.0]])
