@@ -25,11 +25,11 @@ from kernelforge.ir.kernel import (
     Var,
     map_exprs,
     op,
+    rebuild,
     select,
     substitute,
     unlikely,
     walk,
-    with_parts,
 )
 from kernelforge.ir.math_base import (
     FORMATS,
@@ -414,23 +414,16 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[s
         native: what the device has instructions for: ``scaleb`` then stays, and with ``fma`` or ``mad`` a product and a
             sum become one; nothing outside of the functions does. With ``calls``, a function stays where it is rare.
     """
-    memo = {} if memo is None else memo
 
-    def visit(e: Expr) -> Expr:
-        done = memo.get(e)
-        if done is None:
-            parts = tuple([visit(x) for x in e.parts])
-            if isinstance(e, Op) and e.op == "mul_error":
-                done = op("fma", *parts, -(parts[0] * parts[1])) if "fma" in native else mul_error(*parts)
-            elif isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and e.op not in native:
-                made = _inlined(e.op, e.dtype, native)
-                done = substitute(made.value, dict(zip(made.arguments, parts, strict=True)))
-            else:
-                done = with_parts(e, parts)
-            memo[e] = done
-        return done
+    def change(e: Expr) -> Expr:
+        if isinstance(e, Op) and e.op == "mul_error":
+            return op("fma", *e.args, -(e.args[0] * e.args[1])) if "fma" in native else mul_error(*e.args)
+        if isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and e.op not in native:
+            made = _inlined(e.op, e.dtype, native)
+            return substitute(made.value, dict(zip(made.arguments, e.args, strict=True)))
+        return e
 
-    return visit(expr)
+    return rebuild(expr, change, {} if memo is None else memo)
 
 
 def expand_math(kernel: Kernel, native: frozenset[str] = frozenset()) -> Kernel:

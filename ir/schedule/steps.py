@@ -47,26 +47,22 @@ def loops(kernel: Kernel, name: str) -> list[For]:
 
 def each(kernel: Kernel, step: str, name: str, change: Callable[[For], Sequence[Stmt]]) -> Kernel:
     """Replace every loop called ``name``."""
-    found = 0
-
-    def visit(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-        nonlocal found
-        out: list[Stmt] = []
-        for stmt in body:
-            if isinstance(stmt, For) and stmt.var.name == name:
-                found += 1
-                out.extend(change(stmt))
-            elif isinstance(stmt, For | If):
-                inner = visit(stmt.body)
-                out.append(stmt if inner == stmt.body else dataclasses.replace(stmt, body=inner))
-            else:
-                out.append(stmt)
-        return tuple(out)
-
-    body = visit(kernel.body)
-    if not found:
+    if not loops(kernel, name):
         raise IllegalSchedule(step=step, target=name, reason="there is no such loop")
-    return dataclasses.replace(kernel, body=body)
+    return dataclasses.replace(kernel, body=_replaced(kernel.body, name, change))
+
+
+def _replaced(body: Sequence[Stmt], name: str, change: Callable[[For], Sequence[Stmt]]) -> tuple[Stmt, ...]:
+    out: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, For) and stmt.var.name == name:
+            out.extend(change(stmt))
+        elif isinstance(stmt, For | If):
+            inner = _replaced(stmt.body, name, change)
+            out.append(stmt if inner == stmt.body else dataclasses.replace(stmt, body=inner))
+        else:
+            out.append(stmt)
+    return tuple(out)
 
 
 def substituted(body: Sequence[Stmt], replace: dict[Expr, Expr]) -> tuple[Stmt, ...]:
