@@ -212,6 +212,23 @@ def test_gradients_stand_where_values_were(monkeypatch: pytest.MonkeyPatch) -> N
         np.testing.assert_array_equal(got, want)
 
 
+def test_what_nothing_reads_is_written_all_the_same(device: str) -> None:
+    """A loop's result that nobody wants is made where a value was, which the value made there since outlives."""
+
+    def halvings(x: Any) -> Any:
+        t = x @ x
+        u = t @ x
+        w = u[:256] @ u
+        _, n = kf.while_loop(lambda s: s[0].max() > 1, lambda s: (s[0] * np.float32(0.5), s[1] + 1), (u, 0))
+        return w.T @ w * n
+
+    with kf.default_device(device):
+        found = kf.jit(halvings)(2 * np.eye(512, dtype=np.float32))
+    expected = np.zeros((512, 512), np.float32)
+    expected[range(256), range(256)] = 2.0**12 * 3
+    np.testing.assert_array_equal(found, expected)
+
+
 HARD: list[tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = [
     (lambda c, a, b: c + a @ b, (normal(67, 129), normal(67, 33), normal(33, 129))),
     (lambda c, a, b: a @ b - c, (normal(130, 70), normal(130, 600), normal(600, 70))),

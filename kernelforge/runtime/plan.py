@@ -236,7 +236,8 @@ class Planner:
         for k, region in enumerate(regions):
             for value in region.outputs:
                 first[value] = first.get(taken.get(value, value), taken.get(value, value))
-            for value in (v for node in region.nodes for v in node.inputs):
+            # also what is written and never read, as some of what a loop makes
+            for value in (*region.outputs, *(v for node in region.nodes for v in node.inputs)):
                 last[first.get(value, value)] = k
         self.offsets: list[int] = []
         self.arena = 0
@@ -246,7 +247,7 @@ class Planner:
                 if value in taken:
                     self.slots[value] = self.slots[taken[value]]
                 elif value not in self.slots:
-                    self.slots[value] = self._place(range(k, max(last.get(value, k), k) + 1), value.type.nbytes)
+                    self.slots[value] = self._place(range(k, last[value] + 1), value.type.nbytes)
 
     def scratch(self, k: int, nbytes: int) -> int:
         """Find memory that the kernel of region ``k`` needs while it runs; returns its slot."""
