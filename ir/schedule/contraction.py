@@ -184,6 +184,7 @@ class _Tiles:
         count: how many tiles there are along the rows.
         across: how many there are of columns, in all iterations of ``outer``.
         depth: elements of the sum in a block.
+        divided: whether tiles of columns end where the columns do.
     """
 
     i: str
@@ -197,6 +198,7 @@ class _Tiles:
     count: int
     across: int
     depth: int
+    divided: bool
 
 
 def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = ()) -> Kernel:
@@ -229,7 +231,20 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
 
     across = math.prod(p.static or 1 for p in parallel[:-2]) * -(-n // (registers * width))
     outer = [p.var.name for p in parallel[:-2]]
-    tiles = _Tiles(i, j, outer, block, walked, narrow, rows, registers * width, -(-m // rows), across, depth)
+    tiles = _Tiles(
+        i,
+        j,
+        outer,
+        block,
+        walked,
+        narrow,
+        rows,
+        registers * width,
+        -(-m // rows),
+        across,
+        depth,
+        n % (registers * width) == 0,
+    )
     if pairs:
         kernel, grid, along = _slid(kernel, tiles, limits, pairs, limits.vector_bytes // width)
         read = {"rows", "columns"}
@@ -239,9 +254,7 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     for buffer in accumulators:
         kernel = unguard(kernel, buffer, lambda e: e.buffer in read or e.buffer in accumulators)
     kernel = lanes(kernel, i, j, accumulators, width)
-    kernel = split(kernel, f"columns_{j}r", width, f"columns_{j}u", f"columns_{j}v", "exact")
-
-    kernel, grid = _filled(kernel, tiles, along, grid, "rows" in read, width)
+    kernel, grid = _filled(kernel, tiles, along, grid, read, width)
     for name in grid:
         kernel = bind(kernel, name, "grid")
     return kernel
@@ -251,7 +264,8 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
     """Let a thread pack a panel of columns, which stays in its second-level cache while all rows go by.
 
     Rows are read as they are where they lie along the sum and make ``whole`` tiles, and are packed once for all threads
-    elsewhere. Returns the kernel with the loops of its grid and the buffers that a tile reads.
+    elsewhere. Columns are not packed where they lie as a tile reads them and one tile has all rows. Returns the kernel
+    with the loops of its grid and the buffers that a tile reads.
     """
     i, j = f"{t.i}o", f"{t.j}o"
     left = _packed(factor(kernel, t.i, t.j), t.narrow)
@@ -275,6 +289,10 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
     if t.block:
         kernel, at = _outside(kernel, i, t.block), t.block[-1]
     right = _packed(factor(kernel, t.j, t.i), t.narrow)
+    column = loops(kernel, f"{t.j}r")[0]
+    alone = t.count == 1 and not t.narrow and t.divided
+    if alone and isinstance(right, Load) and affine(right.index[0], column.var) == 1:
+        return kernel, grid, {*read, right.buffer} - {"columns"}
     return stage(kernel, right, at, [*t.walked, f"{t.j}r", *t.narrow], "local", "columns"), grid, read
 
 
@@ -341,18 +359,20 @@ def _packed(factor: Expr, narrow: Collection[str]) -> Expr:
 
 
 def _filled(
-    kernel: Kernel, t: _Tiles, along: Sequence[str], grid: list[str], rows: bool, width: int
+    kernel: Kernel, t: _Tiles, along: Sequence[str], grid: list[str], read: Collection[str], width: int
 ) -> tuple[Kernel, list[str]]:
-    """Say how panels of columns, and of ``rows`` if any, are packed; return the loops of the grid with those that
-    packing has of its own.
+    """Say how panels of rows and of columns are packed, of those that are ``read``; return the loops of the grid with
+    those that packing has of its own.
     """
+    if "columns" in read:
+        kernel = split(kernel, f"columns_{t.j}r", width, f"columns_{t.j}u", f"columns_{t.j}v", "exact")
     if t.narrow:
         kernel = bind(kernel, t.narrow[0], "unroll")
         kernel = _filled_in_pairs(kernel, f"rows_{t.narrow[0]}", f"rows_{t.i}r")
         return _filled_in_pairs(kernel, f"columns_{t.narrow[0]}", f"columns_{t.j}v"), grid
-    if rows:
+    if "rows" in read:
         kernel, grid = filled_rows(kernel, t.i, along[0], grid, width)
-    return filled_columns(kernel, t.j, along[1], grid, width)
+    return filled_columns(kernel, t.j, along[1], grid, width) if "columns" in read else (kernel, grid)
 
 
 def filled_rows(kernel: Kernel, i: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:

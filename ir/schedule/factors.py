@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from kernelforge.dtypes import NARROW_FLOATS
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.index import free_vars
-from kernelforge.ir.kernel import Expr, For, Kernel, Op, Stmt, Store, stmts
+from kernelforge.ir.index import affine, free_vars
+from kernelforge.ir.kernel import Expr, For, Kernel, Load, Op, Stmt, Store, stmts
 from kernelforge.ir.schedule.nests import perfect, size
 from kernelforge.ir.schedule.steps import fuse, reorder
 from kernelforge.ir.schedule.windows import slides
@@ -17,7 +17,7 @@ SMALL = 4096
 """Multiplications below which packing does not pay."""
 
 LEAST = 4
-"""Rows and columns of a product at least."""
+"""Rows and columns of a product at least, for panels to be packed."""
 
 
 def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], width: int) -> Kernel | None:
@@ -41,14 +41,17 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
         return any(i in a - b and j in b - a for a, b in ((first, second), (second, first)))
 
     extents = {p.var.name: p.static or 0 for p in parallel}
+    sliding = False
     for f in found:
         positions = _positions(kernel, f)
+        sliding = sliding or bool(positions)
         extents.update(dict.fromkeys(positions, math.prod(extents[name] for name in positions)))
     pairs = []
     for a, i in enumerate(extents):
         for b, j in enumerate(extents):
             m, n, step = extents[i], extents[j], steps[j]
-            if apart(i, j) and min(m, n) >= LEAST and m * n * depth >= SMALL:
+            least = 2 if n >= width and not sliding and any(_along(f, parallel[b]) for f in found) else LEAST
+            if apart(i, j) and min(m, n) >= least and m * n * depth >= SMALL:
                 dense = width - step if n >= width > step else 0
                 pairs.append((dense, min(n, 4 * width), min(m, 4 * width), a, b))
     if not pairs:
@@ -59,6 +62,11 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
         for inner in names[names.index(name) + 1 :]:
             kernel = reorder(kernel, name, inner)
     return kernel
+
+
+def _along(factor: Expr, loop: For) -> bool:
+    """Whether a factor lies along a loop in memory: panels of so few rows are read as they are."""
+    return isinstance(factor, Load) and affine(factor.index[0], loop.var) == 1
 
 
 def _gathered(kernel: Kernel, found: Sequence[Expr], width: int, steps: dict[str, int]) -> Kernel:

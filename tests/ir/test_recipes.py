@@ -37,7 +37,19 @@ from kernelforge.ir.verify import verify_kernel
 from tests.ir.naive import DEVICES, columns, double, gemm, kernel, same, softmax
 
 SHAPES = [
-    *(gemm(m, n, k) for m, n, k in [(13, 70, 19), (37, 80, 9), (64, 64, 16), (4, 16, 70), (1, 5, 3), (6, 64, 1)]),
+    *(
+        gemm(m, n, k)
+        for m, n, k in [
+            (13, 70, 19),
+            (37, 80, 9),
+            (64, 64, 16),
+            (4, 16, 70),
+            (1, 5, 3),
+            (6, 64, 1),
+            (2, 64, 40),
+            (3, 80, 50),
+        ]
+    ),
     *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000), (1, 20000)]),
     *(columns(m, n) for m, n in [(30, 200), (5, 64), (7, 10), (3000, 40), (40000, 1), (70001, 1), (1, 17)]),
     *(double(n) for n in [1, 5, 100, 40000]),
@@ -59,6 +71,13 @@ def test_a_product_is_packed_and_accumulated_in_registers() -> None:
     spaces = {s.buffer: (s.space, len(s.shape)) for s in stmts(made.body) if isinstance(s, Alloc)}
     assert spaces == {"a": ("register", 2), "columns": ("local", 2)}
     assert not [a.name for a in made.args if a.mode == "scratch"]
+
+
+@pytest.mark.parametrize(("m", "packed"), [(2, False), (4, False), (64, True)])
+def test_columns_are_packed_for_several_tiles_of_rows(m: int, packed: bool) -> None:
+    made = schedule(gemm(m, 128, 64), DEVICES["avx512"])
+    assert ("columns" in {s.buffer for s in stmts(made.body) if isinstance(s, Alloc)}) == packed
+    assert "vector" in {s.kind for s in stmts(made.body) if isinstance(s, For)}
 
 
 def test_rows_that_do_not_lie_as_a_tile_reads_them_are_packed_once() -> None:
