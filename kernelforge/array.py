@@ -12,6 +12,7 @@ from kernelforge.backends.base import Backend
 from kernelforge.devices import current as current_device
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import DonatedArray, ImmutableArray, InvalidArgument, MissingExtra
+from kernelforge.forks import Lock
 from kernelforge.ir.build import plain, tracing
 from kernelforge.ir.types import row_major
 from kernelforge.methods import FUNCTIONS, Methods
@@ -44,6 +45,9 @@ class _Gone(Buffer):
 
 
 GONE = _Gone()
+
+_giving = Lock()
+"""Two threads that donate one array do not both find its memory."""
 
 
 class Array(Methods):
@@ -167,8 +171,16 @@ class Array(Methods):
         return super().__array_function__(func, types, args, kwargs)
 
     def give(self) -> None:
-        """Let go of the elements: whoever uses the array later is told that it was donated."""
-        self._buffer, self._host = GONE, None
+        """Let go of the elements: whoever uses the array later is told that it was donated.
+
+        Raises:
+            DonatedArray: when another thread gave them away first.
+        """
+        with _giving:
+            buffer, self._buffer = self._buffer, GONE
+        if buffer is GONE:
+            raise DonatedArray
+        self._host = None
 
     def to_device(self, device: str) -> Array:
         """Return the array on another device; itself where it is there already."""

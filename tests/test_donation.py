@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -227,6 +229,28 @@ def test_what_nothing_reads_is_written_all_the_same(device: str) -> None:
     expected = np.zeros((512, 512), np.float32)
     expected[range(256), range(256)] = 2.0**12 * 3
     np.testing.assert_array_equal(found, expected)
+
+
+def test_one_of_two_threads_donates(device: str) -> None:
+    with kf.default_device(device):
+        fn = kf.jit(lambda x, y: (x + y, (x * y).sum()), donate_argnums=0)
+        y = kf.asarray(np.ones(1 << 16, np.float32)) + 0
+        for _ in range(4):  # by way of the entry from the third call on
+            fn(y + 0, y)
+
+        def called(x: Any, start: threading.Barrier) -> Any:
+            with kf.default_device(device):
+                start.wait()
+                try:
+                    return fn(x, y)[0]
+                except DonatedArray:
+                    return None
+
+        with ThreadPoolExecutor(2) as pool:
+            for k in range(40):
+                x, start = y + np.float32(k), threading.Barrier(2)
+                (made,) = (r for r in pool.map(called, (x, x), (start, start)) if r is not None)
+                np.testing.assert_array_equal(made, np.full(1 << 16, k + 2, np.float32))
 
 
 HARD: list[tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = [

@@ -211,7 +211,7 @@ class Entry:
             Head.GONE: id(call.gone),
             Head.GIVEN: len(call.given),
         }
-        self._rest = [*arguments, *(h.address for h in call.consts), *results, *call.offsets, *steps, *call.given]
+        self._rest = [*arguments, *(h.address for h in call.consts), *call.given, *results, *call.offsets, *steps]
 
     def _argument(self, x: Any, array: type, donated: bool) -> list[int]:
         """Say what an argument must be; one that ``x`` is itself."""

@@ -233,10 +233,11 @@ def _alone(c: _Code, x: str, at: str, pooled: str) -> None:
         c.require("ne", c.load("%args", c.bytes(k)), x, _SLOW)
 
 
-def _result(c: _Code, results: str, k: str) -> str:
+def _result(c: _Code, results: str, k: str, buffers: str) -> str:
     """Make a result as the table says, put it among the others and return its memory's address.
 
-    Every object goes into the one that owns it as soon as it is there, so dropping the results drops all.
+    Every object goes into the one that owns it as soon as it is there, so dropping the results drops all. ``buffers``
+    are those of donated arguments.
     """
     recipe = c.next()
     like = c.get(c.cursor)  # the two arguments of ``empty`` follow each other in the table
@@ -248,7 +249,7 @@ def _result(c: _Code, results: str, k: str) -> str:
         c.share(shape, array, "Array.shape")
         c.share(dtype, array, "Array.dtype")
         c.share(c.given("None"), array, "Array._host")
-        buffer = c.field(c.load("%args", c.bytes(nbytes)), "Array._buffer")
+        buffer = c.load(buffers, c.bytes(nbytes))
         c.share(buffer, array, "Array._buffer")
         c.set(_held(c, buffer), address)
     with c.where("ugt", recipe, TAKEN):
@@ -306,7 +307,7 @@ def entry_ir() -> str:
         c.require("ne", made, 0, _SLOW)
         c.set(made, heap)
         c.set(made, space)
-    memory = c.get(space)  # the plan's slots, then numbers that were given, then the frame of a kernel
+    memory = c.get(space)  # the plan's slots, then numbers and donated buffers, then the frame of a kernel
     numbers = c.add(memory, c.bytes(head[Head.SLOTS]))
     frame = c.add(numbers, c.bytes(n))
     slots = c.variable(memory)
@@ -323,11 +324,19 @@ def entry_ir() -> str:
     with c.times(head[Head.CONSTS]):
         c.push(c.next(), slots)
 
+    given = c.get(c.cursor)
+    # another thread may call while results are made and kernels run: it finds nothing in what is donated
+    with c.times(head[Head.GIVEN]):
+        at = c.next()
+        x = c.load("%args", c.bytes(at))
+        c.store(c.field(x, "Array._buffer"), numbers, c.bytes(at))
+        c.share(head[Head.GONE], x, "Array._buffer")
+
     made = c.call("PyTuple_New", head[Head.OUTPUTS])
     c.set(made, results)
     c.require("ne", made, 0, _FAILED)
     with c.times(head[Head.OUTPUTS]) as k:
-        c.push(_result(c, made, k), slots)
+        c.push(_result(c, made, k, numbers), slots)
     with c.where("ne", head[Head.ARENA], 0):
         buffer = c.call("PyObject_CallNoArgs", head[Head.ARENA])
         c.set(buffer, arena)
@@ -347,12 +356,6 @@ def entry_ir() -> str:
     with c.where("ne", head[Head.HEAVY], 0):
         c.call("PyEval_RestoreThread", c.get(state), result="void")
 
-    with c.times(head[Head.GIVEN]):
-        x = c.load("%args", c.bytes(c.next()))
-        before = c.field(x, "Array._buffer")
-        c.share(head[Head.GONE], x, "Array._buffer")
-        c.drop(before)
-
     answer = c.variable(0)
     with c.where("eq", head[Head.FINISH], 0):
         only = c.call("PyTuple_GetItem", made, 0)
@@ -361,12 +364,14 @@ def entry_ir() -> str:
     with c.where("ne", head[Head.FINISH], 0):
         c.set(c.call("PyObject_CallOneArg", head[Head.FINISH], made), answer)
     c.drop(made)
+    _let_go(c, given, head[Head.GIVEN], numbers)
     _clean(c, arena, heap)
     c.put(f"ret i64 {c.get(answer)}")
 
     c.label(_FAILED)
     with c.where("ne", c.get(results), 0):
         c.drop(c.get(results))
+    _let_go(c, given, head[Head.GIVEN], numbers)
     _clean(c, arena, heap)
     c.put("ret i64 0")
 
@@ -377,6 +382,12 @@ def entry_ir() -> str:
         [f"%stack = alloca [{FEW} x i64], align 8", "%cursor = alloca i64, align 8", *c.variables, *c.lines]
     )
     return f"define i64 @enter(i64 %table, i64 %args, i64 %n, i64 %names) #0 {{\nentry:\n{body}\n}}\n"
+
+
+def _let_go(c: _Code, given: str, count: str, buffers: str) -> None:
+    """Drop the buffers of donated arguments, whose places begin at ``given``."""
+    with c.times(count) as k:
+        c.drop(c.load(buffers, c.bytes(c.load(given, c.bytes(k)))))
 
 
 def _clean(c: _Code, arena: str, heap: str) -> None:
