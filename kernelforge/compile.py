@@ -161,9 +161,10 @@ def _compile(
             slots += [planner.scratch(k, nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
             steps.append(Launch(compiled, tuple(slots), ()))
             kernels.append(compiled)
+    offsets, arena = planner.arena()
     return Plan(
         optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
-        tuple(planner.offsets), planner.arena, pool(backend),
+        offsets, arena, pool(backend),
         tuple(size_class(v.type.nbytes) for v in optimized.outputs),
         tuple(planner.slots[v] if v in donations.taken else None for v in optimized.outputs),
     )  # fmt: skip

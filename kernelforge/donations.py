@@ -59,6 +59,8 @@ class Donations:
                     continue
                 if other in names:
                     changed = overwrite(kernel, names[value], names[other])
+                elif value not in self._outputs:
+                    continue  # the arena has other room for it
                 if changed is not None:
                     kernel = changed
                     self._take(value, other)

@@ -40,23 +40,34 @@ def test_equal_kernels_are_compiled_once() -> None:
     assert len({k.executable for k in kernels}) == 1
 
 
-def test_kernels_share_what_they_need_while_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    place = planning.Planner._place
+def test_values_share_the_arena_while_they_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    planners: list[Any] = []
+    arena = planning.Planner.arena
 
-    def watched(planner: Any, turns: range, nbytes: int) -> Any:
-        slot = place(planner, turns, nbytes)
-        made.append((turns, planner.offsets[-1], nbytes))
-        return slot
+    def watched(planner: Any) -> Any:
+        planners.append(planner)
+        return arena(planner)
 
-    monkeypatch.setattr(planning.Planner, "_place", watched)
-    layers = kf.jit(lambda x, w, v: np.tanh(np.tanh(x @ w) @ v).cumsum(1))
-    plan = layers.lower(np.ones((40, 1024), np.float32), *(np.ones((1024, 1024), np.float64),) * 2).plan
-    assert len(made) == 3
-    for k, (turns, offset, nbytes) in enumerate(made):
-        for others, at, size in made[:k]:
-            assert set(turns).isdisjoint(others) or offset >= at + size or at >= offset + nbytes
-    assert plan.arena < sum(nbytes for *_, nbytes in made)
+    monkeypatch.setattr(planning.Planner, "arena", watched)
+
+    def layers(x: Any, w: Any, v: Any) -> Any:
+        for k in range(3):
+            x = np.tanh(x @ w).cumsum(1) @ v * k
+        return x
+
+    kf.jit(layers).lower(np.ones((40, 1024), np.float32), np.ones((1024, 700)), np.ones((700, 1024)))
+    for planner in planners:
+        offsets, size = arena(planner)
+        wanted = planner._wanted
+        for k, (turns, nbytes) in enumerate(wanted):
+            assert offsets[k] % planning.ALIGNMENT == 0
+            assert offsets[k] + nbytes <= size
+            for j, (others, n) in enumerate(wanted[:k]):
+                apart = offsets[k] >= offsets[j] + n or offsets[j] >= offsets[k] + nbytes
+                assert apart or set(turns).isdisjoint(others)
+        together = max(sum(n for turns, n in wanted if k in turns) for k in range(max(t.stop for t, _ in wanted)))
+        assert together <= size <= 1.5 * together < sum(n for _, n in wanted)
+    assert len(planners) == 1
 
 
 def test_kernels_are_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

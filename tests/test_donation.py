@@ -209,7 +209,7 @@ def test_gradients_stand_where_values_were(monkeypatch: pytest.MonkeyPatch) -> N
             arenas.append(plan.arena)
             found.append([np.asarray(x) for x in optree.tree_leaves(fn(*args))])
     assert sum(a.mode == "inout" for k in plan.kernels for a in k.ir.args) == 1
-    assert arenas[1] < arenas[0] - 0.9 * 512 * 2048 * 4
+    assert arenas[1] < arenas[0] - 0.7 * 512 * 2048 * 4
     for got, want in zip(*found, strict=True):
         np.testing.assert_array_equal(got, want)
 

@@ -239,29 +239,36 @@ class Planner:
             # also what is written and never read, as some of what a loop makes
             for value in (*region.outputs, *(v for node in region.nodes for v in node.inputs)):
                 last[first.get(value, value)] = k
-        self.offsets: list[int] = []
-        self.arena = 0
-        self._taken: list[tuple[range, int, int]] = []
+        self._first = len(known)
+        self._wanted: list[tuple[range, int]] = []
         for k, region in enumerate(regions):
             for value in region.outputs:
                 if value in taken:
                     self.slots[value] = self.slots[taken[value]]
                 elif value not in self.slots:
-                    self.slots[value] = self._place(range(k, last[value] + 1), value.type.nbytes)
+                    self.slots[value] = self._slot(range(k, last[value] + 1), value.type.nbytes)
 
     def scratch(self, k: int, nbytes: int) -> int:
-        """Find memory that the kernel of region ``k`` needs while it runs; returns its slot."""
-        return self._place(range(k, k + 1), nbytes)
+        """Give the kernel of region ``k`` memory while it runs; returns its slot."""
+        return self._slot(range(k, k + 1), nbytes)
 
-    def _place(self, turns: range, nbytes: int) -> int:
-        """Find a place in the arena that nothing else has while the regions ``turns`` run; returns its slot."""
-        size = -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
-        meanwhile = [(o, n) for t, o, n in self._taken if t.start < turns.stop and turns.start < t.stop]
-        offset = _first_fit(meanwhile, size)
-        self._taken.append((turns, offset, size))
-        self.offsets.append(offset)
-        self.arena = max(self.arena, offset + size)
-        return len(self.graph.inputs) + len(self.consts) + len(self.graph.outputs) + len(self.offsets) - 1
+    def _slot(self, turns: range, nbytes: int) -> int:
+        """Ask for a place in the arena while the regions ``turns`` run; returns its slot."""
+        self._wanted.append((turns, -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT))
+        return self._first + len(self._wanted) - 1
+
+    def arena(self) -> tuple[tuple[int, ...], int]:
+        """Return where in the arena the slots are that were asked for, and its size.
+
+        What is large for long comes first: the rest finds room beside it.
+        """
+        placed: dict[int, tuple[range, int, int]] = {}
+        order = sorted(enumerate(self._wanted), key=lambda w: (-w[1][1] * len(w[1][0]), w[0]))
+        for slot, (turns, size) in order:
+            meanwhile = [(o, n) for t, o, n in placed.values() if t.start < turns.stop and turns.start < t.stop]
+            placed[slot] = turns, _first_fit(meanwhile, size), size
+        offsets = tuple(placed[slot][1] for slot in range(len(placed)))
+        return offsets, max((o + n for _, o, n in placed.values()), default=0)
 
     def opaque(self, node: Node, compile_graph: Callable[[Graph], Plan]) -> tuple[Step, list[Compiled]]:
         """Make the step of a node that holds graphs."""
