@@ -25,7 +25,7 @@ from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.demand import Chains
 from kernelforge.ir.fuse import Region, fuse
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.kernel import Arg, Kernel
+from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
@@ -239,7 +239,7 @@ def _ordered(
     """Lower and schedule the kernels of regions; the device's compiler is at one while the next is prepared."""
     orders: list[_Order | None] = []
     known: dict[Kernel, tuple[Kernel, tuple[tuple[str, int], ...]]] = {}
-    started: dict[tuple[Kernel, tuple[Arg, ...]], Callable[[], Executable]] = {}
+    started: dict[Kernel, Callable[[], Executable]] = {}
     tf32 = config.precision == "high" and "tf32" in backend.limits.native
     with _compilers(min(backend.limits.compilers, len(regions))) as start:
         for k, region in enumerate(regions):
@@ -254,12 +254,11 @@ def _ordered(
                 known[naive] = _tuned(naive, parameters, backend, config), tuple(parameters.items())
             kernel, found = known[naive]
             kernel, values = donations.settled(k, kernel, values)
-            which = naive, kernel.args
-            if which not in started:
+            if kernel not in started:
                 text = print_kernel(kernel)
                 name = cache.key(text, backend.limits.fingerprint)
-                started[which] = start(_executable(kernel, text, name, backend))
-            orders.append(_Order(naive, kernel, found, started[which], values))
+                started[kernel] = start(_executable(kernel, text, name, backend))
+            orders.append(_Order(naive, kernel, found, started[kernel], values))
     return orders
 
 

@@ -253,6 +253,25 @@ def test_one_of_two_threads_donates(device: str) -> None:
                 np.testing.assert_array_equal(made, np.full(1 << 16, k + 2, np.float32))
 
 
+def test_equal_kernels_take_what_is_theirs(device: str) -> None:
+    """Two kernels are one but for which of their outputs is made where which of their inputs was."""
+
+    def both(p: Any, q: Any, z: Any) -> Any:
+        return np.tanh(p) * q + z, p - q * z
+
+    def fn(a: Any, b: Any, c: Any, d: Any, z: Any) -> Any:
+        first = both(a, b, z)
+        z = kf.cond(first[0][0, 0] > 0, lambda x: x.sum(), lambda x: -x.sum(), first[1])
+        return *first, *both(d, c, z)
+
+    args = [normal(9, 8, seed=k) for k in range(4)]
+    with kf.default_device(device):
+        expected = kf.jit(fn)(*args, np.float32(0.5))
+        found = kf.jit(fn, donate_argnums=range(4))(*(kf.asarray(x) + 0 for x in args), np.float32(0.5))
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 HARD: list[tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = [
     (lambda c, a, b: c + a @ b, (normal(67, 129), normal(67, 33), normal(33, 129))),
     (lambda c, a, b: a @ b - c, (normal(130, 70), normal(130, 600), normal(600, 70))),
