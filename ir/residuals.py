@@ -73,21 +73,37 @@ class _Planner:
     def run(self) -> None:
         for k in list(self.parts):
             self.shrink(k)
-            kept: dict[Value, str] = {}
-            while k in self.parts:
-                between = [v for v in self.parts[k].outputs if v not in self.wanted]
-                kept = {v: self.fixed(k, v) for v in between}
-                free = [v for v in between if not kept[v]]
-                ways = [self.weigh(k, values) for values in ([free] if len(free) > 1 else []) + [[v] for v in free]]
-                best = max(ways, key=lambda way: way.gain, default=None)
-                if best is None or best.gain <= 0:
-                    kept.update((way.values[0], way.reason) for way in ways if len(way.values) == 1)
-                    break
+            self.decide(k)
+
+    def decide(self, k: int) -> None:
+        """Let readers of part ``k`` compute values again, the one that gains most first.
+
+        What others would gain is weighed again when it is the most, and before all are found to gain nothing.
+        """
+        old: dict[tuple[Value, ...], _Way] = {}  # weighed before something was accepted
+        new: dict[tuple[Value, ...], _Way] = {}
+        kept: dict[Value, str] = {}
+        while k in self.parts:
+            between = [v for v in self.parts[k].outputs if v not in self.wanted]
+            kept = {v: self.fixed(k, v) for v in between}
+            free = [v for v in between if not kept[v]]
+            chosen: list[tuple[Value, ...]] = [(v,) for v in free]
+            if len(free) > 1 and not old:
+                chosen.insert(0, tuple(free))
+            new.update((c, self.weigh(k, c)) for c in chosen if c not in old and c not in new)
+            best = max(((old | new)[c] for c in chosen), key=lambda way: way.gain, default=None)
+            if best is not None and best.values in old:
+                old = {} if best.gain <= 0 else {c: way for c, way in old.items() if c != best.values}
+            elif best is None or (best.gain <= 0 and not old):
+                kept.update((v, new[v,].reason) for v in free)
+                break
+            elif best.gain <= 0:
+                old = {}
+            else:
                 self.accept(k, best)
-                kept = {}
-            for value, reason in kept.items():
-                traffic = value.type.nbytes * (1 + len(self.readers(value)))
-                self.found.append(Residual((value,), True, traffic, 0, reason))
+                old, new, kept = old | new, {}, {}
+        for value, reason in kept.items():
+            self.found.append(Residual((value,), True, self.traffic(value), 0, reason))
 
     def shrink(self, k: int) -> None:
         """Let those who read values larger than all that the part reads make them again, row by row."""
@@ -117,9 +133,18 @@ class _Planner:
         node = next(n for n in self.parts[k].nodes if value in n.outputs)
         if node.prim.kind not in AGAIN:
             return f"it is made by {node.prim.name}, which reads many elements for one"
-        if any(_contracted(self.parts[q], value) for q in self.readers(value)):
+        readers = [self.parts[q] for q in self.readers(value)]
+        products = [p for p in readers if any(n.prim.kind is Kind.CONTRACT for n in p.nodes)]
+        if any(_contracted(p, value) for p in products):
             return "a contraction would compute it again for each use of an element"
+        traffic = self.traffic(value)
+        if products and traffic < LAUNCH_BYTES:
+            return f"after a contraction, {traffic:,} bytes are not worth the longer kernel"
         return ""
+
+    def traffic(self, value: Value) -> int:
+        """Return the bytes of writing a value and of all its readings."""
+        return value.type.nbytes * (1 + len(self.readers(value)))
 
     def weigh(self, k: int, values: Sequence[Value]) -> _Way:
         """Say what it would gain to compute values again, in bytes, and why not."""
