@@ -93,6 +93,11 @@ def test_reductions_of_runs(name: str, dtype: str, device: str) -> None:
     agree(lambda x: (fn(x, [0, 3, 5]), fn(x, [2, 1, 6, 6, 0]), fn(x, [1, 2], axis=1)), x, tol=1e-6)
 
 
+def test_no_runs() -> None:
+    found = kf.jit(lambda x: np.add.reduceat(x, []))(np.ones((3, 2)))
+    assert found.shape == np.add.reduceat(np.ones((3, 2)), []).shape
+
+
 def test_the_derivative_of_sums_of_runs() -> None:
     found = kf.grad(lambda x: (np.add.reduceat(x, [0, 2, 2]) ** 2).sum())(np.arange(5.0))
     np.testing.assert_allclose(found, [2, 2, 4 + 18, 18, 18])
@@ -102,6 +107,7 @@ def test_what_reductions_of_runs_do_not_take() -> None:
     x, places = np.ones(3), np.array([0])
     for fn, error in (
         (lambda x, i: np.add.reduceat(x, [9]), errors.InvalidParameter),
+        (lambda x, i: np.add.reduceat(x, [[0, 1]]), errors.ShapeMismatch),
         (lambda x, i: np.subtract.reduceat(x, [0]), errors.UnsupportedFunction),
         (np.add.reduceat, errors.UnsupportedArgument),
     ):

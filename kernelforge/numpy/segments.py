@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from kernelforge.errors import InvalidParameter, UnsupportedArgument, UnsupportedFunction
+from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument, UnsupportedFunction
 from kernelforge.ir.build import Sym, apply, as_sym, user_line
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
@@ -21,7 +21,7 @@ MODES = {"add": "add", "multiply": "mul", "maximum": "max", "minimum": "min"}
 def _reduceat(a: Sym, starts: tuple[int, ...], axis: int, mode: str) -> Sym:
     x = FUNCTIONS["moveaxis"](a, axis, 0)
     n = x.shape[0]
-    stops = (*starts[1:], n)
+    stops = (*starts, n)[1:] if starts else ()
     rest = [(run, i) for run, (i, j) in enumerate(zip(starts, stops, strict=True)) for i in range(i + 1, j)]
     made = FUNCTIONS["take"](x, as_sym(np.array(starts, np.int64)), 0)
     if rest:
@@ -42,13 +42,15 @@ def reduceat(name: str, array: Any, indices: Any, axis: int = 0, dtype: Any = No
     x = FUNCTIONS["asarray"](array)
     on = normalize_axis_index(axis, x.ndim)
     starts = np.asarray(known)
+    if starts.ndim != 1:
+        raise ShapeMismatch(op=op, found=starts.shape, expected="a vector of places", loc=user_line())
     wrong = starts[(starts < 0) | (starts >= x.shape[on])]
     if wrong.size:
         expected = f"places from 0 to {x.shape[on] - 1}"
         raise InvalidParameter(op=op, name="indices", found=int(wrong[0]), expected=expected, loc=user_line())
     ufunc: np.ufunc = getattr(np, name)
     into = ufunc.reduceat(np.ones(1, x.dtype), [0], dtype=dtype).dtype
-    return _reduceat(x.astype(into), tuple(starts.tolist()), on, MODES[name])
+    return _reduceat(x.astype(into), tuple(starts.astype(np.int64).tolist()), on, MODES[name])
 
 
 FUNCTIONS["reduceat"] = reduceat
