@@ -16,7 +16,7 @@ from kernelforge.forks import Lock
 from kernelforge.ir.build import plain, tracing
 from kernelforge.ir.types import row_major
 from kernelforge.methods import FUNCTIONS, Methods
-from kernelforge.runtime.memory import Buffer, allocate, download, upload
+from kernelforge.runtime.memory import Buffer, Lent, Owned, allocate, download, upload
 
 PASSIVE = frozenset({
     "save", "savez", "savez_compressed", "savetxt", "array2string", "array_repr", "array_str",
@@ -32,12 +32,13 @@ LEGACY_STREAM = 1
 
 
 class _Gone(Buffer):
-    """Stands where the memory of a donated array was."""
+    """Stands where the memory of a donated array was; keeps what others see of it."""
 
-    __slots__ = ()
+    __slots__ = ("kept",)
 
-    def __init__(self) -> None:
-        """Have nothing: machine code that looks for the device finds none here."""
+    def __init__(self, kept: Buffer | None = None) -> None:
+        # machine code that looks for a device finds none
+        self.kept = kept
 
     @property
     def backend(self) -> Backend:  # type: ignore[override]
@@ -111,6 +112,8 @@ class Array(Methods):
         address = getattr(self._buffer.handle, "address", None)
         if address is None or self.device.partition(":")[0] != "cuda":
             raise AttributeError(f"__cuda_array_interface__ of an array of {self.device}")
+        if not isinstance(self._buffer, Lent):
+            self._buffer = Lent(self._buffer)
         data = address if self.size else 0
         return {
             "shape": self.shape, "strides": None, "typestr": self.dtype.str, "data": (data, False), "version": 3,
@@ -126,6 +129,8 @@ class Array(Methods):
         return asarray, (np.array(self),)
 
     def __repr__(self) -> str:
+        if isinstance(self._buffer, _Gone):
+            return f"Array(<donated>, shape={self.shape}, dtype={self.dtype})"
         elements = np.array2string(np.asarray(self), separator=", ", prefix="Array(")
         return f"Array({elements}, dtype={self.dtype}, device={self.device!r})"
 
@@ -170,17 +175,19 @@ class Array(Methods):
             return func(*args, **kwargs)
         return super().__array_function__(func, types, args, kwargs)
 
-    def give(self) -> None:
-        """Let go of the elements: whoever uses the array later is told that it was donated.
+    def give(self) -> Buffer:
+        """Let go of the elements and return their memory: whoever uses the array later is told that it was donated.
 
         Raises:
-            DonatedArray: when another thread gave them away first.
+            DonatedArray: when it was before, maybe by another thread.
         """
         with _giving:
-            buffer, self._buffer = self._buffer, GONE
-        if buffer is GONE:
-            raise DonatedArray
+            buffer = self._buffer
+            if isinstance(buffer, _Gone):
+                raise DonatedArray
+            self._buffer = GONE if isinstance(buffer, Owned) else _Gone(buffer)
         self._host = None
+        return buffer
 
     def to_device(self, device: str) -> Array:
         """Return the array on another device; itself where it is there already."""
@@ -245,7 +252,7 @@ def lent(x: Any) -> np.ndarray[Any, Any] | Array | None:
 def _from_cuda(x: Any) -> np.ndarray[Any, Any] | Array:
     """Share the memory of a row-major array with the default device where that is CUDA; copy it to the host elsewhere.
 
-    Waits for the stream that the interface names. Kernels write to no argument, so read-only memory serves as well.
+    Waits for the stream that the interface names. Kernels write to no memory of others, so that may be read-only.
     """
     try:
         from numba import cuda

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kernelforge.ir.fuse import Region
 from kernelforge.ir.graph import Graph, Value
@@ -36,13 +36,8 @@ class Donations:
         self._last = {v: k for k, region in enumerate(regions) for node in region.nodes for v in node.inputs}
 
     def settle(self, k: int) -> None:
-        """Give the outputs of region ``k`` the memory of inputs that were read before it."""
-        for value in self._regions[k].outputs:
-            for other in self._fitting(value):
-                if self._last.get(other, -1) < k:
-                    self._take(value, other)
-                    break
-        self._inner += self._between(k)
+        """Find memory for what region ``k`` makes, which is no kernel."""
+        self._find(k, lambda value, other: False)
 
     def settled(self, k: int, kernel: Kernel, values: list[Value]) -> tuple[Kernel, list[Value]]:
         """Return the kernel of region ``k`` with values in the memory of others, and what is behind its arguments.
@@ -51,22 +46,27 @@ class Donations:
             values: behind the kernel's arguments but for scratch.
         """
         names = {v: a.name for v, a in zip(values, kernel.args, strict=False)}
+
+        def merged(value: Value, other: Value) -> bool:
+            nonlocal kernel
+            # parts of a kernel that share a launch have arguments of their own
+            changed = overwrite(kernel, names[value], names[other]) if values.count(other) == 1 else None
+            kernel = changed or kernel
+            return changed is not None
+
+        self._find(k, merged)
+        return kernel, [v for v in values if self.taken.get(v) not in names]
+
+    def _find(self, k: int, merged: Callable[[Value, Value], bool]) -> None:
+        """Find memory for what region ``k`` makes; ``merged`` tries to make a value where the region reads another."""
         for value in self._regions[k].outputs:
             for other in self._fitting(value):
-                changed: Kernel | None = kernel
-                # parts of a kernel that share a launch have arguments of their own
-                if self._last.get(other, -1) > k or values.count(other) > 1:
-                    continue
-                if other in names:
-                    changed = overwrite(kernel, names[value], names[other])
-                elif value not in self._outputs:
-                    continue  # the arena has other room for it
-                if changed is not None:
-                    kernel = changed
+                read = self._last.get(other, -1)
+                # for what only the plan needs, the arena has other room than what was read before
+                if (read < k and value in self._outputs) or (read == k and merged(value, other)):
                     self._take(value, other)
                     break
         self._inner += self._between(k)
-        return kernel, [v for v in values if self.taken.get(v) not in names]
 
     def _between(self, k: int) -> list[Value]:
         return [v for v in self._regions[k].outputs if v not in self._outputs and v.type.nbytes >= LARGE]

@@ -306,13 +306,13 @@ class UnhashableStatic(KernelforgeError, TypeError):
     template = "the static argument {name} is {found}, which cannot be hashed; pass a tuple or another immutable value, or an array as an ordinary argument"
 
 
-class UnknownStatic(KernelforgeError, ValueError):
+class UnknownParameter(KernelforgeError, ValueError):
     template = "{kind} argument {name!r} is no parameter of {function}, which has {expected}"
 
 
 class DonatedArray(KernelforgeError, RuntimeError):
     template = (
-        "this array was donated to a compiled function, which made a result in its memory; use the results of that call, "
+        "this array was donated to a compiled function, which may write to its memory; use the results of that call, "
         "or donate a copy"
     )
 

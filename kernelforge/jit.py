@@ -20,7 +20,7 @@ from kernelforge.config import CURRENT, Config
 from kernelforge.config import current as current_config
 from kernelforge.devices import CHOSEN
 from kernelforge.devices import current as current_device
-from kernelforge.errors import InvalidArgument, InvalidParameter, UnhashableStatic, UnknownStatic
+from kernelforge.errors import InvalidArgument, InvalidParameter, UnhashableStatic, UnknownParameter
 from kernelforge.ir.build import BUILDERS, tracing
 from kernelforge.ir.structure import exact
 from kernelforge.methods import Methods
@@ -122,6 +122,10 @@ class Jit:
         functools.update_wrapper(self, fn)
         self._static_names, self._static_nums = _parameters("static", fn, static_argnames, static_argnums)
         self._donated_names, self._donated_nums = _parameters("donated", fn, donate_argnames, donate_argnums)
+        both = [*(self._static_names & self._donated_names), *(self._static_nums & self._donated_nums)]
+        if both:
+            expected = "parameters that are not static"
+            raise InvalidParameter(op="jit", name="donate_argnames", found=both[0], expected=expected)
         self._static = bool(self._static_names or self._static_nums)
         self._programs: dict[tuple[Config, Backend], Programs] = {}
         self._last: tuple[Config | None, Backend | None, Programs] = (None, None, {})
@@ -257,7 +261,7 @@ class Jit:
         program = table.get(key)
         if program is None:
             given = self._given(args, kwargs)
-            program = self._remember(table, key, program_of(body, leaves, name_of(self.__wrapped__), given=given))
+            program = self._remember(table, key, program_of(body, leaves, name_of(self.__wrapped__), names=given))
         return program, leaves
 
     def _prepare(
@@ -313,17 +317,17 @@ def _parameters(kind: str, fn: Fn, argnames: Names, argnums: Numbers) -> tuple[f
         return frozenset(), frozenset()
     parameters = list(inspect.signature(fn).parameters.values())
     listed = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    known = [p.name for p in parameters]
+    known = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     for name in names:
         if name not in known and not takes_any:
-            raise UnknownStatic(
+            raise UnknownParameter(
                 kind=kind, name=name, function=name_of(fn), expected=", ".join(known) or "no parameters"
             )
     for n in nums:
         if not (-len(listed) <= n < len(listed) or takes_more):
-            raise UnknownStatic(
+            raise UnknownParameter(
                 kind=kind, name=n, function=name_of(fn), expected=f"{len(listed)} positional parameters"
             )
     at = frozenset(n + len(listed) if n < 0 else n for n in nums) | frozenset(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kernelforge.array import Array, ready
+from kernelforge.array import GONE, Array, ready
 from kernelforge.backends.base import Backend
 from kernelforge.dtypes import as_dtype
 from kernelforge.errors import CannotDonate, NumberOutOfRange
 from kernelforge.ir.types import Type
-from kernelforge.runtime.memory import Buffer, Pooled, allocate, download, upload
+from kernelforge.runtime.memory import Buffer, Owned, allocate, download, upload
 
 BOOL, INT, FLOAT = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64)
 NUMBERS: dict[type, Type] = {bool: Type((), BOOL), int: Type((), INT, weak=True), float: Type((), FLOAT, weak=True)}
@@ -54,13 +55,9 @@ def _buffer(backend: Backend, x: Array) -> Buffer:
     return x._buffer
 
 
-def _own(backend: Backend, x: Array) -> Buffer:
-    """Return memory that nothing but ``x`` sees: on a host, NumPy may see what an array has."""
-    if not backend.limits.host or (isinstance(x._buffer, Pooled) and x._host is None):
-        return x._buffer
-    copy = allocate(backend, x.nbytes)
-    download(copy, 0, x.shape, x.dtype)[...] = np.asarray(x)
-    return copy
+def _later(backend: Backend, x: Array) -> Buffer:
+    """Leave a donated array as it is until all else is loaded; see ``given``."""
+    return GONE
 
 
 @functools.cache
@@ -78,7 +75,7 @@ def number(dtype: np.dtype[Any], into: tuple[np.dtype[Any], ...] = ()) -> Callab
     return load
 
 
-IN_PLACE = {_share, _buffer, _own, *(number(kind.dtype) for kind in NUMBERS.values())}
+IN_PLACE = {_share, _buffer, _later, *(number(kind.dtype) for kind in NUMBERS.values())}
 """The ways to reach a device that an entry goes too."""
 
 
@@ -100,10 +97,36 @@ def leaf_of(x: Any, backend: Backend) -> Leaf:
 
 
 def donated(leaf: Leaf) -> bool:
-    """Let the memory of an argument be written to; say whether that is any use: numbers have none."""
+    """Let an argument be taken; say whether that is any use: numbers have no memory."""
     if leaf.load is _buffer:
-        leaf.load = _own
-    return leaf.load in (_own, _share, _copy)
+        leaf.load = _later
+    return leaf.load in (_later, _share, _copy)
+
+
+def _references() -> int:
+    only = object()
+    return sys.getrefcount(only)
+
+
+ALONE = _references()
+"""What ``sys.getrefcount`` counts for an object that one variable has."""
+
+
+def given(x: Array) -> Buffer:
+    """Take the memory of a donated array; a copy where something else sees it or is reading it.
+
+    Raises:
+        DonatedArray: when it was donated before.
+    """
+    buffer = x.give()
+    if isinstance(buffer, Owned) and sys.getrefcount(buffer) == ALONE:
+        return buffer
+    array = download(buffer, 0, x.shape, x.dtype)
+    if not buffer.backend.limits.host:
+        return upload(buffer.backend, array)
+    copy = allocate(buffer.backend, x.nbytes)
+    download(copy, 0, x.shape, x.dtype)[...] = array
+    return copy
 
 
 def check_donated(leaves: Sequence[Any], given: Mapping[int, str]) -> None:

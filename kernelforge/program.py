@@ -17,7 +17,7 @@ from kernelforge.devices import current as current_device
 from kernelforge.errors import MixedDevices
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.text import print_graph, print_kernel
-from kernelforge.leaves import IN_PLACE, INT, Leaf, check_donated, donated, leaf_of, number
+from kernelforge.leaves import IN_PLACE, INT, Leaf, check_donated, donated, given, leaf_of, number
 from kernelforge.runtime.memory import Buffer, Pooled, size_class
 from kernelforge.runtime.plan import Plan
 from kernelforge.trace import Tracer, trace
@@ -64,7 +64,7 @@ class Program:
         inputs = [load(backend, x) for load, x in zip(self._loads, leaves)]  # noqa: B905 - checked by the key
         for k in self._given:
             if isinstance(leaves[k], Array):
-                leaves[k].give()
+                inputs[k] = given(leaves[k])
         made = [Array(b, *t) for b, t in zip(self.plan.run(inputs), self._outputs)]  # noqa: B905
         return made[0] if self._single else self._tree.unflatten(made)
 
@@ -137,13 +137,13 @@ def program_of(
     name: str,
     backend: Backend | None = None,
     located: bool = False,
-    given: Mapping[int, str] = MappingProxyType({}),
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> Program:
     """Trace ``body``, a function of the list of arguments, and compile it for ``backend`` or the device they are on.
 
     Args:
         located: as for ``compile_graph``.
-        given: names of the arguments whose memory results may be made in.
+        names: of the arguments that are donated.
     """
     backend = backend or _device(leaves)
     found = [leaf_of(x, backend) for x in leaves]
@@ -152,9 +152,9 @@ def program_of(
         narrower = _narrower(graph, value)
         if narrower:
             leaf.load = number(leaf.type.dtype, narrower)
-    usable = frozenset(i for i in given if donated(found[i]))
+    usable = frozenset(i for i in names if donated(found[i]))
     plan = compile_graph(graph, backend, current_config(), tuple(leaf.strides for leaf in found), located, usable)
-    return Program(plan, found, graph, tree, backend, given)
+    return Program(plan, found, graph, tree, backend, names)
 
 
 def _narrower(graph: Graph, value: Value) -> tuple[np.dtype[Any], ...]:

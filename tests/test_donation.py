@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from kernelforge.bench.workloads import TABLE
 from kernelforge.bench.workloads.learning import TRAINING as TRAINING_STEPS
 from kernelforge.compile import compile_graph, forget
 from kernelforge.config import Config
-from kernelforge.errors import CannotDonate, DonatedArray, UnknownStatic
+from kernelforge.errors import CannotDonate, DonatedArray, InvalidParameter, UnknownParameter
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import Kernel
@@ -63,7 +64,7 @@ def test_steps_stay_where_they_are(device: str) -> None:
             np.testing.assert_array_equal(got, w)
         for gone in before:
             with pytest.raises(
-                DonatedArray, match="this array was donated to a compiled function, which made a result"
+                DonatedArray, match="this array was donated to a compiled function, which may write to "
             ):
                 np.asarray(gone)
             with pytest.raises(DonatedArray):
@@ -137,8 +138,57 @@ def test_what_cannot_be_donated(device: str) -> None:
     with pytest.raises(CannotDonate, match="m is donated and is read-only; pass a copy of it"):
         step(p, whole[:9], g)
     assert p.sum().shape == m.sum().shape == ()
-    with pytest.raises(UnknownStatic, match="donated argument 'q' is no parameter of momentum, which has p, m, g"):
+    with pytest.raises(UnknownParameter, match="donated argument 'q' is no parameter of momentum, which has p, m, g"):
         kf.jit(momentum, donate_argnames="q")
+
+
+def test_names_that_cannot_be_donated() -> None:
+    with pytest.raises(UnknownParameter, match=r"donated argument .xs. is no parameter of .*, which has no parameters"):
+        kf.jit(lambda *xs: xs, donate_argnames="xs")
+    with pytest.raises(InvalidParameter, match="jit: donate_argnames='x' is not valid; expected parameters that are n"):
+        kf.jit(lambda x: x, static_argnames="x", donate_argnums=0)
+
+
+def test_an_array_that_is_read_meanwhile_is_copied() -> None:
+    """What a call without the GIL reads, a call of another thread does not overwrite."""
+    with kf.default_device("cpu"):
+        slow = kf.jit(lambda x: np.sin(np.exp(np.tanh(x))).sum())
+        fill = kf.jit(lambda x: x * 0 - 5, donate_argnums=0)
+        arrays = [fill(np.ones(1 << 20, np.float32)) for _ in range(14)]
+        want = [float(slow(x)) for x in arrays[:3]]
+        for x in arrays[3:]:
+            started = threading.Event()
+            made: list[float] = []
+
+            def read(x: Any = x, started: threading.Event = started, made: list[float] = made) -> None:
+                started.set()
+                made.append(float(slow(x)))
+
+            thread = threading.Thread(target=read)
+            thread.start()
+            started.wait()
+            with contextlib.suppress(DonatedArray):
+                fill(x)
+            with contextlib.suppress(DonatedArray):
+                thread.join()
+            assert made in ([], [want[0]])
+
+
+def test_small_results_stay_in_the_entry() -> None:
+    with kf.default_device("cpu"):
+        step = kf.jit(lambda x, y: (y + 1, x + 1), donate_argnums=(0, 1))
+        x, y = step(normal(100), normal(100))
+        for _ in range(4):
+            x, y = step(x, y)
+        depth = step._depth
+        for _ in range(4):
+            x, y = step(x, y)
+        assert step._depth == depth
+        seen = np.asarray(x)
+        kept = seen.copy()
+        step(x, y)
+        np.testing.assert_array_equal(seen, kept)
+        assert repr(x) == "Array(<donated>, shape=(100,), dtype=float32)"
 
 
 def test_trees_numbers_and_names(device: str) -> None:

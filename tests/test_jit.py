@@ -72,7 +72,7 @@ def test_static() -> None:
     np.testing.assert_allclose(g(X, 2, "mul"), X * 4)
     with pytest.raises(errors.UnhashableStatic, match="the static argument mode is list, which cannot be hashed"):
         f(X, 1, mode=[])
-    with pytest.raises(errors.UnknownStatic, match="static argument 'nope' is no parameter"):
+    with pytest.raises(errors.UnknownParameter, match="static argument 'nope' is no parameter"):
         kf.jit(lambda x: x, static_argnames="nope")
 
 

@@ -83,6 +83,7 @@ class Head(enum.IntEnum):
     POOLED = 14
     GONE = 15
     GIVEN = 16
+    READ = 17
 
 
 class Kind(enum.IntEnum):
@@ -190,7 +191,9 @@ class Entry:
         self._definition = _definition(code)
         self._refs: list[Any] = [world, call]
         arguments = [word for k, x in enumerate(like) for word in self._argument(x, call.array, k in call.given)]
-        results = [word for result in call.results for word in self._result(result, call.backend)]
+        results = [word for result in call.results for word in self._result(result, call.backend, bool(call.given))]
+        # another thread may donate these while the call has no GIL
+        read = [k for k, x in enumerate(like) if type(x) is call.array and k not in call.given and call.work > HEAVY]
         slots = len(like) + len(call.consts) + len(call.results) + len(call.offsets)
         frame = max((len(taken) for _, taken in call.launches), default=0)
         steps = [w for executable, taken in call.launches for w in (executable.address, len(taken), *taken)]
@@ -210,8 +213,10 @@ class Entry:
             Head.POOLED: id(call.pooled),
             Head.GONE: id(call.gone),
             Head.GIVEN: len(call.given),
+            Head.READ: len(read),
         }
-        self._rest = [*arguments, *(h.address for h in call.consts), *call.given, *results, *call.offsets, *steps]
+        consts = [h.address for h in call.consts]
+        self._rest = [*arguments, *consts, *call.given, *read, *results, *call.offsets, *steps]
 
     def _argument(self, x: Any, array: type, donated: bool) -> list[int]:
         """Say what an argument must be; one that ``x`` is itself."""
@@ -225,12 +230,13 @@ class Entry:
         self._refs.append(x.dtype)
         return [Kind.NDARRAY, id(kind), id(x.dtype), x.ndim, *x.shape, *x.strides]
 
-    def _result(self, result: Result, backend: Any) -> list[int]:
+    def _result(self, result: Result, backend: Any, pooled: bool) -> list[int]:
         parts = (result.make, result.shape, result.dtype, result.nbytes, backend)
         self._refs.append(parts)
         if result.taken is not None:
             return [TAKEN, id(result.shape), id(result.dtype), result.taken, 0]
-        return [0 if result.nbytes <= SMALL else id(parts[0]), *map(id, parts[1:])]
+        # what is donated next must be the pool's
+        return [0 if result.nbytes <= SMALL and not pooled else id(parts[0]), *map(id, parts[1:])]
 
     def under(self, guards: Guards, otherwise: Function) -> Function:
         """Return what calls the plan, or ``otherwise`` when a guard does not hold or an argument is not as it must be.

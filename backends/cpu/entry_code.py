@@ -226,9 +226,10 @@ def _new(c: _Code, kind: str) -> str:
 
 
 def _alone(c: _Code, x: str, at: str, pooled: str) -> None:
-    """Go on where nothing but the argument ``x``, at ``at``, sees its memory: no view of NumPy's, no other argument."""
-    c.require("eq", c.load(c.field(x, "Array._buffer"), TYPE), pooled, _SLOW)
-    c.require("eq", c.field(x, "Array._host"), c.given("None"), _SLOW)
+    """Go on where nothing but the argument ``x``, at ``at``, has its memory: no view, no call, no other argument."""
+    buffer = c.field(x, "Array._buffer")
+    c.require("eq", c.load(buffer, TYPE), pooled, _SLOW)
+    c.require("eq", c.half(buffer, 0), 1, _SLOW)
     with c.times("%n") as k, c.where("ne", k, at):
         c.require("ne", c.load("%args", c.bytes(k)), x, _SLOW)
 
@@ -307,7 +308,7 @@ def entry_ir() -> str:
         c.require("ne", made, 0, _SLOW)
         c.set(made, heap)
         c.set(made, space)
-    memory = c.get(space)  # the plan's slots, then numbers and donated buffers, then the frame of a kernel
+    memory = c.get(space)  # the plan's slots, then numbers and buffers of arguments, then the frame of a kernel
     numbers = c.add(memory, c.bytes(head[Head.SLOTS]))
     frame = c.add(numbers, c.bytes(n))
     slots = c.variable(memory)
@@ -324,13 +325,19 @@ def entry_ir() -> str:
     with c.times(head[Head.CONSTS]):
         c.push(c.next(), slots)
 
-    given = c.get(c.cursor)
+    kept = c.get(c.cursor)
     # another thread may call while results are made and kernels run: it finds nothing in what is donated
     with c.times(head[Head.GIVEN]):
         at = c.next()
         x = c.load("%args", c.bytes(at))
         c.store(c.field(x, "Array._buffer"), numbers, c.bytes(at))
         c.share(head[Head.GONE], x, "Array._buffer")
+    with c.times(head[Head.READ]):
+        at = c.next()
+        buffer = c.field(c.load("%args", c.bytes(at)), "Array._buffer")
+        c.call("Py_IncRef", buffer, result="void")
+        c.store(buffer, numbers, c.bytes(at))
+    held = c.add(head[Head.GIVEN], head[Head.READ])
 
     made = c.call("PyTuple_New", head[Head.OUTPUTS])
     c.set(made, results)
@@ -364,14 +371,14 @@ def entry_ir() -> str:
     with c.where("ne", head[Head.FINISH], 0):
         c.set(c.call("PyObject_CallOneArg", head[Head.FINISH], made), answer)
     c.drop(made)
-    _let_go(c, given, head[Head.GIVEN], numbers)
+    _let_go(c, kept, held, numbers)
     _clean(c, arena, heap)
     c.put(f"ret i64 {c.get(answer)}")
 
     c.label(_FAILED)
     with c.where("ne", c.get(results), 0):
         c.drop(c.get(results))
-    _let_go(c, given, head[Head.GIVEN], numbers)
+    _let_go(c, kept, held, numbers)
     _clean(c, arena, heap)
     c.put("ret i64 0")
 
@@ -384,10 +391,10 @@ def entry_ir() -> str:
     return f"define i64 @enter(i64 %table, i64 %args, i64 %n, i64 %names) #0 {{\nentry:\n{body}\n}}\n"
 
 
-def _let_go(c: _Code, given: str, count: str, buffers: str) -> None:
-    """Drop the buffers of donated arguments, whose places begin at ``given``."""
+def _let_go(c: _Code, kept: str, count: str, buffers: str) -> None:
+    """Drop the buffers of arguments whose places begin at ``kept``."""
     with c.times(count) as k:
-        c.drop(c.load(buffers, c.bytes(c.load(given, c.bytes(k)))))
+        c.drop(c.load(buffers, c.bytes(c.load(kept, c.bytes(k)))))
 
 
 def _clean(c: _Code, arena: str, heap: str) -> None:

@@ -20,13 +20,13 @@ MODES = {"add": "add", "multiply": "mul", "maximum": "max", "minimum": "min"}
 @array_function("a", table={})
 def _reduceat(a: Sym, starts: tuple[int, ...], axis: int, mode: str) -> Sym:
     x = FUNCTIONS["moveaxis"](a, axis, 0)
-    n = x.shape[0]
-    stops = (*starts, n)[1:] if starts else ()
-    rest = [(run, i) for run, (i, j) in enumerate(zip(starts, stops, strict=True)) for i in range(i + 1, j)]
-    made = FUNCTIONS["take"](x, as_sym(np.array(starts, np.int64)), 0)
-    if rest:
-        runs, places = (as_sym(np.array(column, np.int64)) for column in zip(*rest, strict=True))
-        made = apply("scatter", made, FUNCTIONS["take"](x, places, 0), runs, axes=(0,), mode=mode)
+    begin = np.array(starts, np.int64)
+    further = np.maximum(np.append(begin, x.shape[0])[1:] - begin - 1, 0) if starts else begin
+    made = FUNCTIONS["take"](x, as_sym(begin), 0)
+    if further.any():
+        runs = np.repeat(np.arange(len(begin)), further)
+        places = np.arange(len(runs)) - np.repeat(further.cumsum() - further, further) + begin[runs] + 1
+        made = apply("scatter", made, FUNCTIONS["take"](x, as_sym(places), 0), as_sym(runs), axes=(0,), mode=mode)
     return FUNCTIONS["moveaxis"](made, 0, axis)  # type: ignore[no-any-return]
 
 

@@ -39,7 +39,23 @@ class Buffer:
         self.nbytes = nbytes
 
 
-class Pooled(Buffer):
+class Owned(Buffer):
+    """Memory that nothing sees but who has this."""
+
+    __slots__ = ()
+
+
+class Lent(Buffer):
+    """Memory that others see, too, who have not this but the array."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Buffer) -> None:
+        super().__init__(of.backend, of.handle, of.nbytes)
+        self.of = of
+
+
+class Pooled(Owned):
     """Memory that goes back to its pool when the last reference to it is gone."""
 
     __slots__ = ("_pool",)
@@ -131,9 +147,12 @@ def allocate(backend: Backend, nbytes: int) -> Buffer:
 
 
 def upload(backend: Backend, array: np.ndarray[Any, Any]) -> Buffer:
-    """Bring an array to a device; a host device shares the array's memory, at its strides."""
+    """Bring an array to a device; a host device shares the array's memory, at its strides, as a device that has the
+    array already does.
+    """
     handle = backend.upload(array)
-    buffer = Buffer(backend, handle, array.nbytes)
+    copied = isinstance(array, np.ndarray) and not backend.limits.host
+    buffer = (Owned if copied else Buffer)(backend, handle, array.nbytes)
     if not backend.limits.host:
         weakref.finalize(buffer, backend.free, handle)
     return buffer
