@@ -109,8 +109,9 @@ class Array(Methods):
         Raises:
             AttributeError: on other devices.
         """
+        on_cuda = self.device.partition(":")[0] == "cuda"
         address = getattr(self._buffer.handle, "address", None)
-        if address is None or self.device.partition(":")[0] != "cuda":
+        if address is None or not on_cuda:
             raise AttributeError(f"__cuda_array_interface__ of an array of {self.device}")
         if not isinstance(self._buffer, Lent):
             self._buffer = Lent(self._buffer)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -95,10 +97,10 @@ def test_arrays_of_cuda_lend_their_memory() -> None:
     from types import SimpleNamespace
 
     from kernelforge.array import Array
+    from kernelforge.runtime.memory import Owned
 
     def array(device: str, handle: Any, *shape: int) -> Array:
-        buffer = SimpleNamespace(handle=handle, backend=SimpleNamespace(name=device))
-        return Array(buffer, shape, np.dtype(np.float16))  # type: ignore[arg-type]
+        return Array(Owned(SimpleNamespace(name=device), handle, 12), shape, np.dtype(np.float16))  # type: ignore[arg-type]
 
     found = array("cuda:0", SimpleNamespace(address=4096), 2, 3).__cuda_array_interface__
     expected = {"shape": (2, 3), "strides": None, "typestr": "<f2", "data": (4096, False), "version": 3, "stream": 1}
@@ -107,3 +109,13 @@ def test_arrays_of_cuda_lend_their_memory() -> None:
     for other in (array("cuda:0", object(), 2), array("opencl:0", SimpleNamespace(address=4096), 2), kf.asarray([1.0])):
         with pytest.raises(AttributeError, match="__cuda_array_interface__"):
             other.__cuda_array_interface__  # noqa: B018
+    # who reads it has the array: its memory stays when that is donated, and is not written to
+    lent = array("cuda:0", SimpleNamespace(address=4096), 2, 3)
+    memory = weakref.ref(lent._buffer)
+    assert lent.__cuda_array_interface__ == lent.__cuda_array_interface__ == expected
+    assert not isinstance(lent.give(), Owned)
+    gc.collect()
+    assert memory() is not None
+    with pytest.raises(kf.errors.DonatedArray):
+        lent.__cuda_array_interface__  # noqa: B018
+    assert isinstance(array("cuda:0", SimpleNamespace(address=4096), 2).give(), Owned)
