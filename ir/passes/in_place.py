@@ -58,7 +58,8 @@ def _changed(body: Sequence[Stmt], stored: Mapping[str, int], dtypes: dict[str, 
             for leaf in leaves:
                 if isinstance(leaf[2], Store):
                     stores.setdefault(leaf[2].buffer, []).append(leaf)
-            for name in [n for n, dtype in dtypes.items() if dtype == s.dtype and len(stores.get(n, ())) == stored[n]]:
+            wanted = [n for n in dtypes if n in stores and dtypes[n] == s.dtype and len(stores[n]) == stored[n]]
+            for name in wanted:
                 start = _start(s, stores[name], rest, leaves)
                 if start is not None:
                     del dtypes[name]

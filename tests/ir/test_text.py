@@ -215,7 +215,7 @@ def test_shared_expressions_stay_shared() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kernel k( {", r"line 1 of the text: found '\{'; expected one of in, out, scratch"),
+        ("kernel k( {", r"line 1 of the text: found '\{'; expected one of in, out, inout, scratch"),
         ("kernel k() {\n  let t = u\n}", "line 2 of the text: found 'u'; expected a variable"),
         ("kernel k() {\n  let t = u[0]\n}", "expected a buffer"),
         ("kernel k() {\n  let t = max(1)\n}", "an operation of 1 operands, not max"),

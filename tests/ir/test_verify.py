@@ -145,7 +145,7 @@ REJECTED: dict[str, tuple[Kernel, str]] = {
         Kernel("k", (Arg("x", "f32", Load("x", (i64(0),), "i64"), "in"),), (), ()),
         "size of x is not",
     ),
-    "mode of an argument": (Kernel("k", (Arg("x", "f32", n, "inout"),), ("n",), ()), "has mode inout"),  # type: ignore[arg-type]
+    "mode of an argument": (Kernel("k", (Arg("x", "f32", n, "over"),), ("n",), ()), "has mode over"),  # type: ignore[arg-type]
 }
 
 
