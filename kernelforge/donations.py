@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from kernelforge.ir.fuse import Region
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.kernel import Kernel
-from kernelforge.ir.passes.overwrite import overwrite
+from kernelforge.ir.passes.overwrite import Overwriting
 
 LARGE = 1 << 20
 """Bytes from which on a value between kernels is made where another one was. Its kernel then is one of its own, even
@@ -46,16 +46,19 @@ class Donations:
             values: behind the kernel's arguments but for scratch.
         """
         names = {v: a.name for v, a in zip(values, kernel.args, strict=False)}
+        overwriting: Overwriting | None = None
 
         def merged(value: Value, other: Value) -> bool:
-            nonlocal kernel
+            nonlocal overwriting
             # parts of a kernel that share a launch have arguments of their own
-            changed = overwrite(kernel, names[value], names[other]) if values.count(other) == 1 else None
-            kernel = changed or kernel
-            return changed is not None
+            if values.count(other) != 1:
+                return False
+            overwriting = overwriting or Overwriting(kernel)
+            return overwriting.tried(names[value], names[other])
 
         self._find(k, merged)
-        return kernel, [v for v in values if self.taken.get(v) not in names]
+        changed = kernel if overwriting is None else overwriting.made()
+        return changed, [v for v in values if self.taken.get(v) not in names]
 
     def _find(self, k: int, merged: Callable[[Value, Value], bool]) -> None:
         """Find memory for what region ``k`` makes; ``merged`` tries to make a value where the region reads another."""

@@ -14,7 +14,7 @@ import optree
 import pytest
 
 import kernelforge as kf
-from kernelforge import donations
+from kernelforge import donations, optim
 from kernelforge.backends import registry
 from kernelforge.bench.peers.on_kernelforge import OWN
 from kernelforge.bench.workloads import TABLE
@@ -27,7 +27,7 @@ from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.parse import parse_kernel
-from kernelforge.ir.passes.overwrite import overwrite
+from kernelforge.ir.passes.overwrite import Overwriting
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime.memory import download, upload
@@ -322,6 +322,22 @@ def test_equal_kernels_take_what_is_theirs(device: str) -> None:
         np.testing.assert_array_equal(x, y)
 
 
+def test_a_tree_is_updated_where_it_is() -> None:
+    """Parts of a launch, each in its blocks of the grid, overwrite what they alone read, each found at once."""
+    optimizer = optim.adam(1e-3)
+    params = {f"w{k}": normal(8, 3 + k % 2, seed=k) for k in range(12)}
+    state = optimizer.init(params)
+    step = kf.jit(lambda p, s, g: optimizer.update(s, g, p), donate_argnums=(0, 1))
+    with kf.default_device("cpu"):
+        plan = step.lower(params, state, params).plan
+        assert [a.mode for k in plan.kernels for a in k.ir.args].count("inout") == 36
+        wanted = optree.tree_leaves(kf.jit(step.__wrapped__)(params, state, params))
+        copies = optree.tree_map(np.array, (params, state))
+        made = optree.tree_leaves(step(*copies, params))
+    for got, want in zip(made, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 HARD: list[tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = [
     (lambda c, a, b: c + a @ b, (normal(67, 129), normal(67, 33), normal(33, 129))),
     (lambda c, a, b: a @ b - c, (normal(130, 70), normal(130, 600), normal(600, 70))),
@@ -403,6 +419,11 @@ def ran(graph: Graph, inputs: Sequence[Any], backend: Any, given: frozenset[int]
     buffers = [upload(backend, np.array(a, order="C")) for a in inputs]
     results = zip(plan.run(buffers), plan.graph.outputs, strict=True)
     return [np.array(download(b, 0, v.type.shape, v.type.dtype)) for b, v in results], plan
+
+
+def overwrite(before: Kernel, output: str, given: str) -> Kernel | None:
+    overwriting = Overwriting(before)
+    return overwriting.made() if overwriting.tried(output, given) else None
 
 
 def kernel(body: str, args: str = "in x: f32[12], out y: f32[12]") -> Kernel:

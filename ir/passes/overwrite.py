@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from kernelforge.ir.accesses import redirected
@@ -16,6 +17,7 @@ from kernelforge.ir.kernel import (
     Kernel,
     Let,
     Load,
+    Op,
     Stmt,
     Store,
     Var,
@@ -41,41 +43,91 @@ class _Access(NamedTuple):
     access: Load | Store
 
 
-def overwrite(kernel: Kernel, output: str, given: str) -> Kernel | None:
-    """Store ``output`` in the memory of the input ``given``, of as many elements; None where that is not legal.
+class Overwriting:
+    """Makes outputs of a kernel in the memory of inputs, pair by pair.
 
     Legal is it where each element is last read in the iteration that stores the output's element at the same place,
     before or by what stores it. An output's element is stored once.
     """
-    size = {a.name: a.size for a in kernel.args}
-    if size[output] != size[given]:
-        return None
-    lets = {s.name: s.value for s in stmts(kernel.body) if isinstance(s, Let)}
-    found = list(_accesses(kernel.body, {output, given}))
-    stores = [a for a in found if isinstance(a.access, Store)]
-    loads = [a for a in found if isinstance(a.access, Load)]
-    if any(a.access.buffer != output or a.access.op for a in stores if isinstance(a.access, Store)):
-        return None
-    if any(a.access.buffer != given for a in loads):
-        return None
-    stored = [(_index(a, lets), a) for a in stores]
-    if not all({var for _, var in a.loops} <= free_vars(at) for at, a in stored):
-        return None
-    read = [(_index(a, lets), a) for a in loads]
-    # stores that read no such element: what they make first, others may make again
-    blind = [
-        (at, store) for at, store in stored if not any(at == there and _follows(store, load) for there, load in read)
-    ]
-    for at, load in read:
-        if not any(at == there and _follows(store, load) for there, store in stored):
-            return None
-        if any(store.loops == load.loops and at == there and store.place < load.place for there, store in stored):
-            return None
-        if any(store.place < load.place and not _apart(at, there) for there, store in blind):
-            return None
-    body = redirected(kernel.body, {output}, lambda _, index: (given, index))
-    args = tuple(dataclasses.replace(a, mode="inout") if a.name == given else a for a in kernel.args)
-    return dataclasses.replace(kernel, body=body, args=tuple(a for a in args if a.name != output))
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._sizes = {a.name: a.size for a in kernel.args}
+        self._lets = {s.name: s.value for s in stmts(kernel.body) if isinstance(s, Let)}
+        self._loads: dict[str, list[tuple[Expr, _Access]]] = {}
+        self._stores: dict[str, list[tuple[Expr, _Access]]] = {}
+        for a in _accesses(kernel.body, self._sizes):
+            found = self._stores if isinstance(a.access, Store) else self._loads
+            found.setdefault(a.access.buffer, []).append((self._index(a), a))
+        self._pairs: dict[str, str] = {}
+
+    def tried(self, output: str, given: str) -> bool:
+        """Make ``output`` in the memory of the input ``given``, of as many elements, if that is legal; say whether."""
+        if self._legal(output, given):
+            self._pairs[output] = given
+            return True
+        return False
+
+    def made(self) -> Kernel:
+        """Return the kernel, in which inputs whose memory is taken hold outputs in the end."""
+        if not self._pairs:
+            return self._kernel
+        taken = frozenset(self._pairs.values())
+        body = redirected(self._kernel.body, self._pairs, lambda name, index: (self._pairs[name], index))
+        args = [a for a in self._kernel.args if a.name not in self._pairs]
+        args = [dataclasses.replace(a, mode="inout") if a.name in taken else a for a in args]
+        return dataclasses.replace(self._kernel, body=body, args=tuple(args))
+
+    def _legal(self, output: str, given: str) -> bool:
+        stored, read = self._stores.get(output, []), self._loads.get(given, [])
+        if self._sizes[output] != self._sizes[given] or output in self._loads or given in self._stores:
+            return False
+        if any(isinstance(a.access, Store) and a.access.op for _, a in stored):
+            return False
+        if not all(_once(at, a) for at, a in stored):
+            return False
+        for at, load in read:
+            if not any(at == there and _follows(store, load) for there, store in stored):
+                return False
+            if any(store.loops == load.loops and at == there and store.place < load.place for there, store in stored):
+                return False
+        # stores that read no such element: what they make first, others may make again
+        blind = [
+            (at, store)
+            for at, store in stored
+            if not any(at == there and _follows(store, load) for there, load in read)
+        ]
+        return not any(
+            store.place < load.place and not _apart(at, there) for at, load in read for there, store in blind
+        )
+
+    def _index(self, a: _Access) -> Expr:
+        (index,) = a.access.index
+        while True:
+            named: dict[Expr, Expr] = {v: self._lets[v.name] for v in free_vars(index) if v.name in self._lets}
+            if not named:
+                return normalize(index)
+            index = substitute(index, named)
+
+
+def _once(at: Expr, store: _Access) -> bool:
+    """Whether each iteration that stores has an element of its own: its loops are in the index, or happen once."""
+    return all(var in free_vars(at) or _single(var, store.conditions) for _, var in store.loops)
+
+
+def _single(var: Var, conditions: Sequence[Expr]) -> bool:
+    """Whether conditions leave one value of a variable."""
+    low, high = 0, math.inf if var.bound is None else var.bound
+    left = list(conditions)
+    while left:
+        c = left.pop()
+        if isinstance(c, Op) and c.op == "and":
+            left += c.parts
+        elif isinstance(c, Op) and c.parts[0] == var and isinstance(c.parts[-1], Const):
+            limit = int(c.parts[-1].value)
+            low = max(low, limit) if c.op == "ge" else low
+            high = min(high, limit) if c.op == "lt" else high
+    return high - low <= 1
 
 
 def _follows(store: _Access, load: _Access) -> bool:
@@ -90,16 +142,7 @@ def _apart(one: Expr, other: Expr) -> bool:
     return (low is not None and low > 0) or (high is not None and high < 0)
 
 
-def _index(a: _Access, lets: dict[str, Expr]) -> Expr:
-    (index,) = a.access.index
-    while True:
-        named: dict[Expr, Expr] = {v: lets[v.name] for v in free_vars(index) if v.name in lets}
-        if not named:
-            return normalize(index)
-        index = substitute(index, named)
-
-
-def _accesses(body: Sequence[Stmt], buffers: set[str]) -> Iterator[_Access]:
+def _accesses(body: Sequence[Stmt], buffers: Collection[str]) -> Iterator[_Access]:
     place = 0
 
     def visit(
