@@ -78,6 +78,7 @@ def _start(local: Alloc, made: Sequence[Leaf], rest: Sequence[Stmt], leaves: Seq
     bodies = {id(path[-1]): k for path, k, _ in made if path}
     last = {id(path[0]) for path, _, _ in made if path}
     before = {id(s) for s in itertools.takewhile(lambda s: id(s) not in last, rest)}
+    lets = {s.name for _, _, s in leaves if isinstance(s, Let)}
     start: Expr | None = None
     elements = 0
     for path, _, s in made:
@@ -95,7 +96,6 @@ def _start(local: Alloc, made: Sequence[Leaf], rest: Sequence[Stmt], leaves: Seq
             return None
         at = normalize(s.index[0] - read.pop())
         inside = {loop.var for loop in path}
-        lets = {s.name for _, _, s in leaves if isinstance(s, Let)}
         if start not in (None, at) or any(v in inside or v.name in lets for v in free_vars(at)):
             return None
         start = at

@@ -101,6 +101,19 @@ def _bags(given: Given) -> None:
         valid(rises, "embedding_bag", "offsets", starts.tolist(), f"increasing numbers from 0 to {n}, the first 0")
 
 
+SCATTERED: dict[str, tuple[str, float]] = {
+    "sum": ("add", 0.0), "mean": ("add", 0.0), "prod": ("multiply", 1.0), "max": ("max", -math.inf),
+    "min": ("min", math.inf),
+}  # fmt: skip
+"""How rows combine, and what there is of none."""
+
+
+def _combined(rows: Any, ids: Any, count: int, how: str) -> Any:
+    """Combine rows that have the same number below ``count``; others are left out."""
+    way, neutral = SCATTERED[how]
+    return getattr(knp.full((count, *rows.shape[1:]), neutral, rows.dtype).at[ids], way)(rows)
+
+
 @function("norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", before=_bags)
 def embedding_bag(
     input: Any,
@@ -137,7 +150,7 @@ def embedding_bag(
         factors = knp.asarray(per_sample_weights)
         require(factors.shape == ids.shape, op, f"{ids.shape} and {factors.shape}", "weights of the input's shape")
         rows = rows * factors[..., None]
-    least = -math.inf if mode == "max" else 0
+    least = SCATTERED[mode][1]
     rows = knp.where(kept, rows, least)
     if offsets is None:
         count = kept.sum(axis=1)
@@ -149,8 +162,7 @@ def embedding_bag(
         begun = knp.zeros((ids.shape[0],), np.int64).at[starts].add(1).cumsum()
         own = knp.where(begun > 0, begun - 1, bags)
         count = knp.zeros((bags, 1), np.int64).at[own].add(kept)
-        empty = knp.full((bags, rows.shape[-1]), least, rows.dtype).at[own]
-        total = empty.max(rows) if mode == "max" else empty.add(rows)
+        total = _combined(rows, own, bags, mode)
     if mode == "max":
         return knp.where(count > 0, total, 0)
     return total / knp.maximum(count, 1).astype(total.dtype) if mode == "mean" else total
@@ -183,13 +195,6 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
     return (ids[..., None] == knp.arange(num_classes)).astype(ids.dtype)
 
 
-SCATTERED: dict[str, tuple[str, float]] = {
-    "sum": ("add", 0.0), "mean": ("add", 0.0), "prod": ("multiply", 1.0), "max": ("max", -math.inf),
-    "min": ("min", math.inf),
-}  # fmt: skip
-"""How rows combine, and what there is of none."""
-
-
 @function("num_segments", "reduce")
 def scatter(input: Any, index: Any, num_segments: int, reduce: str = "sum") -> Any:
     """Reduce the rows that one integer names, for each integer from 0 to below ``num_segments``.
@@ -208,9 +213,7 @@ def scatter(input: Any, index: Any, num_segments: int, reduce: str = "sum") -> A
     x = wide(like).reshape((ids.size, *like.shape[ids.ndim :]))
     ids = ids.reshape((ids.size,))
     ids = knp.where(ids < 0, num_segments, ids)
-    how, neutral = SCATTERED[reduce]
-    start = knp.full((num_segments, *x.shape[1:]), neutral, x.dtype)
-    made = getattr(start.at[ids], how)(x)
+    made = _combined(x, ids, num_segments, reduce)
     if reduce == "mean":
         counts = knp.zeros(num_segments, x.dtype).at[ids].add(knp.ones(ids.shape, x.dtype))
         made = made / knp.maximum(counts, 1).reshape((num_segments, *(1,) * (x.ndim - 1)))
