@@ -8,6 +8,7 @@ IEEE 754; ``BOUNDS`` states the largest error.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -23,10 +24,12 @@ from kernelforge.ir.kernel import (
     Op,
     Stmt,
     Var,
+    exprs,
     map_exprs,
     op,
     rebuild,
     select,
+    stmts,
     substitute,
     unlikely,
     walk,
@@ -363,16 +366,24 @@ BOUNDS: dict[tuple[str, str], float] = {
 """The largest error in units in the last place, for every operation and dtype that is expanded."""
 
 
+MANY = 16
+"""Up to so many uses a function is computed in each of them by itself: a compiler takes milliseconds for one."""
+
+
 class Function(NamedTuple):
     """How a function is computed.
 
     Attributes:
         arguments: its variables.
         value: what computes it from them, anywhere.
+        rare: a condition that is unlikely to hold.
+        usual: what computes it in less where ``rare`` does not hold; None where nothing does.
     """
 
     arguments: tuple[Var, ...]
     value: Expr
+    rare: Expr = Const(False, "bool")
+    usual: Expr | None = None
 
 
 @functools.lru_cache(maxsize=1 << 10)
@@ -390,35 +401,44 @@ def function(name: str, dtype: str, native: frozenset[str]) -> Function | None:
     """Return how a function of ``BOUNDS`` that is left in a kernel is computed; None where the library has to."""
     if name in native:
         return None
-    (arguments, value), hints = _hinted(name, dtype, native)
+    (arguments, value, *_), hints = _hinted(name, dtype, native)
     plain = substitute(value, {hint: hint.args[0] for hint in hints})
-    itself = any(isinstance(e, Op) and e.op == name for e in walk(plain))
-    return None if itself else Function(arguments, plain)
+    if any(isinstance(e, Op) and e.op == name for e in walk(plain)):
+        return None
+    if len(hints) != 1:
+        return Function(arguments, plain)
+    return Function(arguments, plain, hints[0].args[0], substitute(value, {hints[0]: Const(False, "bool")}))
 
 
 @functools.lru_cache(maxsize=1 << 10)
 def _inlined(name: str, dtype: str, native: frozenset[str]) -> Function:
     """Return what stands for a function in a kernel: with ``calls``, itself where its arguments are unlikely."""
-    (arguments, value), hints = _hinted(name, dtype, native)
+    (arguments, value, *_), hints = _hinted(name, dtype, native)
     if "calls" not in native or len(hints) != 1:
         return Function(arguments, value)
     usual = substitute(value, {hints[0]: Const(False, "bool")})
     return Function(arguments, select(hints[0], Op(name, arguments, dtype), usual))
 
 
-def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[str] = frozenset()) -> Expr:
+def expand(
+    expr: Expr,
+    memo: dict[Expr, Expr] | None = None,
+    native: frozenset[str] = frozenset(),
+    called: frozenset[tuple[str, str]] = frozenset(),
+) -> Expr:
     """Replace the functions in an expression by arithmetic.
 
     Args:
         memo: pass one to share work between calls.
         native: what the device has instructions for: ``scaleb`` then stays, and with ``fma`` or ``mad`` a product and a
             sum become one; nothing outside of the functions does. With ``calls``, a function stays where it is rare.
+        called: the functions that stay everywhere, with their dtypes.
     """
 
     def change(e: Expr) -> Expr:
         if isinstance(e, Op) and e.op == "mul_error":
             return op("fma", *e.args, -(e.args[0] * e.args[1])) if "fma" in native else mul_error(*e.args)
-        if isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and e.op not in native:
+        if isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and e.op not in native and (e.op, e.dtype) not in called:
             made = _inlined(e.op, e.dtype, native)
             return substitute(made.value, dict(zip(made.arguments, e.args, strict=True)))
         return e
@@ -427,10 +447,22 @@ def expand(expr: Expr, memo: dict[Expr, Expr] | None = None, native: frozenset[s
 
 
 def expand_math(kernel: Kernel, native: frozenset[str] = frozenset()) -> Kernel:
-    """Replace the functions in a kernel; see ``expand``."""
+    """Replace the functions in a kernel; see ``expand``. With ``calls``, one of more than ``MANY`` uses stays."""
     memo: dict[Expr, Expr] = {}
+    called = _repeated(kernel, native) if "calls" in native else frozenset()
 
     def rewrite(stmt: Stmt) -> Stmt:
-        return map_exprs(stmt, lambda e: expand(e, memo, native))
+        return map_exprs(stmt, lambda e: expand(e, memo, native, called))
 
     return dataclasses.replace(kernel, body=tuple(rewrite(s) for s in kernel.body))
+
+
+def _repeated(kernel: Kernel, native: frozenset[str]) -> frozenset[tuple[str, str]]:
+    """Return the functions that a kernel uses more than ``MANY`` times, and their dtypes."""
+    seen: set[Expr] = set()
+    found = (e for s in stmts(kernel.body) for root in exprs(s) for e in walk(root, seen))
+    uses = collections.Counter((e.op, e.dtype) for e in found if isinstance(e, Op) and (e.op, e.dtype) in BOUNDS)
+    # a library's function takes one lane at a time
+    return frozenset(
+        (name, dtype) for (name, dtype), n in uses.items() if n > MANY and function(name, dtype, native) is not None
+    )

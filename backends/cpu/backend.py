@@ -93,7 +93,7 @@ def limits_of(host: Host, fingerprint: str) -> Limits:
         fingerprint=fingerprint,
         compilers=host.threads,
         native=host.native,
-        side=host.vector_registers // 8,
+        side=host.side,
         bandwidth=host.threads * CORE_BANDWIDTH,
         rate=host.threads * core_rate(host.vector_bytes),
     )

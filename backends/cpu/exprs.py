@@ -93,25 +93,50 @@ class Exprs(Arithmetic):
         return self.apply(e.op, args) if of is None else self.called(e.op, of, args)
 
     def called(self, name: str, of: Function, args: list[Val]) -> Val:
-        """Call a function a vector register at a time: it is seldom wanted, and stands in the module once."""
+        """Call a function, which stands in the module once.
+
+        A branch wants what is rare, a vector register at a time; elsewhere as many go along as maps hold side by side.
+        """
         lanes, args = self.same(*args)
         dtype, scalar = args[0].dtype, REGISTER[args[0].dtype]
-        if lanes * DTYPES[dtype].itemsize > self.host.vector_bytes and not lanes % 2:
+        rare = any(s.kind == "branch" for s in self.scopes)
+        if lanes * DTYPES[dtype].itemsize > self.host.vector_bytes * (1 if rare else self.host.side) and not lanes % 2:
             return self.joined(*(self.called(name, of, [self.half(a, k) for a in args]) for k in (0, 1)))
-        symbol = f"{name}.{suffix(scalar, lanes)}"
+        symbol = f"{name}.{'' if rare else 'usual.'}{suffix(scalar, lanes)}"
         if symbol not in self.declared:
-            self.declared[symbol] = self.function(symbol, of, lanes)
+            inner = Exprs(self.kernel, self.host, self.declared)
+            takes = inner.takes(of, lanes)
+            lines = inner.anywhere(of) if rare or of.usual is None else inner.usual(name, of, of.usual)
+            head = f"define internal {typed(scalar, lanes)} @{symbol}({takes}) noinline memory(none) #0 {{"
+            self.declared[symbol] = "\n".join((head, *lines, "}"))
         passed = ", ".join(f"{a.type} {a.ref}" for a in args)
-        return self.ins(f"call {typed(scalar, lanes)} @{symbol}({passed}) cold", dtype, lanes, *args)
+        return self.ins(f"call {typed(scalar, lanes)} @{symbol}({passed}){' cold' * rare}", dtype, lanes, *args)
 
-    def function(self, symbol: str, of: Function, lanes: int) -> str:
-        """Print a function for so many lanes."""
-        inner = Exprs(self.kernel, self.host, self.declared)
-        inner.env = {x.name: Val(f"%{x.name}", x.dtype, lanes) for x in of.arguments}
-        result = [inner.emit(e) for e in walk(of.value)][-1]  # operands first: none is too deep
-        takes = ", ".join(f"{v.type} {v.ref}" for v in inner.env.values())
-        lines = (*inner.scopes[0].lines, f"ret {result.type} {result.ref}")
-        return "\n".join((f"define internal {result.type} @{symbol}({takes}) noinline memory(none) #0 {{", *lines, "}"))
+    def takes(self, of: Function, lanes: int) -> str:
+        """Begin to print a function for so many lanes; return its parameters."""
+        self.env = {x.name: Val(f"%{x.name}", x.dtype, lanes) for x in of.arguments}
+        return ", ".join(f"{v.type} {v.ref}" for v in self.env.values())
+
+    def anywhere(self, of: Function) -> list[str]:
+        """Print what computes a function of any arguments."""
+        result = self.operands_first(of.value)
+        return [*self.scopes[0].lines, f"ret {result.type} {result.ref}"]
+
+    def usual(self, name: str, of: Function, usual: Expr) -> list[str]:
+        """Print what computes a function by ``usual`` where no lane is rare."""
+        result, rare = self.operands_first(usual), self.operands_first(of.rare)
+        some = self.any_lane(rare)
+        test = f"br i1 {some.ref}, label %rare, label %usual"
+        self.scopes.append(Scope(None, "branch"))
+        exact = self.called(name, of, list(self.env.values()))
+        chosen = self.choose(rare, exact, result)
+        first, second = (s.lines for s in self.scopes)
+        ends = [f"ret {v.type} {v.ref}" for v in (result, chosen)]
+        return [*first, test, "usual:", ends[0], "rare:", *second, ends[1]]
+
+    def operands_first(self, e: Expr) -> Val:
+        """Emit an expression of any depth."""
+        return [self.emit(x) for x in walk(e)][-1]
 
     def select(self, e: Op) -> Val:
         cond = self.emit(e.args[0])

@@ -51,6 +51,11 @@ class Host:
         return frozenset(name for name, has in found.items() if has)
 
     @property
+    def side(self) -> int:
+        """How many vectors maps with functions hold side by side; their operands have the rest of the registers."""
+        return self.vector_registers // 8
+
+    @property
     def digest(self) -> str:
         """A short name of everything here that machine code depends on."""
         text = " ".join((self.system, self.arch, *sorted(self.features)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -11,7 +12,9 @@ from kernelforge.backends.cpu.host import host
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.devices import default_device
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
-from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Op, Store, Var, i64, op, select
+from kernelforge.ir import math
+from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, Kernel, Load, Op, Store, Var, i64, op, select
+from kernelforge.ir.math import EXPANSIONS, MANY
 from kernelforge.ir.passes.finish import finish
 from kernelforge.jit import jit
 from tests.backends.on_cpu import CPU, SPECIAL, Array, check_map, compare, execute, mapped, values
@@ -194,14 +197,53 @@ def test_what_is_rare_in_a_function_stands_in_a_module_once() -> None:
         made = finish(mapped("sin", ("f32",), "f32", chain, "vector"), CPU.host.native)
         return print_kernel(made, CPU.host).splitlines()
 
-    one, few, many = printed(1), printed(10), printed(30)
+    one, few, many = printed(1), printed(MANY // 2), printed(MANY)
     for lines in (one, few, many):
         (start,) = (k for k, line in enumerate(lines) if line.startswith("define") and "@sin." in line)
         calls = [k for k, line in enumerate(lines) if "call" in line and "@sin." in line]
         assert calls
         assert min(calls) > next(k for k, line in enumerate(lines) if line.startswith("then"))
     whole = lines.index("}", start) - start
-    assert len(many) - len(few) < 20 * whole / 2
+    assert len(many) - len(few) < (MANY - MANY // 2) * whole / 2
+
+
+def uses(name: str, dtype: str, count: int, n: int = 64, lanes: int = 64) -> Kernel:
+    """Make a kernel that uses a function so many times."""
+
+    def summed(*x: Expr) -> Expr:
+        parts = [op(name, *(v * (1 + k / 64) for v in x)) for k in range(count)]
+        return functools.reduce(lambda a, b: select(b.ne(b), 2 * a + 1, a + b), parts)
+
+    return mapped(name, (dtype,) * ARITY[name], dtype, summed, "vector", n, lanes)
+
+
+def test_a_function_of_many_uses_stands_in_a_module_once() -> None:
+    """Each use of it takes LLVM milliseconds: 300 of sin took 8 s."""
+
+    def printed(count: int) -> list[str]:
+        return print_kernel(finish(uses("sin", "f32", count), CPU.host.native), CPU.host).splitlines()
+
+    few, many = printed(MANY + 1), printed(4 * MANY)
+    for lines, count in ((few, MANY + 1), (many, 4 * MANY)):
+        assert sum(line.startswith("define") and "@sin.usual." in line for line in lines) == 1
+        assert sum(line.startswith("define") and "@sin.v" in line for line in lines) == 1
+        called = sum("call" in line and "@sin.usual." in line for line in lines)
+        assert called == count * -(-4 * 64 // (CPU.host.vector_bytes * CPU.host.side))
+    assert len(many) - len(few) < 12 * (3 * MANY - 1)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("name", sorted(EXPANSIONS))
+def test_a_function_of_many_uses_is_what_it_is_in_line(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {f"x{k}": np.roll(values(dtype, 64, k), 5 * k) for k in range(ARITY[name])}
+    if name == "scaleb":
+        arrays["x1"] = np.rint(arrays["x0"].clip(-9, 9))
+    for lanes in (64, 16, 4):
+        kernel, made = uses(name, dtype, MANY + 1, 64, lanes), []
+        for most in (MANY, 1000):
+            monkeypatch.setattr(math, "MANY", most)
+            made.append(execute(finish(kernel, CPU.host.native), {**arrays, "y": np.zeros(64, DTYPES[dtype])})["y"])
+        np.testing.assert_array_equal(*made)
 
 
 def test_what_is_rare_stays_in_its_branch() -> None:
