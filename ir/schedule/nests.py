@@ -131,9 +131,10 @@ def operations(expr: Expr, inner: Collection[Var] = ()) -> int:
 
 def unit(loop: For, near: int = 1) -> bool:
     """Whether most of what a loop touches lies side by side for consecutive iterations, or at most ``near`` elements
-    apart.
+    apart; but for what is found by data: lanes wait for all of that at once, and a loop for one after the other.
     """
-    steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
+    plain = (e for e in loads(loop.body) if not any(isinstance(part, Load) for part in walk(e.index[0])))
+    steps = [affine(e.index[0], loop.var) for e in plain]
     stored = [affine(s.index[0], loop.var) for s in stmts(loop.body) if isinstance(s, Store) and len(s.index) == 1]
     inside = sum(c is not None and 0 <= c <= near for c in steps)
     return all(c is not None and 0 < c <= near for c in stored) and 2 * inside >= len(steps)

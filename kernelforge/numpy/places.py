@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
+from kernelforge.dtypes import promote
 from kernelforge.errors import (
     IndexOutOfRange,
     InvalidIndex,
@@ -25,6 +26,9 @@ from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.reductions import all as all_
 from kernelforge.numpy.ufuncs import common_dtype, elementwise, ufunc, where
 from kernelforge.trace import TRACED, Tracer, concrete
+
+FEW = 512
+"""Elements that are compared with all of an array sooner than sorted and searched."""
 
 
 @array_function("indices")
@@ -74,9 +78,15 @@ def ix_(*args: Sym) -> tuple[Sym, ...]:
 def isin(
     element: Sym, test_elements: Sym, assume_unique: bool = False, invert: bool = False, *, kind: str | None = None
 ) -> Sym:
-    """``numpy.isin``: each element is compared with each of the others."""
-    found = ufunc("equal", element.reshape((*element.shape, 1)), test_elements.reshape((test_elements.size,)))
-    made = FUNCTIONS["any"](found, -1)
+    """``numpy.isin``: each element is compared with each other, where both are many with the one at its place."""
+    others = test_elements.reshape((test_elements.size,))
+    if min(element.size, others.size) > FEW:
+        both = promote([element.dtype, others.dtype], [])
+        element, others = element.astype(both), FUNCTIONS["sort"](others.astype(both))
+        found = FUNCTIONS["take"](others, FUNCTIONS["searchsorted"](others, element), mode="clip")
+        made = ufunc("equal", found, element)
+    else:
+        made = FUNCTIONS["any"](ufunc("equal", element.reshape((*element.shape, 1)), others), -1)
     return ufunc("invert", made) if invert else made
 
 

@@ -1,13 +1,13 @@
-"""Choosing among arrays, and places in sorted arrays, which are found by comparing with every element."""
+"""Choosing among arrays, and places in sorted arrays, which are found by halving."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
+from kernelforge.dtypes import is_float, promote
+from kernelforge.errors import InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
@@ -40,28 +40,34 @@ def append(arr: Sym, values: Sym, axis: int | None = None) -> Sym:
     return concatenate([arr, values], axis)
 
 
-@array_function("a", "v")
-def searchsorted(a: Sym, v: Sym, side: str = "left", sorter: Any = None) -> Sym:
-    """``numpy.searchsorted``: ``a`` must be sorted, and is compared with ``v`` element by element."""
-    if sorter is not None:
-        raise UnsupportedArgument(
-            op="np.searchsorted", name="sorter", found=type(sorter).__name__, expected="sort a before", loc=user_line()
-        )
+@array_function("a", "v", "sorter")
+def searchsorted(a: Sym, v: Sym, side: str = "left", sorter: Sym | None = None) -> Sym:
+    """``numpy.searchsorted``: halves what is left of ``a``, which must be sorted, for all of ``v`` at once."""
     if a.ndim != 1:
         raise ShapeMismatch(op="np.searchsorted", found=a.shape, expected="a of one axis", loc=user_line())
     if side not in ("left", "right"):
         raise InvalidParameter(
             op="np.searchsorted", name="side", found=side, expected="'left' or 'right'", loc=user_line()
         )
-    wanted = v.reshape((*v.shape, 1))
-    before = ufunc("less" if side == "left" else "less_equal", a, wanted)
-    if v.dtype.kind == "f":
-        # NaN stands behind all numbers
-        last = ufunc("isnan", wanted)
-        if side == "left" and a.dtype.kind == "f":
-            last = ufunc("bitwise_and", last, ufunc("invert", ufunc("isnan", a)))
-        before = ufunc("bitwise_or", before, last)
-    return before.astype(np.int64).sum((before.ndim - 1,))
+    take = FUNCTIONS["take"]
+    if sorter is not None:
+        if sorter.shape != a.shape or sorter.dtype.kind not in "iu":
+            raise ShapeMismatch(
+                op="np.searchsorted", found=sorter.type, expected=f"a sorter of {a.size} integers", loc=user_line()
+            )
+        a = take(a, sorter)
+    kind = promote([a.dtype, v.dtype], [])
+    a, v = a.astype(kind), v.astype(kind)
+    place = apply("full", value=0, shape=v.shape, dtype="u32" if a.size < 1 << 31 else "u64")
+    for step in (1 << k for k in reversed(range(a.size.bit_length()))):
+        last = place + (step - 1)  # is it before v, so are those in front of it
+        found = apply("gather", a, last, axes=(0,))
+        before = ufunc("less" if side == "left" else "less_equal", found, v)
+        if is_float(kind):  # NaN stands behind all numbers
+            nan = ufunc("isnan", v)
+            before = before | (nan if side == "right" else nan & ufunc("invert", ufunc("isnan", found)))
+        place = place + (before & ufunc("less", last, a.size)).astype(place.dtype) * step
+    return place.astype(np.int64)
 
 
 @array_function("x", "xp", "fp", "left", "right")
