@@ -114,6 +114,7 @@ class _Fuser:
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
         self.order = {n: k for k, n in enumerate(graph.nodes)}
         self.free = self._free_nodes()
+        self.escaping = set(graph.outputs)
         self.items: list[Item] = []
         by_value: dict[Value, Item] = {}
         for node in graph.nodes:
@@ -122,28 +123,33 @@ class _Fuser:
             if node.prim.kind is Kind.OPAQUE:
                 for value in node.inputs:
                     if self.producer.get(value) in self.free and value not in by_value:
-                        self._add(Item(None, (value,), len(self.items)), (value,), by_value)
-            self._add(Item(node, node.outputs, len(self.items)), node.inputs, by_value)
+                        self._add(None, (value,), (value,), by_value)
+            self._add(node, node.outputs, node.inputs, by_value)
         for value in dict.fromkeys(graph.outputs):
             if value not in by_value:
-                self._add(Item(None, (value,), len(self.items)), (value,), by_value)
-        self.escaping = set(graph.outputs)
+                self._add(None, (value,), (value,), by_value)
         self.joined: list[_Bundle] = []
 
-    def _add(self, item: Item, inputs: Sequence[Value], by_value: dict[Value, Item]) -> None:
-        opaque = item.node is not None and item.kind is Kind.OPAQUE
-        read: set[Value] = set()
+    def _add(
+        self, node: Node | None, outputs: tuple[Value, ...], inputs: Sequence[Value], by_value: dict[Value, Item]
+    ) -> None:
+        item = Item(node, outputs, len(self.items), not self.escaping.isdisjoint(outputs))
+        opaque = node is not None and item.kind is Kind.OPAQUE
         for value in inputs:
             # what the plan reads is in memory, whatever made it
-            for source in [value] if opaque else self._sources(value):
-                read.add(source)
-                if source in by_value:
+            for source, free in [(value, None)] if opaque else self._behind(value):
+                if free is not None:
+                    item.whole &= _reads_all(free)
+                elif source in by_value:
                     item.reads[by_value[source]] = None
                     by_value[source].readers[item] = None
                     if source is not value:
                         item.through.add(by_value[source])
-        plain = item.node is not None and item.node.prim.kind is Kind.MAP
-        item.group = Group(item, item.outputs[0].type.shape if plain else None, len(read) + len(item.outputs))
+                else:
+                    item.given.add(source)
+        item.whole &= node is None or _reads_all(node)
+        plain = node is not None and node.prim.kind is Kind.MAP
+        item.group = Group(item, item.outputs[0].type.shape if plain else None)
         self.items.append(item)
         for v in item.outputs:
             by_value.setdefault(v, item)
@@ -167,15 +173,19 @@ class _Fuser:
 
     def _sources(self, value: Value) -> Iterator[Value]:
         """Yield the values behind ``value`` that free nodes do not make."""
+        yield from (v for v, node in self._behind(value) if node is None)
+
+    def _behind(self, value: Value) -> Iterator[tuple[Value, Node | None]]:
+        """Yield ``value`` and what is behind it, as far as free nodes go, each with the free node that makes it."""
         seen = {value}
         stack = [value]
         while stack:
             value = stack.pop()
             node = self.producer.get(value)
-            if node is None or node not in self.free:
-                yield value
-                continue
-            for v in node.inputs:
+            if node not in self.free:
+                node = None
+            yield value, node
+            for v in node.inputs if node is not None else ():
                 if v not in seen:
                     seen.add(v)
                     stack.append(v)
@@ -209,19 +219,14 @@ class _Fuser:
         if chained and not self.chains:
             return "a contraction shares its kernel with no other reduction"
         if a.shape is not None and a.shape == b.shape and not any(r.group is a for r in b.through):
-            buffers = a.buffers + b.buffers
-            if buffers > self.max_args:
-                part = self.part([*a.items, *b.items])
-                buffers = _buffers(part)
-                if buffers > self.max_args and _reads_all(part):
-                    return self._too_many()
-            if buffers <= self.max_args:
-                a.join(b, a.shape, buffers)
+            if a.buffers_with(b) <= self.max_args:
+                a.join(b, a.shape)
                 return ""
+            if a.whole and b.whole:
+                return self._too_many()
         rows = min((i.outputs[0].type.size for i in reductions), default=0)
-        needed = a.buffers + b.buffers - 2  # the value between them is neither stored nor read
-        if not chained and rows >= FEW_ROWS and needed <= self.max_args and self._follows(a, b):
-            a.join(b, None, needed)
+        if not chained and rows >= FEW_ROWS and self._follows(a, b) and a.buffers_with(b) <= self.max_args:
+            a.join(b, None)
             return ""
         part = self.part([*a.items, *b.items])
         if reductions and rows < FEW_ROWS:
@@ -241,7 +246,7 @@ class _Fuser:
             return str(refusal)
         if needed > self.max_args:
             return self._too_many()
-        a.join(b, None, needed)
+        a.join(b, None)
         return ""
 
     def _follows(self, a: Group, b: Group) -> bool:
@@ -365,9 +370,9 @@ def _buffers(part: Part) -> int:
     return len(part.outputs) + len(inputs(part))
 
 
-def _reads_all(part: Part) -> bool:
-    """Whether each node reads all it is given, whatever the index: what chooses by the index may not."""
-    return all((n.prim.kind is Kind.MAP and n.prim.name != "where") or len(n.inputs) == 1 for n in part.nodes)
+def _reads_all(node: Node) -> bool:
+    """Whether a node reads all it is given, whatever the index."""
+    return (node.prim.kind is Kind.MAP and node.prim.name != "where") or len(node.inputs) == 1
 
 
 def _dtype(group: Group) -> str:

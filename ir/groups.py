@@ -13,20 +13,36 @@ from kernelforge.ir.graph import Kind, Node, Value
 
 
 class Item:
-    """A node that computes, or a graph output that only moves elements (``node`` is None)."""
+    """A node that computes, or a graph output that only moves elements (``node`` is None).
 
-    __slots__ = ("group", "kind", "node", "order", "outputs", "readers", "reads", "through")
+    Attributes:
+        escapes: whether a result of the graph is among its outputs.
+        given: the values of no item that it reads.
+        through: the items that it reads at another index than the own one.
+        whole: whether it reads all it is given, whatever the index: what chooses by the index may not.
+    """
 
-    def __init__(self, node: Node | None, outputs: tuple[Value, ...], order: int) -> None:
+    __slots__ = (
+        "escapes", "given", "group", "kind", "node", "order", "outputs", "readers", "reads", "through", "whole",
+    )  # fmt: skip
+
+    def __init__(self, node: Node | None, outputs: tuple[Value, ...], order: int, escapes: bool = False) -> None:
         self.node = node
         self.outputs = outputs
         self.order = order
+        self.escapes = escapes
+        self.given: set[Value] = set()
+        self.whole = True
         self.reads: dict[Item, None] = {}
         self.readers: dict[Item, None] = {}
-        self.through: set[Item] = set()  # those read at another index than the own one
+        self.through: set[Item] = set()
         self.group: Group
         # a view of several values chooses among them, so it counts as a map
         self.kind = node.prim.kind if node and node.prim.kind is not Kind.VIEW else Kind.MAP
+
+    def stored(self, groups: Collection[Group]) -> bool:
+        """Whether it is still needed in memory where these groups are one kernel."""
+        return self.escapes or any(r.group not in groups for r in self.readers)
 
     def reduced(self) -> bool:
         """Whether it is made from a reduction of its group, or is one."""
@@ -48,22 +64,28 @@ class Group:
     Attributes:
         items: in no order; ``first`` and ``last`` are those that stand first and last in the graph.
         shape: set where they are maps of one shape that read each other index by index.
-        buffers: how many of them a kernel takes at most.
+        given, taken: the values of no item, and the items of other groups, that its items read.
+        left: its items that are stored.
+        whole: whether all its items are.
         ahead: the groups that read this one; ``behind``, those it reads.
         through: what its items read at another index than their own.
         state: another object after each change.
     """
 
     __slots__ = (
-        "ahead", "behind", "buffers", "first", "items", "kinds", "last", "reductions", "shape", "state", "through",
+        "ahead", "behind", "first", "given", "items", "kinds", "last", "left", "reductions", "shape", "state", "taken",
+        "through", "whole",
     )  # fmt: skip
 
-    def __init__(self, item: Item, shape: tuple[int, ...] | None, buffers: int) -> None:
+    def __init__(self, item: Item, shape: tuple[int, ...] | None) -> None:
         """Start from an item whose ``reads`` are known and have groups."""
         self.items = [item]
         self.first = self.last = item
         self.shape = shape
-        self.buffers = buffers
+        self.given = set(item.given)
+        self.taken = set(item.reads)
+        self.left = {item}
+        self.whole = item.whole
         self.kinds = {item.kind}
         self.reductions = [item] if item.kind in REDUCTIONS else []
         self.through = set(item.through)
@@ -73,10 +95,19 @@ class Group:
             group.ahead[self] = None
         self.state = object()
 
-    def join(self, other: Group, shape: tuple[int, ...] | None, buffers: int) -> None:
+    def buffers_with(self, other: Group) -> int:
+        """Return how many buffers a kernel of both takes at most."""
+        small, large = sorted((self, other), key=lambda g: len(g.items))
+        given = len(large.given) + sum(v not in large.given for v in small.given)
+        inside = [i for i in small.taken if i.group is large]
+        taken = len(large.taken | small.taken) - len(inside) - sum(i in large.taken for i in small.left)
+        done = sum(not i.stored((small, large)) for i in (*small.left, *inside))
+        return given + taken + len(large.left) + len(small.left) - done
+
+    def join(self, other: Group, shape: tuple[int, ...] | None) -> None:
         """Make one group of two, which is this one or the other."""
         if len(other.items) > len(self.items):
-            other.join(self, shape, buffers)
+            other.join(self, shape)
             return
         for item in other.items:
             item.group = self
@@ -86,6 +117,15 @@ class Group:
         self.kinds |= other.kinds
         self.reductions = sorted([*self.reductions, *other.reductions], key=lambda i: i.order)
         self.through |= other.through
+        self.whole &= other.whole
+        self.given |= other.given
+        self.taken |= other.taken
+        self.left |= other.left
+        for item in (*other.left, *other.taken):
+            if item.group is self:
+                self.taken.discard(item)
+                if not item.stored((self,)):
+                    self.left.discard(item)
         for group in other.ahead:
             del group.behind[other]
             if group is not self:
@@ -95,7 +135,6 @@ class Group:
             if group is not self:
                 self.behind[group] = group.ahead[self] = None
         self.shape = shape
-        self.buffers = buffers
         self.state = object()
 
     def before(self) -> list[Group]:

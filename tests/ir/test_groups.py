@@ -31,6 +31,55 @@ def test_chains_are_seldom_collected_anew(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(sizes) < 10 * 2000
 
 
+def test_groups_that_would_take_too_many_buffers_are_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a chain keeps for its gradient is more than a kernel takes, until those who read it have joined, too."""
+    sizes: list[int] = []
+    part = fuse._Fuser.part
+
+    def counted(self: Any, items: Any) -> Any:
+        sizes.append(len(items))
+        return part(self, items)
+
+    def chain(x: Any) -> Any:
+        y = x
+        for k in range(300):
+            y = y + np.float32(0.1) * (x * y - np.float32(k) * y * y)
+        return y.sum()
+
+    monkeypatch.setattr(fuse._Fuser, "part", counted)
+    x = np.ones(7, np.float32)
+    found = kf.jit(kf.grad(chain)).lower(x)
+    assert len(found.kernels) == 1
+    assert sum(sizes) < 2 * len(found.graph.nodes)
+
+
+def test_buffers_of_joined_groups_are_counted_as_groups_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[tuple[int, int]] = []
+    join = fuse._Fuser.join
+
+    def checked(self: Any, a: Any, b: Any) -> str:
+        first = a.buffers_with(b), b.buffers_with(a), fuse._buffers(self.part([*a.items, *b.items]))
+        refused = join(self, a, b)
+        for group in {i.group for i in self.items}:
+            buffers = len(group.given) + len(group.taken) + len(group.left)
+            counts.append((buffers, fuse._buffers(self.part(group.items))))
+        assert len(set(first)) == 1
+        return refused
+
+    def fn(x: Any, y: Any) -> Any:
+        s = x.sum(-1)
+        t = np.exp(x - s[:, None]) * y
+        u = np.pad(t, ((1, 1), (0, 0)))
+        v = np.where(u > 0, np.tanh(u), np.flip(u))
+        return v, t * y[:1], v.max(0) + s.sum() * y[0], x @ y.T + s
+
+    monkeypatch.setattr(fuse._Fuser, "join", checked)
+    x = np.ones((12, 70), np.float32)
+    kf.jit(fn).lower(x, x)
+    assert len(counts) > 50
+    assert all(a == b for a, b in counts)
+
+
 def test_maps_that_follow_a_reduction_are_lowered_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would do, but a trial takes as long as all of the group before."""
     tried: list[int] = []
@@ -133,7 +182,7 @@ def test_groups_of_one_launch_depend_on_each_others_producers() -> None:
     a, b, c, d = items = [Item(None, (), k) for k in range(4)]
     b.reads[a] = d.reads[c] = None
     for item in items:
-        item.group = Group(item, None, 0)
+        item.group = Group(item, None)
     order = Order([i.group for i in items])
     assert order.independent(a.group, d.group)
     order.together(b.group, c.group)
