@@ -122,9 +122,22 @@ class Chain:
                         raise Refused("the reduction does not walk along the rows")
                     if math.prod(v.type.shape[a] for a in kept) < FEW_ROWS:
                         raise Refused("it has too few rows")
+                    apart = self._apart({self.axes.name(v, a) for a in kept})
+                    kept.sort(key=lambda a: self.axes.name(v, a) not in apart)
                     index = axes([v.type.shape[a] for a in kept], f"{self.low.prefix}i")
                     return {self.axes.name(v, a): i for a, i in zip(kept, index, strict=True)}
         raise Refused("a contraction shares its kernel with no other reduction that it does not read")
+
+    def _apart(self, rows: set[int]) -> set[int]:
+        """Return the row axes that an operand with columns goes with: loops over others walk rows that share it."""
+        found: set[int] = set()
+        for node in self.reductions:
+            made = self.axes.names(node.output)
+            if node.prim.kind is Kind.CONTRACT and rows <= set(made):
+                for v in node.inputs:
+                    own = {made[b] for _, b in carried(node, v)}
+                    found |= own & rows if own - rows else set()
+        return found
 
     def lower(self) -> tuple[Stmt, ...]:
         """Return the nest that walks the rows; the one that adds up what it sums over them follows."""

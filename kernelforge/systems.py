@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -299,8 +300,16 @@ def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Any:
 
 
 def multi_dot(arrays: Sequence[Any], *, out: Any = None) -> Any:
-    """``numpy.linalg.multi_dot``, from the left to the right."""
-    return functools.reduce(FUNCTIONS["dot"], arrays)
+    """``numpy.linalg.multi_dot``: in the order that takes the fewest multiplications."""
+    ends = {0, len(arrays) - 1}
+    if len(arrays) < 2 or any(np.ndim(a) != 2 and not (i in ends and np.ndim(a) == 1) for i, a in enumerate(arrays)):
+        found = ", ".join(str(np.shape(a)) for a in arrays)
+        expected = "two or more matrices, the first and the last of which may be vectors"
+        raise ShapeMismatch(op="np.linalg.multi_dot", found=found, expected=expected, loc=user_line())
+    axes = [string.ascii_letters[i : i + 2] for i in range(len(arrays))]
+    terms = [n[-np.ndim(a) :] if i == 0 else n[: np.ndim(a)] for i, (n, a) in enumerate(zip(axes, arrays, strict=True))]
+    kept = terms[0][:-1] + terms[-1][1:]
+    return FUNCTIONS["einsum"](f"{','.join(terms)}->{kept}", *arrays, optimize="optimal")
 
 
 for _fn in (

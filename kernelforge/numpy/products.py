@@ -15,7 +15,7 @@ from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import array_function
-from kernelforge.numpy.shapes import diagonal, part
+from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import ufunc
 from kernelforge.trace import Tracer, to_sym
 
@@ -160,131 +160,6 @@ def tensordot(a: Sym, b: Sym, axes: int | Sequence[Any] = 2) -> Sym:
     if len(x_axes) != len(y_axes):
         raise _mismatch("tensordot", x, y, "as many axes of each")
     return _paired(x, y, x_axes, y_axes, "tensordot")
-
-
-def _subscripts(text: str, operands: Sequence[Sym]) -> tuple[list[str], str]:
-    """Return the names of each operand's axes and of the result's; axes under an ellipsis get Greek capitals."""
-    text = text.replace(" ", "")
-    left, arrow, out = text.partition("->")
-    inputs = left.split(",")
-    if len(inputs) != len(operands):
-        raise InvalidParameter(
-            op="np.einsum",
-            name="subscripts",
-            found=text,
-            expected=f"{len(operands)} terms, one for each operand",
-            loc=user_line(),
-        )
-    spread = [x.ndim - len(t.replace("...", "")) if "..." in t else 0 for t, x in zip(inputs, operands, strict=True)]
-    dots = "".join(chr(0x391 + i) for i in range(max([*spread, 0])))
-    terms = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(inputs, spread, strict=True)]
-    if arrow:
-        out = out.replace("...", dots)
-    else:
-        once = sorted(c for c in set("".join(inputs).replace(".", "")) if left.count(c) == 1)
-        out = dots + "".join(once)
-    for term, x in zip(terms, operands, strict=True):
-        if len(term) != x.ndim or any(n < 0 for n in spread):
-            raise ShapeMismatch(
-                op="np.einsum", found=x.shape, expected=f"{len(term)} axes, as {text} says", loc=user_line()
-            )
-    strange = [c for c in "".join(terms) + out if not c.isalpha()]
-    if strange or len(set(out)) != len(out) or not set(out) <= set("".join(terms)):
-        expected = "letters, an output that has none twice and none of its own"
-        raise InvalidParameter(op="np.einsum", name="subscripts", found=text, expected=expected, loc=user_line())
-    return terms, out
-
-
-def _without_repeats(x: Sym, term: str) -> tuple[Sym, str]:
-    """Take diagonals until no name stands twice in a term."""
-    for name in dict.fromkeys(term):
-        while term.count(name) > 1:
-            i = term.index(name)
-            j = term.index(name, i + 1)
-            if x.shape[i] != x.shape[j]:
-                raise ShapeMismatch(
-                    op="np.einsum", found=x.shape, expected=f"one extent for both axes named {name}", loc=user_line()
-                )
-            x = diagonal(x, 0, i, j)
-            term = "".join(c for k, c in enumerate(term) if k not in (i, j)) + name
-    return x, term
-
-
-def _sum_out(x: Sym, term: str, needed: str) -> tuple[Sym, str]:
-    """Add up over the names nobody else needs."""
-    axes = tuple(i for i, n in enumerate(term) if n not in needed)
-    return total(x, axes), "".join(n for n in term if n in needed)
-
-
-def _pair(x: Sym, x_term: str, y: Sym, y_term: str, needed: str) -> tuple[Sym, str]:
-    x, x_term = _sum_out(x, x_term, y_term + needed)
-    y, y_term = _sum_out(y, y_term, x_term + needed)
-    extents: dict[str, int] = {}
-    for term, v in ((x_term, x), (y_term, y)):
-        for name, n in zip(term, v.shape, strict=True):
-            extents[name] = n if extents.get(name, 1) == 1 else extents[name]
-    # an extent of 1 broadcasts
-    (x, x_term), (y, y_term) = (_drop_ones(v, term, extents) for v, term in ((x, x_term), (y, y_term)))
-    out = "".join(n for n in dict.fromkeys(x_term + y_term) if n in needed)
-    only = (
-        [n for n in x_term if n not in y_term and n not in needed],
-        [n for n in y_term if n not in x_term and n not in needed],
-    )
-    x, x_term = _sum_out(x, x_term, "".join(n for n in x_term if n not in only[0]))
-    y, y_term = _sum_out(y, y_term, "".join(n for n in y_term if n not in only[1]))
-    return contract(x, x_term, y, y_term, out), out
-
-
-def _drop_ones(x: Sym, term: str, extents: dict[str, int]) -> tuple[Sym, str]:
-    kept = [i for i, n in enumerate(term) if x.shape[i] == extents[n]]
-    return x.reshape(tuple(x.shape[i] for i in kept)), "".join(term[i] for i in kept)
-
-
-@array_function("operands")
-def einsum(subscripts: str, /, *operands: Sym, dtype: Any = None, optimize: Any = True) -> Sym:
-    """``numpy.einsum`` with subscripts as a string.
-
-    Several operands are contracted in pairs, in the order that NumPy's planner gives.
-    """
-    if not isinstance(subscripts, str):
-        raise InvalidParameter(
-            op="np.einsum", name="subscripts", found=type(subscripts).__name__, expected="a string such as 'ij,jk->ik'"
-        )
-    syms = together(operands, dtype)
-    terms, out = _subscripts(subscripts, syms)
-    _require_one_extent(terms, syms, subscripts)
-    work = [_without_repeats(x, t) for x, t in zip(syms, terms, strict=True)]
-    for places in _path(terms, out, syms):
-        picked = [work[i] for i in places]
-        work = [w for i, w in enumerate(work) if i not in places]
-        while len(picked) > 1:
-            (x, x_term), (y, y_term), *rest = picked
-            needed = out + "".join(t for _, t in (*work, *rest))
-            picked = [_pair(x, x_term, y, y_term, needed), *rest]
-        work.append(picked[0])
-    ((x, term),) = work
-    x, term = _sum_out(x, term, out)
-    return x.transpose([term.index(n) for n in out])
-
-
-def _require_one_extent(terms: Sequence[str], syms: Sequence[Sym], text: str) -> None:
-    extents: dict[str, int] = {}
-    for term, x in zip(terms, syms, strict=True):
-        for name, n in zip(term, x.shape, strict=True):
-            if n != 1 and extents.setdefault(name, n) != n:
-                found = " and ".join(str(s.shape) for s in syms)
-                raise ShapeMismatch(
-                    op=f"np.einsum({text!r})", found=found, expected=f"one extent for {name}", loc=user_line()
-                )
-
-
-def _path(terms: Sequence[str], out: str, syms: Sequence[Sym]) -> list[tuple[int, ...]]:
-    if len(terms) <= 2:
-        return [tuple(range(len(terms)))]
-    letters = {n: string.ascii_letters[i] for i, n in enumerate(dict.fromkeys("".join(terms)))}
-    text = ",".join("".join(letters[n] for n in t) for t in terms) + "->" + "".join(letters[n] for n in out)
-    shaped = [np.broadcast_to(np.float64(0), x.shape) for x in syms]
-    return [tuple(places) for places in np.einsum_path(text, *shaped, optimize="greedy")[0][1:]]
 
 
 @array_function("a", "b")
