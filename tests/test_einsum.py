@@ -107,7 +107,7 @@ def test_multi_dot_of_many_and_of_misfits() -> None:
     sizes = (30, 1, 40, 10, 25, 7, 3, 50, 2, 12, 8, 20, 4)
     arrays = [normal(m, n, seed=m) for m, n in itertools.pairwise(sizes)]
     np.testing.assert_allclose(kf.numpy.linalg.multi_dot(arrays), np.linalg.multi_dot(arrays), rtol=1e-10)
-    with pytest.raises(ShapeMismatch, match=r"\(2, 3, 4\), \(4, 5\); expected two or more matrices, the first and the"):
+    with pytest.raises(ShapeMismatch, match=r"\(2, 3, 4\), \(4, 5\).*two or more matrices, the first and the last"):
         kf.numpy.linalg.multi_dot([normal(2, 3, 4), normal(4, 5)])
 
 
@@ -120,3 +120,10 @@ def test_rows_that_share_an_operand_lie_behind_each_other() -> None:
     assert "_columns" in text, "its product is a register tile"
     wide = [np.asarray(a, np.float64) for a in args]
     np.testing.assert_allclose(made(*args), np.einsum("bi,ijk,bj->bk", *wide), rtol=2e-4, atol=2e-4)
+
+
+def test_arrays_of_any_shapes_outside_of_a_trace() -> None:
+    arrays = normal(2, 3), normal(3, 4), normal(4, 5)
+    made = kf.numpy.einsum("ab,bc,cd->ad", *arrays, optimize=["einsum_path", (1, 2), (0, 1)])
+    np.testing.assert_allclose(made, np.einsum("ab,bc,cd->ad", *arrays), rtol=1e-12)
+    np.testing.assert_array_equal(kf.numpy.einsum("ab->b", [[1, 2], [3, 4]]), [4, 6])

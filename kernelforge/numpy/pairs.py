@@ -98,7 +98,7 @@ def _drop_ones(x: Sym, term: str, extents: dict[str, int]) -> tuple[Sym, str]:
     return x.reshape(tuple(x.shape[i] for i in kept)), "".join(term[i] for i in kept)
 
 
-@array_function("operands")
+@array_function("*operands")
 def einsum(subscripts: str, /, *operands: Sym, dtype: Any = None, optimize: Any = True) -> Sym:
     """``numpy.einsum`` with subscripts as a string.
 
