@@ -10,8 +10,8 @@ from kernelforge.backends.cpu.arithmetic import Arithmetic
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val, suffix, typed
 from kernelforge.dtypes import DTYPES, INTEGERS
-from kernelforge.ir.index import affine, bounds, free_vars, poly
-from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, walk
+from kernelforge.ir.index import affine, bounds, free_vars, normalize, poly
+from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, substitute, walk
 from kernelforge.ir.math import BOUNDS, Function, function
 from kernelforge.ir.memo import memo
 from kernelforge.ir.schedule.limits import NEAR
@@ -74,6 +74,13 @@ class Exprs(Arithmetic):
     def operation(self, e: Op) -> Val:
         if e.op == "select":
             return self.select(e)
+        if e.dtype == "bool" and (e.op == "and" or e.op in COMPARE):
+            known = self.decided(e)
+            if known is not e:
+                v = self.emit(known)
+                return v._replace(bind=max(v.bind, *(self.variable(x).bind for x in free_vars(e))))
+            if e.op == "and":
+                return self.together(e)
         if e.op == "cast":
             return self.cast(self.emit(e.args[0]), e.dtype)
         if e.op == "bitcast":
@@ -91,6 +98,22 @@ class Exprs(Arithmetic):
         args = [self.emit(a) for a in e.args]
         of = function(e.op, e.dtype, self.native) if (e.op, e.dtype) in BOUNDS else None
         return self.apply(e.op, args) if of is None else self.called(e.op, of, args)
+
+    def decided(self, e: Op) -> Expr:
+        """Put in the numbers of unrolled iterations, which may decide a condition on indices."""
+        numbers = {v: self.env[v.name].literal for v in free_vars(e) if v.dtype == "i64" and v.name in self.env}
+        known: dict[Expr, Expr] = {v: i64(n) for v, n in numbers.items() if n is not None}
+        return normalize(substitute(e, known)) if known else e
+
+    def together(self, e: Op) -> Val:
+        """And conditions, first those that change least often."""
+        parts: list[Expr] = [e]
+        while any(isinstance(p, Op) and p.op == "and" for p in parts):
+            parts = [q for p in parts for q in (p.args if isinstance(p, Op) and p.op == "and" else (p,))]
+        first, *others = sorted((self.emit(p) for p in parts), key=lambda v: v.level)
+        for v in others:
+            first = self.binary("and", first, v)
+        return first
 
     def called(self, name: str, of: Function, args: list[Val]) -> Val:
         """Call a function, which stands in the module once.
@@ -140,6 +163,9 @@ class Exprs(Arithmetic):
 
     def select(self, e: Op) -> Val:
         cond = self.emit(e.args[0])
+        if cond.ref in ("true", "false"):
+            v = self.emit(e.args[1 if cond.ref == "true" else 2])
+            return v._replace(bind=max(v.bind, cond.bind))
         arms = []
         for arm, taken in ((e.args[1], True), (e.args[2], False)):
             if loads(arm):

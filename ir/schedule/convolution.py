@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
 
-from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, Var, stmts, substitute, walk
+from kernelforge.ir.index import affine, free_vars, normalize
+from kernelforge.ir.kernel import (
+    Alloc,
+    Const,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    Op,
+    Store,
+    Var,
+    map_exprs,
+    select,
+    stmts,
+    substitute,
+    walk,
+)
 from kernelforge.ir.schedule import contraction as product
 from kernelforge.ir.schedule.factors import factors, multiplied, parallel_loops, sum_loops
 from kernelforge.ir.schedule.guards import sink_guard, unguard
@@ -236,7 +252,7 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     """Reduce windows: the padded image is in the first-level cache, the results of a tile of positions in registers.
 
     Positions below each other are a tile, so that what their windows share is loaded once. All results of an image are
-    made while it is there.
+    made while it is there. It is read where it lies if its padding is a matter of masks.
     """
     parallel = parallel_loops(kernel)
     places = [s.outer.var.name for s in pairs]
@@ -254,9 +270,11 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     now = [
         s._replace(outer=loops(kernel, a)[0], inner=loops(kernel, b)[0]) for s, (a, b) in zip(pairs, by, strict=True)
     ]
-    image = _image(cast("Expr", _summed(kernel)), now)
-    kernel = stage(kernel, cast("Expr", image), f"{first}b", by, "local", "image")
+    image = cast("Expr", _image(cast("Expr", _summed(kernel)), now))
     *across, lane = places
+    lies = "masks" in limits.native and _lies(image, now[-1])
+    if not lies:
+        kernel = stage(kernel, image, f"{first}b", by, "local", "image")
     tile = [f"{name}r" for name in across[-1:]]
     for name in across[-1:]:
         kernel = split(kernel, name, VECTORS, f"{name}o", f"{name}r", "guard")
@@ -264,15 +282,19 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     kernel = sink_guard(kernel, f"{first}b")
     walked = [s.var.name for s in sum_loops(kernel)]
     kernel = product.tiled(kernel, "", f"{lane}o", [walked], tile, [f"{lane}r"])
-    (filled,) = loops(kernel, f"image_{lane}")
-    shape = next(s.shape for s in stmts(kernel.body) if isinstance(s, Alloc) and s.buffer == "image")
-    if across:  # rows begin at the start of a vector
-        kernel = pad(kernel, "image", len(shape) - 1, -(filled.var.bound or 0) % width)
-    kernel = flat(kernel, "image", 2 if across else 1)
+    if lies:
+        kernel = _kept(kernel, image, now)
+    else:
+        (filled,) = loops(kernel, f"image_{lane}")
+        shape = next(s.shape for s in stmts(kernel.body) if isinstance(s, Alloc) and s.buffer == "image")
+        if across:  # rows begin at the start of a vector
+            kernel = pad(kernel, "image", len(shape) - 1, -(filled.var.bound or 0) % width)
+        kernel = flat(kernel, "image", 2 if across else 1)
     tiled = {f"{name}{part}" for name in places for part in "or"}
-    kernel = unguard(
-        kernel, accumulator, lambda e: e.buffer == "image" or not any(v.name in tiled for v in free_vars(e))
-    )
+    read = _read(image).buffer if lies else "image"
+    kernel = unguard(kernel, accumulator, lambda e: e.buffer == read or not any(v.name in tiled for v in free_vars(e)))
+    for name in across[-1:] if lies else ():  # which lanes are in the padding is known for all of its tiles
+        kernel = reorder(kernel, f"{name}o", f"{lane}o")
     kernel = split(kernel, f"{lane}r", width, f"{lane}u", f"{lane}v", "exact")
     kernel = bind(kernel, f"{lane}v", "vector")
     for name in (f"{lane}u", *tile):
@@ -281,10 +303,38 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     for name in reversed(walked):
         written *= loops(kernel, name)[0].static or 1
         kernel = bind(kernel, name, "unroll") if written <= WHOLE else kernel
-    kernel = _in_lanes(kernel, f"image_{places[-1]}", width)
+    kernel = kernel if lies else _in_lanes(kernel, f"image_{places[-1]}", width)
     for name in outer:
         kernel = bind(kernel, name, "grid")
     return kernel
+
+
+def _read(image: Expr) -> Load:
+    """Return the Load of an image that is one, or padding around one."""
+    return next(e for e in walk(image) if isinstance(e, Load))
+
+
+def _lies(image: Expr, lane: Slide) -> bool:
+    """Whether an image is in memory but for its padding, with what consecutive lanes read side by side."""
+    made = image
+    while isinstance(made, Op) and made.op == "select" and isinstance(made.args[2], Const):
+        made = made.args[1]
+    return isinstance(made, Load) and len(made.index) == 1 and affine(made.index[0], lane.outer.var) == 1
+
+
+def _kept(kernel: Kernel, image: Expr, pairs: Sequence[Slide]) -> Kernel:
+    """Read an image only as far as windows reach that begin in range, where tiles of positions go on beyond."""
+    kept, read, fill = image.args if isinstance(image, Op) else (Const(True, "bool"), image, 0)
+    for s in pairs:
+        reached = (s.outer.extent - 1) * s.step + (s.inner.extent - 1) * s.stride
+        kept = kept & (s.outer.var * s.step + s.inner.var * s.stride <= reached)
+    at: dict[Expr, Expr] = {}
+    for s in pairs:
+        tiles, inside = (loops(kernel, f"{s.outer.var.name}{part}") for part in "or")
+        if tiles:
+            at[s.outer.var] = tiles[0].var * (inside[0].static or 1) + inside[0].var
+    held: dict[Expr, Expr] = {normalize(substitute(image, at)): normalize(substitute(select(kept, read, fill), at))}
+    return dataclasses.replace(kernel, body=tuple(map_exprs(s, lambda e: substitute(e, held)) for s in kernel.body))
 
 
 def filtering(kernel: Kernel) -> list[Slide]:

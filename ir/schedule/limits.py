@@ -50,6 +50,7 @@ class Limits:
             function's steps wait for each other in one, the processor works on the others.
         native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
             them as bits elsewhere), ``fma``, ``mad`` and ``scaleb`` where the expansions of functions may use them,
+            ``masks`` where vectors are read in some of their lanes as quickly as in all,
             ``calls`` where it prints functions of its own, for what is rare in each function (``math.function``),
             ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats,
             ``tf32`` where they multiply f32 so rounded, too,

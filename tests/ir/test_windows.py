@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,7 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.schedule import convolution
+from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.schedule.staging import stage
 from kernelforge.ir.schedule.steps import bind, fuse, loops, split
@@ -119,11 +122,17 @@ def test_lengthen_refuses_less() -> None:
         lengthen(pooling(), "j", 20)
 
 
-@pytest.mark.parametrize("device", ["avx512", "gpu"])
-@pytest.mark.parametrize(("step", "stride", "pad"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 1, 0), (3, 2, 1)])
-def test_windows_are_reduced(device: str, step: int, stride: int, pad: int) -> None:
+MASKS = dataclasses.replace(DEVICES["avx512"], native=frozenset({"masks"}))
+
+
+@pytest.mark.parametrize("limits", [DEVICES["avx512"], MASKS, DEVICES["gpu"]], ids=["avx512", "masks", "gpu"])
+@pytest.mark.parametrize(("step", "stride", "pad"), [(1, 1, 1), (1, 1, 0), (2, 1, 1), (1, 2, 2), (2, 1, 0), (3, 2, 1)])
+def test_windows_are_reduced(limits: Limits, step: int, stride: int, pad: int) -> None:
+    """With masks, an image whose lanes lie side by side is read where it is, and no element beyond it."""
     naive = pooling(step, stride, pad)
-    made = schedule(naive, DEVICES[device])
+    made = schedule(naive, limits)
     verify_kernel(made)
+    packed = any(isinstance(s, Alloc) and s.buffer == "image" for s in stmts(made.body))
+    assert packed == (limits.form == "vector" and step < 3 and (limits is not MASKS or step > 1))
     np.testing.assert_allclose(results(made), results(naive), rtol=1e-6)
     assert bool(convolution.reduced(naive)) == (step < 3)
