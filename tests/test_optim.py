@@ -380,3 +380,123 @@ def test_narrow_parameters_move_as_wide_ones(dtype: Any) -> None:
             moved[kind] = np.asarray(trained(rule(1e-2), cast[0], cast[1:])["w"])
         assert moved[dtype].dtype == dtype
         np.testing.assert_array_equal(moved[dtype], moved[F32].astype(dtype), err_msg=rule.__name__)
+
+
+def rosenbrock(params: Any) -> Any:
+    x = params["x"]
+    return ((1 - x[:-1]) ** 2).sum() + 100 * ((x[1:] - x[:-1] ** 2) ** 2).sum()
+
+
+START = {"x": np.linspace(-1, 1.3, 6)}
+
+
+def minimised(options: dict[str, Any], start: Any, updates: int) -> tuple[Any, Any, list[float]]:
+    optimizer, params, values = optim.lbfgs(**options), start, []
+    state = optimizer.init(params)
+    step = kf.jit(lambda params, state: optimizer.update(state, rosenbrock, params))
+    for _ in range(updates):
+        params, state, value = step(params, state)
+        values.append(float(value))
+    return params, state, values
+
+
+def test_lbfgs_finds_the_bottom_of_a_valley() -> None:
+    params, state, values = minimised({"line_search_fn": "strong_wolfe"}, START, 4)
+    np.testing.assert_allclose(params["x"], 1, atol=1e-4)
+    assert values == sorted(values, reverse=True)
+    assert state["evaluations"] < 70
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 1e-3}, {"lr": 0.3, "max_iter": 1}, {"lr": 0.05, "max_iter": 4, "history_size": 2},
+        {"line_search_fn": "strong_wolfe"}, {"line_search_fn": "strong_wolfe", "history_size": 3, "max_iter": 7},
+        {"line_search_fn": "strong_wolfe", "max_eval": 6}, {"line_search_fn": "strong_wolfe", "tolerance_grad": 30},
+    ],
+)  # fmt: skip
+def test_lbfgs_is_pytorchs(options: dict[str, Any]) -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    torch = importlib.import_module("torch")
+    x = torch.tensor(START["x"], requires_grad=True)
+    theirs = torch.optim.LBFGS([x], **options)
+
+    def closure() -> Any:
+        theirs.zero_grad()
+        loss = rosenbrock({"x": x})
+        loss.backward()
+        return loss
+
+    values = [theirs.step(closure).item() for _ in range(5)]
+    params, state, found = minimised(options, START, 5)
+    np.testing.assert_allclose(found, values, rtol=1e-8)
+    np.testing.assert_allclose(params["x"], x.detach().numpy(), rtol=1e-8)
+    assert state["evaluations"] == theirs.state[x]["func_evals"]
+
+
+def test_lbfgs_of_a_tree_of_dtypes() -> None:
+    a = normal(8, 3)
+    start = {"w": np.zeros(3, np.float32), "b": [np.zeros((), np.float16)]}
+    optimizer = optim.lbfgs(lr=optim.constant(1.0), line_search_fn="strong_wolfe")
+
+    def loss(params: Any) -> Any:
+        return ((a.astype(np.float32) @ params["w"] + params["b"][0] - np.float32(1)) ** 2).sum()
+
+    params, _, first = optimizer.update(optimizer.init(start), loss, start)
+    assert [x.dtype for x in optree.tree_leaves(params)] == [np.float16, np.float32]
+    best = np.linalg.lstsq(np.c_[a, np.ones(8)], np.ones(8), rcond=None)[0]
+    assert first == 8
+    np.testing.assert_allclose(params["w"], best[:3], atol=1e-2)
+    np.testing.assert_allclose(params["b"][0], best[3], atol=1e-2)
+
+
+METRICS = [5.0, 4.0, 4.0, 3.9999, 4.5, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, -1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"patience": 1}, {"patience": 1, "cooldown": 2, "factor": 0.5}, {"patience": 0, "min_lr": 0.02},
+        {"mode": "max", "patience": 1}, {"patience": 0, "threshold": 0.5, "threshold_mode": "abs", "eps": 0.02},
+        {"mode": "max", "patience": 2, "threshold": 0.5, "threshold_mode": "abs"},
+    ],
+)  # fmt: skip
+def test_a_plateau_lowers_the_rate_as_pytorchs(options: dict[str, Any]) -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    torch = importlib.import_module("torch")
+    owner = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.3)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(owner, **options)
+    mine = optim.plateau(0.3, **options)
+    state = mine.init()
+    for metric in METRICS:
+        theirs.step(metric)
+        state = mine.update(state, np.float32(metric))
+        np.testing.assert_allclose(state["rate"], owner.param_groups[0]["lr"], rtol=1e-6)
+
+
+def test_a_rate_of_a_plateau_is_an_optimisers() -> None:
+    falling = optim.plateau(0.5, patience=0)
+
+    @kf.jit
+    def step(params: Any, state: Any, rate: Any, grads: Any) -> Any:
+        rate = falling.update(rate, np.float32(1))
+        return *optim.sgd(rate["rate"]).update(state, grads, params), rate
+
+    params, state, rate = np.ones(3), optim.sgd(0.5).init(np.ones(3)), falling.init()
+    for expected in (0.5, 0.45, 0.445):
+        params, state, rate = step(params, state, rate, np.ones(3))
+        np.testing.assert_allclose(params, expected, rtol=1e-6)
+
+
+def test_what_lbfgs_and_a_plateau_do_not_take() -> None:
+    for make, match in (
+        (lambda: optim.lbfgs(line_search_fn="armijo"), "expected strong_wolfe or None"),
+        (lambda: optim.lbfgs(history_size=0), "history_size=0"),
+        (lambda: optim.lbfgs(max_iter=0), "max_iter=0"),
+        (lambda: optim.plateau(0.1, "least"), "expected min or max"),
+        (lambda: optim.plateau(0.1, threshold_mode="share"), "expected rel or abs"),
+    ):
+        with pytest.raises(errors.InvalidParameter, match=match):
+            make()

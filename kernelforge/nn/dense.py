@@ -1,4 +1,4 @@
-"""Linear and bilinear maps, embeddings.
+"""Linear and bilinear maps, products of groups, embeddings.
 
 An integer that names no row or class is refused where it is known: at calls by themselves, and where it is a constant
 of a compiled function. What a compiled function only finds when it runs reads NaN, but counts from the end where it is
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
+from kernelforge.control import scan
 from kernelforge.nn.calls import Given, function, known, names_classes, narrow, require, valid, wide
 from kernelforge.nn.probability import vector_norm
 from kernelforge.transforms import stop_gradient
@@ -42,6 +43,54 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
     require(fits, "bilinear", f"{x.shape}, {y.shape} and {w.shape}", expected)
     made = knp.einsum("...i,oij,...j->...o", x, w, y)
     return made if bias is None else made + bias
+
+
+@function("out_dtype")
+def grouped_mm(mat_a: Any, mat_b: Any, *, offs: Any = None, out_dtype: Any = None) -> Any:
+    """Products of groups: those of a matrix end where ``offs`` says, as the rows of several experts do.
+
+    Three axes name the groups by the first. Of ``mat_a`` with two axes groups are rows, of ``mat_b`` columns; of both
+    they are parts of the axis that is summed, and the result has three axes. What lies behind the last group is 0.
+    Each group is a product with the whole matrix, so time goes with the number of groups.
+    """
+    x, y = knp.asarray(mat_a), knp.asarray(mat_b)
+    found = f"{x.shape} and {y.shape}"
+    fits = {x.ndim, y.ndim} <= {2, 3} and x.shape[-1] == y.shape[-2] and (x.ndim, y.ndim, x.shape[0]) != (3, 3, 0)
+    fits = fits and not (x.ndim == y.ndim == 3 and x.shape[0] != y.shape[0])
+    require(fits, "grouped_mm", found, "matrices, or groups of them along a first axis, that can be multiplied")
+    if x.ndim == y.ndim == 3:
+        require(offs is None, "grouped_mm", "offs", "no offsets: the first axes name the groups")
+        made = x @ y
+    else:
+        count = x.shape[0] if x.ndim == 3 else y.shape[0] if y.ndim == 3 else None
+        ends = knp.asarray([] if offs is None else offs)
+        given = (
+            ends.ndim == 1 and ends.dtype.kind in "iu" and ends.shape[0] == (ends.shape[0] if count is None else count)
+        )
+        require(given, "grouped_mm", f"offs of {ends.dtype}{ends.shape}", "as many integers as groups, where these end")
+        extent = x.shape[1] if x.ndim == y.ndim else x.shape[0] if x.ndim == 2 else y.shape[1]
+        group = knp.searchsorted(ends, knp.arange(extent), "right")
+        made = _grouped(x, y, group, ends.shape[0])
+    return made if out_dtype is None else made.astype(out_dtype)
+
+
+def _grouped(x: Any, y: Any, group: Any, count: int) -> Any:
+    numbers = knp.arange(count)
+    if x.ndim == y.ndim:
+
+        def apart(carry: Any, number: Any) -> Any:
+            own = group == number
+            return carry, knp.where(own, x, 0) @ knp.where(own[:, None], y, 0)
+
+        return scan(apart, (), numbers)[1]
+
+    def together(made: Any, at: Any) -> Any:
+        one, number = at
+        own = group == number
+        return knp.where(own[:, None], x @ one, made) if x.ndim == 2 else knp.where(own, one @ y, made), None
+
+    start = knp.zeros((x.shape[-2], y.shape[-1]), np.result_type(x.dtype, y.dtype))
+    return scan(together, start, (y if x.ndim == 2 else x, numbers))[0]
 
 
 def _named(op: str) -> Callable[[Given], None]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from kernelforge.optim.adaptive import adadelta, adafactor, adamax, asgd, nadam, radam, rprop
 from kernelforge.optim.optimizer import Optimizer, chain, clip_by_global_norm, clip_by_value, global_norm
+from kernelforge.optim.quasi_newton import lbfgs
 from kernelforge.optim.rules import adagrad, adam, adamw, lamb, lion, muon, rmsprop, sgd
 from kernelforge.optim.schedules import (
     constant,
@@ -31,6 +32,7 @@ from kernelforge.optim.schedules import (
     linear,
     one_cycle,
     piecewise,
+    plateau,
     polynomial,
     sequential,
     step,
@@ -56,12 +58,14 @@ __all__ = [
     "exponential",
     "global_norm",
     "lamb",
+    "lbfgs",
     "linear",
     "lion",
     "muon",
     "nadam",
     "one_cycle",
     "piecewise",
+    "plateau",
     "polynomial",
     "radam",
     "rmsprop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -161,3 +162,63 @@ def one_cycle(rate: float, steps: int, rising: float = 0.3, start: float = 1 / 2
         return knp.where(t <= top, rate * (start + (1 - start) * up), rate * (end + (1 - end) * down))
 
     return at
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """A rate that falls where a measure stops to get better; see ``plateau``, whose arguments these are."""
+
+    rate: float
+    mode: str
+    factor: float
+    patience: int
+    threshold: float
+    threshold_mode: str
+    cooldown: int
+    min_lr: float
+    eps: float
+
+    def init(self) -> dict[str, Any]:
+        """Make the state, of which ``"rate"`` is what optimisers are to be given."""
+        worst = math.inf if self.mode == "min" else -math.inf
+        state = {"rate": np.float32(self.rate), "best": np.float32(worst), "bad": np.int32(0), "cooling": np.int32(0)}
+        return {name: np.asarray(x) for name, x in state.items()}
+
+    def update(self, state: dict[str, Any], metric: Any) -> dict[str, Any]:
+        """Return the state after another measure; in a compiled function, or by itself."""
+        rate, best, bad, cooling = (knp.asarray(state[name]) for name in ("rate", "best", "bad", "cooling"))
+        now = knp.asarray(metric).astype(np.float32)
+        sign = -1 if self.mode == "min" else 1
+        by = sign * self.threshold
+        better = now * sign > (best * (1 + by) if self.threshold_mode == "rel" else best + by) * sign
+        bad = knp.where(better | (cooling > 0), 0, bad + 1)
+        falls = bad > self.patience
+        lower = knp.maximum(rate * self.factor, np.float32(self.min_lr))
+        return {
+            "rate": knp.where(falls & (rate - lower > self.eps), lower, rate).astype(np.float32),
+            "best": knp.where(better, now, best),
+            "bad": knp.where(falls, 0, bad).astype(np.int32),
+            "cooling": knp.where(falls, self.cooldown, knp.maximum(cooling - 1, 0)).astype(np.int32),
+        }
+
+
+def plateau(
+    rate: float, mode: str = "min", factor: float = 0.1, patience: int = 10, threshold: float = 1e-4,
+    threshold_mode: str = "rel", cooldown: int = 0, min_lr: float = 0.0, eps: float = 1e-8,
+) -> Plateau:  # fmt: skip
+    """Multiply the rate by ``factor`` where a measure, as the loss of an epoch, has not got better for a while.
+
+    It depends on more than the number of updates, and so has a state of its own: ``init()`` makes it,
+    ``update(state, metric)`` makes the next one, and an optimiser takes ``state["rate"]``.
+
+    Args:
+        mode: ``"min"`` where less is better, or ``"max"``.
+        patience: measures without a better one that are let pass.
+        threshold, threshold_mode: by what a better one is better: a share (``"rel"``) or a difference (``"abs"``).
+        cooldown: measures after a fall that do not count.
+        min_lr, eps: the least rate, and the least fall.
+    """
+    for name, given, expected in (("mode", mode, ("min", "max")), ("threshold_mode", threshold_mode, ("rel", "abs"))):
+        if given not in expected:
+            raise InvalidParameter(op="plateau", name=name, found=given, expected=" or ".join(expected))
+    return Plateau(rate, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps)

@@ -238,6 +238,17 @@ def _ctc(d: Draw, name: str) -> Case:
     return Case(name, (x, given, lengths, ends), expected, options, wrt=(), torch=torch, orders=1)
 
 
+@drawn("grouped_mm")
+def _grouped(d: Draw, name: str) -> Case:
+    groups, m, k, n = d.whole(1, 4), d.whole(1, 7), d.whole(1, 7), d.whole(1, 7)
+    kind = d.one("rows", "columns", "parts")
+    first = (groups, m, k) if kind == "columns" else (m, k)
+    second = (groups, k, n) if kind == "rows" else (k, n)
+    offs = np.sort(d.integers({"rows": m, "columns": n, "parts": k}[kind] + 1, groups))
+    # of f32 and narrower alone, with rows that PyTorch leaves as memory was: nothing of it is compared
+    return Case(name, (d.normal(*first), d.normal(*second)), learning._grouped, {"offs": offs}, (0, 1), torch=None)
+
+
 @drawn("linear_cross_entropy")
 def _linear_cross_entropy(d: Draw, name: str) -> Case:
     rows, classes, features = d.whole(1, 4), d.whole(1, 4), d.whole(1, 3)

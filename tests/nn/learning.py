@@ -37,6 +37,18 @@ def _scatter(x, ids, num_segments, reduce="sum"):
     return np.stack([getattr(np, reduce)(r, axis=0) if len(r) else np.full(x.shape[ids.ndim :], empty) for r in rows])
 
 
+def _grouped(a, b, offs):
+    ends = list(offs)
+    parts = list(zip([0, *ends], ends, strict=False))
+    if a.ndim == b.ndim:
+        return np.stack([a[:, i:j] @ b[i:j] for i, j in parts])
+    if a.ndim == 2:
+        rest = np.zeros((len(a) - ends[-1], b.shape[2]))
+        return np.concatenate([*(a[i:j] @ m for (i, j), m in zip(parts, b, strict=True)), rest])
+    rest = np.zeros((a.shape[1], b.shape[1] - ends[-1]))
+    return np.concatenate([*(m @ b[:, i:j] for (i, j), m in zip(parts, a, strict=True)), rest], axis=1)
+
+
 def _linear_cross_entropy(x, w, t, linear_bias=None, **options):
     scores = np.tensordot(x, w, (-1, -1))
     if linear_bias is not None:
@@ -132,6 +144,10 @@ DENSE = [
         "bilinear", (normal(6, 3), normal(6, 4), normal(5, 3, 4), normal(5)),
         lambda x, y, w, b: np.einsum("ni,oij,nj->no", x, w, y) + b, wrt=(0, 1, 2, 3),
     ),
+    *(Case("grouped_mm", args, _grouped, {"offs": np.array([2, 2, 5])}, wrt=(0, 1), torch=None) for args in (
+        (normal(7, 3), normal(3, 3, 4)), (normal(3, 4, 2), normal(2, 7)), (normal(4, 7), normal(7, 3)),
+    )),
+    Case("grouped_mm", (normal(2, 4, 3), normal(2, 3, 5)), lambda a, b: a @ b, wrt=(0, 1), torch=None),
     Case("embedding", (integers(9, 4, 3), normal(9, 5)), _embedding, wrt=(1,)),
     Case("embedding", (integers(9, 4, 3), normal(9, 5)), _embedding, {"padding_idx": -2}, wrt=()),
     Case("one_hot", (integers(6, 4, 3),), lambda i, num_classes: np.eye(num_classes, dtype=int)[i], {"num_classes": 6},
