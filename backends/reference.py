@@ -31,7 +31,7 @@ LIMITS = Limits(
     host=False,
     max_args=1 << 16,
     fingerprint=f"numpy-{np.__version__}",
-    native=frozenset({"f16", "bf16"}),
+    native=frozenset({"f16", "bf16", "repeat"}),
 )
 
 

@@ -25,7 +25,7 @@ FEW_ROWS = 8
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """What one kernel computes: parts that do not depend on each other, or one node that the plan runs itself."""
+    """What one kernel computes: parts that do not depend on each other, or one node that holds graphs."""
 
     parts: tuple[Part, ...]
     opaque: Node | None = None
@@ -36,6 +36,13 @@ class Region:
     @property
     def outputs(self) -> tuple[Value, ...]:
         return self.opaque.outputs if self.opaque else tuple(v for p in self.parts for v in p.outputs)
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The values it reads from memory."""
+        if self.opaque:
+            return tuple(dict.fromkeys(self.opaque.inputs))
+        return tuple(dict.fromkeys(v for p in self.parts for v in inputs(p)))
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -213,7 +220,7 @@ class _Fuser:
         """Make one group of two if one nest computes both; return why not, or nothing."""
         kinds = a.kinds | b.kinds
         if Kind.OPAQUE in kinds:
-            return "it is run by the plan, step by step"
+            return "the steps of control flow share a kernel with nothing else"
         reductions = a.reductions + b.reductions
         chained = Kind.CONTRACT in kinds and len(reductions) > 1
         if chained and not self.chains:

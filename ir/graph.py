@@ -103,7 +103,7 @@ class Kind(enum.Enum):
     CONTRACT = "contract"  # a sum of products over named axes
     CUMULATE = "cumulate"  # a running combination along one axis
     SCATTER = "scatter"  # elements written where data says
-    OPAQUE = "opaque"  # run by the plan: scan, cond, while_loop, calls
+    OPAQUE = "opaque"  # holds graphs: scan, cond, while_loop, calls
 
 
 At = Callable[[int, Sequence[Expr]], Expr]

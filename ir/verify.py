@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, get_args
 
@@ -33,6 +34,7 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
+from kernelforge.ir.repeat import repeats
 from kernelforge.ir.text import COMBINING, RESERVED, print_expr, print_node, print_stmt
 from kernelforge.ir.types import Type
 
@@ -149,6 +151,13 @@ class _Verifier:
         for stmt in kernel.body:
             if not isinstance(stmt, For) and not (isinstance(stmt, Alloc) and stmt.space == "global"):
                 self.fail(stmt, "at the top of a kernel stand loops and global scratch")
+            self.phase(stmt)
+
+    def phase(self, stmt: Stmt) -> None:
+        if isinstance(stmt, For) and repeats(stmt):
+            for nest in stmt.body:
+                self.phase(nest)
+        else:
             self.work_items(stmt)
 
     def fresh(self, stmt: Stmt | None, name: str, scope: _Scope) -> None:
@@ -186,7 +195,8 @@ class _Verifier:
             self.fail(stmt, f"the extent of a {stmt.kind} loop is a constant")
         if stmt.static is not None and stmt.var.bound is not None and stmt.static > stmt.var.bound:
             self.fail(stmt, f"the variable is said to stay below {stmt.var.bound}")
-        if stmt.kind == "grid" and any(outer.kind != "grid" for outer in scope.loops):
+        around = itertools.dropwhile(repeats, scope.loops)
+        if stmt.kind == "grid" and any(outer.kind != "grid" for outer in around):
             self.fail(stmt, "a grid loop stands inside grid loops only")
         if stmt.kind == "group" and any(outer.kind in ("vector", "unroll") for outer in scope.loops):
             self.fail(stmt, "a group loop does not stand inside a vector or unroll loop")

@@ -23,25 +23,33 @@ from kernelforge.ir import memo
 from kernelforge.ir.build import Builder, primitive
 from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.demand import Chains
-from kernelforge.ir.fuse import Region, fuse
+from kernelforge.ir.fuse import Fusion, Region, fuse
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
+from kernelforge.ir.repeat import Turn, repeated
 from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.schedule.recipes import schedule, scratch
 from kernelforge.ir.structure import structure
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime import cache, tuned
 from kernelforge.runtime.memory import pool, size_class
-from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step
+from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step, identity
 
 Strides = Sequence[tuple[int, ...] | None]
+
+REPEATED = 16
+"""Kernels of a scan's body, at most, that become one: they are compiled one after the other."""
+
+Parameters = tuple[tuple[str, int], ...]
+Known = dict[Kernel, tuple[Kernel, Parameters]]
+"""For naive kernels the scheduled ones, and the parameters that tuning found."""
 
 RECENT = 128
 """Plans that are kept though nobody has them: those of functions run once, or made anew for each call."""
@@ -130,32 +138,23 @@ def _compile(
     located: bool,
     given: frozenset[int],
 ) -> Plan:
-    optimized = row_major_inside(distinct(optimize(graph, config.verify)), layout)
-    limits = backend.limits
-    for value in [*optimized.inputs, *(v for n in optimized.nodes for v in n.outputs)]:
-        if value.type.name not in limits.dtypes:
-            raise UnsupportedOnDevice(
-                device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
-            )
-    chains: Chains = "blocks" if limits.form == "group" else "rows"
-    fusion = fuse(optimized, config.fusion, limits.max_args, limits.form == "vector", chains)
-    if config.fusion:
-        fusion = plan_residuals(optimized, fusion, limits.max_args)
+    optimized, fusion = _fused(graph, backend, config, layout)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}
     steps: list[Step] = []
     kernels: list[Compiled] = []
-    turns = [k for k, r in enumerate(fusion.regions) if any(v.type.size for v in r.outputs)]
+    turns = [k for k, r in enumerate(fusion.regions) if _makes(r)]
     regions = [fusion.regions[k] for k in turns]
     free = [v for i, v in enumerate(optimized.inputs) if i in given and v not in strides]
     donations = Donations(optimized, regions, free)
     orders = _ordered(regions, strides, backend, config, donations)
     planner = Planner(optimized, fusion.regions, backend, donations.taken)
     for k, region, order in zip(turns, regions, orders, strict=True):
-        if region.opaque is not None:
+        if order is None:
+            assert region.opaque is not None
             step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config, located=located))
             steps.append(step)
             kernels += inner
-        elif order is not None:
+        else:
             compiled = order.compiled(region)
             slots = [planner.slots[v] for v in order.values]
             slots += [planner.scratch(k, nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
@@ -168,6 +167,28 @@ def _compile(
         tuple(size_class(v.type.nbytes) for v in optimized.outputs),
         tuple(planner.slots[v] if v in donations.taken else None for v in optimized.outputs),
     )  # fmt: skip
+
+
+def _fused(
+    graph: Graph, backend: Backend, config: Config, layout: Sequence[tuple[int, ...] | None]
+) -> tuple[Graph, Fusion]:
+    """Rewrite a graph for a device and group its nodes."""
+    optimized = row_major_inside(distinct(optimize(graph, config.verify)), layout)
+    limits = backend.limits
+    for value in [*optimized.inputs, *(v for n in optimized.nodes for v in n.outputs)]:
+        if value.type.name not in limits.dtypes:
+            raise UnsupportedOnDevice(
+                device=backend.name, dtype=value.type.name, supported=", ".join(sorted(limits.dtypes))
+            )
+    chains: Chains = "blocks" if limits.form == "group" else "rows"
+    fusion = fuse(optimized, config.fusion, limits.max_args, limits.form == "vector", chains)
+    if config.fusion:
+        fusion = plan_residuals(optimized, fusion, limits.max_args)
+    return optimized, fusion
+
+
+def _makes(region: Region) -> bool:
+    return any(v.type.size for v in region.outputs)
 
 
 def distinct(graph: Graph) -> Graph:
@@ -217,7 +238,7 @@ class _Order(NamedTuple):
 
     naive: Kernel
     kernel: Kernel
-    parameters: tuple[tuple[str, int], ...]
+    parameters: Parameters
     wait: Callable[[], Executable]
     values: list[Value]
 
@@ -238,28 +259,71 @@ def _ordered(
 ) -> list[_Order | None]:
     """Lower and schedule the kernels of regions; the device's compiler is at one while the next is prepared."""
     orders: list[_Order | None] = []
-    known: dict[Kernel, tuple[Kernel, tuple[tuple[str, int], ...]]] = {}
+    known: Known = {}
     started: dict[Kernel, Callable[[], Executable]] = {}
-    tf32 = config.precision == "high" and "tf32" in backend.limits.native
     with _compilers(min(backend.limits.compilers, len(regions))) as start:
         for k, region in enumerate(regions):
+            made = _kernel(region, strides, backend, config, known)
             if region.opaque is not None:
                 donations.settle(k)
+            if made is None:
                 orders.append(None)
                 continue
-            parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
-            naive, values = to_kernel(_name(region), parts, strides, tf32)
-            if naive not in known:
-                parameters = tuned.parameters(naive, backend)
-                known[naive] = _tuned(naive, parameters, backend, config), tuple(parameters.items())
-            kernel, found = known[naive]
-            kernel, values = donations.settled(k, kernel, values)
+            naive, values, kernel, found = made
+            if region.opaque is None:
+                kernel, values = donations.settled(k, kernel, values)
             if kernel not in started:
                 text = print_kernel(kernel)
                 name = cache.key(text, backend.limits.fingerprint)
                 started[kernel] = start(_executable(kernel, text, name, backend))
             orders.append(_Order(naive, kernel, found, started[kernel], values))
     return orders
+
+
+def _kernel(
+    region: Region, strides: dict[Value, tuple[int, ...]], backend: Backend, config: Config, known: Known
+) -> tuple[Kernel, list[Value], Kernel, Parameters] | None:
+    """Lower and schedule a region; None where the plan runs it.
+
+    Returns the naive kernel, the value behind each of its arguments but for scratch, the kernel that is printed, and
+    what tuning found for it.
+    """
+    if region.opaque is not None:
+        pair = _repeated(region.opaque, backend, config, known)
+        return pair and (pair[0], [*region.opaque.inputs, *region.opaque.outputs], pair[1], ())
+    tf32 = config.precision == "high" and "tf32" in backend.limits.native
+    parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
+    naive, values = to_kernel(_name(region), parts, strides, tf32)
+    if naive not in known:
+        parameters = tuned.parameters(naive, backend)
+        known[naive] = _tuned(naive, parameters, backend, config), tuple(parameters.items())
+    return naive, values, *known[naive]
+
+
+def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Kernel, Kernel] | None:
+    """Make one kernel of a scan, naive and scheduled, where the device repeats phases and they are few."""
+    if node.prim.name != "scan" or "repeat" not in backend.limits.native or not config.fusion:
+        return None
+    body, copy = node.params["body"], identity(node.params["body"].outputs[: node.params["carry"]])
+    steps, copies = (_turns(graph, backend, config, known) for graph in (body, copy))
+    if steps is None or copies is None or len(steps[1]) > REPEATED:
+        return None
+    (body, naive, turns), (copy, plain, copied) = steps, copies
+    return repeated(node, body, naive, copy, plain), repeated(node, body, turns, copy, copied)
+
+
+def _turns(graph: Graph, backend: Backend, config: Config, known: Known) -> tuple[Graph, list[Turn], list[Turn]] | None:
+    """Return a graph as its kernels compute it, those, naive and scheduled; None where the plan has to run it."""
+    graph, fusion = _fused(graph, backend, config, (None,) * len(graph.inputs))
+    naive: list[Turn] = []
+    turns: list[Turn] = []
+    for region in filter(_makes, fusion.regions):
+        made = _kernel(region, {}, backend, config, known)
+        if made is None or graph.consts:
+            return None
+        naive.append(Turn(scratch(made[0]), made[1]))
+        turns.append(Turn(made[2], made[1]))
+    return graph, naive, turns
 
 
 def _tuned(naive: Kernel, parameters: dict[str, int], backend: Backend, config: Config) -> Kernel:

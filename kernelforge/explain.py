@@ -24,7 +24,7 @@ from kernelforge.compile import compile_graph
 from kernelforge.config import current as current_config
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.cost import Cost, cost, nbytes
-from kernelforge.ir.fuse import Residual, inputs
+from kernelforge.ir.fuse import Residual
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.text import print_graph
 from kernelforge.ir.types import Type
@@ -321,17 +321,27 @@ def _makers(plan: Plan) -> dict[Value, Node]:
     return {v: n for p in _plans(plan) for n in p.graph.nodes for v in n.outputs}
 
 
+def _nodes(kernel: Compiled) -> Iterator[Node]:
+    """Yield what a kernel computes, what its steps repeat, too."""
+    stack = list(kernel.region.nodes[::-1])
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += node.params["body"].nodes[::-1] if "body" in node.params else ()
+
+
 def _role(kernel: Compiled) -> str:
     """Say whether a kernel belongs to the function or to its derivative, by all that does work in it."""
-    orders = {bool(n.loc and n.loc.order) for n in kernel.region.nodes if n.prim.kind is not Kind.VIEW and n.inputs}
+    orders = {bool(n.loc and n.loc.order) for n in _nodes(kernel) if n.prim.kind is not Kind.VIEW and n.inputs}
     return {frozenset({False}): "forward", frozenset({True}): "backward"}.get(frozenset(orders), "forward and backward")
 
 
 def _lines(kernel: Compiled) -> Iterator[tuple[str, str, str]]:
     """Yield the places in the user's code, the text there, and what came of it."""
     made: dict[tuple[str, int], dict[str, None]] = collections.defaultdict(dict)
-    for node in kernel.region.nodes:
-        if node.loc and node.inputs and (node.prim.kind is not Kind.VIEW or len(kernel.region.nodes) == 1):
+    nodes = list(_nodes(kernel))
+    for node in nodes:
+        if node.loc and node.inputs and (node.prim.kind is not Kind.VIEW or len(nodes) == 1):
             adjoint = "adjoint: " if node.loc.order else ""
             made[_here(node.loc.file), node.loc.line][adjoint + node.prim.name] = None
     for (file, line), names in sorted(made.items()):
@@ -347,7 +357,7 @@ def _here(file: str) -> str:
 def _traffic(kernel: Compiled, called: Mapping[Value, str], plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
     made = _makers(plan)
     results = {v: k for k, v in enumerate(plan.graph.outputs, 1)}
-    reads = dict.fromkeys(v for p in kernel.region.parts for v in inputs(p))
+    reads = kernel.region.inputs
 
     def read(v: Value) -> str:
         return f"{called.get(v) or label(v, made)} ({size(v.type.nbytes)})"
@@ -366,7 +376,7 @@ def _apart(plan: Plan) -> Iterator[Apart]:
     moved = {v: r.home for p in plans for r in p.fusion.residuals for v in r.values if r.home}
     for i, first in enumerate(plan.kernels):
         for j, second in enumerate(plan.kernels):
-            wanted = {v for p in second.region.parts for v in inputs(p)}
+            wanted = set(second.region.inputs)
             shared = [v for v in first.region.outputs if v in wanted]
             if i == j or not shared:
                 continue

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from kernelforge import page
 from kernelforge.explain import Explanation, Facts
-from kernelforge.ir.fuse import inputs
 from kernelforge.ir.graph import Kind, Node, Value
 from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.page import Html, code, details, hue, join, table, tabs, tag
@@ -135,7 +134,7 @@ def _before(found: Explanation) -> Html:
 def _after(found: Explanation) -> Html:
     graph = found.plan.graph
     made = {v: n for n in graph.nodes for v in n.outputs}
-    read = {v for k in found.kernels for p in k.kernel.region.parts for v in inputs(p)}
+    read = {v for k in found.kernels for v in k.kernel.region.inputs}
     dots: list[Dot] = []
     writer: dict[Value, int] = {}
     edges: dict[tuple[int, int], list[str]] = {}
@@ -150,7 +149,7 @@ def _after(found: Explanation) -> Html:
         writer.update(dict.fromkeys(k.kernel.region.outputs, len(dots)))
         dots.append(Dot(text if len(text) < 30 else text[:28] + "…", title, hue(k.number - 1)))
     for at, k in enumerate(found.kernels, first):
-        for v in dict.fromkeys(v for p in k.kernel.region.parts for v in inputs(p)):
+        for v in k.kernel.region.inputs:
             if v in writer and writer[v] != at:
                 what = size(v.type.nbytes) if writer[v] < first else f"{label(v, made)}, {size(v.type.nbytes)}"
                 edges.setdefault((writer[v], at), []).append(what)

@@ -30,6 +30,7 @@ from kernelforge.errors import (
 from kernelforge.ir.cost import nbytes
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Arg, Kernel
+from kernelforge.ir.repeat import repeats
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.jit import Jit, jit
 from kernelforge.runtime import tuned
@@ -91,7 +92,8 @@ def tune(fn: Callable[..., Any], *args: Any, seconds: float = 10.0, **kwargs: An
 
     What is found is kept in the cache folder and used by whatever is compiled from then on, ``fn`` included; functions
     that were compiled before keep what they have. Results may then differ in their last bits, where a sum is made in
-    another order. The kernels of a gradient are tuned with the gradient: ``kf.tune(kf.jit(kf.grad(f)), x)``.
+    another order. The kernels of a gradient are tuned with the gradient: ``kf.tune(kf.jit(kf.grad(f)), x)``. What the
+    steps of a scan run is tuned where it stands by itself.
 
     Args:
         fn: under ``kf.jit`` or not.
@@ -115,7 +117,7 @@ def search(
     backend, config = plan.backend, current()
     begun = time.perf_counter()
     trials = []
-    for kernel in plan.kernels:
+    for kernel in (k for k in plan.kernels if not any(map(repeats, k.ir.body))):
         report(f"timing {kernel.name}", 0.0)
         trials.append(_Trial(kernel, backend, config))
     weights = [t.once() for t in trials]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kernelforge.backends.target import TargetExecutable
 from kernelforge.ir.graph import Node, Value
 from kernelforge.ir.kernel import Alloc, Const, For, If, Stmt, stmts
+from kernelforge.ir.repeat import repeats
 from kernelforge.runtime.plan import Compiled
 
 
@@ -40,11 +41,16 @@ def label(value: Value, made: Mapping[Value, Node]) -> str:
     return f"{node.prim.name}{where}"
 
 
-def schedule_words(body: Sequence[Stmt]) -> Iterator[str]:
+def schedule_words(body: Sequence[Stmt], within: str = "") -> Iterator[str]:
     """Say how each phase of a scheduled kernel is spread over a device."""
     phases = [s for s in body if isinstance(s, For | If)]
     for number, phase in enumerate(phases, 1):
-        parts = [f"phase {number}:"] if len(phases) > 1 else []
+        name = f"phase {within}{number}"
+        if isinstance(phase, For) and repeats(phase):
+            yield f"{name}: {count(phase.static or 0, 'step')}, one after the other, each"
+            yield from schedule_words(phase.body, f"{within}{number}.")
+            continue
+        parts = [f"{name}:"] if within or len(phases) > 1 else []
         inside = list(stmts((phase,)))
         loops = [s for s in inside if isinstance(s, For)]
         grid = _chain(phase, "grid")

@@ -155,14 +155,25 @@ def test_loops_are_explained() -> None:
         return kf.scan(step, np.zeros((8, 16), F32), xs)
 
     w, xs = normal(16, 16), normal(5, 8, 16)
-    found = kf.jit(states).explain(w, xs)
+    whole = kf.jit(states).explain(w, xs)
+    scan = whole.kernels[-1]
+    assert (scan.kernel.name, scan.runs, scan.within) == ("scan", 1, "")
+    assert any("h = np.tanh(h @ w + x)" in line for line in scan.lines[0])
+    assert "phase 2: 5 steps, one after the other, each" in scan.schedule
+    assert any(line.startswith("phase 2.1: ") for line in scan.schedule)
+    assert "xs (2.5 KiB)" in str(whole)
+    assert whole.flops > 5 * 8 * 16 * 16 * 2
+    assert whole.html()
+
+    with kf.config(fusion=False):
+        found = kf.jit(states).explain(w, xs)
+        roles = {k.role for k in kf.jit(kf.grad(lambda w: states(w, xs)[0].sum())).explain(w).kernels}
     inside = [k for k in found.kernels if k.within]
     assert {(k.runs, k.within) for k in inside} == {(5, "in each of 5 steps of a scan")}
     assert found.flops == sum(k.runs * k.kernel.flops for k in found.kernels) > 5 * 8 * 16 * 16 * 2
     assert "  runs in each of 5 steps of a scan" in str(found)
     assert any("h = np.tanh(h @ w + x)" in line for k in inside for line in k.lines[0])
     assert "an argument of the loop (512 B)" in str(found)
-    roles = {k.role for k in kf.jit(kf.grad(lambda w: states(w, xs)[0].sum())).explain(w).kernels}
     assert {"forward", "backward"} & roles
 
     def root(x: Any) -> Any:

@@ -8,6 +8,7 @@ order; ``run(frame, pool)`` runs the phases in order, each by the ``fork`` of ``
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -39,29 +40,57 @@ from kernelforge.ir.kernel import (
     stmts,
 )  # fmt: skip
 from kernelforge.ir.passes.in_place import in_place
+from kernelforge.ir.repeat import repeats
 
 STACK_BYTES = 16 << 10
 """Buffers up to this size are on the stack; larger ones come from malloc for each range."""
 
 
 class Phase(NamedTuple):
-    """A nest of independent iterations: the loops that are split among threads, and what they run."""
+    """A nest of independent iterations: the loops that are split among threads, and what they run.
 
+    Attributes:
+        name: of the function it is printed as.
+        turns: the loops that repeat it, outermost first.
+    """
+
+    name: str
+    turns: tuple[For, ...]
     loops: tuple[For, ...]
     body: tuple[Stmt, ...]
 
 
-def phases(kernel: Kernel) -> list[Phase]:
+class Repetition(NamedTuple):
+    """Phases that are run for each value of a loop's variable."""
+
+    loop: For
+    parts: list[Phase | Repetition]
+
+
+def phases(body: Sequence[Stmt], name: str = "phase", turns: tuple[For, ...] = ()) -> list[Phase | Repetition]:
     """Cut a kernel's body into phases; a Let or an Alloc at the top makes one serial phase of all that follows it."""
-    out: list[Phase] = []
-    for k, stmt in enumerate(kernel.body):
+    out: list[Phase | Repetition] = []
+    for k, stmt in enumerate(body):
+        own = f"{name}{k}"
         if isinstance(stmt, Let | Alloc):
-            return [*out, Phase((), kernel.body[k:])]
-        out.append(_nest(stmt))
+            return [*out, Phase(own, turns, (), tuple(body[k:]))]
+        if isinstance(stmt, For) and repeats(stmt):
+            out.append(Repetition(stmt, phases(stmt.body, f"{own}.", (*turns, stmt))))
+        else:
+            out.append(Phase(own, turns, *_nest(stmt)))
     return out
 
 
-def _nest(stmt: Stmt) -> Phase:
+def every(parts: Sequence[Phase | Repetition]) -> Iterator[Phase]:
+    """Yield all phases, those inside of repetitions too."""
+    for part in parts:
+        if isinstance(part, Phase):
+            yield part
+        else:
+            yield from every(part.parts)
+
+
+def _nest(stmt: Stmt) -> tuple[tuple[For, ...], tuple[Stmt, ...]]:
     loops: list[For] = []
     body: tuple[Stmt, ...] = (stmt,)
     while len(body) == 1 and isinstance(body[0], For) and body[0].kind in ("parallel", "grid"):
@@ -70,7 +99,7 @@ def _nest(stmt: Stmt) -> Phase:
             break
         loops.append(loop)
         body = loop.body
-    return Phase(tuple(loops), body)
+    return tuple(loops), body
 
 
 def stored(body: Sequence[Stmt]) -> set[str]:
@@ -87,12 +116,13 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     declared: dict[str, str] = {}
     large = streamed(kernel, host.cache_bytes)
     kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large)
-    parts = phases(kernel)
+    parts = phases(kernel.body)
     functions = []
-    for k, part in enumerate(parts):
-        functions.append(_Function(kernel, host, declared).phase(f"phase{k}", part))
+    for part in every(parts):
+        within = dataclasses.replace(kernel, params=(*kernel.params, *(loop.var.name for loop in part.turns)))
+        functions.append(_Function(within, host, declared).phase(part.name, part))
         if large & stored(part.body):
-            functions.append(_Function(kernel, host, declared, large).phase(f"phase{k}.stream", part))
+            functions.append(_Function(within, host, declared, large).phase(f"{part.name}.stream", part))
     functions.append(_Function(kernel, host, declared, large).entry(parts))
     wide = (
         f'"min-legal-vector-width"="{host.vector_bytes * 8}" "prefer-vector-width"="{host.vector_bytes * 8}" '
@@ -224,25 +254,23 @@ class _Function(Dots):
                 self.walk(inner.var, phase.body)
             row.step = length.ref
 
-    def entry(self, parts: Sequence[Phase]) -> str:
+    def entry(self, parts: Sequence[Phase | Repetition]) -> str:
         """Print ``run(frame, pool)``."""
-        for k, part in enumerate(parts):
-            if not part.loops:
-                self.put(f"call void @phase{k}(ptr %frame, i64 0, i64 1)")
-                continue
-            total = Val("1", "i64")
-            for loop in part.loops:
-                total = self.index_op("mul", total, self.emit(loop.extent))
-            each = self.emit(work(part.loops, part.body, self.params, self.host.vector_bytes))
-            function = f"@phase{k}"
-            if self.streamed & stored(part.body):
-                function = self.fresh("phase")
-                self.put(f"{function} = select i1 {self.aligned().ref}, ptr @phase{k}.stream, ptr @phase{k}")
-            self.put(f"call void %fork(ptr %pool, ptr {function}, ptr %frame, i64 {total.ref}, i64 {each.ref})")
+        words = len(self.args) + len(self.params)
+        turns = max((len(part.turns) for part in every(parts)), default=0)
+        frame = "%frame"
+        if turns:
+            # calls of one kernel may run at once: what counts the turns is each one's own
+            frame = "%own"
+            self.declare("llvm.memcpy.p0.p0.i64", "void", "ptr, ptr, i64, i1")
+            self.put(f"%own = alloca [{words + turns} x i64], align 8")
+            self.put(f"call void @llvm.memcpy.p0.p0.i64(ptr %own, ptr %frame, i64 {8 * words}, i1 false)")
+        self.run(parts, frame, words)
         fork = [f"%fork.at = getelementptr i8, ptr %pool, i64 {FORK}", "%fork = load ptr, ptr %fork.at, align 8"]
         return "\n".join(
             [
                 "define void @run(ptr %frame, ptr %pool) #0 {",
+                "entry:",
                 *self.unpack(),
                 *fork,
                 *self.scopes[0].lines,
@@ -250,6 +278,32 @@ class _Function(Dots):
                 "}",
             ]
         )
+
+    def run(self, parts: Sequence[Phase | Repetition], frame: str, words: int) -> None:
+        """Run phases in order; ``words`` of the frame are in use."""
+        for part in parts:
+            if isinstance(part, Repetition):
+                assert part.loop.static is not None
+                if part.loop.static:
+                    with self.loop(part.loop.var, "0", str(part.loop.static), set(), nonempty=True) as row:
+                        at = self.fresh()
+                        self.put(f"{at} = getelementptr i64, ptr {frame}, i64 {words}")
+                        self.put(f"store i64 {row.ref}, ptr {at}, align 8")
+                        self.run(part.parts, frame, words + 1)
+                continue
+            if not part.loops:
+                self.put(f"call void @{part.name}(ptr {frame}, i64 0, i64 1)")
+                continue
+            total = Val("1", "i64")
+            for loop in part.loops:
+                total = self.index_op("mul", total, self.emit(loop.extent))
+            params = (*self.params, *(loop.var.name for loop in part.turns))
+            each = self.emit(work(part.loops, part.body, params, self.host.vector_bytes))
+            function = f"@{part.name}"
+            if self.streamed & stored(part.body):
+                function = self.fresh("phase")
+                self.put(f"{function} = select i1 {self.aligned().ref}, ptr @{part.name}.stream, ptr @{part.name}")
+            self.put(f"call void %fork(ptr %pool, ptr {function}, ptr {frame}, i64 {total.ref}, i64 {each.ref})")
 
     def aligned(self) -> Val:
         """Return whether all streamed buffers begin at a multiple of 64 bytes."""

@@ -53,7 +53,7 @@ class Limits:
             ``masks`` where vectors are read in some of their lanes as quickly as in all,
             ``calls`` where it prints functions of its own, for what is rare in each function (``math.function``),
             ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats,
-            ``tf32`` where they multiply f32 so rounded, too,
+            ``tf32`` where they multiply f32 so rounded, too, ``repeat`` where a launch may repeat phases,
             ``bf16dot`` where pairs of products of bf16 are added to an f32 by one instruction.
         choices: parameters of recipes for one kernel, from the tuner.
     """

@@ -130,7 +130,14 @@ REJECTED: dict[str, tuple[Kernel, str]] = {
     "unroll extent": (kernel(For(Var("v"), n, "unroll", ())), "unroll loop is a constant"),
     "group extent": (kernel(For(Var("v"), n, "group", ())), "group loop is a constant"),
     "bound": (kernel(For(i, i64(9), "serial", ())), "below 8"),
-    "grid inside serial": (kernel(For(i, i64(8), "serial", (For(Var("g"), n, "grid", ()),))), "inside grid loops only"),
+    "grid inside serial": (
+        kernel(For(i, i64(8), "serial", (Let("t", i64(1)), For(Var("g"), n, "grid", ())))),
+        "inside grid loops only",
+    ),
+    "phases inside grid": (
+        kernel(For(Var("g"), n, "grid", (For(i, i64(8), "serial", (For(Var("h"), n, "grid", ()),)),))),
+        "inside grid loops only",
+    ),
     "group inside vector": (
         kernel(For(i, i64(8), "vector", (For(Var("g"), i64(2), "group", ()),))),
         "not stand inside a vector",

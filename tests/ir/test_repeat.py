@@ -1,0 +1,243 @@
+"""Scans as one kernel: the meaning stays, whatever their state, and what a launch cannot repeat the plan runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.compile import REPEATED
+from kernelforge.dtypes import DTYPES
+from kernelforge.ir.interpret import run_kernel
+from kernelforge.ir.kernel import For, Kernel, stmts
+from kernelforge.ir.parse import parse_kernel
+from kernelforge.ir.repeat import repeats
+from kernelforge.ir.text import print_kernel
+from kernelforge.ir.verify import verify_kernel
+
+F32 = np.float32
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(F32)
+
+
+def plain(step: Callable[..., Any], init: Any, xs: Any, length: int, reverse: bool) -> Any:
+    """Scan in Python, on NumPy arrays."""
+    carry, ys = init, []
+    for t in reversed(range(length)) if reverse else range(length):
+        carry, y = step(carry, None if xs is None else xs[t])
+        ys.append(y)
+    return carry, np.stack(ys[::-1] if reverse else ys)
+
+
+def recurrence(w: Any) -> Callable[..., Any]:
+    def step(c: Any, x: Any) -> Any:
+        h, n = c
+        h = np.tanh(h @ w + x)
+        return (h, n + 1), h.sum(-1) * n
+
+    return step
+
+
+def exponential(c: Any, x: Any) -> Any:
+    c = c * F32(0.9) + x
+    return c, c
+
+
+def rolled(c: Any, x: Any) -> Any:
+    """Reads its state at other places than it writes it."""
+    return np.roll(c, 1) + x, c[::-1].sum()
+
+
+def nested(c: Any, x: Any) -> Any:
+    inner, ys = kf.scan(lambda d, y: (d * F32(0.5) + y, d), c, x) if not isinstance(c, np.ndarray) else by_hand(c, x)
+    return inner, ys.sum(0)
+
+
+def by_hand(c: Any, x: Any) -> Any:
+    return plain(lambda d, y: (d * F32(0.5) + y, d), c, x, len(x), False)
+
+
+CASES = {
+    "scalar": (exponential, F32(0.5), normal(9)),
+    "rows": (exponential, normal(5, 3), normal(9, 5, 3)),
+    "shared": (exponential, normal(1 << 16), normal(6, 1 << 16)),
+    "rolled": (rolled, normal(37), normal(4, 37)),
+    "rolled, shared": (rolled, normal(1 << 16), normal(4, 1 << 16)),
+    "several": (recurrence(normal(16, 16) / 8), (normal(8, 16), np.int32(3)), normal(7, 8, 16)),
+    "nested": (nested, normal(5), normal(4, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_one_kernel_with_the_same_meaning(device: str, name: str, reverse: bool) -> None:
+    step, init, xs = CASES[name]
+    if device == "reference" and "shared" in name:
+        pytest.skip("the interpreter runs no threads")
+    with kf.default_device(device):
+        run = kf.jit(lambda init, xs: kf.scan(step, init, xs, reverse=reverse))
+        assert [k.name for k in run.lower(init, xs).kernels] == ["scan"]
+        got = run(init, xs)
+    carry, ys = plain(step, init, xs, len(xs), reverse)
+    for a, b in zip((*np_leaves(got[0]), got[1]), (*np_leaves(carry), ys), strict=True):
+        np.testing.assert_allclose(np.asarray(a), b, rtol=2e-5, atol=2e-5)
+
+
+def np_leaves(tree: Any) -> list[Any]:
+    return list(tree) if isinstance(tree, tuple) else [tree]
+
+
+def scan_kernel(name: str) -> tuple[Kernel, Kernel]:
+    step, init, xs = CASES[name]
+    (made,) = kf.jit(lambda init, xs: kf.scan(step, init, xs)).lower(init, xs).kernels
+    return made.naive, made.ir
+
+
+@pytest.mark.parametrize("name", ["scalar", "rows", "rolled", "several", "nested"])
+def test_kernels_are_well_formed_and_keep_the_meaning(name: str) -> None:
+    """The naive kernel, the scheduled one, and that one with iterations of its parallel loops in any order."""
+    naive, kernel = scan_kernel(name)
+    given = {a.name: RNG.uniform(-1, 1, int(a.size.value)).astype(DTYPES[a.dtype]) for a in kernel.args}  # type: ignore[attr-defined]
+    results = []
+    for k, shuffle in ((naive, None), (kernel, None), (kernel, 1)):
+        verify_kernel(k)
+        assert parse_kernel(print_kernel(k)) == k
+        arrays = {a.name: np.zeros(int(a.size.value), DTYPES[a.dtype]) for a in k.args}  # type: ignore[attr-defined]
+        arrays |= {a.name: given[a.name].copy() for a in k.args if a.mode == "in"}
+        run_kernel(k, arrays, {}, shuffle=shuffle)
+        results.append([arrays[a.name] for a in k.args if a.mode == "out"])
+    for found in results[1:]:
+        for a, b in zip(results[0], found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_text() -> None:
+    naive, _ = scan_kernel("scalar")
+    assert print_kernel(naive) == TEXT
+
+
+TEXT = """\
+kernel scan(in first_0: f32[1], in row_1: f32[9], out last_2: f32[1], out made_3: f32[9], scratch kept_4: f32[32]) {
+  for parallel i < 1 {
+    kept_4[0] = first_0[0]
+  }
+  for serial turn0 < 9 {
+    for parallel p0i < 1 {
+      kept_4[(turn0 + 1) % 2 * 16] = kept_4[turn0 % 2 * 16] * 0.8999999761581421f32 + row_1[turn0]
+    }
+    for parallel p1i < 1 {
+      made_3[turn0] = kept_4[turn0 % 2 * 16] * 0.8999999761581421f32 + row_1[turn0]
+    }
+  }
+  for parallel i < 1 {
+    last_2[0] = kept_4[16]
+  }
+}"""
+
+
+def test_repetitions_stand_in_each_other() -> None:
+    _, kernel = scan_kernel("nested")
+    loops = [s for s in stmts(kernel.body) if isinstance(s, For) and repeats(s)]
+    assert [s.var.name for s in loops] == ["turn1", "turn0"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3])
+def test_lengths(length: int) -> None:
+    xs = normal(length, 4)
+    carry, ys = kf.jit(lambda init, xs: kf.scan(exponential, init, xs))(np.ones(4, F32), xs)
+    expected = np.ones(4, F32)
+    for x, y in zip(xs, np.asarray(ys), strict=True):
+        expected = expected * F32(0.9) + x
+        np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(np.asarray(carry), expected)
+
+
+def test_fusion_off_leaves_loops_to_the_plan() -> None:
+    step, init, xs = CASES["several"]
+    run = kf.jit(lambda init, xs: kf.scan(step, init, xs))
+    whole = run(init, xs)
+    with kf.config(fusion=False):
+        assert len(run.lower(init, xs).kernels) > 1
+        apart = run(init, xs)
+    np.testing.assert_allclose(np.asarray(whole[1]), np.asarray(apart[1]), rtol=1e-5)
+
+
+def test_what_holds_a_while_loop_is_run_by_the_plan() -> None:
+    def step(c: Any, x: Any) -> Any:
+        c = kf.while_loop(lambda v: v < 100, lambda v: v * 3, c + x)
+        return c / 50, c
+
+    run = kf.jit(lambda xs: kf.scan(step, F32(1), xs)[1])
+    xs = np.arange(1, 5, dtype=F32)
+    assert "scan" not in [k.name for k in run.lower(xs).kernels]
+    expected, c = [], 1.0
+    for x in xs:
+        c += x
+        while c < 100:
+            c *= 3
+        expected.append(c)
+        c /= 50
+    np.testing.assert_allclose(np.asarray(run(xs)), expected, rtol=1e-5)
+
+
+def test_bodies_of_many_kernels_are_run_by_the_plan() -> None:
+    """They are compiled side by side there."""
+
+    def step(c: Any, w: Any) -> Any:
+        for _ in range(REPEATED):
+            c = c / c.sum() + w
+        return c, None
+
+    run = kf.jit(lambda c, w: kf.scan(step, c, w)[0])
+    c, w = normal(1 << 17), normal(2, 1 << 17)
+    assert "scan" not in [k.name for k in run.lower(c, w).kernels]
+
+
+def test_calls_at_once_count_their_own_turns() -> None:
+    step, init, xs = CASES["several"]
+    run = kf.jit(lambda init, xs: kf.scan(step, init, xs)[1])
+    expected = np.asarray(run(init, xs))
+    found: list[bool] = []
+
+    def work() -> None:
+        found.extend(np.array_equal(np.asarray(run(init, xs)), expected) for _ in range(200))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(found) == 800
+    assert all(found)
+
+
+def test_gradients() -> None:
+    step, init, xs = CASES["several"]
+
+    def loss(h: Any, xs: Any) -> Any:
+        return (kf.scan(step, (h, init[1]), xs)[1] ** 2).sum()
+
+    h = init[0]
+    got = np.asarray(kf.jit(kf.grad(loss))(h, xs))
+    direction = normal(8, 16)
+    tangent = kf.jvp(lambda h: loss(h, xs), (h,), (direction,))[1]
+    np.testing.assert_allclose((got * direction).sum(), float(tangent), rtol=2e-4)
+
+
+def test_inputs_between_lines_and_strided() -> None:
+    step, init, xs = CASES["rows"]
+    run = kf.jit(lambda init, xs: kf.scan(step, init, xs)[1])
+    expected = np.asarray(run(init, xs))
+    off = np.empty(xs.size + 1, F32)[1:].reshape(xs.shape)
+    off[:] = xs
+    turned = np.asfortranarray(xs)
+    for given in (off, turned):
+        np.testing.assert_array_equal(np.asarray(run(init, given)), expected)
