@@ -111,7 +111,7 @@ class Result(NamedTuple):
 class Call:
     """What a call does, for a backend that can do all of it at once.
 
-    The memory of a call is a list of slots: its arguments, ``consts``, the results, and places in the arena.
+    The memory of a call is a list of slots: its arguments, ``consts``, the results, the arena, and places in these.
 
     Attributes:
         array, buffer, pooled: the classes of results, of memory, and of memory that nothing but its array sees.
@@ -119,7 +119,7 @@ class Call:
         gone: stands for their memory afterwards.
         consts: handles.
         arena: makes the buffer of the arena; None without one.
-        offsets: of places in it, in bytes.
+        places: the slot that each is in, and how many bytes from its beginning.
         launches: executables, and the slots each one takes.
         work: bytes moved and operations done, for a guess of how long it takes.
         finish: makes what is returned from the tuple of results; None stands for the only result itself.
@@ -134,7 +134,7 @@ class Call:
     consts: tuple[Any, ...]
     results: tuple[Result, ...]
     arena: Callable[[], Any] | None
-    offsets: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
     launches: tuple[tuple[Any, tuple[int, ...]], ...]
     work: int
     finish: Callable[[Any], Any] | None

@@ -39,6 +39,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.memo import memo
 from kernelforge.ir.nest import axes, collapse, digits, nest, variables
+from kernelforge.ir.runs import begun, reach, read
 from kernelforge.ir.structure import Pattern, pattern
 from kernelforge.ir.types import row_major
 
@@ -55,11 +56,16 @@ rounding error of long columns grows with the number of blocks alone, and partia
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Nest:
-    """A lowered part: the statements and which value each argument holds."""
+    """A lowered part: the statements and which value each argument holds.
+
+    Attributes:
+        runs: of the inputs of which it takes some elements alone, which.
+    """
 
     body: tuple[Stmt, ...]
     inputs: dict[Value, str]
     outputs: dict[Value, str]
+    runs: dict[Value, range] = dataclasses.field(default_factory=dict)
 
 
 def combine(name: str, a: Expr, b: Expr) -> Expr:
@@ -109,11 +115,16 @@ def lower(
     Raises:
         Refused: when no single nest computes the part.
     """
+    part, runs = begun(part, strides or ())
     mine = pattern(part, strides or {})
     first, made = _lowered(mine, prefix, tf32)
     value = dict(zip(first.values, mine.values, strict=True))
+    inputs = {value[v]: n for v, n in made.inputs.items()}
     return Nest(
-        made.body, {value[v]: n for v, n in made.inputs.items()}, {value[v]: n for v, n in made.outputs.items()}
+        made.body,
+        {runs[v][0] if v in runs else v: n for v, n in inputs.items()},
+        {value[v]: n for v, n in made.outputs.items()},
+        {runs[v][0]: runs[v][1] for v in inputs if v in runs},
     )
 
 
@@ -128,7 +139,7 @@ def buffers_of(part: Part) -> int:
     Raises:
         Refused: when no single nest computes the part, or its nodes would be computed more than ``RECOMPUTE`` times.
     """
-    found = _tried(pattern(part, {}))
+    found = _tried(pattern(begun(part, ())[0], {}))
     if isinstance(found, str):
         raise Refused(found)
     return found
@@ -175,7 +186,9 @@ class _Builder:
             body = self.top(loops, inner)
         else:
             body = self.map()
-        return Nest(body, self.low.inputs, self.names)
+        if self.low.trial:
+            return Nest(body, self.low.inputs, self.names)
+        return Nest(*read(body, self.low.inputs, f"{self.low.prefix}x"), self.names)
 
     def top(self, loops: Sequence[Var], body: Sequence[Stmt]) -> tuple[Stmt, ...]:
         """Wrap the body in its parallel loops, one of a single iteration where there are none."""
@@ -458,32 +471,28 @@ class _Builder:
 
 def to_kernel(
     name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]], tf32: bool = False
-) -> tuple[Kernel, list[Value]]:
+) -> tuple[Kernel, list[Value], dict[str, int]]:
     """Lower parts that do not depend on each other into one kernel.
 
-    Returns the kernel and the value behind each of its arguments, in order.
+    Returns the kernel, the value behind each of its arguments, in order, and the element by which those arguments begin
+    that are not all of one.
 
     Raises:
         Refused: see ``lower``.
     """
     args: list[Arg] = []
     values: list[Value] = []
+    starts: dict[str, int] = {}
     body: list[Stmt] = []
     for k, part in enumerate(parts):
         made = lower(part, strides, f"p{k}" if len(parts) > 1 else "", tf32)
+        starts |= {made.inputs[value]: run.start for value, run in made.runs.items()}
         for value, arg in made.inputs.items():
-            size = reach(value, strides.get(value))
+            size = len(made.runs[value]) if value in made.runs else reach(value, strides.get(value))
             args.append(Arg(arg, value.type.name, i64(size), "in"))
             values.append(value)
         for value, arg in made.outputs.items():
             args.append(Arg(arg, value.type.name, i64(value.type.size), "out"))
             values.append(value)
         body += made.body
-    return Kernel(name, tuple(args), (), tuple(body)), values
-
-
-def reach(value: Value, strides: tuple[int, ...] | None) -> int:
-    """Return how many elements from the first one on an input spans, counting only forward strides."""
-    if strides is None or not value.type.size:
-        return value.type.size
-    return 1 + sum(max(s, 0) * (n - 1) for s, n in zip(strides, value.type.shape, strict=True))
+    return Kernel(name, tuple(args), (), tuple(body)), values, starts

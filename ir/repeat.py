@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from kernelforge.ir.accesses import Index, redirected
 from kernelforge.ir.graph import Graph, Node, Value
@@ -22,10 +23,13 @@ Place = tuple[str, Expr]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """A kernel of a graph, and the values behind its arguments but for scratch."""
+    """A kernel of a graph, the values behind its arguments but for scratch, and the elements by which those arguments
+    begin that are not all of one.
+    """
 
     kernel: Kernel
     values: Sequence[Value]
+    starts: Mapping[str, int] = MappingProxyType({})
 
 
 def repeats(stmt: Stmt) -> bool:
@@ -105,7 +109,10 @@ class _Made:
             for value in t.values:
                 if value not in places:
                     places[value] = self.whole("between", "scratch", value)
-            where = dict(zip((a.name for a in t.kernel.args), (places[v] for v in t.values), strict=False))
+            where: dict[str, Place] = {}
+            for arg, value in zip(t.kernel.args, t.values, strict=False):
+                buffer, offset = places[value]
+                where[arg.name] = buffer, offset + t.starts.get(arg.name, 0)
             for arg in t.kernel.args[len(t.values) :]:
                 where[arg.name] = self.argument("part", arg.dtype, arg.size, "scratch"), i64(0)
             out += redirected(t.kernel.body, where, lambda b, index: _at(where[b], index))  # noqa: B023 - runs at once

@@ -156,14 +156,15 @@ def _compile(
             kernels += inner
         else:
             compiled = order.compiled(region)
-            slots = [planner.slots[v] for v in order.values]
+            named = zip(compiled.ir.args, order.values, strict=False)
+            slots = [planner.at(v, order.starts.get(a.name, 0)) for a, v in named]
             slots += [planner.scratch(k, nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
             steps.append(Launch(compiled, tuple(slots), ()))
             kernels.append(compiled)
-    offsets, arena = planner.arena()
+    places, arena = planner.places()
     return Plan(
         optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
-        offsets, arena, pool(backend),
+        places, arena, pool(backend),
         tuple(size_class(v.type.nbytes) for v in optimized.outputs),
         tuple(planner.slots[v] if v in donations.taken else None for v in optimized.outputs),
     )  # fmt: skip
@@ -234,6 +235,7 @@ class _Order(NamedTuple):
         parameters: that tuning found.
         wait: returns the executable.
         values: behind each of its arguments.
+        starts: the element by which an argument begins that is not all of it.
     """
 
     naive: Kernel
@@ -241,6 +243,7 @@ class _Order(NamedTuple):
     parameters: Parameters
     wait: Callable[[], Executable]
     values: list[Value]
+    starts: dict[str, int]
 
     def compiled(self, region: Region) -> Compiled:
         found = cost(self.naive)
@@ -269,35 +272,34 @@ def _ordered(
             if made is None:
                 orders.append(None)
                 continue
-            naive, values, kernel, found = made
+            naive, values, starts, kernel, found = made
             if region.opaque is None:
-                kernel, values = donations.settled(k, kernel, values)
+                kernel, values = donations.settled(k, kernel, values, starts)
             if kernel not in started:
                 text = print_kernel(kernel)
                 name = cache.key(text, backend.limits.fingerprint)
                 started[kernel] = start(_executable(kernel, text, name, backend))
-            orders.append(_Order(naive, kernel, found, started[kernel], values))
+            orders.append(_Order(naive, kernel, found, started[kernel], values, starts))
     return orders
 
 
 def _kernel(
     region: Region, strides: dict[Value, tuple[int, ...]], backend: Backend, config: Config, known: Known
-) -> tuple[Kernel, list[Value], Kernel, Parameters] | None:
+) -> tuple[Kernel, list[Value], dict[str, int], Kernel, Parameters] | None:
     """Lower and schedule a region; None where the plan runs it.
 
-    Returns the naive kernel, the value behind each of its arguments but for scratch, the kernel that is printed, and
-    what tuning found for it.
+    Returns what ``to_kernel`` does, the kernel that is printed, and what tuning found for it.
     """
     if region.opaque is not None:
         pair = _repeated(region.opaque, backend, config, known)
-        return pair and (pair[0], [*region.opaque.inputs, *region.opaque.outputs], pair[1], ())
+        return pair and (pair[0], [*region.opaque.inputs, *region.opaque.outputs], {}, pair[1], ())
     tf32 = config.precision == "high" and "tf32" in backend.limits.native
     parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
-    naive, values = to_kernel(_name(region), parts, strides, tf32)
+    naive, values, starts = to_kernel(_name(region), parts, strides, tf32)
     if naive not in known:
         parameters = tuned.parameters(naive, backend)
         known[naive] = _tuned(naive, parameters, backend, config), tuple(parameters.items())
-    return naive, values, *known[naive]
+    return naive, values, starts, *known[naive]
 
 
 def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Kernel, Kernel] | None:
@@ -321,8 +323,9 @@ def _turns(graph: Graph, backend: Backend, config: Config, known: Known) -> tupl
         made = _kernel(region, {}, backend, config, known)
         if made is None or graph.consts:
             return None
-        naive.append(Turn(scratch(made[0]), made[1]))
-        turns.append(Turn(made[2], made[1]))
+        before, values, starts, kernel, _ = made
+        naive.append(Turn(scratch(before), values, starts))
+        turns.append(Turn(kernel, values, starts))
     return graph, naive, turns
 
 

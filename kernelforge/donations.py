@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kernelforge.ir.fuse import Region
 from kernelforge.ir.graph import Graph, Value
@@ -39,11 +39,14 @@ class Donations:
         """Find memory for what region ``k`` makes, which is no kernel."""
         self._find(k, lambda value, other: False)
 
-    def settled(self, k: int, kernel: Kernel, values: list[Value]) -> tuple[Kernel, list[Value]]:
+    def settled(
+        self, k: int, kernel: Kernel, values: list[Value], starts: Mapping[str, int]
+    ) -> tuple[Kernel, list[Value]]:
         """Return the kernel of region ``k`` with values in the memory of others, and what is behind its arguments.
 
         Args:
             values: behind the kernel's arguments but for scratch.
+            starts: of the arguments that are not all of a value.
         """
         names = {v: a.name for v, a in zip(values, kernel.args, strict=False)}
         overwriting: Overwriting | None = None
@@ -51,7 +54,7 @@ class Donations:
         def merged(value: Value, other: Value) -> bool:
             nonlocal overwriting
             # parts of a kernel that share a launch have arguments of their own
-            if values.count(other) != 1:
+            if values.count(other) != 1 or names[other] in starts:
                 return False
             overwriting = overwriting or Overwriting(kernel)
             return overwriting.tried(names[value], names[other])

@@ -42,13 +42,13 @@ def test_equal_kernels_are_compiled_once() -> None:
 
 def test_values_share_the_arena_while_they_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     planners: list[Any] = []
-    arena = planning.Planner.arena
+    places = planning.Planner.places
 
     def watched(planner: Any) -> Any:
         planners.append(planner)
-        return arena(planner)
+        return places(planner)
 
-    monkeypatch.setattr(planning.Planner, "arena", watched)
+    monkeypatch.setattr(planning.Planner, "places", watched)
 
     def layers(x: Any, w: Any, v: Any) -> Any:
         for k in range(3):
@@ -57,8 +57,9 @@ def test_values_share_the_arena_while_they_are_apart(monkeypatch: pytest.MonkeyP
 
     kf.jit(layers).lower(np.ones((40, 1024), np.float32), np.ones((1024, 700)), np.ones((700, 1024)))
     for planner in planners:
-        offsets, size = arena(planner)
-        wanted = planner._wanted
+        found, size = places(planner)
+        offsets, wanted = [offset for _, offset in found], list(planner._wanted.values())
+        assert len(offsets) == len(wanted)
         for k, (turns, nbytes) in enumerate(wanted):
             assert offsets[k] % planning.ALIGNMENT == 0
             assert offsets[k] + nbytes <= size

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ class Head(enum.IntEnum):
     CONSTS = 5
     OUTPUTS = 6
     ARENA = 7
-    OFFSETS = 8
+    PLACES = 8
     STEPS = 9
     SLOTS = 10
     WORDS = 11
@@ -194,7 +195,7 @@ class Entry:
         results = [word for result in call.results for word in self._result(result, call.backend, bool(call.given))]
         # another thread may donate these while the call has no GIL
         read = [k for k, x in enumerate(like) if type(x) is call.array and k not in call.given and call.work > HEAVY]
-        slots = len(like) + len(call.consts) + len(call.results) + len(call.offsets)
+        slots = len(like) + len(call.consts) + len(call.results) + 1 + len(call.places)
         frame = max((len(taken) for _, taken in call.launches), default=0)
         steps = [w for executable, taken in call.launches for w in (executable.address, len(taken), *taken)]
         self._head = {
@@ -204,7 +205,7 @@ class Entry:
             Head.CONSTS: len(call.consts),
             Head.OUTPUTS: len(call.results),
             Head.ARENA: 0 if call.arena is None else id(call.arena),
-            Head.OFFSETS: len(call.offsets),
+            Head.PLACES: len(call.places),
             Head.STEPS: len(call.launches),
             Head.SLOTS: slots,
             Head.WORDS: slots + len(like) + frame,
@@ -216,7 +217,7 @@ class Entry:
             Head.READ: len(read),
         }
         consts = [h.address for h in call.consts]
-        self._rest = [*arguments, *consts, *call.given, *read, *results, *call.offsets, *steps]
+        self._rest = [*arguments, *consts, *call.given, *read, *results, *itertools.chain(*call.places), *steps]
 
     def _argument(self, x: Any, array: type, donated: bool) -> list[int]:
         """Say what an argument must be; one that ``x`` is itself."""

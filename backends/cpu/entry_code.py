@@ -344,13 +344,15 @@ def entry_ir() -> str:
     c.require("ne", made, 0, _FAILED)
     with c.times(head[Head.OUTPUTS]) as k:
         c.push(_result(c, made, k, numbers), slots)
+    base = c.variable(0)
     with c.where("ne", head[Head.ARENA], 0):
         buffer = c.call("PyObject_CallNoArgs", head[Head.ARENA])
         c.set(buffer, arena)
         c.require("ne", buffer, 0, _FAILED)
-        base = _held(c, buffer)
-        with c.times(head[Head.OFFSETS]):
-            c.push(c.add(base, c.next()), slots)
+        c.set(_held(c, buffer), base)
+    c.push(c.get(base), slots)
+    with c.times(head[Head.PLACES]):
+        c.push(c.add(c.load(memory, c.bytes(c.next())), c.next()), slots)
 
     state = c.variable(0)
     with c.where("ne", head[Head.HEAVY], 0):

@@ -12,10 +12,8 @@ from kernelforge.backends.base import Argument, Backend, Executable
 from kernelforge.ir.fuse import Fusion, Region
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.runs import ALIGNMENT
 from kernelforge.runtime.memory import Buffer, Pool, allocate, upload
-
-ALIGNMENT = 256
-"""Bytes; every value of the arena starts at a multiple, so that vector loads of any device are aligned."""
 
 Memory = list[Argument]
 
@@ -160,13 +158,14 @@ def _flag(backend: Backend, argument: Argument) -> bool:
 class Plan:
     """A graph ready to run on one device.
 
-    Memory is a list of slots: the graph's inputs, its constants, its outputs, then what only the plan needs, which
-    lies in one arena.
+    Memory is a list of slots: the graph's inputs, its constants, its outputs, the arena, then places in these: what
+    only the plan needs lies in the arena, and launches may read what is anywhere from an element on.
 
     Attributes:
         graph: after the passes, as it was compiled.
         fusion: its regions in the order they run, and why they are what they are.
         kernels: in the order of their first launch, those of inner plans included.
+        places: the slot that each is in, and how many bytes from its beginning.
         arena: bytes needed besides inputs and outputs.
         pool: of the device.
         sizes: size class of each output, in bytes.
@@ -179,7 +178,7 @@ class Plan:
     kernels: tuple[Compiled, ...]
     steps: tuple[Step, ...]
     consts: tuple[Buffer, ...]
-    offsets: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
     arena: int
     pool: Pool
     sizes: tuple[int, ...]
@@ -208,10 +207,16 @@ class Plan:
 
     def execute(self, inputs: Sequence[Argument], outputs: Sequence[Argument]) -> None:
         """Run on handles, writing the results where the caller says."""
-        memory: Memory = [*inputs, *[(b.handle, 0) for b in self.consts], *outputs]
-        if self.arena:
-            arena = allocate(self.backend, self.arena)
-            memory += [(arena.handle, offset) for offset in self.offsets]
+        arena = allocate(self.backend, self.arena) if self.arena else None
+        memory: Memory = [
+            *inputs,
+            *[(b.handle, 0) for b in self.consts],
+            *outputs,
+            (None if arena is None else arena.handle, 0),
+        ]
+        for slot, offset in self.places:
+            handle, start = memory[slot]
+            memory.append((handle, start + offset))
         for step in self.steps:
             step.run(self.backend, memory)
 
@@ -239,8 +244,9 @@ class Planner:
             # also what is written and never read, as some of what a loop makes
             for value in (*region.outputs, *(v for node in region.nodes for v in node.inputs)):
                 last[first.get(value, value)] = k
-        self._first = len(known)
-        self._wanted: list[tuple[range, int]] = []
+        self._arena = len(known)
+        self._places: list[tuple[int, int]] = []
+        self._wanted: dict[int, tuple[range, int]] = {}  # by number of the place
         for k, region in enumerate(regions):
             for value in region.outputs:
                 if value in taken:
@@ -252,23 +258,33 @@ class Planner:
         """Give the kernel of region ``k`` memory while it runs; returns its slot."""
         return self._slot(range(k, k + 1), nbytes)
 
+    def at(self, value: Value, element: int) -> int:
+        """Return the slot of a value from an element on."""
+        slot = self.slots[value]
+        return self._place(slot, element * value.type.dtype.itemsize) if element else slot
+
     def _slot(self, turns: range, nbytes: int) -> int:
         """Ask for a place in the arena while the regions ``turns`` run; returns its slot."""
-        self._wanted.append((turns, -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT))
-        return self._first + len(self._wanted) - 1
+        self._wanted[len(self._places)] = turns, -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
+        return self._place(self._arena, 0)
 
-    def arena(self) -> tuple[tuple[int, ...], int]:
-        """Return where in the arena the slots are that were asked for, and its size.
+    def _place(self, slot: int, offset: int) -> int:
+        self._places.append((slot, offset))
+        return self._arena + len(self._places)
+
+    def places(self) -> tuple[tuple[tuple[int, int], ...], int]:
+        """Return where all places are, and the size of the arena.
 
         What is large for long comes first: the rest finds room beside it.
         """
         placed: dict[int, tuple[range, int, int]] = {}
-        order = sorted(enumerate(self._wanted), key=lambda w: (-w[1][1] * len(w[1][0]), w[0]))
-        for slot, (turns, size) in order:
+        order = sorted(self._wanted.items(), key=lambda w: (-w[1][1] * len(w[1][0]), w[0]))
+        for k, (turns, size) in order:
             meanwhile = [(o, n) for t, o, n in placed.values() if t.start < turns.stop and turns.start < t.stop]
-            placed[slot] = turns, _first_fit(meanwhile, size), size
-        offsets = tuple(placed[slot][1] for slot in range(len(placed)))
-        return offsets, max((o + n for _, o, n in placed.values()), default=0)
+            placed[k] = turns, _first_fit(meanwhile, size), size
+        found = (placed[k][1] if k in placed else offset for k, (_, offset) in enumerate(self._places))
+        places = tuple((slot, offset) for (slot, _), offset in zip(self._places, found, strict=True))
+        return places, max((o + n for _, o, n in placed.values()), default=0)
 
     def opaque(self, node: Node, compile_graph: Callable[[Graph], Plan]) -> tuple[Step, list[Compiled]]:
         """Make the step of a node that holds graphs."""

@@ -28,7 +28,7 @@ WITH_KERNEL = [n for n in names() if PRIMITIVES[n].kind is not Kind.OPAQUE]
 def run(graph: Graph, inputs: list[np.ndarray], limits, columns: bool = False) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
     values = dict(zip(graph.inputs, inputs, strict=True)) | dict(graph.consts)
     for region in fuse(graph, columns=columns).regions:
-        kernel, held = to_kernel("k", region.parts, {})
+        kernel, held, _ = to_kernel("k", region.parts, {})
         if limits is not None:
             kernel = finish(schedule(kernel, limits), frozenset())
         verify_kernel(kernel)
@@ -84,7 +84,7 @@ def norm_gradient(x, g):  # type: ignore[no-untyped-def]
 def test_columns_are_made_beside_the_rows(fn, shape: tuple[int, ...], form: str) -> None:  # type: ignore[no-untyped-def]
     graph = build(fn, [Type(shape, F32)] * 2)
     (region,) = fuse(graph, columns=True).regions
-    kernel, _ = to_kernel("k", region.parts, {})
+    kernel, _, _ = to_kernel("k", region.parts, {})
     assert {s.space for s in kernel.body if isinstance(s, Alloc)} == {"global"}
     rng = np.random.default_rng(1)
     inputs = [rng.normal(size=shape).astype(F32) for _ in range(2)]
