@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from kernelforge.ir.accesses import Index, redirected
 from kernelforge.ir.graph import Graph, Node, Value
@@ -29,7 +28,7 @@ class Turn:
 
     kernel: Kernel
     values: Sequence[Value]
-    starts: Mapping[str, int] = MappingProxyType({})
+    starts: Mapping[str, int]
 
 
 def repeats(stmt: Stmt) -> bool:
