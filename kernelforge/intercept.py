@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from kernelforge.errors import UnsupportedFunction
+from kernelforge.dtypes import promote
+from kernelforge.errors import UnsupportedArgument, UnsupportedFunction
 from kernelforge.ir.build import in_package, user_line
-from kernelforge.methods import FUNCTIONS, Methods, function, meaningful
+from kernelforge.methods import FUNCTIONS, REFUSED, Methods, function, meaningful
 
 CREATORS = (
     "zeros",
@@ -99,14 +100,48 @@ def _refusal(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+class Joined:
+    """``numpy.r_`` or ``numpy.c_``, whose indices may be traced arrays; without these it is NumPy's.
+
+    Raises:
+        UnsupportedArgument: for a string, which would say how arrays are joined.
+    """
+
+    def __init__(self, original: Any, columns: bool) -> None:
+        self._original, self._columns = original, columns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        items = key if isinstance(key, tuple) else (key,)
+        if not any(isinstance(x, Methods) for x in items):
+            return self._original[key]
+        made = []
+        for item in items:
+            if isinstance(item, str):
+                op = "np.c_" if self._columns else "np.r_"
+                raise UnsupportedArgument(op=op, name="a string", found=item, expected="use np.concatenate")
+            x = FUNCTIONS["asarray"](self._original[item] if isinstance(item, slice) else item)
+            x = FUNCTIONS["reshape"](x, -1) if x.ndim == 0 else x
+            made.append(FUNCTIONS["reshape"](x, (-1, 1)) if self._columns and x.ndim == 1 else x)
+        numbers = [isinstance(x, int | float) and not isinstance(x, np.generic) for x in items]
+        dtypes = [
+            [x.dtype for x, n in zip(made, numbers, strict=True) if n is is_number] for is_number in (False, True)
+        ]
+        kind = promote(*dtypes)
+        return FUNCTIONS["concatenate"]([FUNCTIONS["astype"](x, kind) for x in made], -1 if self._columns else 0)
+
+
 @functools.cache
 def _replaced() -> list[tuple[Any, str, Any, Any]]:
     """Return the modules and names that are replaced, with what is there and what comes in its place."""
-    found = []
-    for name in FUNCTIONS:
+    found: list[tuple[Any, str, Any, Any]] = []
+    for name in (*FUNCTIONS, *REFUSED):
         original = getattr(np, name, None)
         if callable(original) and not isinstance(original, np.ufunc | type):
             found.append((np, name, original, _replacement(name, original)))
+    found += [(np, name, getattr(np, name), Joined(getattr(np, name), name == "c_")) for name in ("r_", "c_")]
     for name in np.random.__all__:
         original = getattr(np.random, name)
         if callable(original) and not isinstance(original, type) and name not in ("seed", "get_state", "set_state"):

@@ -12,6 +12,7 @@ import numpy as np
 
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy import (
+    bits,
     creation,
     integers,
     joins,
@@ -20,6 +21,7 @@ from kernelforge.numpy import (
     polynomials,
     products,
     reductions,
+    refused,
     search,
     segments,
     selection,
@@ -78,6 +80,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "bits",
     "creation",
     "integers",
     "joins",
@@ -86,6 +89,7 @@ __all__ = [
     "polynomials",
     "products",
     "reductions",
+    "refused",
     "search",
     "segments",
     "selection",

@@ -128,11 +128,28 @@ def _own(op: str, a: Any) -> Tracer:
 def put(a: Any, ind: Any, v: Any, mode: str = "raise") -> None:
     """``numpy.put``, on an array made inside of the function."""
     flat = FUNCTIONS["reshape"](_own("put", a), -1)
-    if mode != "raise":
-        raise UnsupportedArgument(op="np.put", name="mode", found=mode, expected="raise")
     index = FUNCTIONS["reshape"](FUNCTIONS["asarray"](ind), -1)
     value = FUNCTIONS["resize"](v, index.shape)
+    if mode not in ("raise", "clip", "wrap"):
+        raise InvalidParameter(op="np.put", name="mode", found=mode, expected="raise, clip or wrap", loc=user_line())
+    if mode == "clip":
+        index = FUNCTIONS["clip"](index, 0, flat.size - 1)
+    elif mode == "wrap":
+        index = FUNCTIONS["remainder"](index, flat.size)
     a.assign("put", FUNCTIONS["reshape"](flat.at[index].set(FUNCTIONS["astype"](value, a.dtype)), a.shape))
+
+
+def place(arr: Any, mask: Any, vals: Any) -> None:
+    """``numpy.place``, on an array made inside of the function."""
+    chosen = FUNCTIONS["not_equal"](mask, 0)
+    ranks = FUNCTIONS["reshape"](FUNCTIONS["cumsum"](FUNCTIONS["ravel"](chosen)), np.shape(chosen))
+    given = FUNCTIONS["ravel"](FUNCTIONS["asarray"](vals))
+    if not given.size or np.shape(chosen) != np.shape(arr):
+        found = f"{np.shape(arr)}, {np.shape(chosen)} and {given.shape}"
+        expected = "a mask of the array's shape, and at least one value"
+        raise ShapeMismatch(op="np.place", found=found, expected=expected, loc=user_line())
+    value = FUNCTIONS["take"](given, FUNCTIONS["remainder"](ranks - 1, given.size))
+    _own("place", arr).assign("place", FUNCTIONS["where"](chosen, FUNCTIONS["astype"](value, arr.dtype), arr))
 
 
 def putmask(a: Any, mask: Any, values: Any) -> None:
@@ -236,26 +253,26 @@ def apply_over_axes(func: Any, a: Any, axes: Any) -> Any:
 
 
 def insert(arr: Any, obj: Any, values: Any, axis: int | None = None) -> Any:
-    """``numpy.insert``, at one place that is known while tracing."""
+    """``numpy.insert``, at places that are known while tracing."""
     x = FUNCTIONS["reshape"](arr, -1) if axis is None else FUNCTIONS["asarray"](arr)
     on = 0 if axis is None else normalize_axis_index(axis, x.ndim)
-    at = _static("insert", obj, x.shape[on])
-    if at.size != 1:
-        raise UnsupportedArgument(op="np.insert", name="obj", found=f"{at.size} places", expected="one at a time")
+    n = x.shape[on]
+    at = _static("insert", obj, n)
     value = FUNCTIONS["astype"](FUNCTIONS["asarray"](values), x.dtype)
-    if at.ndim == 0 and value.ndim == x.ndim:
-        value = FUNCTIONS["moveaxis"](value, 0, on)
-    elif at.ndim == 0 and value.ndim == x.ndim - 1 and value.ndim:
-        value = FUNCTIONS["expand_dims"](value, on)
-    elif value.ndim:
+    if at.ndim == 0:  # all values at one place
+        if value.ndim == x.ndim - 1 and value.ndim:
+            value = FUNCTIONS["expand_dims"](value, on)
+        elif value.ndim == x.ndim:
+            value = FUNCTIONS["moveaxis"](value, 0, on)
+    if value.ndim:
         value = value.reshape((*(1,) * (x.ndim - value.ndim), *value.shape))
-    count = value.shape[on] if value.ndim == x.ndim else 1
+    single = at.size == 1 and value.ndim == x.ndim
+    count = value.shape[on] if single else at.size
     value = FUNCTIONS["broadcast_to"](value, (*x.shape[:on], count, *x.shape[on + 1 :]))
-    i = int(at.reshape(-1)[0])
-    index: list[Any] = [slice(None)] * x.ndim
-    before, after = [*index], [*index]
-    before[on], after[on] = slice(0, i), slice(i, None)
-    return FUNCTIONS["concatenate"]([x[tuple(before)], value, x[tuple(after)]], on)
+    if single:
+        at = np.repeat(at.reshape(-1), count)
+    before = np.argsort(np.concatenate([at.reshape(-1), np.arange(n)]), kind="stable")
+    return FUNCTIONS["take"](FUNCTIONS["concatenate"]([value, x], on), before, on)
 
 
 def block(arrays: Any) -> Any:
@@ -351,7 +368,7 @@ def array_equiv(a1: Operand, a2: Operand) -> Sym:
 
 
 for _fn in (
-    piecewise, put, putmask, delete, insert, block, compress, extract, diag_indices_from, apply_over_axes,
+    piecewise, put, putmask, place, delete, insert, block, compress, extract, diag_indices_from, apply_over_axes,
     _triangle("tril"), _triangle("triu"),
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn

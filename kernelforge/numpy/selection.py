@@ -9,11 +9,11 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge import indexing
-from kernelforge.errors import ReadOnlyArray, ShapeMismatch, UnsafeCast, UnsupportedArgument
+from kernelforge.errors import InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsafeCast, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.jit import jit
-from kernelforge.methods import FUNCTIONS, REFUSED
+from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import iota
 from kernelforge.numpy.dispatch import array_function, lift, wrap
 from kernelforge.numpy.products import contract
@@ -238,30 +238,42 @@ def _edge(value: Operand, like: Sym, axis: int) -> Sym:
 def gradient(
     f: Sym, *spacing: Sym, axis: int | Sequence[int] | None = None, edge_order: int = 1
 ) -> Sym | tuple[Sym, ...]:
-    """``numpy.gradient`` for evenly spaced samples."""
-    if edge_order != 1 or any(s.ndim for s in spacing):
-        raise UnsupportedArgument(
-            op="np.gradient", name="spacing", found="coordinates", expected="numbers, and edge_order=1"
-        )
     axes = range(f.ndim) if axis is None else [axis] if isinstance(axis, int | np.integer) else axis
     axes = [normalize_axis_index(i, f.ndim) for i in axes]
-    steps = list(spacing) * len(axes) if len(spacing) == 1 else list(spacing) or [as_sym(1.0)] * len(axes)
+    steps = list(spacing) * len(axes) if len(spacing) == 1 and not spacing[0].ndim else list(spacing)
+    steps = steps or [as_sym(1.0)] * len(axes)
+    if len(steps) != len(axes) or any(
+        s.ndim and s.shape != f.shape[i : i + 1] for i, s in zip(axes, steps, strict=True)
+    ):
+        found = f"{[s.shape for s in steps]} for the axes {list(axes)} of {f.shape}"
+        expected = "a number, or for each axis a number or coordinates of its extent"
+        raise ShapeMismatch(op="np.gradient", found=found, expected=expected, loc=user_line())
+    if edge_order not in (1, 2):
+        raise InvalidParameter(
+            op="np.gradient", name="edge_order", found=edge_order, expected="1 or 2", loc=user_line()
+        )
     x = f if f.dtype.kind == "f" else f.astype(np.float64)
-    made = tuple(_slope(x, on, step) for on, step in zip(axes, steps, strict=True))
+    made = tuple(_slope(x, on, step.astype(x.dtype), edge_order) for on, step in zip(axes, steps, strict=True))
     return made[0] if len(made) == 1 else made
 
 
-def _slope(x: Sym, on: int, step: Sym) -> Sym:
+def _slope(x: Sym, on: int, step: Sym, order: int) -> Sym:
     n = x.shape[on]
-    if n < 2:
-        raise ShapeMismatch(
-            op="np.gradient", found=x.shape, expected="at least two elements along the axis", loc=user_line()
-        )
-    first = part(x, on, 1, 2) - part(x, on, 0, 1)
-    last = part(x, on, n - 1, n) - part(x, on, n - 2, n - 1)
-    inside = (part(x, on, 2, n) - part(x, on, 0, n - 2)) * 0.5
-    whole = FUNCTIONS["concatenate"]([first, inside, last], on)
-    return ufunc("divide", whole, step.astype(x.dtype))
+    if n <= order:
+        expected = f"at least {order + 1} elements along the axis"
+        raise ShapeMismatch(op="np.gradient", found=x.shape, expected=expected, loc=user_line())
+    along = tuple(n - 1 if i == on else 1 for i in range(x.ndim))
+    h = diff(step).reshape(along) if step.ndim else step.broadcast(along)
+    slopes = ufunc("divide", diff(x, axis=on), h)
+    # the parabola through three points has at the middle one a mean of the slopes beside it, weighted by the other step
+    before, after = part(h, on, 0, n - 2), part(h, on, 1, n - 1)
+    left, right = part(slopes, on, 0, n - 2), part(slopes, on, 1, n - 1)
+    inside = ufunc("divide", left * after + right * before, before + after)
+    first, last = part(slopes, on, 0, 1), part(slopes, on, n - 2, n - 1)
+    if order == 2:  # and at its ends as much beyond the slope as that is beyond the mean
+        first = first * 2 - part(inside, on, 0, 1)
+        last = last * 2 - part(inside, on, n - 3, n - 2)
+    return FUNCTIONS["concatenate"]([first, inside, last], on)  # type: ignore[no-any-return]
 
 
 @array_function("y", "x", "dx")
@@ -306,12 +318,3 @@ def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
     padded = apply("pad", a.astype(dtype), as_sym(0).astype(dtype), low=(low,), high=(high,), interior=(0,))
     seen = windows(padded, (0,), (n,))
     return contract(seen, "ij", v.astype(dtype), "j", "i")
-
-
-_WHY = {
-    "the shape of its result depends on values; use np.where(mask, x, y), or pass the indices as an argument": (
-        "intersect1d setdiff1d setxor1d"
-    ),
-    "its results may be complex; linalg.eigh is for symmetric matrices": "linalg.eig linalg.eigvals",
-}
-REFUSED |= {name: reason for reason, names in _WHY.items() for name in names.split()}

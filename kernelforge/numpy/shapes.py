@@ -301,6 +301,17 @@ def _size(a: Any, axis: int | None = None) -> int:
     return math.prod(shape) if axis is None else int(shape[axis])
 
 
+def _required(a: Any, dtype: Any = None, requirements: Any = None) -> Any:
+    """``numpy.require`` and ``numpy.asfortranarray``: traced arrays have no order."""
+    return FUNCTIONS["asarray"](a, dtype)
+
+
+def _einsum_path(subscripts: str, *operands: Any, optimize: Any = "greedy", einsum_call: bool = False) -> Any:
+    """``numpy.einsum_path``, which asks for shapes alone."""
+    like = (np.broadcast_to(0.0, np.shape(x)) for x in operands)
+    return np.einsum_path(subscripts, *like, optimize=optimize)
+
+
 FUNCTIONS |= {
     "shape": lambda a: a.shape if hasattr(a, "shape") else np.shape(a),
     "ndim": lambda a: len(a.shape) if hasattr(a, "shape") else np.ndim(a),
@@ -308,6 +319,10 @@ FUNCTIONS |= {
     "iscomplexobj": lambda x: False,
     "isrealobj": lambda x: True,
     "real": lambda val: val.real,
+    "einsum_path": _einsum_path,
+    "common_type": lambda *arrays: np.common_type(*(np.empty(0, x.dtype) for x in arrays)),
+    "asfortranarray": _required,
+    "require": _required,
 }
 
 FUNCTIONS["sliding_window_view"] = FUNCTIONS["lib.stride_tricks.sliding_window_view"]

@@ -5,7 +5,7 @@ Without it the values have to be known: outside of compiled functions, or where 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
@@ -172,6 +172,43 @@ def unique(
     return tuple(made) if len(made) > 1 else made[0]
 
 
+class UniqueAll(NamedTuple):
+    values: Any
+    indices: Any
+    inverse_indices: Any
+    counts: Any
+
+
+class UniqueCounts(NamedTuple):
+    values: Any
+    counts: Any
+
+
+class UniqueInverse(NamedTuple):
+    values: Any
+    inverse_indices: Any
+
+
+def unique_all(x: Any, *, size: int | None = None, fill_value: Any = None) -> UniqueAll:
+    """``numpy.unique_all``; see ``unique``, but that each NaN stands for itself."""
+    return UniqueAll(*unique(x, True, True, True, equal_nan=False, size=size, fill_value=fill_value))
+
+
+def unique_counts(x: Any, *, size: int | None = None, fill_value: Any = None) -> UniqueCounts:
+    """``numpy.unique_counts``; see ``unique_all``."""
+    return UniqueCounts(*unique(x, return_counts=True, equal_nan=False, size=size, fill_value=fill_value))
+
+
+def unique_inverse(x: Any, *, size: int | None = None, fill_value: Any = None) -> UniqueInverse:
+    """``numpy.unique_inverse``; see ``unique_all``."""
+    return UniqueInverse(*unique(x, return_inverse=True, equal_nan=False, size=size, fill_value=fill_value))
+
+
+def unique_values(x: Any, *, size: int | None = None, fill_value: Any = None) -> Any:
+    """``numpy.unique_values``, sorted; see ``unique_all``."""
+    return unique(x, equal_nan=False, size=size, fill_value=fill_value)
+
+
 @array_function("x", "weights", table={})
 def _bincount(x: Sym, weights: Sym | None, length: int) -> Sym:
     added = full(1, x.astype(np.int64)) if weights is None else weights.astype(np.float64)
@@ -206,5 +243,5 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | N
     return _bincount(found, weights, max(length, minlength))
 
 
-for _fn in (nonzero, flatnonzero, argwhere, unique, bincount):
+for _fn in (nonzero, flatnonzero, argwhere, unique, unique_all, unique_counts, unique_inverse, unique_values, bincount):
     FUNCTIONS[_fn.__name__] = _fn

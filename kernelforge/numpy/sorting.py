@@ -195,10 +195,11 @@ METHODS = {
     "linear": (1.0, 1.0), "lower": (1.0, 1.0), "higher": (1.0, 1.0), "midpoint": (1.0, 1.0), "nearest": (1.0, 1.0),
     "interpolated_inverted_cdf": (0.0, 1.0), "hazen": (0.5, 0.5), "weibull": (0.0, 0.0),
     "median_unbiased": (1 / 3, 1 / 3), "normal_unbiased": (3 / 8, 3 / 8),
+    "inverted_cdf": (0.0, 1.0), "averaged_inverted_cdf": (0.0, 1.0), "closest_observation": (-0.5, 1.5),
 }  # fmt: skip
 """Alpha and beta of quantiles between elements (Hyndman and Fan 1996, table 1)."""
 
-TAKEN = frozenset({"lower", "higher", "nearest"})
+TAKEN = frozenset({"lower", "higher", "nearest", "inverted_cdf", "closest_observation"})
 """Those that are elements."""
 
 
@@ -222,10 +223,9 @@ def _quantiles(op: str, a: Operand, q: Operand, axis: Axis, method: str, keepdim
         place = ufunc("multiply", last, share)
     else:
         place = ufunc("add", ufunc("multiply", count, share), share * (1.0 - alpha - beta) + (alpha - 1.0))
-    place = ufunc("maximum", ufunc("minimum", place, last), 0.0)
-    low = ufunc("floor", place)
-    high = ufunc("minimum", low + 1.0, last.broadcast(low.shape))
-    weight = place - low
+    floor = ufunc("floor", place)
+    weight = place - floor
+    low, high = (ufunc("maximum", ufunc("minimum", i, last), 0.0) for i in (floor, floor + 1.0))
     lead = low.shape[: low.ndim - rows.ndim + 1]
     wide = rows.reshape((*(1,) * len(lead), *rows.shape)).broadcast((*lead, *rows.shape))
     below, above = (
@@ -249,8 +249,12 @@ def _between(method: str, below: Sym, above: Sym, t: Sym, rounded: Sym, low: Sym
             return where(ufunc("equal", t, 0), below, mean).astype(below.dtype)
         case "lower":
             return below
-        case "higher":
+        case "higher" | "inverted_cdf":
             return where(t > 0, above, below)
+        case "closest_observation":
+            return where((t > 0) | ufunc("equal", ufunc("remainder", low, 2.0), 0.0), above, below)
+        case "averaged_inverted_cdf":
+            t = where(t > 0, 1.0, 0.5)
         case "nearest":
             return where(ufunc("equal", rounded, low), below, above)
         case "midpoint":
