@@ -133,9 +133,9 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
     if log_target:
         losses = knp.exp(t) * (t - x)
     else:
-        some = t > 0
+        some = t != 0
         losses = knp.where(some, t * knp.log(knp.where(some, t, 1)), 0 * t)
-        losses = losses - t * knp.where(some | knp.isfinite(x), x, 0)
+        losses = losses - t * knp.where(some | ~knp.isinf(x), x, 0)
     if reduction == "batchmean":
         return losses.sum() / max(x.shape[0], 1)
     return reduced(losses, reduction, "kl_div")

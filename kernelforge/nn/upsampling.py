@@ -209,13 +209,15 @@ def grid_sample(
     """Read images (batch, channels, ...) at the places that ``grid`` names; Jaderberg et al. 2015.
 
     Args:
-        grid: of shape (batch, ..., 2) for images, (batch, ..., 3) for volumes: x, y (and z), each from -1 to 1.
+        grid: of shape (batch, ..., 2) for images, (batch, ..., 3) for volumes: x, y (and z), each from -1 to 1; NaN
+            stands for -1.
         mode: ``bilinear``, also for volumes, ``nearest`` or ``bicubic``, the last for images only.
         padding_mode: what lies outside: ``zeros``, the ``border``, or its ``reflection``.
         align_corners: whether -1 and 1 are the centres of the outermost elements, and not their outer edges.
     """
     op = "grid_sample"
     like, places = knp.asarray(input), knp.asarray(grid)
+    places = knp.where(knp.isnan(places), -1, places)
     x = wide(like)
     count = x.ndim - 2
     shaped = count in (2, 3) and places.ndim == x.ndim and places.shape[-1] == count and places.shape[0] == x.shape[0]

@@ -287,6 +287,20 @@ def test_a_target_of_zero_has_derivatives() -> None:
     assert nn.kl_div(np.array([-INF]), np.zeros(1), reduction="sum") == 0
 
 
+def test_divergences_that_are_none_are_nan() -> None:
+    x, t = np.array([0.5, np.nan, 0.5, np.nan]), np.array([np.nan, 0.0, -0.25, 0.5])
+    assert np.isnan(nn.kl_div(x, t, reduction="none")).all()
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_places_that_are_nan_are_at_the_beginning(mode: str, padding: str) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 2, 3, 4))
+    places = np.array([[[[np.nan, 0.5], [0.25, np.nan], [np.nan, np.nan]]]])
+    sample = kf.jit(lambda p: nn.grid_sample(image, p, mode, padding, align_corners=True))
+    np.testing.assert_array_equal(sample(places), sample(np.nan_to_num(places, nan=-1.0)))
+
+
 def test_second_derivatives_at_kinks() -> None:
     """Those of a square at its least; what bends on one side of 0 alone is taken for straight at 0, as in PyTorch."""
     x = np.array([-0.5, 0.0, 0.5, 3.0])
