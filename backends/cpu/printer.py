@@ -367,8 +367,11 @@ class _Function(Dots):
     # Statements
 
     def body(self, body: Sequence[Stmt]) -> None:
+        turns = self.turns(body)
         for stmt in body:
             match stmt:
+                case Store() if stmt in turns:
+                    self.take_turn(stmt, turns[stmt])
                 case Let():
                     self.let(stmt)
                 case Store():
@@ -445,6 +448,7 @@ class _Function(Dots):
             self.once(loop, Val("<" + ", ".join(f"i64 {k}" for k in range(lanes)) + ">", "i64", lanes))
         except NotVectorError:
             # what was hoisted stays, unused; what control flow was finished here has to go
+            self.waiting.clear()
             del self.scopes[depth:]
             self.block, self.lane, self.lanes, self.mask, self.live = block, None, 0, None, True
             self.discard(start)

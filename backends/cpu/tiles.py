@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.stores import Stores
 from kernelforge.backends.cpu.values import MEMORY, Scope, ScopeKind, Val
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.index import affine, free_vars, reads
+from kernelforge.ir.index import affine, free_vars, poly, reads
 from kernelforge.ir.kernel import Expr, For, If, Let, Stmt, Store, Var, exprs, i64, substitute
+from kernelforge.ir.schedule.limits import NEAR
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +37,39 @@ class Tile:
 
 class Tiles(Stores):
     """Emits tiles of stores."""
+
+    def __init__(self, kernel: str, host: Host, declared: dict[str, str], streamed: frozenset[str]) -> None:
+        super().__init__(kernel, host, declared, streamed)
+        self.waiting: dict[Store, Val] = {}
+
+    def turns(self, body: Sequence[Stmt]) -> dict[Store, list[Store]]:
+        """Find the stores of lanes that fill memory together, as each stores one element of so many in turn."""
+        found: dict[Store, list[Store]] = {}
+        stores = [s for s in body if isinstance(s, Store)]
+        if self.lane is None or self.lanes & (self.lanes - 1) or len(set(stores)) < len(stores):
+            return found
+        groups: dict[tuple[str, int, frozenset[object]], dict[int, Store]] = {}
+        for stmt in body:
+            simple = isinstance(stmt, Let) or (isinstance(stmt, Store) and not stmt.op)
+            for key in list(groups):
+                if not simple or any(key[0] in reads(e) for e in exprs(stmt)):
+                    del groups[key]
+            buffer = self.buffers.get(stmt.buffer) if isinstance(stmt, Store) else None
+            if not isinstance(stmt, Store) or stmt.op or buffer is None or buffer.strides != (1,):
+                continue
+            terms = poly(stmt.index[0])
+            step = terms.get((self.lane,), 0)
+            at = terms.pop((), 0)
+            mine = stmt.buffer, step, frozenset(terms.items())
+            for key in [k for k in groups if k[0] == stmt.buffer and (k != mine or at in groups[k])]:
+                del groups[key]
+            group = groups.setdefault(mine, {})
+            group[at] = stmt
+            if 1 < step <= NEAR and len(group) == step == max(group) - min(group) + 1:
+                ordered = [group[k] for k in sorted(group)]
+                found |= dict.fromkeys(ordered, ordered)
+                del groups[mine]
+        return found
 
     @contextlib.contextmanager
     def scope(self, fixed: set[str] | None, kind: ScopeKind = "") -> Iterator[Scope]:
@@ -106,6 +141,28 @@ class Tiles(Stores):
                 self.write(self.buffers[found.store.buffer], found.store.buffer, there, 1, v)
         self.lane, self.lanes, self.mask, self.live = None, 0, None, True
         self.forget(found.store.buffer)
+
+    def take_turn(self, store: Store, group: Sequence[Store]) -> None:
+        """Keep what a store of a group makes, and store all of it in whole vectors when it is complete."""
+        self.waiting[store] = self.splat(self.emit(store.value), self.lanes)
+        if not all(s in self.waiting for s in group):
+            return
+        rows = self.transpose([self.waiting.pop(s) for s in group])
+        buffer, scalar, unit = (
+            self.buffers[store.buffer],
+            MEMORY[store.value.dtype],
+            64 // DTYPES[store.value.dtype].itemsize,
+        )
+        pointer, _ = self.address(store.buffer, group[0].index)
+        on, lanes, count = self.mask, self.lanes, len(group)
+        whole = on is None and all(c % unit == 0 for m, c in poly(group[0].index[0]).items() if m != (self.lane,))
+        past = store.buffer in self.streamed and whole and lanes % unit == 0
+        for k, v in enumerate(rows):
+            if on is not None:
+                self.mask = self.picked([on], [(0, (k * lanes + e) // count) for e in range(lanes)])
+            self.write(buffer, store.buffer, self.ahead(pointer, k * lanes, scalar), 1, v, stream=past)
+        self.mask = on
+        self.forget(store.buffer)
 
     def transpose(self, rows: list[Val]) -> list[Val]:
         """Return the elements of ``rows`` in the order of their lanes, as many vectors of as many lanes."""

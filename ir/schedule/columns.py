@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import Alloc, For, Kernel, Store, stmts, walk
-from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, stmts, walk
+from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import SHORT, SHORTEST, in_lanes, rest_in_lanes, shortened
 from kernelforge.ir.schedule.nests import grid, loads, perfect, size
-from kernelforge.ir.schedule.staging import nested
+from kernelforge.ir.schedule.staging import nested, stage, store_after
 from kernelforge.ir.schedule.steps import bind, fission, loops, place, reorder, split
 
 FAR = 1024
@@ -52,6 +52,42 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     kernel = _tile(kernel, tile)
     kernel = rest_in_lanes(kernel, name, f"{name}i_t", width if unroll > 1 else width // 2, least, _lanes)
     return grid(kernel, names, enough)
+
+
+def vector_running(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel | None:
+    """Walk along several rows together, each in a lane, where what is made of each element is stored: by square tiles,
+    which are turned in registers on their way from memory and to it. None where memory does not run along the rows.
+    """
+    last = parallel[-1]
+    name, n = last.var.name, last.static or 0
+    walk = next(s for s in last.body if isinstance(s, For))
+    r, lanes = walk.var.name, shortened(width, n)
+    stores = [s for s in walk.body if isinstance(s, Store) and len(s.index) == 1]
+    if (
+        min(lanes, walk.static or 0) < max(lanes, SHORTEST)
+        or len(stores) != 1
+        or not all(_turns(s.index[0], walk, last) for s in stores)
+    ):
+        return None
+    kernel = split(kernel, name, lanes, name, f"{name}v", "cut")
+    kernel = _tile(kernel, [f"{name}v"])
+    kernel = split(kernel, r, lanes, r, f"{r}i", "cut")
+    tile = [f"{r}i", f"{name}v"]
+    inner, lane = loops(kernel, tile[0])[0], loops(kernel, tile[1])[0]
+    for k, load in enumerate(e for e in loads(inner.body) if _turns(e.index[0], inner, lane)):
+        kernel = stage(kernel, load, r, tile, "local", f"tile{k}")
+        kernel = reorder(kernel, f"tile{k}_{tile[0]}", f"tile{k}_{tile[1]}")
+        kernel = bind(bind(kernel, f"tile{k}_{tile[0]}", "vector"), f"tile{k}_{tile[1]}", "unroll")
+    kernel = store_after(kernel, stores[0].buffer, r, tile, "made")
+    kernel = bind(bind(kernel, f"made_{tile[0]}", "unroll"), f"made_{tile[1]}", "vector")
+    least = SHORTEST if n < SHORT * lanes else lanes
+    kernel = rest_in_lanes(kernel, name, f"{name}v_t", lanes // 2, least, _lanes)
+    return grid(kernel, [p.var.name for p in parallel], 8 * limits.threads)
+
+
+def _turns(index: Expr, walk: For, last: For) -> bool:
+    """Whether memory runs along the loop ``walk``, and the iterations of ``last`` are far from each other in it."""
+    return affine(index, walk.var) in (1, -1) and abs(affine(index, last.var) or 0) > NEAR
 
 
 def vector_block(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits, width: int) -> Kernel | None:

@@ -13,7 +13,7 @@ from kernelforge.ir.kernel import Const, For, Kernel, Load, Op, Store, Var, expr
 from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.nests import grid, loads, size, unit
 from kernelforge.ir.schedule.staging import stage
-from kernelforge.ir.schedule.steps import bind, fission, loops, reorder, residues, split, substituted
+from kernelforge.ir.schedule.steps import bind, fission, in_line, loops, reorder, residues, split, substituted
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 
 CHUNK = 16384
@@ -28,14 +28,19 @@ TURNS = 4
 
 
 def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
+    columns = 1
+    if _in_columns(parallel, width):
+        columns = parallel[-1].static or 1
+        kernel = in_line(kernel, parallel[-1].var.name)
+        parallel = [loops(kernel, p.var.name)[0] for p in parallel[:-1]]
     last = parallel[-1]
     name, n = last.var.name, last.static or 0
     outer = size(parallel[:-1])
     wanted = 8 * limits.threads
     most = limits.choose("chunk", CHUNK, (4096, 8192, 32768, 65536))
-    if outer < wanted and outer * n > most:
+    if outer < wanted and outer * n * columns > most:
         pieces = -(-wanted // outer)
-        chunk = max(min(most, n // pieces), 1024) // 64 * 64
+        chunk = max(min(most // columns, n // pieces), 1024 // columns) // 64 * 64
         if n > chunk:
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width, limits.side)
@@ -45,6 +50,18 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
     kernel, last = turned, loops(turned, name)[0]
     kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else _solo(kernel)
+
+
+def _in_columns(parallel: Sequence[For], width: int) -> bool:
+    """Whether the last loop is over the few columns of rows, which lanes own: where it is shorter than a vector, or
+    what is made differs from column to column.
+    """
+    column = parallel[-1]
+    n = column.static or 0
+    if len(parallel) < 2 or not 1 < n <= NEAR or (parallel[-2].static or 0) < width or not unit(parallel[-2], NEAR):
+        return False
+    every = {e for s in stmts(column.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
+    return n < SHORTEST or any(e.dtype == "bool" and column.var in free_vars(e) for e in every)
 
 
 def _in_turn(kernel: Kernel, parallel: Sequence[For], width: int) -> Kernel:

@@ -26,7 +26,7 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
-from kernelforge.ir.schedule.columns import vector_block, vector_column
+from kernelforge.ir.schedule.columns import vector_block, vector_column, vector_running
 from kernelforge.ir.schedule.factors import LEAST, arranged, factors, parallel_loops
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import SHORTEST, group_map, in_lanes, vector_map
@@ -169,6 +169,9 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
         kernel = reorder(kernel, parallel[-2].var.name, parallel[-1].var.name)
         parallel = [*parallel[:-2], parallel[-1], parallel[-2]]
     last = parallel[-1]
+    turned = vector_running(kernel, parallel, limits, width) if running else None
+    if turned is not None:
+        return turned
     across = not rowwise(body, last) and (last.static or 0) >= SHORTEST
     if running or across or few(body, last, width):
         return vector_column(kernel, parallel, limits, width)

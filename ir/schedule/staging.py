@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.accesses import reallocated, redirected
-from kernelforge.ir.index import flatten, free_vars, normalize
+from kernelforge.ir.index import affine, flatten, free_vars, normalize, reads
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -124,6 +124,54 @@ def stage(kernel: Kernel, expr: Expr, at: str, by: Sequence[str | tuple[str, str
     if not done:
         raise fail("nothing computes it there")
     return made
+
+
+def store_after(kernel: Kernel, buffer: str, at: str, by: Sequence[str], name: str) -> Kernel:
+    """Keep what the loops ``by`` store to ``buffer`` in the local buffer ``name``, and copy it when they have ended.
+
+    They stand in the body of the loop ``at``. The copying loops are named as they are, with ``name`` before, and walk
+    as memory does. Legal when each iteration stores an element of its own, which nothing there reads.
+    """
+    done = False
+
+    def fill(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        nonlocal done
+        found = [(k, t) for k, s in enumerate(body) for t in stmts((s,)) if isinstance(t, Store) and t.buffer == buffer]
+        inside = {s.var.name: s for s in stmts(body) if isinstance(s, For)}
+        if not found or not set(by) <= inside.keys():
+            return body
+        done = True
+        (k, store), walked = found[0], [inside[v] for v in by]
+        steps = [sum(affine(i, s.var) or 0 for i in store.index) for s in walked]
+        reach = 1
+        for step, n in sorted((abs(c), s.static or 0) for c, s in zip(steps, walked, strict=True)):
+            reach = 1 + step * (n - 1) if step >= reach and n else 0
+        read = any(buffer in reads(e) for s in stmts(body) for e in exprs(s))
+        others = {s.var for s in inside.values()} - {s.var for s in walked}
+        if len(found) > 1 or store.op or read or not reach or others & free_vars(store.index[0]) or store.index[1:]:
+            reason = "it is read, or not stored once by each iteration of the loops"
+            raise IllegalSchedule(step="store_after", target=buffer, reason=reason)
+        fresh = [Var(f"{name}_{s.var.name}", "i64", s.static) for s in walked]
+        along = [v if c > 0 else (s.static or 0) - 1 - v for v, c, s in zip(fresh, steps, walked, strict=True)]
+        place = substitute(store.index[0], {s.var: a for s, a in zip(walked, along, strict=True)})
+        kept = Load(name, tuple(normalize(a) for a in along), store.value.dtype)
+        copy: Stmt = Store(buffer, (normalize(place),), kept)
+        for s, v in zip(reversed(walked), reversed(fresh), strict=True):
+            copy = For(v, s.extent, "parallel", (copy,))
+        own = Store(name, tuple(s.var for s in walked), store.value)
+        made = Alloc(name, store.value.dtype, tuple(s.extent for s in walked), "local")
+        return (*body[:k], made, _exchanged(body[k], store, own), copy, *body[k + 1 :])
+
+    kernel = each(kernel, "store_after", at, lambda loop: (dataclasses.replace(loop, body=fill(loop.body)),))
+    if not done:
+        raise IllegalSchedule(step="store_after", target=buffer, reason="no such loops store to it")
+    return kernel
+
+
+def _exchanged(stmt: Stmt, old: Stmt, new: Stmt) -> Stmt:
+    if isinstance(stmt, For | If):
+        return dataclasses.replace(stmt, body=tuple(_exchanged(s, old, new) for s in stmt.body))
+    return new if stmt is old else stmt
 
 
 def _holds(body: Sequence[Stmt], expr: Expr) -> bool:

@@ -145,6 +145,33 @@ def residues(kernel: Kernel, name: str, count: int) -> Kernel:
     return each(kernel, "residues", name, change)
 
 
+def in_line(kernel: Kernel, name: str) -> Kernel:
+    """Write what a loop of constant extent does once for each iteration, one after the other: always legal.
+
+    The loop may name values and store alone; a name whose value all iterations share stays one.
+    """
+
+    def change(loop: For) -> Sequence[Stmt]:
+        if loop.static is None or not all(isinstance(s, Let | Store) for s in loop.body):
+            reason = "its extent is not a constant, or it does more than to name values and store"
+            raise IllegalSchedule(step="in_line", target=name, reason=reason)
+        out: list[Stmt] = []
+        for k in range(loop.static):
+            known: dict[Expr, Expr] = {loop.var: i64(k)}
+            for s in loop.body:
+                made = map_exprs(s, lambda e: normalize(substitute(e, known)))  # noqa: B023
+                if isinstance(made, Let):
+                    if made in out:
+                        continue
+                    if k:
+                        known[Var(made.name, made.value.dtype)] = Var(f"{made.name}_{k}", made.value.dtype)
+                        made = Let(f"{made.name}_{k}", made.value)
+                out.append(made)
+        return out
+
+    return each(kernel, "in_line", name, change)
+
+
 def bind(kernel: Kernel, name: str, kind: LoopKind) -> Kernel:
     """Say what runs a loop. Legal for a parallel loop; any loop may be unrolled or run serially; a serial loop that
     does nothing but name values and combine into one element may become ``vector``.

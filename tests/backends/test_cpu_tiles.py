@@ -157,3 +157,73 @@ def test_lanes_near_each_other_go_in_whole_vectors(step: int, kept: int, dtype: 
     compare(kernel, {"x": x, "y": np.ones(size, DTYPES[dtype])})
     text = print_kernel(kernel, CPU.host)
     assert ("scatter" in text) == ("gather" in text) == (step == 9)
+
+
+def rows(count: int, dtype: str, order: Any = None, most: int = LANES, read: str = "x") -> Kernel:
+    """Build ``y[v * count + k] = x[k * 8 + v]`` for k < count in the same lanes v < 8, in each of 3 blocks."""
+    v, g = Var("v", bound=LANES), Var("g", bound=3)
+    stores: tuple[Stmt, ...] = tuple(
+        Store("y", ((g * LANES + v) * count + k,), Load(read, ((g * count + k) * LANES + v,), dtype))
+        for k in (order or range(count))
+    )
+    if most < LANES:
+        stores = (If(v < most, stores),)
+    args = (buffer("x", dtype, 3 * count * LANES), buffer("y", dtype, 3 * LANES * count, "out"))
+    return Kernel("rows", args, (), (For(g, i64(3), "grid", (For(v, i64(LANES), "vector", stores),)),))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "i8", "u16", "f16", "bool"])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("most", [LANES, 5])
+def test_stores_in_turn_are_whole_vectors(count: int, dtype: str, most: int) -> None:
+    for order in (range(count), range(count)[::-1]):
+        kernel = rows(count, dtype, order, most)
+        x = np.arange(3 * count * LANES).astype(DTYPES[dtype])
+        compare(kernel, {"x": x, "y": np.zeros(3 * LANES * count, DTYPES[dtype])})
+        text = print_kernel(kernel, CPU.host)
+        assert "scatter" not in text
+        assert text.count("masked.store.") - text.count("declare void @llvm.masked.store") == count * (most < LANES)
+
+
+def test_stores_in_turn_that_miss_one_or_read_each_other_stay_in_order() -> None:
+    size = 3 * LANES * 3
+    x = np.arange(size, dtype=np.float32)
+    for order in ([0, 2], [0, 1, 1], [0, 0, 1, 2], [0, 1, 2, 0]):
+        compare(rows(3, "f32", order), {"x": x, "y": np.zeros(size, np.float32)})
+    v = Var("v", bound=LANES)
+    first = Store("y", (v * 2,), Load("x", (v,), "f32"))
+    seen = Let("seen", Load("y", (v * 2,), "f32"))
+    second = Store("y", (v * 2 + 1,), Var("seen", "f32") + 1.0)
+    loop = For(v, i64(LANES), "vector", (first, seen, second))
+    args = (buffer("x", "f32", LANES), buffer("y", "f32", 2 * LANES, "out"))
+    kernel = Kernel("seen", args, (), (For(Var("g", bound=1), i64(1), "grid", (loop,)),))
+    compare(kernel, {"x": x[:LANES], "y": np.zeros(2 * LANES, np.float32)})
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 1000, 70001])
+@pytest.mark.parametrize("columns", [2, 3, 4, 8])
+def test_columns_of_rows_are_made_in_lanes_of_rows(size: int, columns: int) -> None:
+    def turned(x: Any) -> Any:
+        parts = [x[:, k] * x[:, k - 1] + k for k in range(columns)]
+        return np.stack(parts, -1) - x
+
+    x = np.random.default_rng(0).normal(size=(size, columns)).astype(np.float32)
+    made = kf.jit(turned)
+    assert len(made.lower(x).kernels) == 1
+    np.testing.assert_array_equal(made(x), turned(x))
+    if size > LANES * 2:
+        assert "select" not in str(made.lower(x).kernels[0].ir)
+
+
+@pytest.mark.parametrize("shape", [(5, 17), (16, 16), (33, 100), (40, 3, 37)])
+@pytest.mark.parametrize("dtype", ["f32", "f64", "i8", "u16", "bool"])
+def test_running_reductions_of_rows_are_those_of_numpy(shape: tuple[int, ...], dtype: str) -> None:
+    x = (np.random.default_rng(0).normal(size=shape) * 3).astype(DTYPES[dtype])
+    for fn in (
+        lambda x: np.cumsum(x, -1),
+        lambda x: np.cumprod(x[..., ::-1], -1)[..., ::-1],
+        lambda x: np.maximum.accumulate(x[..., 1::2], -1),
+        lambda x: np.minimum.accumulate(x, -1),
+    ):
+        expected = fn(x)
+        np.testing.assert_array_equal(kf.jit(fn)(x), expected)

@@ -53,6 +53,28 @@ def softmax(rows: int, n: int) -> Kernel:
     return kernel("softmax", (("x", rows * n),), rows * n, For(i, i64(rows), "parallel", body))
 
 
+def running(rows: int, n: int, backwards: bool = False) -> Kernel:
+    """The sums of x, of shape (rows, n), up to each element of a row, from its start or its end."""
+    i, r = Var("i", "i64", rows), Var("r", "i64", n)
+    at = i * n + (n - 1 - r if backwards else r)
+    held = Load("a", (), "f32")
+    step = (Store("a", (), held + Load("x", (at,), "f32")), Store("o", (at,), held))
+    body = (
+        Alloc("a", "f32", (), "register"),
+        Store("a", (), Const(-0.0, "f32")),
+        For(r, i64(n), "serial", step),
+    )
+    return kernel("running", (("x", rows * n),), rows * n, For(i, i64(rows), "parallel", body))
+
+
+def planes(rows: int, n: int) -> Kernel:
+    """n planes of rows elements, multiplied by their numbers and put side by side."""
+    i, k = Var("i", "i64", rows), Var("k", "i64", n)
+    value = op("select", k < 1, Load("x", (i,), "f32"), Load("x", (k * rows + i,), "f32") * k.cast("f32"))
+    inner = For(k, i64(n), "parallel", (Store("o", (i * n + k,), value),))
+    return kernel("planes", (("x", rows * n),), rows * n, For(i, i64(rows), "parallel", (inner,)))
+
+
 def columns(rows: int, n: int) -> Kernel:
     """Twice the sum over the rows of x, of shape (rows, n)."""
     i, r = Var("i", "i64", n), Var("r", "i64", rows)

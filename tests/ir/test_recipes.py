@@ -34,7 +34,7 @@ from kernelforge.ir.schedule import steps
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.verify import verify_kernel
-from tests.ir.naive import DEVICES, columns, double, gemm, kernel, same, softmax
+from tests.ir.naive import DEVICES, columns, double, gemm, kernel, planes, running, same, softmax
 
 SHAPES = [
     *(
@@ -53,6 +53,8 @@ SHAPES = [
     *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000), (1, 20000)]),
     *(columns(m, n) for m, n in [(30, 200), (5, 64), (7, 10), (3000, 40), (40000, 1), (70001, 1), (1, 17)]),
     *(double(n) for n in [1, 5, 100, 40000]),
+    *(running(m, n, b) for m, n in [(16, 32), (37, 50), (5, 100), (3, 40), (20, 7)] for b in (False, True)),
+    *(planes(m, n) for m, n in [(50, 2), (33, 3), (700, 3), (40, 5), (20, 9), (9, 3)]),
 ]
 
 
@@ -64,6 +66,28 @@ def test_recipes_keep_the_meaning(naive: Kernel, device: str) -> None:
     verify_kernel(share(guard(made)))
     same(naive, share(guard(made)))
     same(naive, made, shuffle=1)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_running_sums_walk_square_tiles_of_rows(backwards: bool) -> None:
+    made = schedule(running(70, 50, backwards), DEVICES["avx512"])
+    whole = steps.loops(made, "i")[0]
+    copies = [s for s in stmts((whole,)) if isinstance(s, For) and s.kind == "unroll"]
+    assert [(s.static, s.body[0].static) for s in copies if isinstance(s.body[0], For)] == [(16, 16), (16, 16)]
+    (sums,) = steps.loops(made, "ri")[:1]
+    lane = steps.loops(dataclasses.replace(made, body=(sums,)), "iv")[0]
+    steps_of = {
+        e.buffer: affine(e.index[-1], lane.var) for r in exprs(lane.body[0]) for e in walk(r) if isinstance(e, Load)
+    }
+    assert set(steps_of.values()) == {1}, "rows lie in lanes, behind each other"
+
+
+def test_planes_are_put_side_by_side_in_lanes_of_rows() -> None:
+    made = schedule(planes(100, 3), DEVICES["avx512"])
+    assert not steps.loops(made, "k")
+    (lane, *_) = (s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector")
+    assert len(lane.body) == 3
+    assert "select" not in str(made)
 
 
 def test_a_product_is_packed_and_accumulated_in_registers() -> None:

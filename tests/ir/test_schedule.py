@@ -24,13 +24,14 @@ from kernelforge.ir.kernel import (
     Var,
     exprs,
     i64,
+    op,
     stmts,
     walk,
 )
 from kernelforge.ir.schedule import phases, steps
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.staging import copy_out, stage
-from tests.ir.naive import arrays, columns, double, gemm, kernel, same, softmax
+from kernelforge.ir.schedule.staging import copy_out, stage, store_after
+from tests.ir.naive import arrays, columns, double, gemm, kernel, running, same, softmax
 
 
 def test_partial_sums() -> None:
@@ -65,6 +66,41 @@ def test_residues_make_quotients_plain() -> None:
     same(k, steps.residues(k, "j", 9))
     with pytest.raises(IllegalSchedule, match="it is not parallel, or of no constant extent"):
         steps.residues(columns(8, 8), "r", 2)
+
+
+def test_in_line_writes_a_loop_out() -> None:
+    i, j = Var("i", "i64", 5), Var("j", "i64", 3)
+    row, own = Load("x", (i,), "f32"), Load("x", (i + j,), "f32")
+    body = (
+        Let("shared", row * 2.0),
+        Let("own", own + Var("shared", "f32")),
+        Store("o", (i * 3 + j,), op("select", j < 1, Var("own", "f32"), Var("own", "f32") * Var("shared", "f32"))),
+    )
+    inner = For(j, i64(3), "parallel", body)
+    k = kernel("columns", (("x", 8),), 15, For(i, i64(5), "parallel", (inner,)))
+    made = steps.in_line(k, "j")
+    assert not steps.loops(made, "j")
+    assert [s.name for s in steps.loops(made, "i")[0].body if isinstance(s, Let)] == ["shared", "own", "own_1", "own_2"]
+    assert "select" not in str(made), "the column decides the condition"
+    same(k, made)
+    with pytest.raises(IllegalSchedule, match="it does more than to name values and store"):
+        steps.in_line(k, "i")
+
+
+def test_stores_are_copied_after_the_loops_that_make_them() -> None:
+    for backwards in (False, True):
+        k = running(6, 8, backwards)
+        tiled = steps.split(steps.reorder(steps.fission(k, "i"), "i", "r"), "r", 4, "r", "q", "exact")
+        made = store_after(tiled, "o", "r", ["q", "i"], "kept")
+        same(k, made)
+        stores = [s.buffer for s in stmts(made.body) if isinstance(s, Store)]
+        assert stores == ["a", "a", "kept", "o"]
+    with pytest.raises(IllegalSchedule, match="not stored once by each iteration of the loops"):
+        store_after(tiled, "a", "r", ["q", "i"], "kept")
+    with pytest.raises(IllegalSchedule, match="not stored once by each iteration of the loops"):
+        store_after(tiled, "o", "r", ["q"], "kept")
+    with pytest.raises(IllegalSchedule, match="no such loops store to it"):
+        store_after(tiled, "other", "r", ["q", "i"], "kept")
 
 
 def test_bind_needs_independence() -> None:
