@@ -154,6 +154,19 @@ def _adafactor(g, p, s, t):
     return min(0.4, t**-0.5) * size * d + 0.4 * 0.1 * p, (row, column)
 
 
+def _adabelief(g, p, s, t):
+    m, v = s or (0, 0)
+    m = 0.8 * m + 0.2 * g
+    v = 0.9 * v + 0.1 * (g - m) ** 2 + 1e-6
+    return 0.1 * m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-6), (m, v)
+
+
+def _oadam(g, p, s, t):
+    m, v, before = s or (0, 0, 0)
+    m, v, d = adam_moments(g, m, v, t, 0.5, 0.9)
+    return 0.2 * d - before, (m, v, 0.1 * d)
+
+
 RULES = {
     "sgd": (optim.sgd(0.1, momentum=0.9, weight_decay=0.01, nesterov=True), _sgd,
             lambda o, p: o.SGD(p, 0.1, 0.9, weight_decay=0.01, nesterov=True)),
@@ -175,6 +188,8 @@ RULES = {
     "rprop": (optim.rprop(0.1, step_sizes=(0.04, 0.15)), _rprop,
               lambda o, p: o.Rprop(p, 0.1, step_sizes=(0.04, 0.15))),
     "asgd": (optim.asgd(0.1, 0.3, 0.5), _asgd, lambda o, p: o.ASGD(p, 0.1, 0.3, 0.5)),
+    "adabelief": (optim.adabelief(0.1, (0.8, 0.9), 1e-6), _adabelief, None),
+    "oadam": (optim.oadam(0.1), _oadam, None),
     "adafactor": (optim.adafactor(0.4, -0.5, (None, 0.5), 1.5, 0.1), _adafactor,
                   lambda o, p: o.Adafactor(p, 0.4, -0.5, (None, 0.5), 1.5, 0.1)),
 }  # fmt: skip
@@ -500,3 +515,18 @@ def test_what_lbfgs_and_a_plateau_do_not_take() -> None:
     ):
         with pytest.raises(errors.InvalidParameter, match=match):
             make()
+
+
+def test_accumulated_gradients_are_one_of_their_mean() -> None:
+    optimizer = optim.accumulate(optim.adam(0.1), 3)
+    found = trained(optimizer, tree(1), GRADS)  # two steps, and one gradient that waits
+    means = [optree.tree_map(lambda *g: sum(g) / 3, *GRADS[i : i + 3]) for i in (0, 3)]
+    for f, w in zip(*map(optree.tree_leaves, (found, trained(optim.adam(0.1), tree(1), means))), strict=True):
+        np.testing.assert_allclose(f, w, rtol=1e-12)
+    narrow = tree(1, np.float16)
+    waiting, state = optimizer.update(optimizer.init(narrow), tree(2, np.float16), narrow)
+    assert all((f == w).all() for f, w in zip(*map(optree.tree_leaves, (waiting, narrow)), strict=True))
+    assert state["seen"] == 1
+    assert state["sum"]["w"].dtype == np.float32
+    with pytest.raises(errors.InvalidParameter, match="count=0"):
+        optim.accumulate(optim.adam(), 0)

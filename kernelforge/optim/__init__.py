@@ -19,8 +19,8 @@ whole tensor first.
 
 from __future__ import annotations
 
-from kernelforge.optim.adaptive import adadelta, adafactor, adamax, asgd, nadam, radam, rprop
-from kernelforge.optim.optimizer import Optimizer, chain, clip_by_global_norm, clip_by_value, global_norm
+from kernelforge.optim.adaptive import adabelief, adadelta, adafactor, adamax, asgd, nadam, oadam, radam, rprop
+from kernelforge.optim.optimizer import Optimizer, accumulate, chain, clip_by_global_norm, clip_by_value, global_norm
 from kernelforge.optim.quasi_newton import lbfgs
 from kernelforge.optim.rules import adagrad, adam, adamw, lamb, lion, muon, rmsprop, sgd
 from kernelforge.optim.schedules import (
@@ -41,6 +41,8 @@ from kernelforge.optim.schedules import (
 
 __all__ = [
     "Optimizer",
+    "accumulate",
+    "adabelief",
     "adadelta",
     "adafactor",
     "adagrad",
@@ -63,6 +65,7 @@ __all__ = [
     "lion",
     "muon",
     "nadam",
+    "oadam",
     "one_cycle",
     "piecewise",
     "plateau",

@@ -49,6 +49,44 @@ def adamax(
     return by_element(("mean", "largest"), rule, lr, maximize)
 
 
+def adabelief(
+    lr: Rate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, *, maximize: bool = False
+) -> Optimizer:
+    """Adam that divides by how far gradients are from their mean; Zhuang et al. 2020, algorithm 2."""
+    b1, b2 = betas
+
+    def rule(rate: Any, number: Any) -> Leaf:
+        first, second = unbiased(b1, number), unbiased(b2, number)
+
+        def leaf(g: Any, p: Any, m: Any, spread: Any) -> tuple[Any, ...]:
+            m = b1 * m + (1 - b1) * g
+            spread = b2 * spread + (1 - b2) * (g - m) ** 2 + eps
+            return rate * (m / first) / (knp.sqrt(spread / second) + eps), m, spread
+
+        return leaf
+
+    return by_element(("mean", "spread"), rule, lr, maximize)
+
+
+def oadam(
+    lr: Rate = 1e-3, betas: tuple[float, float] = (0.5, 0.9), eps: float = 1e-8, *, maximize: bool = False
+) -> Optimizer:
+    """Adam for games, which takes twice this step and the last one back; Daskalakis et al. 2018, algorithm 1."""
+    b1, b2 = betas
+
+    def rule(rate: Any, number: Any) -> Leaf:
+        first, second = unbiased(b1, number), unbiased(b2, number)
+
+        def leaf(g: Any, p: Any, m: Any, v: Any, before: Any) -> tuple[Any, ...]:
+            m, v = moments(b1, b2, g, m, v)
+            step = rate * (m / first) / (knp.sqrt(v / second) + eps)
+            return 2 * step - before, m, v, step
+
+        return leaf
+
+    return by_element(("mean", "square", "before"), rule, lr, maximize)
+
+
 def nadam(
     lr: Rate = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
     momentum_decay: float = 4e-3, decoupled_weight_decay: bool = False, *, maximize: bool = False,

@@ -10,7 +10,7 @@ import numpy as np
 import optree
 
 import kernelforge.numpy as knp
-from kernelforge.errors import TreeMismatch
+from kernelforge.errors import InvalidParameter, TreeMismatch
 from kernelforge.jit import jit
 
 Tree = Any
@@ -94,6 +94,33 @@ def chain(*parts: Optimizer) -> Optimizer:
             grads, new = part.steps(own, grads, params)
             made.append(new)
         return grads, tuple(made)
+
+    return Optimizer(init, steps)
+
+
+def accumulate(optimizer: Optimizer, count: int) -> Optimizer:
+    """Take a step by the mean of ``count`` gradients after as many updates; the others change no parameter.
+
+    Raises:
+        InvalidParameter: for a count below 1.
+    """
+    if count < 1:
+        raise InvalidParameter(op="accumulate", name="count", found=count, expected="1 or more")
+
+    def init(params: Tree) -> Tree:
+        return {"seen": np.zeros((), np.int32), "sum": zeros(params), "inner": optimizer.init(params)}
+
+    def steps(state: Tree, grads: Tree, params: Tree) -> tuple[Tree, Tree]:
+        seen = knp.asarray(state["seen"]) + 1
+        last = seen == count
+        (total,) = split(lambda s, g: (s + wide(g),), 1, state["sum"], grads)
+        mean = tree_map(lambda s, g: (s / count).astype(g.dtype), total, grads)
+        made, inner = optimizer.steps(state["inner"], mean, params)
+        return tree_map(lambda s: knp.where(last, s, 0), made), {
+            "seen": knp.where(last, 0, seen).astype(np.int32),
+            "sum": tree_map(lambda s: knp.where(last, 0, s), total),
+            "inner": tree_map(lambda new, old: knp.where(last, new, old), inner, state["inner"]),
+        }
 
     return Optimizer(init, steps)
 
