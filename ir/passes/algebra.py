@@ -1,7 +1,7 @@
 """Rules of arithmetic, exact to the bit: for floats also with -0.0, NaN and infinities, so x + 0.0 and x * 0 stay.
 
-x + 0.0 is not x where x is -0.0; automatic differentiation makes no zeros to be added, so nothing is lost. One rule is
-not exact, and says so.
+x + 0.0 is not x where x is -0.0; automatic differentiation makes no zeros to be added, so nothing is lost. Two rules
+are not exact, and say so.
 """
 
 from __future__ import annotations
@@ -228,10 +228,10 @@ def _repeated(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:
     return value if same and all(a in (k, None) for a, k in zip(along, left, strict=True)) else None
 
 
-def _summed(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:
-    """Return what was summed over ``axes`` where ``value`` repeats the sums along them."""
+def _summed(r: Rewriter, value: Value, axes: tuple[int, ...], by: str = "sum") -> Value | None:
+    """Return what was reduced ``by`` a sum over ``axes`` where ``value`` repeats the sums along them."""
     made = _repeated(r, value, axes)
-    node = r.producer(made, "sum") if made is not None else None
+    node = r.producer(made, by) if made is not None else None
     found = node is not None and node.params["axes"] == axes and node.inputs[0].type.shape == value.type.shape
     return node.inputs[0] if found and node is not None else None
 
@@ -287,7 +287,42 @@ def _shared_zero(r: Rewriter, node: Node) -> Sym | None:
     return None
 
 
+def _weighted(r: Rewriter, node: Node) -> Sym | None:
+    """Divide what a softmax weighs by the sum of the weights, where it is smaller than the weights are.
+
+    Not exact to the bit: each is rounded once, but not the same. The weights are at most one, so that no sum of what
+    they weigh overflows unless it is within a factor of their number of the largest number, as in FlashAttention
+    (T. Dao et al., 2022, algorithm 1).
+    """
+    if _dtype(node) not in ("f32", "f64"):
+        return None
+    out = node.params["out_axes"]
+    for k, weights in enumerate(node.inputs):
+        divided = r.producer(weights, "divide")
+        names = node.params[("x_axes", "y_axes")[k]]
+        axes = tuple(a for a, n in enumerate(names) if n not in out)
+        if divided is None or not axes or not r.once(weights) or node.output.type.size >= weights.type.size:
+            continue
+        e, total = divided.inputs
+        relative = r.producer(e, "exp") and r.producer(r.producers[e].inputs[0], "subtract")
+        if relative is None or _summed(r, total, axes) is not e:
+            continue
+        if _summed(r, relative.inputs[1], axes, "max") is not relative.inputs[0]:
+            continue
+        given = [r.sym(v) for v in node.inputs]
+        given[k] = r.sym(e)
+        sums = _repeated(r, total, axes)
+        assert sums is not None
+        left = [n for n in names if n in out]
+        order = sorted(range(len(left)), key=lambda a: out.index(left[a]))
+        shape = tuple(m if n in left else 1 for n, m in zip(out, node.output.type.shape, strict=True))
+        by = r.sym(sums).transpose(order).reshape(shape).broadcast(node.output.type.shape)
+        return apply("divide", apply("contract", *given, **node.params), by)
+    return None
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
+    "contract": (_weighted,),
     "add": (_add, _shared_zero),
     "subtract": (_subtract,),
     "multiply": (_multiply,),

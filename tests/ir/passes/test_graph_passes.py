@@ -382,6 +382,35 @@ def test_weighted_deviations_vanish_along_their_own_axis_alone() -> None:
         np.testing.assert_allclose(run_graph(after, inputs)[0], run_graph(graph, inputs)[0], atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("case", "late"),
+    [("", True), ("out", True), *((c, False) for c in ("turned", "absolute", "wide", "read", "f16"))],
+)
+def test_a_softmax_is_divided_after_what_it_weighs(case: str, late: bool) -> None:
+    """Where that is smaller, and what is weighed is relative to the maximum that the weights are summed along."""
+    dtype = "f16" if case == "f16" else "f64"
+    out = (2, 0) if case == "out" else (0, 2)
+
+    def fn(x: Sym, y: Sym) -> list[Sym]:
+        def repeated(y: Sym, turn: bool = False) -> Sym:
+            return apply("broadcast", y.reshape((1, 4) if turn else (4, 1)), shape=(4, 4))
+
+        e = apply("exp", x if case == "absolute" else x - repeated(apply("max", x, axes=(1,))))
+        p = e / repeated(apply("sum", e, axes=(1,)), case == "turned")
+        weighed = apply("contract", p, y, x_axes=(0, 1), y_axes=(1, 2), out_axes=out)
+        return [weighed, p] if case == "read" else [weighed]
+
+    shape = (4, 4 if case == "wide" else 2)
+    graph = build(fn, types(f"{dtype}:4x4", f"{dtype}:{shape[0]}x{shape[1]}"))
+    after = optimize(graph, verify=True)
+    names = [n.prim.name for n in after.nodes]
+    assert (names.index("divide") > names.index("contract")) == late
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=s).astype(DTYPES[dtype]) for s in ((4, 4), shape)]
+    for mine, other in zip(run_graph(after, inputs), run_graph(graph, inputs), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-14 if dtype == "f64" else 1e-2)
+
+
 def test_fold_counts_modulo_the_width_of_integers() -> None:
     far = np.array([-(2**63), 2**63 - 1])
 
