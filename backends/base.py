@@ -121,7 +121,7 @@ class Call:
         arena: makes the buffer of the arena; None without one.
         places: the slot that each is in, and how many bytes from its beginning.
         launches: executables, and the slots each one takes.
-        work: bytes moved and operations done, for a guess of how long it takes.
+        work: bytes moved and operations done, for a guess of how long it takes; infinite where nobody knows.
         finish: makes what is returned from the tuple of results; None stands for the only result itself.
     """
 
@@ -136,7 +136,7 @@ class Call:
     arena: Callable[[], Any] | None
     places: tuple[tuple[int, int], ...]
     launches: tuple[tuple[Any, tuple[int, ...]], ...]
-    work: int
+    work: float
     finish: Callable[[Any], Any] | None
 
 

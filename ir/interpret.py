@@ -34,6 +34,7 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
+from kernelforge.ir.repeat import repeats
 from kernelforge.ir.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -259,6 +260,12 @@ class _Run:
         return _Buffer(data, shape, np.arange(at.count) * size if at.count > 1 else np.asarray(0))
 
     def loop(self, stmt: For, at: _Lanes) -> None:
+        if stmt.static is None and repeats(stmt):
+            turn = 0
+            while turn < int(self.value(stmt.extent, at, {}).max()):
+                self.body(stmt.body, at.bind(stmt.var.name, np.asarray(turn)))
+                turn += 1
+            return
         extent = self.value(stmt.extent, at, {})
         if not self.lanes or not self.parallel(stmt):
             order = np.arange(max(int(extent.max()), 0))

@@ -10,7 +10,8 @@ Meaning, which every printer and every schedule step keeps:
   slice of a thread's range on a CPU), ``group`` a work-item in it, ``vector`` SIMD lanes, ``unroll`` is expanded by the
   printer. Extents of ``vector``, ``unroll`` and ``group`` loops are constants. Indices start at 0.
 - *Top level.* The body of a kernel is Allocs of global scratch and loop nests, run in order, each as one phase: all of
-  a phase is visible to the next one. A ``serial`` loop of such nests runs them as phases in each of its iterations.
+  a phase is visible to the next one. A ``serial`` loop of such nests runs them as phases in each of its iterations,
+  and reads its extent again before each.
 - *Expressions* are pure. ``select`` is lazy: the arm that is not chosen is not evaluated, so it may hold a Load out of
   range where the condition compares i64. All other Loads are in range.
 - *Integers* wrap. ``floordiv`` and ``mod`` round down and need a divisor that is not zero; ``shl`` and ``shr`` need an

@@ -1,6 +1,7 @@
-"""Kernels run in order, again and again, as one: what a scan becomes where a launch may repeat its phases.
+"""Control flow as one kernel, where a launch may repeat phases: scans, while loops and branches.
 
-Each step reads the state that the step before it left in one half of a buffer, and leaves its own in the other half.
+A step of a loop reads the state that the step before it left in one half of a buffer, and leaves its own in the other
+half. A branch is a loop of one iteration or none.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from collections.abc import Mapping, Sequence
 from kernelforge.ir.accesses import Index, redirected
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.index import normalize
-from kernelforge.ir.kernel import Arg, Expr, For, Kernel, Mode, Stmt, Var, i64
+from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Mode, Stmt, Store, Var, i64, select
+from kernelforge.ir.types import Type
 
 LINE = 64
 """Bytes; both halves of a state's buffer begin at a multiple, as the buffer does."""
+
+FOREVER = 1 << 62
+"""Iterations of a loop that goes on."""
 
 Place = tuple[str, Expr]
 """A buffer, and the element of it at which a value begins."""
@@ -31,6 +36,14 @@ class Turn:
     starts: Mapping[str, int]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A graph, as its kernels compute it in order."""
+
+    graph: Graph
+    turns: Sequence[Turn]
+
+
 def repeats(stmt: Stmt) -> bool:
     """Whether a statement at the top of a kernel runs phases, or what repeats them, in each of its iterations."""
     if not isinstance(stmt, For) or stmt.kind != "serial" or not stmt.body:
@@ -38,40 +51,17 @@ def repeats(stmt: Stmt) -> bool:
     return all(isinstance(s, For) and (s.kind in ("parallel", "grid") or repeats(s)) for s in stmt.body)
 
 
-def repeated(node: Node, body: Graph, turns: Sequence[Turn], copy: Graph, copies: Sequence[Turn]) -> Kernel:
-    """Make one kernel of a scan; its arguments are the inputs of ``node``, its outputs, then scratch.
+def repeated(node: Node, pieces: Mapping[str, Piece]) -> Kernel:
+    """Make one kernel of a scan, a while loop or a branch; its arguments are the inputs of ``node``, its outputs, then
+    scratch.
 
     Args:
-        body: of the scan, as ``turns`` compute it.
-        copy: makes a carry of a carry, as ``copies`` do.
+        pieces: the graphs among the node's parameters, by their names; of a loop also ``copy``, which makes a carry of
+            a carry.
     """
-    p = node.params
-    consts, carry, length = p["consts"], p["carry"], p["length"]
-    made = _Made()
-    deepest = max((_depth(t.kernel.body) for t in turns), default=0)
-    turn = Var(f"turn{deepest}", "i64", max(length, 1))
-    element = i64(length - 1) - turn if p["reverse"] else turn
-    state, xs, ys = body.inputs[consts : consts + carry], body.inputs[consts + carry :], body.outputs[carry:]
-
-    given = [made.whole("given", "in", v) for v in body.inputs[:consts]]
-    first = [made.whole("first", "in", v) for v in state]
-    rows = [made.rows("row", "in", v, element, length) for v in xs]
-    last = [made.whole("last", "out", v) for v in state]
-    results = [made.rows("made", "out", v, element, length) for v in ys]
-    halves = [-(-v.type.nbytes // LINE) * LINE // v.type.dtype.itemsize for v in state]
-    kept = [made.buffer("kept", "scratch", v, 2 * n) for v, n in zip(state, halves, strict=True)]
-
-    def half(which: Expr) -> list[Place]:
-        return [(b, which * n) for b, n in zip(kept, halves, strict=True)]
-
-    inputs = dict(zip(body.inputs, [*given, *half(turn % 2), *rows], strict=True))
-    outputs = dict(zip(body.outputs, [*half((turn + 1) % 2), *results], strict=True))
-    stmts = (
-        *made.run(copies, dict(zip((*copy.inputs, *copy.outputs), (*first, *half(i64(0))), strict=True))),
-        For(turn, i64(length), "serial", made.run(turns, inputs | outputs)),
-        *made.run(copies, dict(zip((*copy.inputs, *copy.outputs), (*half(i64(length % 2)), *last), strict=True))),
-    )
-    return Kernel(node.prim.name, tuple(made.args), (), stmts)
+    made = {"scan": _Scan, "while_loop": _While, "cond": _Cond}[node.prim.name](pieces)
+    body = made.body(node)
+    return Kernel(node.prim.name, tuple(made.args), (), tuple(body))
 
 
 def _depth(body: Sequence[Stmt]) -> int:
@@ -80,34 +70,42 @@ def _depth(body: Sequence[Stmt]) -> int:
 
 
 class _Made:
-    """The arguments of the kernel that is being made."""
+    """The kernel that is being made: its arguments, and the loops that it gets."""
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: Mapping[str, Piece]) -> None:
         self.args: list[Arg] = []
+        self.pieces = pieces
+        # loops that stand in each other have names of their own
+        self.number = max((_depth(t.kernel.body) for p in pieces.values() for t in p.turns), default=0)
+
+    def body(self, node: Node) -> list[Stmt]:
+        """Make the arguments, those of the node before any scratch, and the statements."""
+        raise NotImplementedError
 
     def argument(self, name: str, dtype: str, size: Expr, mode: Mode) -> str:
         found = f"{name}_{len(self.args)}"
         self.args.append(Arg(found, dtype, size, mode))
         return found
 
-    def buffer(self, name: str, mode: Mode, value: Value, size: int) -> str:
-        return self.argument(name, value.type.name, i64(size), mode)
+    def whole(self, name: str, mode: Mode, kind: Type) -> Place:
+        return self.argument(name, kind.name, i64(kind.size), mode), i64(0)
 
-    def whole(self, name: str, mode: Mode, value: Value) -> Place:
-        return self.buffer(name, mode, value, value.type.size), i64(0)
+    def wholes(self, name: str, mode: Mode, values: Sequence[Value]) -> list[Place]:
+        return [self.whole(name, mode, v.type) for v in values]
 
-    def rows(self, name: str, mode: Mode, value: Value, row: Expr, count: int) -> Place:
-        """Make the argument that has a value for each of ``count`` steps."""
-        return self.buffer(name, mode, value, count * value.type.size), row * value.type.size
+    def rows(self, name: str, mode: Mode, values: Sequence[Value], row: Expr, count: int) -> list[Place]:
+        """Make arguments that have a value for each of ``count`` steps."""
+        return [(self.argument(name, v.type.name, i64(count * v.type.size), mode), row * v.type.size) for v in values]
 
-    def run(self, turns: Sequence[Turn], known: Mapping[Value, Place]) -> tuple[Stmt, ...]:
-        """Return the statements of kernels in order, what is not ``known`` among their values in scratch."""
-        places = dict(known)
+    def run(self, name: str, inputs: Sequence[Place], outputs: Sequence[Place]) -> list[Stmt]:
+        """Return the statements of a piece; what is neither its input nor its output is scratch."""
+        piece = self.pieces[name]
+        places = dict(zip((*piece.graph.inputs, *piece.graph.outputs), (*inputs, *outputs), strict=True))
         out: list[Stmt] = []
-        for t in turns:
+        for t in piece.turns:
             for value in t.values:
                 if value not in places:
-                    places[value] = self.whole("between", "scratch", value)
+                    places[value] = self.whole("between", "scratch", value.type)
             where: dict[str, Place] = {}
             for arg, value in zip(t.kernel.args, t.values, strict=False):
                 buffer, offset = places[value]
@@ -115,7 +113,92 @@ class _Made:
             for arg in t.kernel.args[len(t.values) :]:
                 where[arg.name] = self.argument("part", arg.dtype, arg.size, "scratch"), i64(0)
             out += redirected(t.kernel.body, where, lambda b, index: _at(where[b], index))  # noqa: B023 - runs at once
-        return tuple(out)
+        return out
+
+    def flag(self, name: str, value: bool) -> tuple[str, Stmt]:
+        """Make a bool of the kernel's own; return it with the statement that sets it at first."""
+        flag = self.argument(name, "bool", i64(1), "scratch")
+        return flag, _stored(flag, Const(value, "bool"))
+
+    def once(self, flag: str, wanted: bool, body: Sequence[Stmt]) -> list[Stmt]:
+        """Run statements if a flag is as ``wanted``."""
+        extent = select(Load(flag, (i64(0),), "bool"), i64(wanted), i64(not wanted))
+        return [For(Var(f"once{self.number}", "i64", 1), extent, "serial", tuple(body))] if body else []
+
+
+class _Loop(_Made):
+    def turn(self, bound: int | None) -> Var:
+        return Var(f"turn{self.number}", "i64", bound)
+
+    def state(self, values: Sequence[Value]) -> None:
+        sizes = [-(-v.type.nbytes // LINE) * LINE // v.type.dtype.itemsize for v in values]
+        self.kept = [
+            (self.argument("kept", v.type.name, i64(2 * n), "scratch"), n) for v, n in zip(values, sizes, strict=True)
+        ]
+
+    def half(self, which: Expr) -> list[Place]:
+        """Return where the state is, in the first (0) or the second half (1) of its buffers."""
+        return [(buffer, which * size) for buffer, size in self.kept]
+
+
+class _Scan(_Loop):
+    def body(self, node: Node) -> list[Stmt]:
+        graph, p = self.pieces["body"].graph, node.params
+        consts, carry, length = p["consts"], p["carry"], p["length"]
+        turn = self.turn(max(length, 1))
+        row = i64(length - 1) - turn if p["reverse"] else turn
+        given = self.wholes("given", "in", graph.inputs[:consts])
+        first = self.wholes("first", "in", graph.inputs[consts : consts + carry])
+        rows = self.rows("row", "in", graph.inputs[consts + carry :], row, length)
+        last = self.wholes("last", "out", graph.outputs[:carry])
+        results = self.rows("made", "out", graph.outputs[carry:], row, length)
+        self.state(graph.outputs[:carry])
+        step = self.run("body", [*given, *self.half(turn % 2), *rows], [*self.half((turn + 1) % 2), *results])
+        return [
+            *self.run("copy", first, self.half(i64(0))),
+            For(turn, i64(length), "serial", tuple(step)),
+            *self.run("copy", self.half(i64(length % 2)), last),
+        ]
+
+
+class _While(_Loop):
+    def body(self, node: Node) -> list[Stmt]:
+        graph, p = self.pieces["body"].graph, node.params
+        turn = self.turn(None)
+        tested = self.wholes("given", "in", self.pieces["cond"].graph.inputs[: p["cond_consts"]])
+        given = self.wholes("given", "in", graph.inputs[: p["body_consts"]])
+        first = self.wholes("first", "in", graph.outputs)
+        last = self.wholes("last", "out", graph.outputs)
+        self.state(graph.outputs)
+        on, start = self.flag("on", True)
+        odd, even = self.flag("odd", False)
+        test = self.run("cond", [*tested, *self.half(turn % 2)], [(on, i64(0))])
+        step = self.run("body", [*given, *self.half(turn % 2)], self.half((turn + 1) % 2))
+        step.append(_stored(odd, (turn % 2).eq(0)))
+        extent = select(Load(on, (i64(0),), "bool"), i64(FOREVER), i64(0))
+        return [
+            start,
+            even,
+            *self.run("copy", first, self.half(i64(0))),
+            For(turn, extent, "serial", (*test, *self.once(on, True, step))),
+            *self.once(odd, False, self.run("copy", self.half(i64(0)), last)),
+            *self.once(odd, True, self.run("copy", self.half(i64(1)), last)),
+        ]
+
+
+class _Cond(_Made):
+    def body(self, node: Node) -> list[Stmt]:
+        flag, *given = self.wholes("given", "in", node.inputs)
+        outputs = self.wholes("made", "out", node.outputs)
+        return [
+            *self.once(flag[0], True, self.run("true", given, outputs)),
+            *self.once(flag[0], False, self.run("false", given, outputs)),
+        ]
+
+
+def _stored(flag: str, value: Expr) -> Stmt:
+    """Store one element, as a phase."""
+    return For(Var("i", "i64", 1), i64(1), "parallel", (Store(flag, (i64(0),), value),))
 
 
 def _at(place: Place, index: Index) -> tuple[str, Index]:

@@ -29,7 +29,7 @@ from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.lower import to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
-from kernelforge.ir.repeat import Turn, repeated
+from kernelforge.ir.repeat import Piece, Turn, repeated
 from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
@@ -44,8 +44,11 @@ from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step, iden
 
 Strides = Sequence[tuple[int, ...] | None]
 
-REPEATED = 16
-"""Kernels of a scan's body, at most, that become one: they are compiled one after the other."""
+HELD = {"scan": ("body",), "while_loop": ("cond", "body"), "cond": ("true", "false")}
+"""The graphs that control flow holds."""
+
+REPEATED = 20
+"""Kernels, at most, of control flow that become one: they are compiled one after the other."""
 
 Parameters = tuple[tuple[str, int], ...]
 Known = dict[Kernel, tuple[Kernel, Parameters]]
@@ -303,19 +306,22 @@ def _kernel(
 
 
 def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Kernel, Kernel] | None:
-    """Make one kernel of a scan, naive and scheduled, where the device repeats phases and they are few."""
-    if node.prim.name != "scan" or "repeat" not in backend.limits.native or not config.fusion:
+    """Make one kernel of control flow, naive and scheduled, where the device repeats phases and they are few."""
+    if node.prim.name not in HELD or "repeat" not in backend.limits.native or not config.fusion:
         return None
-    body, copy = node.params["body"], identity(node.params["body"].outputs[: node.params["carry"]])
-    steps, copies = (_turns(graph, backend, config, known) for graph in (body, copy))
-    if steps is None or copies is None or len(steps[1]) > REPEATED:
+    graphs: dict[str, Graph] = {name: node.params[name] for name in HELD[node.prim.name]}
+    if "body" in graphs:
+        graphs["copy"] = identity(graphs["body"].outputs[: node.params.get("carry")])
+    found = {name: _pieces(graph, backend, config, known) for name, graph in graphs.items()}
+    pairs = {name: pair for name, pair in found.items() if pair is not None}
+    if len(pairs) < len(graphs) or sum(len(naive.turns) for naive, _ in pairs.values()) > REPEATED:
         return None
-    (body, naive, turns), (copy, plain, copied) = steps, copies
-    return repeated(node, body, naive, copy, plain), repeated(node, body, turns, copy, copied)
+    naive, kernel = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+    return repeated(node, naive), repeated(node, kernel)
 
 
-def _turns(graph: Graph, backend: Backend, config: Config, known: Known) -> tuple[Graph, list[Turn], list[Turn]] | None:
-    """Return a graph as its kernels compute it, those, naive and scheduled; None where the plan has to run it."""
+def _pieces(graph: Graph, backend: Backend, config: Config, known: Known) -> tuple[Piece, Piece] | None:
+    """Return a graph as its naive and its scheduled kernels compute it; None where the plan has to run it."""
     graph, fusion = _fused(graph, backend, config, (None,) * len(graph.inputs))
     naive: list[Turn] = []
     turns: list[Turn] = []
@@ -326,7 +332,7 @@ def _turns(graph: Graph, backend: Backend, config: Config, known: Known) -> tupl
         before, values, starts, kernel, _ = made
         naive.append(Turn(scratch(before), values, starts))
         turns.append(Turn(kernel, values, starts))
-    return graph, naive, turns
+    return Piece(graph, naive), Piece(graph, turns)
 
 
 def _tuned(naive: Kernel, parameters: dict[str, int], backend: Backend, config: Config) -> Kernel:

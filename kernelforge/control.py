@@ -203,7 +203,8 @@ def _branch_dtypes(made: list[Flat]) -> list[np.dtype[Any]]:
 def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
     """Repeat ``carry = body_fun(carry)`` from ``init`` while ``cond_fun(carry)`` holds; return the carry.
 
-    There is a forward derivative and no reverse one; ``fori_loop`` with integer bounds and ``scan`` have both.
+    There is a forward derivative and no reverse one; ``fori_loop`` with integer bounds and ``scan`` have both. Under
+    ``jit`` Python waits for the end, which must come: Ctrl-C does not stop a loop that a kernel runs.
 
     Raises:
         NotAPredicate: when ``cond_fun`` does not return one bool of shape ().

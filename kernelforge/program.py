@@ -85,7 +85,7 @@ class Program:
             backend, Array, Buffer, Pooled, tuple(self._given), GONE,
             tuple(b.handle for b in self.plan.consts), results,
             functools.partial(take, size_class(self.plan.arena)) if self.plan.arena else None, self.plan.places,
-            launches, sum(k.bytes + k.flops for k in self.plan.kernels),
+            launches, sum(k.work for k in self.plan.kernels),
             None if self._single else tuple if flat else self._tree.unflatten,
         )  # fmt: skip
         return backend.entry(call, leaves)

@@ -47,7 +47,8 @@ def schedule_words(body: Sequence[Stmt], within: str = "") -> Iterator[str]:
     for number, phase in enumerate(phases, 1):
         name = f"phase {within}{number}"
         if isinstance(phase, For) and repeats(phase):
-            yield f"{name}: {count(phase.static or 0, 'step')}, one after the other, each"
+            steps = "steps as data say" if phase.static is None else count(phase.static, "step")
+            yield f"{name}: {steps}, one after the other, each"
             yield from schedule_words(phase.body, f"{within}{number}.")
             continue
         parts = [f"{name}:"] if within or len(phases) > 1 else []

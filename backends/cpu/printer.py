@@ -283,13 +283,7 @@ class _Function(Dots):
         """Run phases in order; ``words`` of the frame are in use."""
         for part in parts:
             if isinstance(part, Repetition):
-                assert part.loop.static is not None
-                if part.loop.static:
-                    with self.loop(part.loop.var, "0", str(part.loop.static), set(), nonempty=True) as row:
-                        at = self.fresh()
-                        self.put(f"{at} = getelementptr i64, ptr {frame}, i64 {words}")
-                        self.put(f"store i64 {row.ref}, ptr {at}, align 8")
-                        self.run(part.parts, frame, words + 1)
+                self.again(part, frame, words)
                 continue
             if not part.loops:
                 self.put(f"call void @{part.name}(ptr {frame}, i64 0, i64 1)")
@@ -304,6 +298,18 @@ class _Function(Dots):
                 function = self.fresh("phase")
                 self.put(f"{function} = select i1 {self.aligned().ref}, ptr @{part.name}.stream, ptr @{part.name}")
             self.put(f"call void %fork(ptr %pool, ptr {function}, ptr {frame}, i64 {total.ref}, i64 {each.ref})")
+
+    def again(self, part: Repetition, frame: str, words: int) -> None:
+        """Run what a loop repeats; its extent is read again before each turn."""
+        loop, extent = part.loop, self.emit(part.loop.extent)
+        with self.branch(self.binary("icmp sgt", extent, self.const(0, "i64"), "bool")):
+            high = f"{self.fresh()}.high"
+            with self.loop(loop.var, "0", high, stored(loop.body), nonempty=True) as row:
+                at = self.fresh()
+                self.put(f"{at} = getelementptr i64, ptr {frame}, i64 {words}")
+                self.put(f"store i64 {row.ref}, ptr {at}, align 8")
+                self.run(part.parts, frame, words + 1)
+                self.put(f"{high} = add i64 {self.emit(loop.extent).ref}, 0")
 
     def aligned(self) -> Val:
         """Return whether all streamed buffers begin at a multiple of 64 bytes."""

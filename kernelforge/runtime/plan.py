@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from kernelforge.backends.base import Argument, Backend, Executable
 from kernelforge.ir.fuse import Fusion, Region
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.repeat import repeats
 from kernelforge.ir.runs import ALIGNMENT
 from kernelforge.runtime.memory import Buffer, Pool, allocate, upload
 
@@ -53,6 +55,11 @@ class Compiled:
     @property
     def source(self) -> str:
         return self.executable.source
+
+    @property
+    def work(self) -> float:
+        """Bytes and operations, for a guess of how long a launch takes; of loops nobody knows."""
+        return math.inf if any(map(repeats, self.ir.body)) else self.bytes + self.flops
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

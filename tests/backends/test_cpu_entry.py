@@ -181,11 +181,20 @@ def test_many_arguments(path: str) -> None:
         f(*xs[:99], M)
 
 
-def test_control_flow_goes_without(path: str) -> None:
-    f = kf.jit(lambda x: kf.scan(lambda c, v: (c + v, c * v), np.float32(0), x)[0])
+def test_control_flow(path: str) -> None:
+    """What the plan runs step by step goes without."""
+
+    def total(x: Any) -> Any:
+        return kf.scan(lambda c, v: (c + v, c * v), np.float32(0), x)[0]
+
+    one, apart = kf.jit(total), kf.jit(total)
     for _ in range(3):
-        np.testing.assert_allclose(f(X), X.sum(), rtol=1e-5)
-    assert not direct(f)
+        np.testing.assert_allclose(one(X), X.sum(), rtol=1e-5)
+        with kf.config(fusion=False):
+            np.testing.assert_allclose(apart(X), X.sum(), rtol=1e-5)
+    assert direct(one) == (path == "entry")
+    with kf.config(fusion=False):
+        assert not direct(apart)
 
 
 def test_more_kinds_than_are_tried(path: str) -> None:
