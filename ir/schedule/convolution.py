@@ -48,6 +48,10 @@ VECTORS = 4
 """Vectors of positions that share each element of such a window, and what lies in several of them."""
 
 
+MASKS = 4
+"""Columns of a window that is read from an image with padding at most: each has a mask of its own."""
+
+
 def found(kernel: Kernel) -> tuple[Expr, list[Slide]]:
     """Return the factor of a product that is read through windows, with the loops that slide over each other; no loops
     where there is none.
@@ -252,7 +256,8 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     """Reduce windows: the padded image is in the first-level cache, the results of a tile of positions in registers.
 
     Positions below each other are a tile, so that what their windows share is loaded once. All results of an image are
-    made while it is there. It is read where it lies if its padding is a matter of masks.
+    made while it is there. One that this cache holds as a whole is read where it lies, a strip of lanes after the
+    other, if its padding is a matter of few masks: strips of larger ones are too far apart in memory.
     """
     parallel = parallel_loops(kernel)
     places = [s.outer.var.name for s in pairs]
@@ -272,7 +277,8 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     ]
     image = cast("Expr", _image(cast("Expr", _summed(kernel)), now))
     *across, lane = places
-    lies = "masks" in limits.native and _lies(image, now[-1])
+    whole = block >= (pairs[0].outer.static or 1) and (pairs[-1].inner.static or MASKS + 1) <= MASKS
+    lies = "masks" in limits.native and whole and _lies(image, now[-1])
     if not lies:
         kernel = stage(kernel, image, f"{first}b", by, "local", "image")
     tile = [f"{name}r" for name in across[-1:]]
