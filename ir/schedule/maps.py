@@ -28,11 +28,7 @@ TURNS = 4
 
 
 def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
-    columns = 1
-    if _in_columns(parallel, width):
-        columns = parallel[-1].static or 1
-        kernel = in_line(kernel, parallel[-1].var.name)
-        parallel = [loops(kernel, p.var.name)[0] for p in parallel[:-1]]
+    kernel, parallel, columns = _in_columns(kernel, parallel, width)
     last = parallel[-1]
     name, n = last.var.name, last.static or 0
     outer = size(parallel[:-1])
@@ -45,35 +41,55 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width, limits.side)
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
-    turned = _in_turn(kernel, parallel, width)
+    turned = _in_turn(kernel, parallel, width, columns)
     across = "" if turned is not kernel else _across(kernel, parallel, width)
     kernel, last = turned, loops(turned, name)[0]
     kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else _solo(kernel)
 
 
-def _in_columns(parallel: Sequence[For], width: int) -> bool:
-    """Whether the last loop is over the few columns of rows, which lanes own: where it is shorter than a vector, or
-    what is made differs from column to column.
+def _in_columns(kernel: Kernel, parallel: Sequence[For], width: int) -> tuple[Kernel, Sequence[For], int]:
+    """Let lanes own rows of a few elements, which are written out: where the last loop is over so few, shorter than a
+    vector or each of its own kind, and where elements are made in turn. Also return the loops, and how many elements.
     """
     column = parallel[-1]
-    n = column.static or 0
-    if len(parallel) < 2 or not 1 < n <= NEAR or (parallel[-2].static or 0) < width or not unit(parallel[-2], NEAR):
-        return False
+    few = column.static or 0
     every = {e for s in stmts(column.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
-    return n < SHORTEST or any(e.dtype == "bool" and column.var in free_vars(e) for e in every)
+    kinds = any(e.dtype == "bool" and column.var in free_vars(e) for e in every)
+    short = len(parallel) > 1 and 1 < few <= NEAR and (few < SHORTEST or kinds)
+    few = few if short else 1
+    outer = parallel[:-1] if short else parallel
+    row = outer[-1]
+    turns, n = _turns(row), row.static or 0
+    if turns * few > NEAR or n < turns * width or (len(outer) == 1 and n % turns):
+        turns = 1
+    name, made = row.var.name, kernel
+    if turns > 1:
+        made = split(made, name, turns, name, f"{name}k", "cut")
+    if short:
+        made = in_line(made, column.var.name)
+    if turns > 1:
+        made = in_line(made, f"{name}k")
+    if turns * few == 1 or n < width or not unit(loops(made, name)[0], NEAR):
+        return kernel, parallel, 1
+    return made, [loops(made, p.var.name)[0] for p in outer], turns * few
 
 
-def _in_turn(kernel: Kernel, parallel: Sequence[For], width: int) -> Kernel:
-    """Where elements are made in turn, as by quotients and remainders of a counter, give each kind a loop of its own:
-    the index of a loop, and which of several values it takes, is plain then.
+def _turns(loop: For) -> int:
+    """Return how many kinds of elements a loop makes in turn, as by quotients and remainders of its counter."""
+    every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
+    turns = {e.args[1] for e in every if e.op in ("floordiv", "mod") and affine(e.args[0], loop.var) == 1}
+    return max(1, math.lcm(*(int(t.value) if isinstance(t, Const) else 0 for t in turns)))
+
+
+def _in_turn(kernel: Kernel, parallel: Sequence[For], width: int, copies: int) -> Kernel:
+    """Where elements are made in turn, give each kind a loop of its own: the index of a loop, and which of several
+    values it takes, is plain then. ``copies`` are those that the last loop writes out.
     """
-    copies = 1
+    inner = copies
     for loop in reversed(parallel[1:]):
-        every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
-        turns = {e.args[1] for e in every if e.op in ("floordiv", "mod") and affine(e.args[0], loop.var) == 1}
-        count = math.lcm(*(int(t.value) if isinstance(t, Const) else 0 for t in turns))
-        if loop is parallel[-1] and (count < 2 or (loop.static or 0) < count * width):
+        count = _turns(loop)
+        if loop is parallel[-1] and inner == 1 and (count < 2 or (loop.static or 0) < count * width):
             break
         copies *= count
         if count > 1 and copies <= TURNS:

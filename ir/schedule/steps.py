@@ -164,8 +164,9 @@ def in_line(kernel: Kernel, name: str) -> Kernel:
                     if made in out:
                         continue
                     if k:
-                        known[Var(made.name, made.value.dtype)] = Var(f"{made.name}_{k}", made.value.dtype)
-                        made = Let(f"{made.name}_{k}", made.value)
+                        own = f"{made.name}_{loop.var.name}{k}"
+                        known[Var(made.name, made.value.dtype)] = Var(own, made.value.dtype)
+                        made = Let(own, made.value)
                 out.append(made)
         return out
 

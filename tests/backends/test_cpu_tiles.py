@@ -10,7 +10,7 @@ import pytest
 import kernelforge as kf
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.kernel import Const, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, i64, op
+from kernelforge.ir.kernel import Const, For, If, Kernel, Let, Load, Op, Stmt, Store, Var, i64, op, stmts
 from tests.backends.on_cpu import CPU, buffer, compare
 
 LANES = 8
@@ -227,3 +227,26 @@ def test_running_reductions_of_rows_are_those_of_numpy(shape: tuple[int, ...], d
     ):
         expected = fn(x)
         np.testing.assert_array_equal(kf.jit(fn)(x), expected)
+
+
+@pytest.mark.parametrize("size", [7, 31, 32, 100])
+def test_what_lies_in_turn_is_stored_in_whole_vectors(size: int) -> None:
+    """Doubled images: of one channel, and of three, whose six elements in turn stand in the same lanes."""
+
+    def doubled(x: Any) -> Any:
+        middle = (x[:, :-1] + x[:, 1:]) * 0.5
+        return np.stack([x[:, :-1], middle], 2).reshape(x.shape[0], -1, *x.shape[2:])
+
+    rng = np.random.default_rng(0)
+    for shape in ((9, size), (9, size, 3), (size, size, 3)):
+        x = rng.integers(0, 200, shape).astype(np.float32)
+        made = kf.jit(doubled)
+        np.testing.assert_array_equal(made(x), doubled(x))
+        if size == 100:
+            (kernel,) = made.lower(x).kernels
+            lanes = [s for s in stmts(kernel.ir.body) if isinstance(s, For) and s.kind == "vector"]
+            assert sum(isinstance(s, Store) for s in lanes[0].body) == 2 * (x.size // (len(x) * size))
+            assert "%" not in str(kernel.ir)
+    x = rng.normal(size=(3, 5, size)).astype(np.float32)
+    for fn in (lambda x: np.repeat(np.repeat(x, 2, 1), 3, 2), lambda x: np.repeat(x.reshape(-1), 2)):
+        np.testing.assert_array_equal(kf.jit(fn)(x), fn(x))

@@ -80,7 +80,12 @@ def test_in_line_writes_a_loop_out() -> None:
     k = kernel("columns", (("x", 8),), 15, For(i, i64(5), "parallel", (inner,)))
     made = steps.in_line(k, "j")
     assert not steps.loops(made, "j")
-    assert [s.name for s in steps.loops(made, "i")[0].body if isinstance(s, Let)] == ["shared", "own", "own_1", "own_2"]
+    assert [s.name for s in steps.loops(made, "i")[0].body if isinstance(s, Let)] == [
+        "shared",
+        "own",
+        "own_j1",
+        "own_j2",
+    ]
     assert "select" not in str(made), "the column decides the condition"
     same(k, made)
     with pytest.raises(IllegalSchedule, match="it does more than to name values and store"):
