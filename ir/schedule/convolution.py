@@ -282,8 +282,10 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     if not lies:
         kernel = stage(kernel, image, f"{first}b", by, "local", "image")
     tile = [f"{name}r" for name in across[-1:]]
-    for name in across[-1:]:
-        kernel = split(kernel, name, VECTORS, f"{name}o", f"{name}r", "guard")
+    for name in across[-1:]:  # tiles of about so many, lest the last one be mostly beyond the end
+        n = loops(kernel, name)[0].var.bound or VECTORS
+        rows = -(-n // max(n // VECTORS, 1))
+        kernel = split(kernel, name, rows, f"{name}o", f"{name}r", "guard")
     kernel = split(kernel, lane, width if across else VECTORS * width, f"{lane}o", f"{lane}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
     walked = [s.var.name for s in sum_loops(kernel)]
