@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from kernelforge.ir.cost import EXPENSIVE, FREE_NODES
+from kernelforge.ir.cost import EXPENSIVE, FREE_NODES, RECOMPUTE
 from kernelforge.ir.demand import DEEP, Chains, Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.groups import Group, Item, Order, reaches
@@ -221,6 +221,12 @@ class _Fuser:
         kinds = a.kinds | b.kinds
         if Kind.OPAQUE in kinds:
             return "the steps of control flow share a kernel with nothing else"
+        if any(i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items):
+            scattered = [i for i in b.items if i.kind is Kind.SCATTER]
+            if any(r.group is a for i in scattered for r in i.reads):
+                return "the scatter would compute it one element after the other"
+            if self._looked_up(a, b):
+                return "what is read where data says would be computed again for each use of an element"
         reductions = a.reductions + b.reductions
         chained = Kind.CONTRACT in kinds and len(reductions) > 1
         if chained and not self.chains:
@@ -255,6 +261,16 @@ class _Fuser:
             return self._too_many()
         a.join(b, None)
         return ""
+
+    def _looked_up(self, a: Group, b: Group) -> bool:
+        """Whether gathers of ``b`` read a value of ``a`` more often than it may be computed again."""
+        made = {v for i in a.items for v in i.outputs}
+        uses: dict[Value, int] = {}
+        for item in b.items:
+            if item.node is not None and item.kind is Kind.INDEX:
+                for v in made.intersection(self._sources(item.node.inputs[0])):
+                    uses[v] = uses.get(v, 0) + item.node.output.type.size
+        return any(n > RECOMPUTE * v.type.size for v, n in uses.items())
 
     def _follows(self, a: Group, b: Group) -> bool:
         """Whether ``b`` is one map of one value that ``a`` makes from a reduction and nothing else needs.

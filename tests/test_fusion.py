@@ -267,3 +267,21 @@ def test_memory_of_attention_is_linear_in_its_length(fn: Any, place: str) -> Non
         assert all(int(a.size.value) <= 40 * args[0].size for a in kernel.ir.args)
         if place in GPUS:
             assert all(int(a.size.value) <= args[0].size for a in kernel.ir.args)
+
+
+def test_what_is_costly_is_not_made_inside_of_a_scatter() -> None:
+    """A scatter goes one element after the other; a search before it goes by vectors, in a kernel of its own."""
+    x, edges = np.linspace(0, 1, 4096), np.linspace(0, 1, 100)
+    search, scatter = kf.jit(lambda x, e: np.histogram(x, e)[0]).lower(x, edges).kernels
+    assert "vector" in str(search.ir)
+    assert "f64" not in str(scatter.ir)
+    (added,) = kf.jit(lambda x, i: kf.numpy.zeros(9).at[i].add(2 * x)).lower(x, np.arange(4096) % 9).kernels
+    assert "2.0" in str(added.ir)
+
+
+def test_what_gathers_read_often_is_made_once() -> None:
+    a, order, v = np.linspace(0, 1, 100), np.arange(100)[::-1].copy(), np.linspace(0, 1, 4096)
+    sort, _ = kf.jit(lambda a, v, order: np.searchsorted(a, v, sorter=order)).lower(a, v, order).kernels
+    assert "f64[100]" in str(sort.ir)
+    assert "4096" not in str(sort.ir)
+    assert len(kf.jit(lambda a, i, j: np.exp(a[i])[j]).lower(a, order, order).kernels) == 1
