@@ -23,6 +23,9 @@ PANEL = 22
 SHARE = 16
 """Tiles of rows that use a packed panel of columns at least: packing it takes as long as two of them."""
 
+LEAST_SHARE, MUCH = 4, 1 << 19
+"""The same where too few panels of columns leave threads idle, with so many multiply-adds in a block of the sum."""
+
 DEPTH = 512
 """Products that one accumulator of a tile sums up, of sums three times as long: panels of that depth stay in the
 second-level cache, and the error of a sum grows with the number of blocks rather than that of products."""
@@ -280,7 +283,9 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
         read = {"rows", "columns"}
     kernel = reorder(kernel, i, j)
     at = j
-    share = max(-(-t.count // -(-4 * limits.threads // t.across)), SHARE)
+    much = t.count * t.rows * t.across * t.columns * t.depth >= MUCH
+    least = min(SHARE, max(LEAST_SHARE, -(-t.count * t.across // limits.threads))) if much else SHARE
+    share = max(-(-t.count // -(-4 * limits.threads // t.across)), least)
     share = limits.choose("panels", min(share, t.count), (8, 16, 32, 64, 128))
     if share < t.count:
         at = f"{t.i}b"

@@ -68,6 +68,13 @@ def test_recipes_keep_the_meaning(naive: Kernel, device: str) -> None:
     same(naive, made, shuffle=1)
 
 
+def test_threads_share_the_rows_of_few_columns_where_these_are_much_work() -> None:
+    shared = schedule(gemm(60, 64, 400), DEVICES["avx512"])
+    assert [s.static for s in stmts(shared.body) if isinstance(s, For) and s.var.name == "i0b"] == [2]
+    assert not steps.loops(schedule(gemm(60, 64, 40), DEVICES["avx512"]), "i0b")
+    same(gemm(60, 64, 400), shared)
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 def test_running_sums_walk_square_tiles_of_rows(backwards: bool) -> None:
     made = schedule(running(70, 50, backwards), DEVICES["avx512"])
