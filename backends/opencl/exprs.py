@@ -7,9 +7,10 @@ program would not, an arm of a ``select`` is printed once a lane.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from kernelforge.backends.opencl.lib import MASKS, Functions, ctype, has_function, literal, size, unsigned
@@ -79,10 +80,14 @@ class Scope:
         vectors: names that have a value for each lane.
         indices: i64 values of such names, where they can be put in place of the name.
         counters: names of loop variables and parameters, which are not negative.
+        masks: whether vectors may be read in some of their lanes.
+        guard: the lanes in which memory may be read and written, as a mask of four bytes a lane; None is all.
     """
 
     def __init__(self, functions: Functions, emit: Callable[[str], None]) -> None:
         self.functions = functions
+        self.masks = False
+        self.guard: Code | None = None
         self.emit = emit
         self.names: dict[str, Code] = {}
         self.buffers: dict[str, Buffer] = {}
@@ -92,7 +97,7 @@ class Scope:
         self.vectors: set[str] = set()
         self.indices: dict[Expr, Expr] = {}
         self.counters: set[str] = set()
-        self._memo: dict[tuple[Expr, bool, int | None], Code] = {}
+        self._memo: dict[tuple[Expr, bool, int | None, Code | None], Code] = {}
         self._always: set[Expr] = set()
         self._hoisted: set[Expr] = set()
         self._count = 0
@@ -150,7 +155,7 @@ class Scope:
 
     def value(self, e: Expr, index: bool = False) -> Code:
         """Print an expression; ``index`` says that it is an index, which does not overflow."""
-        key = (e, index, self.lane)
+        key = (e, index, self.lane, self.guard)
         code = self._memo.get(key)
         if code is None:
             code = self._print(e, index)
@@ -225,13 +230,40 @@ class Scope:
         if not self.varies(flat):
             text = f"{buffer.name}[{self.value(flat, index=True).text}]"
             return Code(f"({text} != 0)" if e.dtype == "bool" else text, e.dtype)
+        guarded = self.guard is not None and not self._harmless(e)
         if self.step(flat) == 1:
-            text = f"(*{self.pointer(buffer, flat, 'const ')})"
+            text = self.masked_load(buffer, flat) if guarded else f"(*{self.pointer(buffer, flat, 'const ')})"
         else:
-            text = f"(({ctype(e.dtype, self.lanes)})({', '.join(self.places(buffer, flat))}))"
+            places = self.places(buffer, flat)
+            if guarded:
+                places = [f"{self.in_lane(k)} ? {p} : 0" for k, p in enumerate(places)]
+            text = f"(({ctype(e.dtype, self.lanes)})({', '.join(places)}))"
         if e.dtype == "bool":
             return Code(f"({text} != (uchar{self.lanes})(0))", "bool", self.lanes, 1)
         return Code(text, e.dtype, self.lanes)
+
+    def masked_load(self, buffer: Buffer, flat: Expr) -> str:
+        """Print a vector of the elements in the lanes of ``guard``, and of zeros."""
+        return f"{self.functions.masked('load', buffer.dtype, self.lanes, buffer.space)}({self.at(buffer, flat)})"
+
+    def at(self, buffer: Buffer, flat: Expr) -> str:
+        """Print the lanes of ``guard`` and where the first lane is."""
+        assert self.guard is not None
+        mask = self.splat(self.guard, size(buffer.dtype)).text
+        return f"{mask}, {buffer.name} + {self.first(flat)}"
+
+    @contextlib.contextmanager
+    def within(self, cond: Code) -> Iterator[Code]:
+        """Keep to the lanes where a condition holds, too; gives their mask."""
+        outer = self.guard
+        mask = self.splat(cond, 4)
+        self.guard = self.temporary(mask if outer is None else mask._replace(text=f"({outer.text} & {mask.text})"))
+        yield self.guard
+        self.guard = outer
+
+    def in_lane(self, k: int) -> str:
+        assert self.guard is not None
+        return f"{self.guard.text}.s{k:x}"
 
     # lanes
 
@@ -251,15 +283,15 @@ class Scope:
         parts = []
         for k in range(self.lanes):
             self.lane = k
-            parts.append(self.value(e).text)
+            text = self.value(e).text
+            parts.append(text if self.guard is None else f"({self.in_lane(k)} ? {text} : 0)")
             self.lane = None
         if e.dtype == "bool":
             return Code(f"((char{self.lanes})({', '.join(f'{p} ? -1 : 0' for p in parts)}))", "bool", self.lanes, 1)
         return Code(f"(({ctype(e.dtype, self.lanes)})({', '.join(parts)}))", e.dtype, self.lanes)
 
-    def any_lane(self, cond: Expr) -> str:
+    def any_lane(self, code: Code) -> str:
         """Print whether a condition holds in any lane."""
-        code = self.value(cond)
         while code.lanes > 1:
             name = self.temporary(code).text
             code = code._replace(text=f"({name}.lo | {name}.hi)", lanes=code.lanes // 2)
@@ -285,9 +317,13 @@ class Scope:
         cond, *arms = e.args
         vector = self.varies(e)
         if vector and self.varies(cond):
-            if not all(map(self.may, arms)):
+            if all(map(self.may, arms)):
+                a, b = (self.value(x, index) for x in arms)
+            elif self.masks and all(map(self._maskable, arms)):
+                test = self.value(cond)
+                a, b = self._arm(arms[0], test), self._arm(arms[1], self.apply("not", "bool", [test]))
+            else:
                 return self._guarded(e)
-            a, b = (self.value(x, index) for x in arms)
             mask = size(e.dtype)
             if e.dtype == "bool":
                 mask = a.mask or b.mask or 1
@@ -306,6 +342,18 @@ class Scope:
             mask = (a.mask or b.mask) if e.dtype == "bool" else 0
             a, b = self.splat(a, mask), self.splat(b, mask)
         return Code(f"({test.text} ? {a.text} : {b.text})", e.dtype, a.lanes, a.mask)
+
+    def _maskable(self, e: Expr) -> bool:
+        """Whether masks keep ``e`` from doing in other lanes what it may not."""
+        unsafe = [x for x in walk(e) if x not in self._always and not self._harmless(x)]
+        return not any(divides(x) or not self.varies(x) for x in unsafe)
+
+    def _arm(self, e: Expr, test: Code) -> Code:
+        """Print what a select chooses in some lanes."""
+        if self.may(e):
+            return self.value(e)
+        with self.within(test):
+            return self.value(e)
 
     def _guarded(self, e: Op) -> Code:
         """Print a select that may not evaluate its arms in all lanes: as vectors where all choose the first one."""

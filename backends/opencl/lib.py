@@ -8,6 +8,7 @@ both the 0 and 1 of a scalar comparison and the 0 and -1 of a vector one.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -79,6 +80,9 @@ PREAMBLE = """\
 #if __has_builtin(__builtin_nontemporal_store)
 #define kf_stream(value, place) __builtin_nontemporal_store(value, place)
 #endif
+#if __has_builtin(__builtin_masked_load)
+#define KF_MASKS
+#endif
 #endif
 #ifndef kf_stream
 #define kf_stream(value, place) (*(place) = (value))
@@ -130,6 +134,43 @@ _MOD = """{{
     {T} r = a % b;
     return r != 0 && (r ^ b) < 0 ? r + b : r;
 }}"""
+
+_READ = """{{
+#if defined(__AVX512DQ__) && {known}
+    return as_{T}(__builtin_ia32_load{name}_mask((const void*)(ulong)p, ({X})(0), {chosen}));
+#else
+    {M} m[{lanes}] __attribute__((aligned(64)));
+    {E} r[{lanes}] __attribute__((aligned(64)));
+    *({M}{lanes}*)m = mask;
+{loop}
+    for (long k = 0; k < {lanes}; ++k) r[k] = m[k] ? p[k] : 0;
+    return *({T}*)r;
+#endif
+}}"""
+_WRITE = """{{
+#if defined(__AVX512DQ__) && {known}
+    __builtin_ia32_store{name}_mask((void*)(ulong)p, as_{X}(value), {chosen});
+#else
+    {M} m[{lanes}] __attribute__((aligned(64)));
+    {E} v[{lanes}] __attribute__((aligned(64)));
+    *({M}{lanes}*)m = mask;
+    *({T}*)v = value;
+{loop}
+    for (long k = 0; k < {lanes}; ++k) if (m[k]) p[k] = v[k];
+#endif
+}}"""
+# compilers that know masks make them of such a loop; PoCL 3.1, which is older, fails when asked to
+_LOOP = """\
+#ifdef KF_MASKS
+#pragma clang loop vectorize(enable) vectorize_width({lanes}) interleave_count(1) unroll(disable)
+#endif"""
+
+_WIDE = {
+    (4, 16): ("ups512", "float16", "d2mask512"),
+    (8, 8): ("upd512", "double8", "q2mask512"),
+    (1, 16): ("dquqi128", "char16", "b2mask128"),
+}
+"""Bytes of an element and lanes to what x86 calls a move of some lanes, its vector, and what makes its mask."""
 
 _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("abs", "float"): ("a", "{{ return as_{T}(as_{U}(a) & ({U}){magnitude}); }}"),
@@ -189,6 +230,34 @@ class Functions:
         )
         arguments = ", ".join(f"{value} {p}" for p in params.split(", "))
         self._text[own] = f"static {value} {own}({arguments}) {body}\n"
+        return own
+
+    def masked(self, what: Literal["load", "store"], dtype: str, lanes: int, space: str) -> str:
+        """Return the C name of a function that reads or writes some lanes of a vector, defining it; what is not read
+        is zero.
+        """
+        own = f"kf_{what}_{space.strip('_ ')}_{dtype}x{lanes}"
+        if own not in self._text:
+            value, mask = ctype(dtype, lanes), f"{MASKS[size(dtype)]}{lanes}"
+            name, wide, chosen = _WIDE.get((size(dtype), lanes), ("", "", ""))
+            body = (_READ if what == "load" else _WRITE).format(
+                known=int(bool(name)),
+                name=name,
+                X=wide,
+                chosen=f"__builtin_ia32_cvt{chosen}(mask)",
+                M=MASKS[size(dtype)],
+                E=ctype(dtype),
+                T=value,
+                lanes=lanes,
+                loop=_LOOP.format(lanes=lanes),
+            )
+            place = f"{space}{'const ' if what == 'load' else ''}{ctype(dtype)}* p"
+            head = (
+                f"{value} {own}({mask} mask, {place})"
+                if what == "load"
+                else f"void {own}({mask} mask, {place}, {value} value)"
+            )
+            self._text[own] = f"static {head} {body}\n"
         return own
 
     def vector(self, dtype: str, lanes: int, align: int = 0) -> str:

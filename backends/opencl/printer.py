@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from kernelforge.backends.opencl.exprs import Buffer, Code, total
+from kernelforge.backends.opencl.exprs import Buffer, Code, divides, total
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.phases import Phase, Source, Touched, chain_of, owned, strides_of, touched_buffers
 from kernelforge.backends.opencl.stores import Stores
@@ -103,6 +103,7 @@ class _Printer(Stores):
         super().__init__(functions, streamed)
         self.kernel = kernel
         self.workers = workers
+        self.scope.masks = workers > 0
         self.local_bytes = local_bytes
         self.spilled: list[Alloc] = []
         self.taken = 0
@@ -419,28 +420,51 @@ class _Printer(Stores):
         blended = self.blended(stmt.body, stmt.cond) if guard is None else None
         if blended is not None:
             scope.begin([stmt.cond])
-            with self.block(f"if ({scope.any_lane(stmt.cond)})"):
-                kept = set(scope.vectors), dict(scope.indices)
+            with self.block(f"if ({scope.any_lane(scope.value(stmt.cond))})"), self.inner():
                 self.in_lanes(blended)
-                scope.vectors, scope.indices = kept
             return
         if guard is not None:
             scope.begin([guard])
-            with self.block(f"if ({scope.value(guard).text})"):
-                kept = set(scope.vectors), dict(scope.indices)
+            with self.block(f"if ({scope.value(guard).text})"), self.inner():
                 self.in_lanes(stmt.body)
-                scope.vectors, scope.indices = kept
             if not scope.varies(stmt.cond):
                 return
         with self.block("else" if guard is not None else ""):
-            if scope.vectors == {var.name}:
+            scope.begin([stmt.cond])
+            if scope.masks and self.maskable(stmt.body):
+                with (
+                    scope.within(scope.value(stmt.cond)) as mask,
+                    self.block(f"if ({scope.any_lane(mask)})"),
+                    self.inner(),
+                ):
+                    self.in_lanes(stmt.body)
+                return
+            if scope.vectors == {var.name} and scope.guard is None:
                 self.scalar(stmt, var)
                 return
             for k in range(scope.lanes):
-                scope.lane = k
-                with self.block(self.head(stmt)):
-                    self.body(stmt.body)
-                scope.lane = None
+                with self.block("" if scope.guard is None else f"if ({scope.in_lane(k)})"):
+                    scope.lane = k
+                    with self.block(self.head(stmt)):
+                        self.body(stmt.body)
+                    scope.lane = None
+
+    @contextlib.contextmanager
+    def inner(self) -> Iterator[None]:
+        """Forget afterwards which names the body gave a value for each lane."""
+        scope = self.scope
+        kept = set(scope.vectors), dict(scope.indices)
+        yield
+        scope.vectors, scope.indices = kept
+
+    def maskable(self, body: Sequence[Stmt]) -> bool:
+        """Whether masks keep statements from doing in other lanes what they may not."""
+        scope, inside = self.scope, list(stmts(body))
+        within = {s.name for s in inside if isinstance(s, Let)}
+        flats = [scope.buffers[s.buffer].flat(s.index) for s in inside if isinstance(s, Store)]
+        return all(scope.step(f) == 1 and not any(v.name in within for v in free_vars(f)) for f in flats) and not any(
+            divides(e) for s in inside for r in exprs(s) for e in walk(r)
+        )
 
     def blended(self, body: Sequence[Stmt], cond: Expr) -> list[Stmt] | None:
         """Return what does for all lanes what ``body`` does for those where ``cond`` holds: Lets, and Stores to

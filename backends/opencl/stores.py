@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kernelforge.backends.opencl.exprs import Buffer, Code, Scope
 from kernelforge.backends.opencl.lib import Functions, size
 from kernelforge.ir.index import poly
-from kernelforge.ir.kernel import Expr, Op, Store
+from kernelforge.ir.kernel import Expr, Load, Op, Store
 
 LINE = 64
 """Bytes of a cache line. Vectors stored past the cache are lines or even parts of one."""
@@ -44,6 +44,8 @@ class Stores:
         if not spread:
             place = f"{buffer.name}[{scope.value(flat, index=True).text}]"
             self.put(place, stmt, codes, 1)
+        elif scope.step(flat) == 1 and scope.guard is not None:
+            self.masked(stmt, buffer, flat, codes)
         elif scope.step(flat) == 1:
             align = self.past_cache(stmt, flat)
             if align:
@@ -65,27 +67,40 @@ class Stores:
         steps = poly(self.scope.resolved(flat)).items()
         return unit * width if all(c % unit == 0 for m, c in steps if m != (var,)) else 0
 
+    def masked(self, stmt: Store, buffer: Buffer, flat: Expr, codes: Sequence[Code]) -> None:
+        """Write the lanes of a vector that are not masked; elements that nothing else sees are written back."""
+        scope, dtype = self.scope, stmt.value.dtype
+        place = f"*{scope.pointer(buffer, flat)}"
+        own = not buffer.space and scope.may(Load(stmt.buffer, stmt.index, dtype))
+        old = place if own or not stmt.op else scope.masked_load(buffer, flat)
+        made = scope.splat(self.combined(old, stmt, codes, scope.lanes), size(dtype))
+        if own:
+            assert scope.guard is not None
+            mask = scope.splat(scope.guard, size(dtype)).text
+            self.emit(f"{place} = {mask} ? {self.stored(made, scope.lanes)} : {place};")
+        else:
+            write = scope.functions.masked("store", dtype, scope.lanes, buffer.space)
+            self.emit(f"{write}({scope.at(buffer, flat)}, {self.stored(made, scope.lanes)});")
+
     def put(self, place: str, stmt: Store, codes: Sequence[Code], lanes: int) -> None:
         """Write one place, of one element or of one vector."""
+        self.emit(f"{place} = {self.stored(self.combined(place, stmt, codes, lanes), lanes)};")
+
+    def combined(self, place: str, stmt: Store, codes: Sequence[Code], lanes: int) -> Code:
+        """Print what a place, of one element or of one vector, holds after a store."""
         dtype = stmt.value.dtype
         if lanes > 1:
             codes = [self.scope.splat(c, c.mask or 1) for c in codes]
         if not stmt.op:
-            self.emit(f"{place} = {self.stored(codes[0], lanes)};")
-            return
+            return codes[0]
         old = Code(f"({place})", dtype, lanes)
         if dtype == "bool":
             flag = f"({place} != 0)" if lanes == 1 else f"({place} != (uchar{lanes})(0))"
             old = Code(flag, "bool", lanes, 1 if lanes > 1 else 0)
-        if len(codes) == 2:
-            made = Code(
-                f"{self.scope.functions.call('mad', dtype, lanes)}({codes[0].text}, {codes[1].text}, {old.text})",
-                dtype,
-                lanes,
-            )
-        else:
-            made = self.scope.apply(stmt.op, dtype, [old, codes[0]])
-        self.emit(f"{place} = {self.stored(made, lanes)};")
+        if len(codes) == 1:
+            return self.scope.apply(stmt.op, dtype, [old, codes[0]])
+        function = self.scope.functions.call("mad", dtype, lanes)
+        return Code(f"{function}({codes[0].text}, {codes[1].text}, {old.text})", dtype, lanes)
 
     def stored(self, code: Code, lanes: int) -> str:
         """Print a value as it is kept in memory."""
@@ -121,4 +136,6 @@ class Stores:
         parts = [scope.temporary(scope.splat(c, c.mask or 1)) for c in codes]
         for k, place in enumerate(places):
             one = [Code(f"({p.text}.s{k:x} != 0)" if p.mask else f"{p.text}.s{k:x}", p.dtype) for p in parts]
+            if scope.guard is not None:
+                self.emit(f"if ({scope.in_lane(k)})")
             self.put(place, stmt, one, 1)

@@ -10,6 +10,7 @@ from kernelforge.ir.kernel import (
     Arg,
     Const,
     For,
+    If,
     Kernel,
     Let,
     Load,
@@ -72,9 +73,21 @@ def test_only_a_sum_of_products_is_contracted() -> None:
 
 def test_a_lazy_arm_is_not_named_ahead() -> None:
     far = f32("x", V * (1 << 40))
-    text = printed(over(lanes(Store("y", (V,), select(V < 1, far + far, 0.0))))).text
+    text = printed(over(lanes(Store("y", (V,), select(V < 1, far + far, 0.0)))), workers=0).text
     assert "kf_t" not in text
     assert text.count("? (x[") >= 8
+
+
+def test_some_lanes_are_read_and_written_by_masks() -> None:
+    lane = V + R % 3 * 4
+    far = f32("x", R * 8 + V + (1 << 40))
+    value = far + select(lane < 7, f32("x", R * 8 + V + (1 << 30)), 0.0)
+    text = printed(over(lanes(If(lane < 8, (Store("y", (R * 8 + V,), value),))))).text
+    body = text.split("__kernel")[1]
+    # one where all lanes are wanted, of those that the select wants; both in the others
+    assert body.count("kf_load_global_f32x8(") == 3
+    assert "kf_store_global_f32x8(" in body
+    assert "x[" not in body
 
 
 def test_lanes_that_lie_apart_are_distances_from_one_index() -> None:
