@@ -61,7 +61,8 @@ def repeated(node: Node, pieces: Mapping[str, Piece]) -> Kernel:
     """
     made = {"scan": _Scan, "while_loop": _While, "cond": _Cond}[node.prim.name](pieces)
     body = made.body(node)
-    return Kernel(node.prim.name, tuple(made.args), (), tuple(body))
+    args = (dataclasses.replace(a, dtype=made.held.get(a.name, a.dtype)) for a in made.args)
+    return Kernel(node.prim.name, tuple(args), (), tuple(body))
 
 
 def _depth(body: Sequence[Stmt]) -> int:
@@ -74,6 +75,7 @@ class _Made:
 
     def __init__(self, pieces: Mapping[str, Piece]) -> None:
         self.args: list[Arg] = []
+        self.held: dict[str, str] = {}  # as what kernels hold their buffers: narrow floats may be bits
         self.pieces = pieces
         # loops that stand in each other have names of their own
         self.number = max((_depth(t.kernel.body) for p in pieces.values() for t in p.turns), default=0)
@@ -110,6 +112,7 @@ class _Made:
             for arg, value in zip(t.kernel.args, t.values, strict=False):
                 buffer, offset = places[value]
                 where[arg.name] = buffer, offset + t.starts.get(arg.name, 0)
+                self.held[buffer] = arg.dtype
             for arg in t.kernel.args[len(t.values) :]:
                 where[arg.name] = self.argument("part", arg.dtype, arg.size, "scratch"), i64(0)
             out += redirected(t.kernel.body, where, lambda b, index: _at(where[b], index))  # noqa: B023 - runs at once

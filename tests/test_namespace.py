@@ -184,3 +184,11 @@ def test_quantiles_that_step(method: Any) -> None:
         same(lambda x, q: np.quantile(x, q, method=method), x, q, rtol=1e-15)
     same(lambda x: np.nanquantile(x, 0.25, axis=0, method=method), np.where(X > 2, np.nan, X), rtol=1e-15)
     same(lambda x: np.percentile(x, 40, method=method), np.arange(5))
+
+
+def test_slopes_of_even_samples_do_not_read_the_one_in_the_middle() -> None:
+    x = np.array([1, np.nan, 3, np.inf, 2, 4, 5], np.float32)
+    for order in (1, 2):
+        with np.errstate(invalid="ignore"):
+            expected = np.gradient(x, 0.5, edge_order=order)
+        np.testing.assert_array_equal(kf.jit(lambda x, o=order: np.gradient(x, 0.5, edge_order=o))(x), expected)

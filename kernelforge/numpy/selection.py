@@ -265,10 +265,12 @@ def _slope(x: Sym, on: int, step: Sym, order: int) -> Sym:
     along = tuple(n - 1 if i == on else 1 for i in range(x.ndim))
     h = diff(step).reshape(along) if step.ndim else step.broadcast(along)
     slopes = ufunc("divide", diff(x, axis=on), h)
-    # the parabola through three points has at the middle one a mean of the slopes beside it, weighted by the other step
     before, after = part(h, on, 0, n - 2), part(h, on, 1, n - 1)
-    left, right = part(slopes, on, 0, n - 2), part(slopes, on, 1, n - 1)
-    inside = ufunc("divide", left * after + right * before, before + after)
+    if step.ndim:  # the parabola through three points: a mean of the slopes, each weighted by the other's step
+        left, right = part(slopes, on, 0, n - 2), part(slopes, on, 1, n - 1)
+        inside = ufunc("divide", left * after + right * before, before + after)
+    else:  # the one in the middle is not in it
+        inside = ufunc("divide", part(x, on, 2, n) - part(x, on, 0, n - 2), before + after)
     first, last = part(slopes, on, 0, 1), part(slopes, on, n - 2, n - 1)
     if order == 2:  # and at its ends as much beyond the slope as that is beyond the mean
         first = first * 2 - part(inside, on, 0, 1)

@@ -160,6 +160,26 @@ def test_lengths(length: int) -> None:
     np.testing.assert_array_equal(np.asarray(carry), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_narrow_floats(device: str, dtype: str) -> None:
+    """Kernels may hold them as bits."""
+    xs = normal(3, 33).astype(dtype)
+
+    def run(xs: Any) -> Any:
+        c, ys = kf.scan(lambda c, x: (np.tanh(c * x + c), c), xs[0], xs)
+        c = kf.while_loop(lambda c: c.max() < 2, lambda c: c + 1, c)
+        return kf.cond(c[0] > 0, lambda c: c, lambda c: -c, c), ys
+
+    with kf.default_device(device):
+        whole = kf.jit(run)(xs)
+        with kf.config(fusion=False):
+            apart = kf.jit(run)(xs)
+    for a, b in zip(whole, apart, strict=True):
+        assert a.dtype == xs.dtype
+        np.testing.assert_array_equal(np.asarray(a).astype(F32), np.asarray(b).astype(F32))
+
+
 def test_fusion_off_leaves_loops_to_the_plan() -> None:
     step, init, xs = CASES["several"]
     run = kf.jit(lambda init, xs: kf.scan(step, init, xs))
