@@ -55,7 +55,7 @@ def _in_columns(kernel: Kernel, parallel: Sequence[For], width: int) -> tuple[Ke
     column = parallel[-1]
     few = column.static or 0
     every = {e for s in stmts(column.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
-    kinds = any(e.dtype == "bool" and column.var in free_vars(e) for e in every)
+    kinds = any(e.dtype == "bool" and free_vars(e) == {column.var} for e in every)
     short = len(parallel) > 1 and 1 < few <= NEAR and (few < SHORTEST or kinds)
     few = few if short else 1
     outer = parallel[:-1] if short else parallel

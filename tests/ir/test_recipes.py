@@ -34,7 +34,7 @@ from kernelforge.ir.schedule import steps
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.verify import verify_kernel
-from tests.ir.naive import DEVICES, columns, double, gemm, kernel, planes, running, same, softmax
+from tests.ir.naive import AVX512, DEVICES, columns, double, gemm, kernel, planes, running, same, softmax
 
 SHAPES = [
     *(
@@ -460,3 +460,17 @@ def test_what_windows_share_is_packed_once_for_a_filters_gradient(n: int, packed
     held = {s.buffer: s.shape for s in stmts(made.body) if isinstance(s, Alloc)}
     shape = held.get("columns", (scratch.get("columns", i64(0)),))
     assert math.prod(int(e.value) for e in shape if isinstance(e, Const)) == packed
+
+
+def test_conditions_of_rows_keep_lanes_in_columns_that_fill_them() -> None:
+    """A bit of a place in row-major order differs between columns, but no column's is known."""
+    text = (
+        "kernel k(in x: i64[32768], in d: i64[1], out y: i64[32768]) {\n  for parallel i < 4096 {\n"
+        "    for parallel j < 8 {\n"
+        "      y[i * 8 + j] = select((i + j * 4096 & d[0]) == 0, x[i * 8 + j], 0 - x[i * 8 + j])\n"
+        "    }\n  }\n}"
+    )
+    kernel = schedule(parse_kernel(text), AVX512)
+    (lanes,) = [s for s in stmts(kernel.body) if isinstance(s, For) and s.kind == "vector"]
+    assert len(list(stmts(lanes.body))) < 4
+    assert lanes.static == 8
