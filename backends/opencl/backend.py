@@ -252,7 +252,9 @@ class OpenCL:
         large = streamed(kernel, host().cache_bytes) if self._cpu and self._aligned else frozenset[str]()
         if self._cpu:
             kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large)
-        source = print_opencl(kernel, self._workers, self.device.local_mem_size, large)
+        source = print_opencl(
+            kernel, self._workers, self.device.local_mem_size, large, self.limits.cache_bytes if self._cpu else 0
+        )
         if binary is None:
             program = self._compile(kernel, source.text)
             (body,) = program.get_info(cl.program_info.BINARIES)

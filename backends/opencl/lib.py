@@ -68,6 +68,7 @@ def _float(value: float, dtype: str) -> str:
     return f"({text})" if text.startswith("-") else text
 
 
+# oclgrind, an older compiler for SPIR, runs no prefetches
 PREAMBLE = """\
 #pragma OPENCL FP_CONTRACT OFF
 #ifdef cl_khr_fp64
@@ -83,9 +84,15 @@ PREAMBLE = """\
 #if __has_builtin(__builtin_masked_load)
 #define KF_MASKS
 #endif
+#if __has_builtin(__builtin_prefetch) && (defined(KF_MASKS) || !defined(__SPIR__))
+#define kf_fetch(place, ahead) __builtin_prefetch((const void*)((ulong)(place) + ahead))
+#endif
 #endif
 #ifndef kf_stream
 #define kf_stream(value, place) (*(place) = (value))
+#endif
+#ifndef kf_fetch
+#define kf_fetch(place, ahead)
 #endif
 #ifndef kf_convert
 #define kf_convert(x, to) convert_##to(x)

@@ -17,10 +17,11 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from kernelforge.backends.cpu import ahead
 from kernelforge.backends.opencl.exprs import Buffer, Code, divides, total
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.phases import Phase, Source, Touched, chain_of, owned, strides_of, touched_buffers
-from kernelforge.backends.opencl.stores import Stores
+from kernelforge.backends.opencl.stores import LINE, Stores
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
@@ -41,6 +42,7 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
+from kernelforge.ir.schedule.nests import loads
 
 ITEMS = 64
 """Work-items of a work-group where the program does not say: a multiple of every GPU's width."""
@@ -55,13 +57,16 @@ _BUILT_IN = re.compile(
 """Names that OpenCL C or this package's sources give a meaning."""
 
 
-def print_opencl(kernel: Kernel, workers: int, local_bytes: int, streamed: frozenset[str] = frozenset()) -> Source:
+def print_opencl(
+    kernel: Kernel, workers: int, local_bytes: int, streamed: frozenset[str] = frozenset(), cache_bytes: int = 0
+) -> Source:
     """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
 
     Args:
         workers: most work-items that share the iterations of a launch on a CPU; 0 for a GPU.
         local_bytes: local memory of a work-group; what does not fit on a CPU becomes global scratch of each worker.
         streamed: outputs to store past the cache.
+        cache_bytes: second-level cache of a thread on a CPU, whose loops then ask memory for what they will read.
     """
     functions = Functions()
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
@@ -70,13 +75,13 @@ def print_opencl(kernel: Kernel, workers: int, local_bytes: int, streamed: froze
     texts, phases, spilled = [], [], list(scratch)
     for k, body in enumerate(bodies):
         name = f"{_identifier(kernel.name)}_{k}"
-        printer = _Printer(kernel, scratch, functions, workers, local_bytes)
+        printer = _Printer(kernel, scratch, functions, workers, local_bytes, cache_bytes)
         text, phase = printer.phase(name, body)
         texts.append(text)
         spilled += printer.spilled
         if streamed & {s.buffer for s in stmts(body) if isinstance(s, Store)}:
             phase = dataclasses.replace(phase, stream=f"{name}_stream")
-            printer = _Printer(kernel, scratch, functions, workers, local_bytes, streamed)
+            printer = _Printer(kernel, scratch, functions, workers, local_bytes, cache_bytes, streamed)
             texts.append(printer.phase(name, body, "_stream")[0])
         phases.append(phase)
     text = "\n".join((PREAMBLE + functions.text(), *texts))
@@ -98,6 +103,7 @@ class _Printer(Stores):
         functions: Functions,
         workers: int,
         local_bytes: int,
+        cache_bytes: int,
         streamed: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(functions, streamed)
@@ -105,6 +111,9 @@ class _Printer(Stores):
         self.workers = workers
         self.scope.masks = workers > 0
         self.local_bytes = local_bytes
+        self.cache_bytes = cache_bytes
+        self.distances: ahead.Distances = {}
+        self.walked: Var | None = None
         self.spilled: list[Alloc] = []
         self.taken = 0
         self.count: Expr = i64(1)
@@ -167,6 +176,9 @@ class _Printer(Stores):
         extents = self.extents(grid)
         with self.block(self.share(extents)) if self.items == 1 and not self.grouped else contextlib.nullcontext():
             self.iteration(grid, extents)
+            if self.cache_bytes and not self.grouped:
+                self.distances = ahead.distances(grid, body, self.cache_bytes)
+                self.walked = grid[-1].var if grid and ahead.vectors(body) else None
             self.uniform(body)
         self.lines[mark:mark] = self.shared.values()
         arguments = []
@@ -315,9 +327,11 @@ class _Printer(Stores):
                 self.unroll(stmt, self.body)
             case For(kind="vector") if self.fits(stmt):
                 self.vector(stmt)
-            case For(_, _, _, body):
+            case For(var, _, _, body):
                 with self.block(self.head(stmt)):
+                    before, self.walked = self.walked, var if ahead.vectors(body) else None
                     self.body(body)
+                    self.walked = before
 
     def head(self, stmt: For | If) -> str:
         (e,) = exprs(stmt)
@@ -398,8 +412,24 @@ class _Printer(Stores):
         scope.names[stmt.var.name] = Code(f"((long{scope.lanes})({numbers}))", "i64", scope.lanes)
         scope.counters.add(stmt.var.name)
         with self.block():
+            self.fetch(stmt)
             self.in_lanes(stmt.body)
         scope.var, scope.lanes, scope.vectors, scope.indices = None, 1, set(), {}
+
+    def fetch(self, loop: For) -> None:
+        """Ask for lines that the loop around reads later; they need not exist."""
+        scope, places = self.scope, set()
+        named = {s.name for s in stmts(loop.body) if isinstance(s, Let)}
+        for e in loads(loop.body):
+            further = 0 if self.walked is None else self.distances.get((self.walked, e.buffer), 0)
+            flat = scope.buffers[e.buffer].flat(e.index) if further else i64(0)
+            if scope.step(flat) == 1 and named.isdisjoint(v.name for v in free_vars(flat)):
+                scope.begin([flat])
+                place = f"{scope.buffers[e.buffer].name} + {scope.first(flat)}"
+                lines = range(0, scope.lanes * size(e.dtype), LINE) if place not in places else ()
+                places.add(place)
+                for line in lines:
+                    self.emit(f"kf_fetch({place}, {further + line});")
 
     def in_lanes(self, body: Sequence[Stmt]) -> None:
         for stmt in body:

@@ -145,3 +145,10 @@ def test_names_that_opencl_knows_are_changed() -> None:
     text = print_opencl(Kernel("exp", (half, Arg("kernel", "f32", i64(8), "out")), (), (body,)), 8, 1 << 15).text
     assert "const float float4_ = half_[r];" in text
     assert "kernel_[r] = float4_;" in text
+
+
+def test_a_walk_asks_memory_for_what_it_reads_later() -> None:
+    body = (over(lanes(Store("y", (R * 8 + V,), f32("x", R * 8 + V)))),)
+    kernel = Kernel("k", (X, K, Y), (), body)
+    assert "kf_fetch(x + (r * 8L), 14336);" in print_opencl(kernel, 8, 1 << 15, cache_bytes=1 << 20).text
+    assert "kf_fetch(x" not in print_opencl(kernel, 0, 1 << 15).text
