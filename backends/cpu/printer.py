@@ -2,7 +2,8 @@
 
 Each phase of a kernel is a function over a range of its leading parallel loops' iterations, counted in row-major
 order; ``run(frame, pool)`` runs the phases in order, each by the ``fork`` of ``kernelforge.backends.cpu.threads``.
-``frame`` is an array of 8-byte words: the addresses of the buffers, then the params.
+``frame`` is an array of 8-byte words: the addresses of the buffers, then the params. Phases that a loop repeats get a
+frame of the call's own, which has the loop's counter behind these.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from kernelforge.backends.cpu import ahead, alignment
 from kernelforge.backends.cpu.abreast import abreast
 from kernelforge.backends.cpu.dots import Dots
 from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
 from kernelforge.backends.cpu.host import Host
+from kernelforge.backends.cpu.phases import Phase, Repetition, every, phases
 from kernelforge.backends.cpu.threads import FORK
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val, typed
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.cost import streamed
-from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
@@ -40,66 +40,9 @@ from kernelforge.ir.kernel import (
     stmts,
 )  # fmt: skip
 from kernelforge.ir.passes.in_place import in_place
-from kernelforge.ir.repeat import repeats
 
 STACK_BYTES = 16 << 10
 """Buffers up to this size are on the stack; larger ones come from malloc for each range."""
-
-
-class Phase(NamedTuple):
-    """A nest of independent iterations: the loops that are split among threads, and what they run.
-
-    Attributes:
-        name: of the function it is printed as.
-        turns: the loops that repeat it, outermost first.
-    """
-
-    name: str
-    turns: tuple[For, ...]
-    loops: tuple[For, ...]
-    body: tuple[Stmt, ...]
-
-
-class Repetition(NamedTuple):
-    """Phases that are run for each value of a loop's variable."""
-
-    loop: For
-    parts: list[Phase | Repetition]
-
-
-def phases(body: Sequence[Stmt], name: str = "phase", turns: tuple[For, ...] = ()) -> list[Phase | Repetition]:
-    """Cut a kernel's body into phases; a Let or an Alloc at the top makes one serial phase of all that follows it."""
-    out: list[Phase | Repetition] = []
-    for k, stmt in enumerate(body):
-        own = f"{name}{k}"
-        if isinstance(stmt, Let | Alloc):
-            return [*out, Phase(own, turns, (), tuple(body[k:]))]
-        if isinstance(stmt, For) and repeats(stmt):
-            out.append(Repetition(stmt, phases(stmt.body, f"{own}.", (*turns, stmt))))
-        else:
-            out.append(Phase(own, turns, *_nest(stmt)))
-    return out
-
-
-def every(parts: Sequence[Phase | Repetition]) -> Iterator[Phase]:
-    """Yield all phases, those inside of repetitions too."""
-    for part in parts:
-        if isinstance(part, Phase):
-            yield part
-        else:
-            yield from every(part.parts)
-
-
-def _nest(stmt: Stmt) -> tuple[tuple[For, ...], tuple[Stmt, ...]]:
-    loops: list[For] = []
-    body: tuple[Stmt, ...] = (stmt,)
-    while len(body) == 1 and isinstance(body[0], For) and body[0].kind in ("parallel", "grid"):
-        loop = body[0]
-        if any(outer.var in free_vars(loop.extent) for outer in loops):
-            break
-        loops.append(loop)
-        body = loop.body
-    return tuple(loops), body
 
 
 def stored(body: Sequence[Stmt]) -> set[str]:
