@@ -319,9 +319,13 @@ class OpenCL:
                     if phase.shared:
                         groups = min(groups, self._workers)
                     given = [x for b in phase.buffers for x in places[b]]
-                    with self._room(sum(h.size for h, _ in places.values())):
-                        run = past_cache if stream and past_cache else function
+                    run = past_cache if stream and past_cache else function
+                    try:
                         run(self._queue, (groups * phase.items,), (phase.items,), *given, *params)
+                    except cl.Error:
+                        # to ask for the sizes takes longer than a launch
+                        with self._room(sum(h.size for h, _ in places.values())):
+                            raise
             self._queue.flush()
 
     def _scratch_of(self, k: int, nbytes: int) -> Any:
