@@ -322,12 +322,12 @@ def _makers(plan: Plan) -> dict[Value, Node]:
 
 
 def _nodes(kernel: Compiled) -> Iterator[Node]:
-    """Yield what a kernel computes, what its steps repeat, too."""
+    """Yield what a kernel computes, what its steps repeat and its branches choose, too."""
     stack = list(kernel.region.nodes[::-1])
     while stack:
         node = stack.pop()
         yield node
-        stack += node.params["body"].nodes[::-1] if "body" in node.params else ()
+        stack += [n for held in node.params.values() if isinstance(held, Graph) for n in held.nodes[::-1]]
 
 
 def _role(kernel: Compiled) -> str:

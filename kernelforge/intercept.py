@@ -77,12 +77,9 @@ def _holds_traced(x: Any) -> bool:
 
 
 def _replacement(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    dispatches = hasattr(original, "_implementation")  # by NumPy's protocol, where an argument is a traced array
-
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        seen = dispatches and any(isinstance(x, Methods) for x in args)
-        if not seen and _ours(name, (*args, *kwargs.values())) and kwargs.get("out") is None:
+        if _ours(name, (*args, *kwargs.values())) and kwargs.get("out") is None:
             return function(name)(*args, **meaningful(name, kwargs))
         return original(*args, **kwargs)
 

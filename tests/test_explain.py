@@ -185,6 +185,15 @@ def test_loops_are_explained() -> None:
     assert kf.jit(root).explain(normal(7) ** 2 + 1).html()
 
 
+def test_branches_and_conditions_are_explained() -> None:
+    """What a kernel of control flow computes, in each of the graphs that it holds."""
+    branch = kf.jit(lambda p, x: kf.cond(p, np.sin, np.cos, x)).explain(True, normal(5)).kernels[-1]
+    loop = kf.jit(lambda x: kf.while_loop(lambda c: c.sum() < 9, np.exp, x)).explain(normal(5)).kernels[-1]
+    for kernel, names in ((branch, ("sin", "cos")), (loop, ("sum", "less", "exp"))):
+        made = ", ".join(what for *_, what in kernel.lines)
+        assert all(name in made for name in names)
+
+
 def test_names_of_leaves() -> None:
     def fn(params: Any, x: Any, *more: Any) -> Any:
         return params["w"] * x + params["b"][0] + sum(more)

@@ -457,3 +457,11 @@ def test_casts_to_the_array() -> None:
     found = kf.jit(f)(x)
     np.testing.assert_array_equal(found, f(x))
     assert found.dtype == np.int32
+
+
+def test_take_from_an_array_that_is_not_traced() -> None:
+    """NumPy's own take asks its first argument alone; errors about ``table[i]`` say to call it."""
+    table = np.arange(15.0).reshape(5, 3)
+    np.testing.assert_array_equal(kf.jit(lambda i: np.take(table, i, 0))(3), table[3])
+    found = kf.jit(lambda i: kf.scan(lambda c, k: (c + np.take(table, k, 0), None), np.zeros(3), i)[0])
+    np.testing.assert_array_equal(found(np.arange(5)), table.sum(0))
