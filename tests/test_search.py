@@ -105,3 +105,9 @@ def test_membership_of_many_among_many(dtypes: tuple[Any, Any]) -> None:
         if a.dtype.kind == "f":
             a.reshape(-1)[:3] = np.nan, -0.0, np.inf
     same(lambda x, others: (np.isin(x, others), np.isin(x, others, invert=True)), x, others)
+
+
+def test_isin_of_large_integers_of_both_kinds_is_exact() -> None:
+    x, others = np.full(600, 2**53 + 1), np.full(600, 2**53, np.uint64)
+    assert not np.asarray(kf.jit(np.isin)(x, others)).any()
+    assert np.asarray(kf.jit(np.isin)(x, others + np.uint64(1))).all()

@@ -80,8 +80,12 @@ def isin(
 ) -> Sym:
     """``numpy.isin``: each element is compared with each other, where both are many with the one at its place."""
     others = test_elements.reshape((test_elements.size,))
-    if min(element.size, others.size) > FEW:
-        both = promote([element.dtype, others.dtype], [])
+    both = promote([element.dtype, others.dtype], [])
+    exact = both.kind != "f" or "f" in (
+        element.dtype.kind,
+        others.dtype.kind,
+    )  # int64 and uint64 have no integer for both
+    if exact and min(element.size, others.size) > FEW:
         element, others = element.astype(both), FUNCTIONS["sort"](others.astype(both))
         found = FUNCTIONS["take"](others, FUNCTIONS["searchsorted"](others, element), mode="clip")
         made = ufunc("equal", found, element)
