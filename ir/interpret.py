@@ -260,7 +260,7 @@ class _Run:
         return _Buffer(data, shape, np.arange(at.count) * size if at.count > 1 else np.asarray(0))
 
     def loop(self, stmt: For, at: _Lanes) -> None:
-        if stmt.static is None and repeats(stmt):
+        if at.count == 1 and stmt.static is None and repeats(stmt):  # at the top of a kernel there is one lane
             turn = 0
             while turn < int(self.value(stmt.extent, at, {}).max()):
                 self.body(stmt.body, at.bind(stmt.var.name, np.asarray(turn)))
