@@ -13,7 +13,9 @@ from kernelforge.ir import fuse, lower, residuals
 from kernelforge.ir.groups import Group, Item, Order
 
 
-def test_chains_are_seldom_collected_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The items of each group that is collected, as it happens."""
     sizes: list[int] = []
     part = fuse._Fuser.part
 
@@ -21,24 +23,22 @@ def test_chains_are_seldom_collected_anew(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.append(len(items))
         return part(self, items)
 
+    monkeypatch.setattr(fuse._Fuser, "part", counted)
+    return sizes
+
+
+def test_chains_are_seldom_collected_anew(sizes: list[int]) -> None:
     def chain(x: Any) -> Any:
         for k in range(1000):
             x = x * np.float32(1 + k) + np.float32(k)
         return x
 
-    monkeypatch.setattr(fuse._Fuser, "part", counted)
     assert len(kf.jit(chain).lower(np.ones(7, np.float32)).kernels) == 1
     assert sum(sizes) < 10 * 2000
 
 
-def test_groups_that_would_take_too_many_buffers_are_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_that_would_take_too_many_buffers_are_not_collected(sizes: list[int]) -> None:
     """What a chain keeps for its gradient is more than a kernel takes, until those who read it have joined, too."""
-    sizes: list[int] = []
-    part = fuse._Fuser.part
-
-    def counted(self: Any, items: Any) -> Any:
-        sizes.append(len(items))
-        return part(self, items)
 
     def chain(x: Any) -> Any:
         y = x
@@ -46,7 +46,6 @@ def test_groups_that_would_take_too_many_buffers_are_not_collected(monkeypatch: 
             y = y + np.float32(0.1) * (x * y - np.float32(k) * y * y)
         return y.sum()
 
-    monkeypatch.setattr(fuse._Fuser, "part", counted)
     x = np.ones(7, np.float32)
     found = kf.jit(kf.grad(chain)).lower(x)
     assert len(found.kernels) == 1
