@@ -1,7 +1,7 @@
 """Rules of arithmetic, exact to the bit: for floats also with -0.0, NaN and infinities, so x + 0.0 and x * 0 stay.
 
-x + 0.0 is not x where x is -0.0; automatic differentiation makes no zeros to be added, so nothing is lost. Two rules
-are not exact, and say so.
+x + 0.0 is not x where x is -0.0; automatic differentiation makes no zeros to be added, so nothing is lost. What is not
+exact to the bit is in ``sums``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 
 from kernelforge.dtypes import FLOATS, INTEGERS, NARROW_FLOATS, SIGNED
-from kernelforge.ir.axes import carried
 from kernelforge.ir.build import Sym, apply, full
-from kernelforge.ir.graph import Node, Value
+from kernelforge.ir.graph import Node
 from kernelforge.ir.passes.rewrite import Rewriter, Rule
 
 MANTISSA = {"f16": 11, "bf16": 8, "f32": 24, "f64": 53}
@@ -212,118 +211,8 @@ def _bitcast(r: Rewriter, node: Node) -> Sym | None:
     return None if before.value is node.inputs[0] else apply("bitcast", before, dtype=_dtype(node))
 
 
-def _repeated(r: Rewriter, value: Value, axes: tuple[int, ...]) -> Value | None:
-    """Return what has the other axes of ``value``, in order, and is repeated along ``axes``."""
-    shape = value.type.shape
-    along: list[int | None] = list(range(len(shape)))
-    while (node := r.producer(value)) is not None and node.prim.name in ("broadcast", "reshape"):
-        (given,) = node.inputs
-        known = dict(carried(node, given))
-        if any(n != 1 and a not in known for a, n in enumerate(given.type.shape) if node.prim.name == "reshape"):
-            break
-        along = [along[known[a]] if a in known else None for a in range(given.type.ndim)]
-        value = given
-    left = [a for a in range(len(shape)) if a not in axes]
-    same = value.type.shape == tuple(shape[a] for a in left)
-    return value if same and all(a in (k, None) for a, k in zip(along, left, strict=True)) else None
-
-
-def _summed(r: Rewriter, value: Value, axes: tuple[int, ...], by: str = "sum") -> Value | None:
-    """Return what was reduced ``by`` a sum over ``axes`` where ``value`` repeats the sums along them."""
-    made = _repeated(r, value, axes)
-    node = r.producer(made, by) if made is not None else None
-    found = node is not None and node.params["axes"] == axes and node.inputs[0].type.shape == value.type.shape
-    return node.inputs[0] if found and node is not None else None
-
-
-def _positive(r: Rewriter, value: Value) -> tuple[Value, int]:
-    made = r.producer(value, "negative")
-    return (made.inputs[0], -1) if made is not None else (value, 1)
-
-
-def _balanced(r: Rewriter, value: Value, axes: tuple[int, ...]) -> bool:
-    """Whether ``value`` is deviations from a weighted mean, weighted: e * (a - sum(a * e / sum(e)))."""
-    product = r.producer(value, "multiply")
-    for difference, e in (product.inputs, product.inputs[::-1]) if product is not None else ():
-        made = r.producer(difference)
-        if made is None or made.prim.name not in ("add", "subtract"):
-            continue
-        a, mean = made.inputs
-        weighted = _summed(r, mean, axes)
-        if weighted is None:
-            continue
-        inner, sign = _positive(r, weighted)
-        factors = r.producer(inner, "multiply")
-        if factors is None or (sign < 0) != (made.prim.name == "add") or a not in factors.inputs:
-            continue
-        p = r.producer(factors.inputs[1 - factors.inputs.index(a)], "divide")
-        if p is not None and p.inputs[0] is e and _summed(r, p.inputs[1], axes) is e:
-            return True
-    return False
-
-
-def _shared_zero(r: Rewriter, node: Node) -> Sym | None:
-    """Weighted deviations from their mean sum to zero, so a share of that sum, added to some of them, is zero, too.
-
-    Not exact to the bit: what is left out is the rounding error of a zero. It is what the gradient of a softmax by the
-    maximum subtracted in it comes to. A NaN in a share is in the deviations already, in all that have the mean.
-    """
-    for x, other in (node.inputs, node.inputs[::-1]):
-        chosen = r.producer(other, "where")
-        if chosen is None or _dtype(node) not in FLOATS or not _is(r.uniform(chosen.inputs[2]), 0.0):
-            continue
-        share = chosen.inputs[1]
-        while (made := r.producer(share)) is not None and made.prim.name in ("broadcast", "reshape"):
-            share = made.inputs[0]
-        if made is None or made.prim.name != "divide":
-            continue
-        total, count = (r.producer(v, "sum") for v in made.inputs)
-        if total is None or count is None or total.params["axes"] != count.params["axes"]:
-            continue
-        axes, among = total.params["axes"], r.producer(count.inputs[0], "cast")
-        aligned = _repeated(r, chosen.inputs[1], axes) is share and _positive(r, total.inputs[0])[0] is x
-        if among is not None and among.inputs[0] is chosen.inputs[0] and aligned and _balanced(r, x, axes):
-            return apply("add", r.sym(x), _like(r, node, 0.0))
-    return None
-
-
-def _weighted(r: Rewriter, node: Node) -> Sym | None:
-    """Divide what a softmax weighs by the sum of the weights, where it is smaller than the weights are.
-
-    Not exact to the bit: each is rounded once, but not the same. The weights are at most one, so that no sum of what
-    they weigh overflows unless it is within a factor of their number of the largest number, as in FlashAttention
-    (T. Dao et al., 2022, algorithm 1).
-    """
-    if _dtype(node) not in ("f32", "f64"):
-        return None
-    out = node.params["out_axes"]
-    for k, weights in enumerate(node.inputs):
-        divided = r.producer(weights, "divide")
-        names = node.params[("x_axes", "y_axes")[k]]
-        axes = tuple(a for a, n in enumerate(names) if n not in out)
-        if divided is None or not axes or not r.once(weights) or node.output.type.size >= weights.type.size:
-            continue
-        e, total = divided.inputs
-        relative = r.producer(e, "exp") and r.producer(r.producers[e].inputs[0], "subtract")
-        if relative is None or _summed(r, total, axes) is not e:
-            continue
-        if _summed(r, relative.inputs[1], axes, "max") is not relative.inputs[0]:
-            continue
-        given = [r.sym(v) for v in node.inputs]
-        given[k] = r.sym(e)
-        sums = _repeated(r, total, axes)
-        assert sums is not None
-        left = [n for n in names if n in out]
-        order = sorted(range(len(left)), key=lambda a: out.index(left[a]))
-        shape = tuple(m if n in left else 1 for n, m in zip(out, node.output.type.shape, strict=True))
-        by = r.sym(sums).transpose(order).reshape(shape).broadcast(node.output.type.shape)
-        return apply("divide", apply("contract", *given, **node.params), by)
-    return None
-
-
 RULES: dict[str, tuple[Rule, ...]] = {
-    "contract": (_weighted,),
-    "add": (_add, _shared_zero),
+    "add": (_add,),
     "subtract": (_subtract,),
     "multiply": (_multiply,),
     "divide": (_divide,),

@@ -1,13 +1,14 @@
-"""Local rewrites by the tables of ``algebra`` and ``shapes``."""
+"""Local rewrites by the tables of ``algebra``, ``shapes`` and ``sums``."""
 
 from __future__ import annotations
 
 from kernelforge.ir.graph import Graph
-from kernelforge.ir.passes import algebra, shapes
+from kernelforge.ir.passes import algebra, shapes, sums
 from kernelforge.ir.passes.rewrite import Rules, rewrite
 
+TABLES = (algebra.RULES, shapes.RULES, sums.RULES)
 RULES: Rules = {
-    name: (*algebra.RULES.get(name, ()), *shapes.RULES.get(name, ())) for name in {**algebra.RULES, **shapes.RULES}
+    name: tuple(rule for t in TABLES for rule in t.get(name, ())) for name in {k: 0 for t in TABLES for k in t}
 }
 
 

@@ -383,6 +383,39 @@ def test_weighted_deviations_vanish_along_their_own_axis_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    "case", ["", "subtract", "divided", "scaled", "other axis", "changing", "not the mean", "of others"]
+)
+def test_deviations_from_a_mean_add_nothing_to_a_sum(case: str) -> None:
+    """Where their factors do not change along the sum, and it is theirs; a factor or mean of inf or NaN shows."""
+    mean_axis = 0 if case == "other axis" else 1
+
+    def fn(x: Sym, y: Sym, s: Sym) -> list[Sym]:
+        def repeated(v: Sym, axis: int = 1) -> Sym:
+            return apply("broadcast", v.reshape((1, 4) if axis == 0 else (4, 1)), shape=(4, 4))
+
+        total = apply("sum", x * x if case == "of others" else x, axes=(mean_axis,))
+        count = full(5.0 if case == "not the mean" else 4.0, total)
+        apart = x - repeated(total * full(0.25, total) if case == "scaled" else total / count, mean_axis)
+        factor = repeated(s, 0 if case == "changing" else 1)
+        term = apart / factor if case == "divided" else full(2.0, x) * apart * factor
+        both = term - y if case == "subtract" else y + term
+        return [apply("sum", -both, axes=(1,)), both]
+
+    graph = build(fn, types("f64:4x4", "f64:4x4", "f64:4"))
+    after = optimize(graph, verify=True)
+    summed = [n.inputs[0] for n in after.nodes if n.prim.name == "sum"]
+    left_out = after.inputs[1] in summed
+    assert left_out == (case in ("", "subtract", "divided", "scaled"))
+    rng = np.random.default_rng(0)
+    x, y, s = rng.normal(size=(4, 4)), rng.normal(size=(4, 4)), rng.normal(size=4)
+    for k, at in enumerate([None, *((a, v) for v in (np.inf, np.nan) for a in (x, s))]):
+        if at is not None:
+            at[0].flat[k % 4] = at[1]
+        for mine, other in zip(run_graph(after, [x, y, s]), run_graph(graph, [x, y, s]), strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-14)
+
+
+@pytest.mark.parametrize(
     ("case", "late"),
     [("", True), ("out", True), *((c, False) for c in ("turned", "absolute", "wide", "read", "f16"))],
 )
