@@ -71,6 +71,11 @@ class Node:
         (out,) = self.outputs
         return out
 
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """The graphs among the parameters, which only opaque primitives have."""
+        return {name: p for name, p in self.params.items() if isinstance(p, Graph)}
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Graph:

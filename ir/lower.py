@@ -21,12 +21,10 @@ from kernelforge.ir.graph import At, Kind, Node, Reduction, Value
 from kernelforge.ir.index import flatten, normalize, unflatten
 from kernelforge.ir.kernel import (
     Alloc,
-    Arg,
     Const,
     Expr,
     For,
     If,
-    Kernel,
     Load,
     Stmt,
     Store,
@@ -39,7 +37,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.memo import memo
 from kernelforge.ir.nest import axes, collapse, digits, nest, variables
-from kernelforge.ir.runs import begun, reach, read
+from kernelforge.ir.runs import begun, read
 from kernelforge.ir.structure import Pattern, pattern
 from kernelforge.ir.types import row_major
 
@@ -467,32 +465,3 @@ class _Builder:
             body.append(If(normalize(valid), (store,)))
         inner = nest(variables(walk), "serial", body)
         return (*first, *self.top(variables(rest), inner))
-
-
-def to_kernel(
-    name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]], tf32: bool = False
-) -> tuple[Kernel, list[Value], dict[str, int]]:
-    """Lower parts that do not depend on each other into one kernel.
-
-    Returns the kernel, the value behind each of its arguments, in order, and the element by which those arguments begin
-    that are not all of one.
-
-    Raises:
-        Refused: see ``lower``.
-    """
-    args: list[Arg] = []
-    values: list[Value] = []
-    starts: dict[str, int] = {}
-    body: list[Stmt] = []
-    for k, part in enumerate(parts):
-        made = lower(part, strides, f"p{k}" if len(parts) > 1 else "", tf32)
-        starts |= {made.inputs[value]: run.start for value, run in made.runs.items()}
-        for value, arg in made.inputs.items():
-            size = len(made.runs[value]) if value in made.runs else reach(value, strides.get(value))
-            args.append(Arg(arg, value.type.name, i64(size), "in"))
-            values.append(value)
-        for value, arg in made.outputs.items():
-            args.append(Arg(arg, value.type.name, i64(value.type.size), "out"))
-            values.append(value)
-        body += made.body
-    return Kernel(name, tuple(args), (), tuple(body)), values, starts

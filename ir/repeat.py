@@ -13,6 +13,7 @@ from kernelforge.ir.accesses import Index, redirected
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.index import normalize
 from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Mode, Stmt, Store, Var, i64, select
+from kernelforge.ir.lowered import Lowered
 from kernelforge.ir.types import Type
 
 LINE = 64
@@ -26,22 +27,11 @@ Place = tuple[str, Expr]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """A kernel of a graph, the values behind its arguments but for scratch, and the elements by which those arguments
-    begin that are not all of one.
-    """
-
-    kernel: Kernel
-    values: Sequence[Value]
-    starts: Mapping[str, int]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """A graph, as its kernels compute it in order."""
 
     graph: Graph
-    turns: Sequence[Turn]
+    kernels: Sequence[Lowered]
 
 
 def repeats(stmt: Stmt) -> bool:
@@ -51,7 +41,7 @@ def repeats(stmt: Stmt) -> bool:
     return all(isinstance(s, For) and (s.kind in ("parallel", "grid") or repeats(s)) for s in stmt.body)
 
 
-def repeated(node: Node, pieces: Mapping[str, Piece]) -> Kernel:
+def repeated(node: Node, pieces: Mapping[str, Piece]) -> Lowered:
     """Make one kernel of a scan, a while loop or a branch; its arguments are the inputs of ``node``, its outputs, then
     scratch.
 
@@ -59,10 +49,10 @@ def repeated(node: Node, pieces: Mapping[str, Piece]) -> Kernel:
         pieces: the graphs among the node's parameters, by their names; of a loop also ``copy``, which makes a carry of
             a carry.
     """
-    made = {"scan": _Scan, "while_loop": _While, "cond": _Cond}[node.prim.name](pieces)
+    made = _MAKERS[node.prim.name](pieces)
     body = made.body(node)
     args = (dataclasses.replace(a, dtype=made.held.get(a.name, a.dtype)) for a in made.args)
-    return Kernel(node.prim.name, tuple(args), (), tuple(body))
+    return Lowered(Kernel(node.prim.name, tuple(args), (), tuple(body)), [*node.inputs, *node.outputs])
 
 
 def _depth(body: Sequence[Stmt]) -> int:
@@ -78,7 +68,7 @@ class _Made:
         self.held: dict[str, str] = {}  # as what kernels hold their buffers: narrow floats may be bits
         self.pieces = pieces
         # loops that stand in each other have names of their own
-        self.number = max((_depth(t.kernel.body) for p in pieces.values() for t in p.turns), default=0)
+        self.number = max((_depth(k.kernel.body) for p in pieces.values() for k in p.kernels), default=0)
 
     def body(self, node: Node) -> list[Stmt]:
         """Make the arguments, those of the node before any scratch, and the statements."""
@@ -104,18 +94,18 @@ class _Made:
         piece = self.pieces[name]
         places = dict(zip((*piece.graph.inputs, *piece.graph.outputs), (*inputs, *outputs), strict=True))
         out: list[Stmt] = []
-        for t in piece.turns:
-            for value in t.values:
+        for made in piece.kernels:
+            for value in made.values:
                 if value not in places:
                     places[value] = self.whole("between", "scratch", value.type)
             where: dict[str, Place] = {}
-            for arg, value in zip(t.kernel.args, t.values, strict=False):
+            for arg, value in zip(made.kernel.args, made.values, strict=False):
                 buffer, offset = places[value]
-                where[arg.name] = buffer, offset + t.starts.get(arg.name, 0)
+                where[arg.name] = buffer, offset + made.starts.get(arg.name, 0)
                 self.held[buffer] = arg.dtype
-            for arg in t.kernel.args[len(t.values) :]:
+            for arg in made.kernel.args[len(made.values) :]:
                 where[arg.name] = self.argument("part", arg.dtype, arg.size, "scratch"), i64(0)
-            out += redirected(t.kernel.body, where, lambda b, index: _at(where[b], index))  # noqa: B023 - runs at once
+            out += redirected(made.kernel.body, where, lambda b, index: _at(where[b], index))  # noqa: B023 - runs at once
         return out
 
     def flag(self, name: str, value: bool) -> tuple[str, Stmt]:
@@ -197,6 +187,9 @@ class _Cond(_Made):
             *self.once(flag[0], True, self.run("true", given, outputs)),
             *self.once(flag[0], False, self.run("false", given, outputs)),
         ]
+
+
+_MAKERS: dict[str, type[_Made]] = {"scan": _Scan, "while_loop": _While, "cond": _Cond}
 
 
 def _stored(flag: str, value: Expr) -> Stmt:

@@ -94,9 +94,8 @@ def _verify_node(node: Node) -> None:
     if set(node.params) != set(node.prim.params):
         problem = f"{text}: its parameters are {sorted(node.params)}; expected {sorted(node.prim.params)}"
         raise MalformedGraph(problem=problem, loc=node.loc)
-    for param in node.params.values():
-        if isinstance(param, Graph):
-            verify_graph(param)
+    for graph in node.graphs.values():
+        verify_graph(graph)
     try:
         types = node.prim.typing([v.type for v in node.inputs], node.params)
     except KernelforgeError as error:

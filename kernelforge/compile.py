@@ -26,10 +26,10 @@ from kernelforge.ir.demand import Chains
 from kernelforge.ir.fuse import Fusion, Region, fuse
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.kernel import Kernel
-from kernelforge.ir.lower import to_kernel
+from kernelforge.ir.lowered import Lowered, to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
-from kernelforge.ir.repeat import Piece, Turn, repeated
+from kernelforge.ir.repeat import Piece, repeated
 from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
@@ -43,9 +43,6 @@ from kernelforge.runtime.memory import pool, size_class
 from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step, identity
 
 Strides = Sequence[tuple[int, ...] | None]
-
-HELD = {"scan": ("body",), "while_loop": ("cond", "body"), "cond": ("true", "false")}
-"""The graphs that control flow holds."""
 
 REPEATED = 20
 """Kernels, at most, of control flow that become one: they are compiled one after the other."""
@@ -159,8 +156,8 @@ def _compile(
             kernels += inner
         else:
             compiled = order.compiled(region)
-            named = zip(compiled.ir.args, order.values, strict=False)
-            slots = [planner.at(v, order.starts.get(a.name, 0)) for a, v in named]
+            named = zip(compiled.ir.args, order.lowered.values, strict=False)
+            slots = [planner.at(v, order.lowered.starts.get(a.name, 0)) for a, v in named]
             slots += [planner.scratch(k, nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
             steps.append(Launch(compiled, tuple(slots), ()))
             kernels.append(compiled)
@@ -234,26 +231,20 @@ class _Order(NamedTuple):
     """A kernel that is being compiled.
 
     Attributes:
-        naive, kernel: before and after its schedule.
+        naive: before its schedule.
+        lowered: after it.
         parameters: that tuning found.
         wait: returns the executable.
-        values: behind each of its arguments.
-        starts: the element by which an argument begins that is not all of it.
     """
 
     naive: Kernel
-    kernel: Kernel
+    lowered: Lowered
     parameters: Parameters
     wait: Callable[[], Executable]
-    values: list[Value]
-    starts: dict[str, int]
 
     def compiled(self, region: Region) -> Compiled:
-        found = cost(self.naive)
-        name = self.kernel.name
-        return Compiled(
-            name, self.kernel, self.naive, self.wait(), found.bytes, found.flops, region, self.parameters
-        )  # fmt: skip
+        found, kernel = cost(self.naive), self.lowered.kernel
+        return Compiled(kernel.name, kernel, self.naive, self.wait(), found.bytes, found.flops, region, self.parameters)
 
 
 def _ordered(
@@ -275,46 +266,49 @@ def _ordered(
             if made is None:
                 orders.append(None)
                 continue
-            naive, values, starts, kernel, found = made
+            naive, lowered, parameters = made
             if region.opaque is None:
-                kernel, values = donations.settled(k, kernel, values, starts)
+                lowered = donations.settled(k, lowered)
+            kernel = lowered.kernel
             if kernel not in started:
                 text = print_kernel(kernel)
                 name = cache.key(text, backend.limits.fingerprint)
                 started[kernel] = start(_executable(kernel, text, name, backend))
-            orders.append(_Order(naive, kernel, found, started[kernel], values, starts))
+            orders.append(_Order(naive.kernel, lowered, parameters, started[kernel]))
     return orders
 
 
 def _kernel(
     region: Region, strides: dict[Value, tuple[int, ...]], backend: Backend, config: Config, known: Known
-) -> tuple[Kernel, list[Value], dict[str, int], Kernel, Parameters] | None:
+) -> tuple[Lowered, Lowered, Parameters] | None:
     """Lower and schedule a region; None where the plan runs it.
 
-    Returns what ``to_kernel`` does, the kernel that is printed, and what tuning found for it.
+    Returns it before and after its schedule, and what tuning found for it.
     """
     if region.opaque is not None:
         pair = _repeated(region.opaque, backend, config, known)
-        return pair and (pair[0], [*region.opaque.inputs, *region.opaque.outputs], {}, pair[1], ())
+        return pair and (*pair, ())
     tf32 = config.precision == "high" and "tf32" in backend.limits.native
     parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
-    naive, values, starts = to_kernel(_name(region), parts, strides, tf32)
+    lowered = to_kernel(_name(region), parts, strides, tf32)
+    naive = lowered.kernel
     if naive not in known:
-        parameters = tuned.parameters(naive, backend)
-        known[naive] = _tuned(naive, parameters, backend, config), tuple(parameters.items())
-    return naive, values, starts, *known[naive]
+        found = tuned.parameters(naive, backend)
+        known[naive] = _tuned(naive, found, backend, config), tuple(found.items())
+    kernel, parameters = known[naive]
+    return lowered, lowered.with_kernel(kernel), parameters
 
 
-def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Kernel, Kernel] | None:
+def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Lowered, Lowered] | None:
     """Make one kernel of control flow, naive and scheduled, where the device repeats phases and they are few."""
-    if node.prim.name not in HELD or "repeat" not in backend.limits.native or not config.fusion:
+    if "repeat" not in backend.limits.native or not config.fusion:
         return None
-    graphs: dict[str, Graph] = {name: node.params[name] for name in HELD[node.prim.name]}
+    graphs = node.graphs
     if "body" in graphs:
         graphs["copy"] = identity(graphs["body"].outputs[: node.params.get("carry")])
     found = {name: _pieces(graph, backend, config, known) for name, graph in graphs.items()}
     pairs = {name: pair for name, pair in found.items() if pair is not None}
-    if len(pairs) < len(graphs) or sum(len(naive.turns) for naive, _ in pairs.values()) > REPEATED:
+    if len(pairs) < len(graphs) or sum(len(naive.kernels) for naive, _ in pairs.values()) > REPEATED:
         return None
     naive, kernel = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
     return repeated(node, naive), repeated(node, kernel)
@@ -323,16 +317,16 @@ def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tup
 def _pieces(graph: Graph, backend: Backend, config: Config, known: Known) -> tuple[Piece, Piece] | None:
     """Return a graph as its naive and its scheduled kernels compute it; None where the plan has to run it."""
     graph, fusion = _fused(graph, backend, config, (None,) * len(graph.inputs))
-    naive: list[Turn] = []
-    turns: list[Turn] = []
+    naive: list[Lowered] = []
+    kernels: list[Lowered] = []
     for region in filter(_makes, fusion.regions):
         made = _kernel(region, {}, backend, config, known)
         if made is None or graph.consts:
             return None
-        before, values, starts, kernel, _ = made
-        naive.append(Turn(scratch(before), values, starts))
-        turns.append(Turn(kernel, values, starts))
-    return Piece(graph, naive), Piece(graph, turns)
+        before, after, _ = made
+        naive.append(before.with_kernel(scratch(before.kernel)))
+        kernels.append(after)
+    return Piece(graph, naive), Piece(graph, kernels)
 
 
 def _tuned(naive: Kernel, parameters: dict[str, int], backend: Backend, config: Config) -> Kernel:

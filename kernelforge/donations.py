@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from kernelforge.ir.fuse import Region
 from kernelforge.ir.graph import Graph, Value
-from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.lowered import Lowered
 from kernelforge.ir.passes.overwrite import Overwriting
 
 LARGE = 1 << 20
@@ -39,29 +39,23 @@ class Donations:
         """Find memory for what region ``k`` makes, which is no kernel."""
         self._find(k, lambda value, other: False)
 
-    def settled(
-        self, k: int, kernel: Kernel, values: list[Value], starts: Mapping[str, int]
-    ) -> tuple[Kernel, list[Value]]:
-        """Return the kernel of region ``k`` with values in the memory of others, and what is behind its arguments.
-
-        Args:
-            values: behind the kernel's arguments but for scratch.
-            starts: of the arguments that are not all of a value.
-        """
-        names = {v: a.name for v, a in zip(values, kernel.args, strict=False)}
+    def settled(self, k: int, lowered: Lowered) -> Lowered:
+        """Return the kernel of region ``k`` with values in the memory of others."""
+        values = lowered.values
+        names = {v: a.name for v, a in zip(values, lowered.kernel.args, strict=False)}
         overwriting: Overwriting | None = None
 
         def merged(value: Value, other: Value) -> bool:
             nonlocal overwriting
             # parts of a kernel that share a launch have arguments of their own
-            if values.count(other) != 1 or names[other] in starts:
+            if values.count(other) != 1 or names[other] in lowered.starts:
                 return False
-            overwriting = overwriting or Overwriting(kernel)
+            overwriting = overwriting or Overwriting(lowered.kernel)
             return overwriting.tried(names[value], names[other])
 
         self._find(k, merged)
-        changed = kernel if overwriting is None else overwriting.made()
-        return changed, [v for v in values if self.taken.get(v) not in names]
+        kernel = lowered.kernel if overwriting is None else overwriting.made()
+        return Lowered(kernel, [v for v in values if self.taken.get(v) not in names], lowered.starts)
 
     def _find(self, k: int, merged: Callable[[Value, Value], bool]) -> None:
         """Find memory for what region ``k`` makes; ``merged`` tries to make a value where the region reads another."""

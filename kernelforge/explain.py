@@ -327,7 +327,7 @@ def _nodes(kernel: Compiled) -> Iterator[Node]:
     while stack:
         node = stack.pop()
         yield node
-        stack += [n for held in node.params.values() if isinstance(held, Graph) for n in held.nodes[::-1]]
+        stack += [n for held in node.graphs.values() for n in held.nodes[::-1]]
 
 
 def _role(kernel: Compiled) -> str:

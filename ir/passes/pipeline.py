@@ -65,9 +65,8 @@ def _inside(graph: Graph, verify: bool) -> Graph:
 
 def _held(node: Node, verify: bool, done: dict[Graph, Graph]) -> Node:
     inner: dict[str, Graph] = {}
-    for name, value in node.params.items():
-        if isinstance(value, Graph):
-            inner[name] = done[value] if value in done else done.setdefault(value, optimize(value, verify))
+    for name, graph in node.graphs.items():
+        inner[name] = done[graph] if graph in done else done.setdefault(graph, optimize(graph, verify))
     if all(v is node.params[k] for k, v in inner.items()):
         return node
     return dataclasses.replace(node, params=MappingProxyType({**node.params, **inner}))

@@ -12,7 +12,8 @@ from kernelforge.ir.fuse import fuse
 from kernelforge.ir.graph import Graph, Kind
 from kernelforge.ir.interpret import run_graph, run_kernel
 from kernelforge.ir.kernel import Alloc
-from kernelforge.ir.lower import buffers_of, to_kernel
+from kernelforge.ir.lower import buffers_of
+from kernelforge.ir.lowered import to_kernel
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule
@@ -28,7 +29,8 @@ WITH_KERNEL = [n for n in names() if PRIMITIVES[n].kind is not Kind.OPAQUE]
 def run(graph: Graph, inputs: list[np.ndarray], limits, columns: bool = False) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
     values = dict(zip(graph.inputs, inputs, strict=True)) | dict(graph.consts)
     for region in fuse(graph, columns=columns).regions:
-        kernel, held, _ = to_kernel("k", region.parts, {})
+        lowered = to_kernel("k", region.parts, {})
+        kernel, held = lowered.kernel, lowered.values
         if limits is not None:
             kernel = finish(schedule(kernel, limits), frozenset())
         verify_kernel(kernel)
@@ -84,7 +86,7 @@ def norm_gradient(x, g):  # type: ignore[no-untyped-def]
 def test_columns_are_made_beside_the_rows(fn, shape: tuple[int, ...], form: str) -> None:  # type: ignore[no-untyped-def]
     graph = build(fn, [Type(shape, F32)] * 2)
     (region,) = fuse(graph, columns=True).regions
-    kernel, _, _ = to_kernel("k", region.parts, {})
+    kernel = to_kernel("k", region.parts, {}).kernel
     assert {s.space for s in kernel.body if isinstance(s, Alloc)} == {"global"}
     rng = np.random.default_rng(1)
     inputs = [rng.normal(size=shape).astype(F32) for _ in range(2)]
