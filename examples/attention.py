@@ -28,7 +28,7 @@ def main(small: bool = False) -> None:
     np.testing.assert_allclose((np.asarray(gradient(q, k, v)[0]) * step).sum(), slope, rtol=1e-2)
 
     found = gradient.explain(q, k, v)
-    print(found.text(sources=False).split("Graph:")[0])
+    print(found.words())
     if not small:
         with open("attention.html", "w", encoding="utf-8") as file:
             file.write(found.html())

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--target", help="a processor that need not be there: cuda:sm_90, opencl:gfx90a, opencl:pvc, cpu:neoverse-v2"
     )
+    explain.add_argument("--sources", action="store_true", help="show what the loops were printed as, too")
     explain.add_argument("--asm", action="store_true", help="show the target's assembly, too")
     explain.set_defaults(run=_explain)
 
@@ -138,7 +139,7 @@ def _explain(args: argparse.Namespace) -> None:
         with kf.default_device(args.device):
             found = fn.explain(*values, measure=args.measure)
     if args.html is None:
-        print(found.text(assembly=args.asm))
+        print(found.text(sources=args.sources, assembly=args.asm))
         return
     text = found.html([explained(name) for name in args.beside])
     try:

@@ -26,7 +26,7 @@ from kernelforge.dtypes import DTYPES
 from kernelforge.ir.cost import Cost, cost, nbytes
 from kernelforge.ir.fuse import Residual
 from kernelforge.ir.graph import Graph, Kind, Node, Value
-from kernelforge.ir.text import print_graph
+from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.runtime.plan import Compiled, Cond, Launch, Plan, Scan, Step, While, identity
 from kernelforge.words import assembly_of, count, duration, label, reported, schedule_words, size
@@ -143,25 +143,32 @@ class Explanation:
 
         return write(self, beside)
 
-    def text(self, sources: bool = True, assembly: bool = False) -> str:
-        """Write it for a terminal.
+    def text(self, sources: bool = False, assembly: bool = False) -> str:
+        """Write it for a terminal: in words, the graph, and the loops of each kernel as they were scheduled.
 
         Args:
-            sources: whether the text that was compiled for the device stands at the end.
+            sources: whether below its loops stands what they were printed as for the device's compiler.
             assembly: whether a target's assembly does, too.
         """
+        lines = [self.words(), "", "Graph:", print_graph(self.plan.graph)]
+        for k in self.kernels:
+            below = assembly_of(k.kernel) if assembly else ""
+            source = k.kernel.source if sources else ""
+            for what, text in (("loops", print_kernel(k.kernel.ir)), ("source", source), ("assembly", below)):
+                if not text:
+                    continue
+                lines += ["", f"kernel {k.number}, {what}:", *("    " + line for line in text.splitlines())]
+        return "\n".join(lines)
+
+    def words(self) -> str:
+        """Write what became of the function, and why, without any listing."""
         lines = [*self.summary(), ""]
         for k in self.kernels:
             lines += [*describe(k), *(f"  {line}" for line in reported(k.kernel)), ""]
         for title, found in (("Why not fewer kernels:", self.refusals()), (self.heading, self.residuals())):
             if found:
                 lines += [title, *(f"  - {line}" for line in found), ""]
-        lines += ["Graph:", print_graph(self.plan.graph)]
-        for k in self.kernels:
-            below = assembly_of(k.kernel) if assembly else ""
-            for what, text in [("source", k.kernel.source)] * sources + [("assembly", below)] * bool(below):
-                lines += ["", f"kernel {k.number}, {what}:", *("    " + line for line in text.splitlines())]
-        return "\n".join(lines)
+        return "\n".join(lines[:-1])
 
     def summary(self) -> list[str]:
         """Say the whole in a few sentences."""

@@ -289,7 +289,7 @@ def test_large_weights_keep_their_kernels() -> None:
     types = [(64, 1024), (1024, 1024), (1024,), (1024, 1024), (1024,), (1024, 10)]
     args = [np.zeros(t, np.float32) for t in types]
     assert counted(mlp, *args) > 1
-    text = kf.jit(mlp).explain(*args).text(sources=False)
+    text = kf.jit(mlp).explain(*args).words()
     assert "each block of rows would walk through 4,194,304 bytes" in text
 
 

@@ -73,7 +73,11 @@ def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "explained", raising=False)
     assert main(["explain", "explained:double"]) == 0
-    assert "1 kernel on cpu" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 kernel on cpu" in out
+    assert "kernel 1, source:" not in out
+    assert main(["explain", "explained:double", "--sources"]) == 0
+    assert "kernel 1, source:" in capsys.readouterr().out
     assert main(["explain", "explained:plain", "f32[3,4]"]) == 0
     assert "plain(x: f32[3,4]) on cpu" in capsys.readouterr().out
     assert main(["explain", "explained:tree", "{'w': f32[3], 'b': 0.5}", "f64[2, 3]", "--device", "reference"]) == 0

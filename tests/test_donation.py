@@ -96,7 +96,7 @@ def test_memory_is_the_argument_s() -> None:
 def test_explained() -> None:
     with kf.default_device("cpu"):
         found = kf.jit(momentum, donate_argnames=("p", "m")).explain(*(normal(20, 10),) * 3, measure=True)
-    text = found.text(sources=False)
+    text = found.words()
     assert "in the memory of donated arguments: result 1 in p, result 2 in m\n" in text
     assert "  reads m (800 B), g (800 B), p (800 B); writes result 2 (800 B), result 1 (800 B)" in text
     assert "measured" in text

@@ -50,9 +50,14 @@ def explained(**options: Any) -> Explanation:
 
 def test_one_kernel() -> None:
     found = kf.jit(layer).explain(normal(64, 32), normal(32, 16), normal(16))
-    text = found.text(sources=False)
-    assert str(found) != text
-    assert str(found) == found.text()
+    text = found.words()
+    (kernel,) = (k.kernel for k in found.kernels)
+    loops, source = (listing.replace("\n", "\n    ") for listing in (str(kernel.ir), kernel.source))
+    listed = str(found)
+    assert listed == found.text()
+    assert listed.startswith(text + "\n\nGraph:\ngraph (")
+    assert listed.endswith("\n\nkernel 1, loops:\n    " + loops.strip())
+    assert found.text(sources=True) == f"{listed}\n\nkernel 1, source:\n    {source.rstrip()}"
     lines = text.splitlines()
     assert lines[:4] == [
         "layer(x: f32[64,32], w: f32[32,16], b: f32[16]) on cpu",
@@ -99,7 +104,7 @@ def test_gradients_are_explained() -> None:
     assert roles[0] == "forward"
     assert roles[-1] == "backward"
     assert {k.number for k in found.kernels} == set(range(1, len(found.kernels) + 1))
-    text = found.text(sources=False)
+    text = found.words()
     assert "What the backward pass keeps and recomputes:" in text
     assert re.search(r"- recomputes exp .*: (no more|[\d.]+) operations.* against [\d.]+ bytes an element", text)
     assert re.search(r"; keeps max at test_explain.py:\d+ \(512 B\) for it", text)

@@ -291,4 +291,4 @@ def test_what_is_no_walk_is_refused() -> None:
         (lambda x, w: softmax(x @ w), "a long contraction keeps more work-groups busy"),
         (lambda x, w: np.tanh(np.tanh(x @ w) @ w.T) @ w, "a row holds 300 elements besides its columns"),
     ):
-        assert reason in kf.jit(fn).explain(x, w, target="opencl:gfx90a").text(sources=False)
+        assert reason in kf.jit(fn).explain(x, w, target="opencl:gfx90a").words()
