@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from kernelforge.ir.accesses import Index, redirected
+from kernelforge.ir.applied import Applied
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.index import normalize
 from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Mode, Stmt, Store, Var, i64, select
-from kernelforge.ir.lowered import Lowered
 from kernelforge.ir.types import Type
 
 LINE = 64
@@ -31,7 +31,7 @@ class Piece:
     """A graph, as its kernels compute it in order."""
 
     graph: Graph
-    kernels: Sequence[Lowered]
+    kernels: Sequence[Applied]
 
 
 def repeats(stmt: Stmt) -> bool:
@@ -41,7 +41,7 @@ def repeats(stmt: Stmt) -> bool:
     return all(isinstance(s, For) and (s.kind in ("parallel", "grid") or repeats(s)) for s in stmt.body)
 
 
-def repeated(node: Node, pieces: Mapping[str, Piece]) -> Lowered:
+def repeated(node: Node, pieces: Mapping[str, Piece]) -> Applied:
     """Make one kernel of a scan, a while loop or a branch; its arguments are the inputs of ``node``, its outputs, then
     scratch.
 
@@ -52,7 +52,7 @@ def repeated(node: Node, pieces: Mapping[str, Piece]) -> Lowered:
     made = _MAKERS[node.prim.name](pieces)
     body = made.body(node)
     args = (dataclasses.replace(a, dtype=made.held.get(a.name, a.dtype)) for a in made.args)
-    return Lowered(Kernel(node.prim.name, tuple(args), (), tuple(body)), [*node.inputs, *node.outputs])
+    return Applied(Kernel(node.prim.name, tuple(args), (), tuple(body)), [*node.inputs, *node.outputs])
 
 
 def _depth(body: Sequence[Stmt]) -> int:

@@ -20,13 +20,13 @@ from kernelforge.donations import Donations
 from kernelforge.errors import DamagedBinary, DamagedTuning, IllegalSchedule, UnsupportedOnDevice
 from kernelforge.forks import Lock
 from kernelforge.ir import memo
+from kernelforge.ir.applied import Applied, to_kernel
 from kernelforge.ir.build import Builder, primitive
 from kernelforge.ir.cost import cost, nbytes
 from kernelforge.ir.demand import Chains
 from kernelforge.ir.fuse import Fusion, Region, fuse
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.kernel import Kernel
-from kernelforge.ir.lowered import Lowered, to_kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
 from kernelforge.ir.repeat import Piece, repeated
@@ -156,8 +156,8 @@ def _compile(
             kernels += inner
         else:
             compiled = order.compiled(region)
-            named = zip(compiled.ir.args, order.lowered.values, strict=False)
-            slots = [planner.at(v, order.lowered.starts.get(a.name, 0)) for a, v in named]
+            named = zip(compiled.ir.args, order.applied.values, strict=False)
+            slots = [planner.at(v, order.applied.starts.get(a.name, 0)) for a, v in named]
             slots += [planner.scratch(k, nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
             steps.append(Launch(compiled, tuple(slots), ()))
             kernels.append(compiled)
@@ -232,18 +232,18 @@ class _Order(NamedTuple):
 
     Attributes:
         naive: before its schedule.
-        lowered: after it.
+        applied: after it.
         parameters: that tuning found.
         wait: returns the executable.
     """
 
     naive: Kernel
-    lowered: Lowered
+    applied: Applied
     parameters: Parameters
     wait: Callable[[], Executable]
 
     def compiled(self, region: Region) -> Compiled:
-        found, kernel = cost(self.naive), self.lowered.kernel
+        found, kernel = cost(self.naive), self.applied.kernel
         return Compiled(kernel.name, kernel, self.naive, self.wait(), found.bytes, found.flops, region, self.parameters)
 
 
@@ -266,21 +266,21 @@ def _ordered(
             if made is None:
                 orders.append(None)
                 continue
-            naive, lowered, parameters = made
+            naive, applied, parameters = made
             if region.opaque is None:
-                lowered = donations.settled(k, lowered)
-            kernel = lowered.kernel
+                applied = donations.settled(k, applied)
+            kernel = applied.kernel
             if kernel not in started:
                 text = print_kernel(kernel)
                 name = cache.key(text, backend.limits.fingerprint)
                 started[kernel] = start(_executable(kernel, text, name, backend))
-            orders.append(_Order(naive.kernel, lowered, parameters, started[kernel]))
+            orders.append(_Order(naive.kernel, applied, parameters, started[kernel]))
     return orders
 
 
 def _kernel(
     region: Region, strides: dict[Value, tuple[int, ...]], backend: Backend, config: Config, known: Known
-) -> tuple[Lowered, Lowered, Parameters] | None:
+) -> tuple[Applied, Applied, Parameters] | None:
     """Lower and schedule a region; None where the plan runs it.
 
     Returns it before and after its schedule, and what tuning found for it.
@@ -290,16 +290,16 @@ def _kernel(
         return pair and (*pair, ())
     tf32 = config.precision == "high" and "tf32" in backend.limits.native
     parts = [p for p in region.parts if any(v.type.size for v in p.outputs)]
-    lowered = to_kernel(_name(region), parts, strides, tf32)
-    naive = lowered.kernel
+    applied = to_kernel(_name(region), parts, strides, tf32)
+    naive = applied.kernel
     if naive not in known:
         found = tuned.parameters(naive, backend)
         known[naive] = _tuned(naive, found, backend, config), tuple(found.items())
     kernel, parameters = known[naive]
-    return lowered, lowered.with_kernel(kernel), parameters
+    return applied, applied.with_kernel(kernel), parameters
 
 
-def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Lowered, Lowered] | None:
+def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Applied, Applied] | None:
     """Make one kernel of control flow, naive and scheduled, where the device repeats phases and they are few."""
     if "repeat" not in backend.limits.native or not config.fusion:
         return None
@@ -317,8 +317,8 @@ def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tup
 def _pieces(graph: Graph, backend: Backend, config: Config, known: Known) -> tuple[Piece, Piece] | None:
     """Return a graph as its naive and its scheduled kernels compute it; None where the plan has to run it."""
     graph, fusion = _fused(graph, backend, config, (None,) * len(graph.inputs))
-    naive: list[Lowered] = []
-    kernels: list[Lowered] = []
+    naive: list[Applied] = []
+    kernels: list[Applied] = []
     for region in filter(_makes, fusion.regions):
         made = _kernel(region, {}, backend, config, known)
         if made is None or graph.consts:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kernelforge.ir.applied import Applied
 from kernelforge.ir.fuse import Region
 from kernelforge.ir.graph import Graph, Value
-from kernelforge.ir.lowered import Lowered
 from kernelforge.ir.passes.overwrite import Overwriting
 
 LARGE = 1 << 20
@@ -39,23 +39,23 @@ class Donations:
         """Find memory for what region ``k`` makes, which is no kernel."""
         self._find(k, lambda value, other: False)
 
-    def settled(self, k: int, lowered: Lowered) -> Lowered:
+    def settled(self, k: int, applied: Applied) -> Applied:
         """Return the kernel of region ``k`` with values in the memory of others."""
-        values = lowered.values
-        names = {v: a.name for v, a in zip(values, lowered.kernel.args, strict=False)}
+        values = applied.values
+        names = {v: a.name for v, a in zip(values, applied.kernel.args, strict=False)}
         overwriting: Overwriting | None = None
 
         def merged(value: Value, other: Value) -> bool:
             nonlocal overwriting
             # parts of a kernel that share a launch have arguments of their own
-            if values.count(other) != 1 or names[other] in lowered.starts:
+            if values.count(other) != 1 or names[other] in applied.starts:
                 return False
-            overwriting = overwriting or Overwriting(lowered.kernel)
+            overwriting = overwriting or Overwriting(applied.kernel)
             return overwriting.tried(names[value], names[other])
 
         self._find(k, merged)
-        kernel = lowered.kernel if overwriting is None else overwriting.made()
-        return Lowered(kernel, [v for v in values if self.taken.get(v) not in names], lowered.starts)
+        kernel = applied.kernel if overwriting is None else overwriting.made()
+        return Applied(kernel, [v for v in values if self.taken.get(v) not in names], applied.starts)
 
     def _find(self, k: int, merged: Callable[[Value, Value], bool]) -> None:
         """Find memory for what region ``k`` makes; ``merged`` tries to make a value where the region reads another."""

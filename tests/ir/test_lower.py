@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.applied import to_kernel
 from kernelforge.ir.build import apply, build
 from kernelforge.ir.demand import Part, Refused
 from kernelforge.ir.fuse import fuse
@@ -13,7 +14,6 @@ from kernelforge.ir.graph import Graph, Kind
 from kernelforge.ir.interpret import run_graph, run_kernel
 from kernelforge.ir.kernel import Alloc
 from kernelforge.ir.lower import buffers_of
-from kernelforge.ir.lowered import to_kernel
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule
@@ -29,8 +29,8 @@ WITH_KERNEL = [n for n in names() if PRIMITIVES[n].kind is not Kind.OPAQUE]
 def run(graph: Graph, inputs: list[np.ndarray], limits, columns: bool = False) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
     values = dict(zip(graph.inputs, inputs, strict=True)) | dict(graph.consts)
     for region in fuse(graph, columns=columns).regions:
-        lowered = to_kernel("k", region.parts, {})
-        kernel, held = lowered.kernel, lowered.values
+        applied = to_kernel("k", region.parts, {})
+        kernel, held = applied.kernel, applied.values
         if limits is not None:
             kernel = finish(schedule(kernel, limits), frozenset())
         verify_kernel(kernel)

@@ -13,8 +13,8 @@ from kernelforge.ir.runs import reach
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Lowered:
-    """A kernel of a graph.
+class Applied:
+    """A kernel, applied to values of a graph.
 
     Attributes:
         values: behind its arguments, in order, but for scratch.
@@ -25,12 +25,12 @@ class Lowered:
     values: Sequence[Value]
     starts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def with_kernel(self, kernel: Kernel) -> Lowered:
+    def with_kernel(self, kernel: Kernel) -> Applied:
         """Return another kernel of the same values."""
         return dataclasses.replace(self, kernel=kernel)
 
 
-def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]], tf32: bool = False) -> Lowered:
+def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, ...]], tf32: bool = False) -> Applied:
     """Lower parts that do not depend on each other into one kernel.
 
     Raises:
@@ -51,4 +51,4 @@ def to_kernel(name: str, parts: Sequence[Part], strides: dict[Value, tuple[int, 
             args.append(Arg(arg, value.type.name, i64(value.type.size), "out"))
             values.append(value)
         body += made.body
-    return Lowered(Kernel(name, tuple(args), (), tuple(body)), values, starts)
+    return Applied(Kernel(name, tuple(args), (), tuple(body)), values, starts)
