@@ -315,6 +315,25 @@ def test_every_device(fn: Any, device: str) -> None:
         np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize("queries", [2, 7])
+def test_gradients_of_heads_in_f16(queries: int, device: str) -> None:
+    """Both operands of a product that is made again row by row differ between sentences."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device}")
+    args = (normal(queries, 3, 4), normal(5, 3, 4), normal(12, 4, seed=1), normal(4, 4, seed=2))
+
+    def loss(q: Any, k: Any, w: Any, out: Any) -> Any:
+        made = kf.nn.multi_head_attention_forward(q, k, k, 4, 1, w, None, None, None, False, 0.0, out, None)
+        return sum((o * o).sum() for o in made)
+
+    expected = kf.grad(loss, argnums=(0, 1, 2, 3))(*(a.astype(np.float64) for a in args))
+    with kf.default_device(device):
+        found = kf.grad(loss, argnums=(0, 1, 2, 3))(*(a.astype(np.float16) for a in args))
+    for mine, exact in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=2e-2, atol=2e-2 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize("device", ["opencl:0", "opencl:1"])
 @pytest.mark.parametrize("fn", [attention, causal])
 def test_rows_that_local_memory_does_not_hold(fn: Any, device: str) -> None:

@@ -256,7 +256,8 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     left, right = factor_by(kernel, [f"{i}r"]), factor_by(kernel, [f"{jn}r"])
     own = {f"{name}_rows", f"{name}_columns", *accumulators, *buffers}
     if not (isinstance(left, Load) and left.buffer in buffers):
-        by = [f"{i}o", f"{i}r", *block, *walked]
+        apart = [c.var.name for c in columns[:-1] if c.var in free_vars(left)]
+        by = [*apart, f"{i}o", f"{i}r", *block, *walked]
         kernel = stage(kernel, left, around[-1], by, "local", f"{name}_rows")
         (copy,) = loops(kernel, f"{name}_rows_{walked[-1]}")
         kernel = in_lanes(kernel, copy, width)
