@@ -99,9 +99,9 @@ def rrelu(
     return knp.where(input > 0, input, input * slope)
 
 
-def _expm1_below(x: Any) -> Any:
-    """exp(x) - 1 below 0, where it bends; at 0 it is ``x``, whose second derivative is 0 as in PyTorch."""
-    return knp.where(x < 0, knp.expm1(knp.where(x < 0, x, 0)), x)
+def _expm1_below(x: Any, alpha: Any = 1.0) -> Any:
+    """exp(x / alpha) - 1 below 0, where it bends; at 0 a line, whose second derivative is 0 as in PyTorch."""
+    return knp.where(x < 0, knp.expm1(knp.where(x < 0, x, 0) / alpha), x / alpha)
 
 
 @elementwise()
@@ -119,7 +119,7 @@ def selu(input: Any) -> Any:
 @elementwise()
 def celu(input: Any, alpha: Any = 1.0) -> Any:
     """``x`` where it is positive, else ``alpha * (exp(x / alpha) - 1)``, which is smooth; Barron 2017."""
-    return knp.where(input > 0, input, alpha * _expm1_below(input / alpha))
+    return knp.where(input > 0, input, alpha * _expm1_below(input, alpha))
 
 
 @elementwise("approximate")

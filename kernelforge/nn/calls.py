@@ -16,6 +16,7 @@ from kernelforge.ir.build import user_line
 from kernelforge.jit import Jit
 from kernelforge.random import next_key
 from kernelforge.trace import TRACED, concrete
+from kernelforge.transforms import stop_gradient
 
 Fn = Callable[..., Any]
 Ints = int | Sequence[int]
@@ -99,6 +100,11 @@ def elementwise(*static: str, before: Callable[[Given], None] | None = None) -> 
         return Function(rounded, static, before)
 
     return decorate
+
+
+def passing(value: Any, slope: Any) -> Any:
+    """Return ``value``, bit by bit, with the derivative that ``slope`` has, 0 where that is not finite."""
+    return stop_gradient(value) + knp.where(knp.isfinite(slope), slope - stop_gradient(slope), 0)
 
 
 def known(x: Any) -> np.ndarray[Any, Any] | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 import kernelforge.numpy as knp
 from kernelforge.control import scan
-from kernelforge.nn.calls import Given, function, known, names_classes, narrow, require, valid, wide
+from kernelforge.nn.calls import Given, function, known, names_classes, narrow, passing, require, valid, wide
 from kernelforge.nn.probability import vector_norm
 from kernelforge.transforms import stop_gradient
 
@@ -111,13 +111,11 @@ def _looked_up(op: str, ids: Any, weight: Any, padding_idx: int | None, max_norm
     valid(padding_idx is None or -n <= padding_idx < n, op, "padding_idx", padding_idx, f"one of {n} rows")
     if max_norm is not None:
         length = vector_norm(table, norm_type, -1)
-        shorter = table * knp.where(length > max_norm, max_norm / (length + 1e-7), 1)
-        table = table + stop_gradient(shorter - table)
+        table = passing(table * knp.where(length > max_norm, max_norm / (length + 1e-7), 1), table)
     rows = knp.take(table, ids, axis=0)
     if by_frequency:
-        often = (ids.reshape((-1, 1)) == knp.arange(n)).sum(axis=0).astype(table.dtype)
-        share = rows / knp.take(often, ids, axis=0)[..., None]
-        rows = share + stop_gradient(rows - share)
+        often = knp.zeros(n, np.int64).at[ids.reshape((-1,))].add(1).astype(table.dtype)
+        rows = passing(rows, rows / knp.take(often, ids, axis=0)[..., None])
     if padding_idx is None:
         return rows, knp.ones((*ids.shape, 1), np.bool_)
     kept = (ids != padding_idx % n)[..., None]

@@ -9,8 +9,7 @@ import math
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.nn.calls import Given, function, reduced, require, together, valid, within
-from kernelforge.transforms import stop_gradient
+from kernelforge.nn.calls import Given, function, passing, reduced, require, together, valid, within
 
 
 def _both(op: str, input: Any, target: Any) -> tuple[Any, Any]:
@@ -183,7 +182,7 @@ def gaussian_nll_loss(
     others = [n for n, m in zip(v.shape, x.shape, strict=False) if n != m]
     fits = v.ndim in (0, x.ndim) and others in ([], [1])
     require(fits, "gaussian_nll_loss", f"{x.shape} and {v.shape}", "variances of the input's shape, one axis 1 or left")
-    v = knp.where(v < eps, v + stop_gradient(eps - v), v)
+    v = knp.where(v < eps, passing(eps, v), v)
     losses = 0.5 * (knp.log(v) + (x - t) * (x - t) / v)
     return reduced(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction, "gaussian_nll_loss")
 

@@ -18,8 +18,8 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = Non
     """Put elements around an array.
 
     Args:
-        pad: widths before and after the last axis, then the last but one, and so on. Negative widths take away, with
-            ``mode="constant"`` only.
+        pad: widths before and after the last axis, then the last but one, and so on. Negative widths take away: before
+            circles are closed, and after reflections and edges are put around.
         mode: ``constant``, ``reflect`` (the edge once), ``replicate`` (the edge) or ``circular``. Unlike PyTorch's, any
             axes can be padded, and reflections and circles may go round more than once.
         value: of the constant; 0 where it is None.
@@ -31,9 +31,12 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = Non
     pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]
     if mode == "constant":
         return padded(x, pairs, 0 if value is None else value)
-    valid(min(pad, default=0) >= 0, "pad", "pad", tuple(pad), "no negative width, but with mode='constant'")
-    widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs
+    fewer = [(min(low, 0), min(high, 0)) for low, high in pairs]
+    more = [(max(low, 0), max(high, 0)) for low, high in pairs]
+    x = padded(x, fewer, 0) if mode == "circular" else x
+    widths = [(0, 0)] * (x.ndim - len(pairs)) + more
     for axis, (low, high) in enumerate(widths):
         once = mode != "reflect" or x.shape[axis] > 1 or low == high == 0
         require(once, "pad", x.shape, f"more than one element along axis {axis} to reflect")
-    return knp.pad(x, widths, mode=MODES[mode])
+    made = knp.pad(x, widths, mode=MODES[mode])
+    return made if mode == "circular" else padded(made, fewer, 0)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import kernelforge.numpy as knp
-from kernelforge.nn.calls import Fn, Ints, draws_key, elementwise, function, narrow, wide
+from kernelforge.nn.calls import Fn, Ints, draws_key, elementwise, function, narrow, passing, wide
 from kernelforge.random import gumbel
-from kernelforge.transforms import stop_gradient
 
 
 def _shares(x: Any, dim: int) -> Any:
@@ -79,7 +78,7 @@ def gumbel_softmax(logits: Any, tau: Any = 1.0, hard: bool = False, dim: int = -
     if hard:
         places = knp.arange(x.shape[dim]).reshape([-1 if a == dim % x.ndim else 1 for a in range(x.ndim)])
         chosen = (places == knp.argmax(soft, axis=dim, keepdims=True)).astype(soft.dtype)
-        soft = stop_gradient(chosen - soft) + soft
+        soft = passing(chosen, soft)
     return narrow(soft, knp.asarray(logits))
 
 

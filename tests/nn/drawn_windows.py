@@ -232,11 +232,10 @@ def _pad(d: Draw, name: str) -> Case:
     mode = d.one("constant", "reflect", "replicate", "circular")
     count = d.whole(1, 3)
     x = d.normal(d.whole(1, 2), d.whole(1, 2), *[d.whole(3, 5) for _ in range(count)])
-    low = -1 if mode == "constant" else 0
     options: dict[str, Any] = d.some(mode=mode) if mode == "constant" else {"mode": mode}
     if mode == "constant":
         options |= d.some(value=d.real(-2, 2))
-    return Case(name, (x, tuple(d.whole(low, 2) for _ in range(2 * count))), images._pad, options)
+    return Case(name, (x, tuple(d.whole(-1, 2) for _ in range(2 * count))), images._pad, options)
 
 
 @drawn("interpolate")

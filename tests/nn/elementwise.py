@@ -88,6 +88,7 @@ ACTIVATIONS = [
     Case("elu", (X,), lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(x)), {"alpha": 0.7}),
     Case("selu", (X,), lambda x: LAMBDA * np.where(x > 0, x, ALPHA * np.expm1(x))),
     Case("celu", (X,), lambda x, alpha: np.maximum(x, 0) + np.minimum(0, alpha * np.expm1(x / alpha)), {"alpha": 1.5}),
+    Case("celu", (X,), lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(x / alpha)), {"alpha": -1.5}),
     Case("gelu", (X,), lambda x: x * ss.ndtr(x)),
     Case(
         "gelu", (X,), lambda x, approximate: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),

@@ -116,11 +116,16 @@ def _of(k, fn):
 def _pad(x, pad, mode="constant", value=0.0):
     pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]
     lead = x.ndim - len(pairs)
+
+    def cut(x):
+        return x[(..., *[slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pairs, x.shape[lead:], strict=False)])]
+
+    widths = [(0, 0)] * lead + [(max(a, 0), max(b, 0)) for a, b in pairs]
     if mode == "constant":
-        cut = [slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pairs, x.shape[lead:], strict=False)]
-        x, pairs = x[(..., *cut)], [(max(a, 0), max(b, 0)) for a, b in pairs]
-        return np.pad(x, [(0, 0)] * lead + pairs, constant_values=value)
-    return np.pad(x, [(0, 0)] * lead + pairs, {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+        return np.pad(cut(x), widths, constant_values=value)
+    if mode == "circular":
+        return np.pad(cut(x), widths, "wrap")
+    return cut(np.pad(x, widths, {"reflect": "reflect", "replicate": "edge"}[mode]))
 
 
 def _unfold(x, kernel_size, dilation=1, padding=0, stride=1):
@@ -205,6 +210,9 @@ PADDING = [
     Case("pad", (X2, (1, 2, 0, 3)), _pad, {"value": 1.5}),
     Case("pad", (X2, (-1, 2, 3, -2)), _pad),
     Case("pad", (X2, (3, 2, 1, 0)), _pad, {"mode": "reflect"}),
+    Case("pad", (X2, (-2, 2, 1, -1)), _pad, {"mode": "reflect"}),
     Case("pad", (X2, (3, 2, 1, 0)), _pad, {"mode": "replicate"}),
+    Case("pad", (X2, (-2, 2, 1, -1)), _pad, {"mode": "replicate"}),
     Case("pad", (X2, (3, 2, 1, 0)), _pad, {"mode": "circular"}),
+    Case("pad", (X2, (-2, 2, 1, -1)), _pad, {"mode": "circular"}),
 ]

@@ -476,6 +476,19 @@ def test_dropout_of_heads() -> None:
     np.testing.assert_array_equal(call(False)[0], call(False, dropout_key=key)[0])
 
 
+def test_rows_are_scaled_to_the_last_bit() -> None:
+    """Beside rows that are larger by far, and as they stand where their gradient alone is divided."""
+    table = np.array([[3e4, -4e4], [1e15, 0], [-INF, 1], [0.1, 0.3]], F32)
+    ids = np.array([0, 1, 3, 3])
+    found = nn.embedding(ids, table, max_norm=1.0)
+    np.testing.assert_allclose(found, [[0.6, -0.8], [1, 0], table[3], table[3]], rtol=1e-6)
+    np.testing.assert_array_equal(nn.embedding(np.array([2, 3, 3]), table, scale_grad_by_freq=True), table[[2, 3, 3]])
+    slopes = kf.grad(lambda t: nn.embedding(ids, t, scale_grad_by_freq=True).sum())(table)
+    np.testing.assert_array_equal(slopes, [[1, 1], [1, 1], [0, 0], [1, 1]])
+    chosen = np.asarray(nn.gumbel_softmax(X, hard=True, key=kf.random.key(1)))
+    np.testing.assert_array_equal(np.unique(chosen), [0, 1])
+
+
 def test_windows_at_random() -> None:
     found = [np.asarray(nn.fractional_max_pool2d(IMAGE, 3, output_ratio=0.5, key=kf.random.key(i))) for i in (0, 0, 1)]
     assert found[0].shape == (2, 3, 4, 4)
