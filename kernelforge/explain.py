@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,9 @@ class Facts:
         predicted: seconds, by the device's limits; None where they do not tell.
         measured: seconds; None where it was not measured.
         bound: what takes longer by the prediction: ``memory`` or ``arithmetic``.
-        runs: how often a call launches it; once for each step of a loop whose number of steps is not known.
+        runs: how often a call launches it, where a loop whose number of turns is not known has one.
         within: the control flow it stands in, in words.
+        assumed: what the figures count, in words, of control flow inside of it that data decide.
     """
 
     number: int
@@ -72,6 +73,7 @@ class Facts:
     bound: str
     runs: int
     within: str
+    assumed: tuple[str, ...]
 
     @property
     def seconds(self) -> float | None:
@@ -185,6 +187,7 @@ class Explanation:
             ),
             f"moves {size(self.moved)}{ratio}: inputs and outputs once are {size(self.least)}",
             f"{self.flops:,} floating-point operations",
+            *(f"these figures count {words}" for words in _assumed(_decided(plan))),
         ]
         taken = [(k, self.names[given]) for k, given in enumerate(plan.taken, 1) if given is not None]
         if taken:
@@ -202,7 +205,7 @@ class Explanation:
 
     @property
     def heading(self) -> str:
-        backward = any(k.role == "backward" for k in self.kernels)
+        backward = any("backward" in k.role for k in self.kernels)
         return f"What {'the backward pass keeps and recomputes' if backward else 'later kernels keep and recompute'}:"
 
     def refusals(self) -> list[str]:
@@ -286,6 +289,7 @@ def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measu
                 timed(kernel, backend) if measure else None,
                 bound,
                 *launched[kernel],
+                _assumed(_nodes(kernel)),
             )
         )
     return Explanation(name, plan, given, tuple(facts), tuple(_apart(plan)), bandwidth, limits.rate, measure)
@@ -299,8 +303,27 @@ def _inner(step: Step) -> list[tuple[Plan, int, str]]:
         case Cond():
             return [(step.true, 1, "if a condition holds"), (step.false, 1, "unless a condition holds")]
         case While():
-            return [(step.cond, 1, "before each step of a while_loop"), (step.body, 1, "in each step of a while_loop")]
+            return [(step.cond, 1, "before each turn of a while_loop"), (step.body, 1, "in each turn of a while_loop")]
     return []
+
+
+ASSUMED = {
+    "while_loop": "one turn of a while_loop: the data say how many there are",
+    "cond": "both branches of a condition: the data say which one runs",
+}
+"""What figures count of control flow that data decide, by its primitive."""
+
+
+def _assumed(nodes: Iterable[Node]) -> tuple[str, ...]:
+    names = {n.prim.name for n in nodes}
+    return tuple(words for name, words in ASSUMED.items() if name in names)
+
+
+def _decided(plan: Plan) -> Iterator[Node]:
+    """Yield what kernels compute and what stands around them."""
+    for inner in _plans(plan):
+        for region in inner.regions:
+            yield from _within(region.nodes)
 
 
 def _plans(plan: Plan) -> Iterator[Plan]:
@@ -330,7 +353,12 @@ def _makers(plan: Plan) -> dict[Value, Node]:
 
 def _nodes(kernel: Compiled) -> Iterator[Node]:
     """Yield what a kernel computes, what its steps repeat and its branches choose, too."""
-    stack = list(kernel.region.nodes[::-1])
+    return _within(kernel.region.nodes)
+
+
+def _within(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Yield nodes, each with those of the graphs it holds."""
+    stack = list(nodes[::-1])
     while stack:
         node = stack.pop()
         yield node
@@ -347,8 +375,9 @@ def _lines(kernel: Compiled) -> Iterator[tuple[str, str, str]]:
     """Yield the places in the user's code, the text there, and what came of it."""
     made: dict[tuple[str, int], dict[str, None]] = collections.defaultdict(dict)
     nodes = list(_nodes(kernel))
+    moves = all(n.prim.kind is Kind.VIEW for n in nodes)
     for node in nodes:
-        if node.loc and node.inputs and (node.prim.kind is not Kind.VIEW or len(nodes) == 1):
+        if node.loc and node.inputs and (node.prim.kind is not Kind.VIEW or moves):
             adjoint = "adjoint: " if node.loc.order else ""
             made[_here(node.loc.file), node.loc.line][adjoint + node.prim.name] = None
     for (file, line), names in sorted(made.items()):
@@ -412,6 +441,7 @@ def describe(k: Facts) -> list[str]:
     ]
     if k.within:
         lines.append(f"  runs {k.within}")
+    lines += [f"  its figures count {words}" for words in k.assumed]
     if k.kernel.tuned:
         lines.append(f"  tuned: {', '.join(f'{name}={value}' for name, value in k.kernel.tuned)}")
     if k.scratch:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kernelforge.backends.target import TargetExecutable
 from kernelforge.ir.graph import Node, Value
-from kernelforge.ir.kernel import Alloc, Const, For, If, Stmt, stmts
+from kernelforge.ir.kernel import Alloc, Const, For, If, Op, Stmt, stmts
 from kernelforge.ir.repeat import repeats
 from kernelforge.runtime.plan import Compiled
 
@@ -47,8 +47,7 @@ def schedule_words(body: Sequence[Stmt], within: str = "") -> Iterator[str]:
     for number, phase in enumerate(phases, 1):
         name = f"phase {within}{number}"
         if isinstance(phase, For) and repeats(phase):
-            steps = "steps as data say" if phase.static is None else count(phase.static, "step")
-            yield f"{name}: {steps}, one after the other, each"
+            yield f"{name}: {_turns(phase)}"
             yield from schedule_words(phase.body, f"{within}{number}.")
             continue
         parts = [f"{name}:"] if within or len(phases) > 1 else []
@@ -69,6 +68,16 @@ def schedule_words(body: Sequence[Stmt], within: str = "") -> Iterator[str]:
         tiles = dict.fromkeys(_tile(s) for s in inside if isinstance(s, Alloc) and s.shape)
         words += list(tiles)[:4]
         yield " ".join([*parts, ", ".join(words)])
+
+
+def _turns(loop: For) -> str:
+    """Say how often a loop over phases runs them."""
+    if loop.static is not None:
+        return f"{count(loop.static, 'step')}, one after the other, each through the phases below"
+    match loop.extent:
+        case Op(op="select", args=(_, Const(value=0 | 1), Const(value=0 | 1))):
+            return "the phases below, once or not at all, as data say"
+    return "as many turns as data say, one after the other, each through the phases below"
 
 
 def _chain(stmt: Stmt, kind: str) -> list[int]:

@@ -23,6 +23,13 @@ PROGRAMS = (
 )  # fmt: skip
 """That it runs in float32, and differentiates."""
 
+LAYERS = (
+    "gelu", "softplus", "prelu", "softmax", "layer_norm", "local_response_norm", "linear", "embedding", "cross_entropy",
+    "cdist", "kl_div", "conv2d", "conv_transpose2d", "fold", "max_pool2d", "adaptive_avg_pool2d", "pad",
+    "scaled_dot_product_attention", "ctc_loss", "lstm_cell", "grid_sample", "pixel_shuffle",
+)  # fmt: skip
+"""Functions of ``kernelforge.nn`` whose values it computes."""
+
 
 def is_further(device: str) -> bool:
     """Tell an OpenCL runtime after the first."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from tests import further
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +140,13 @@ def _id(case: Case) -> str:
     return "-".join([*map(str, (case.channels, case.filters, *case.image)), *named])
 
 
-@pytest.mark.parametrize("device", [d for d in kf.devices() if d != "reference"])
-@pytest.mark.parametrize("case", CASES, ids=_id)
+ONE_OF_A_KIND = [CASES[i] for i in (0, 3, 6, 9, 16, 23, 29)]
+ON_DEVICES = [
+    (c, d) for d in kf.devices() if d != "reference" for c in (ONE_OF_A_KIND if further.is_further(d) else CASES)
+]
+
+
+@pytest.mark.parametrize(("case", "device"), ON_DEVICES, ids=lambda x: x if isinstance(x, str) else _id(x))
 def test_values(case: Case, device: str) -> None:
     x, w = case.operands()
     with kf.default_device(device):
@@ -162,7 +168,7 @@ def test_derivatives(case: Case) -> None:
     assert abs((np.asarray(gw, np.float64) * dw).sum() - (case.loops(x, dw) * ct).sum()) < 1e-4 * scale * 4
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (0, 3, 6, 9, 16, 23, 29)], ids=_id)
+@pytest.mark.parametrize("case", ONE_OF_A_KIND, ids=_id)
 def test_second_derivatives(case: Case) -> None:
     x, w = case.operands()
     d = np.random.default_rng(4).normal(size=w.shape).astype(np.float32)

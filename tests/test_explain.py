@@ -164,7 +164,7 @@ def test_loops_are_explained() -> None:
     scan = whole.kernels[-1]
     assert (scan.kernel.name, scan.runs, scan.within) == ("scan", 1, "")
     assert any("h = np.tanh(h @ w + x)" in line for line in scan.lines[0])
-    assert "phase 2: 5 steps, one after the other, each" in scan.schedule
+    assert "phase 2: 5 steps, one after the other, each through the phases below" in scan.schedule
     assert any(line.startswith("phase 2.1: ") for line in scan.schedule)
     assert "xs (2.5 KiB)" in str(whole)
     assert whole.flops > 5 * 8 * 16 * 16 * 2
@@ -184,10 +184,16 @@ def test_loops_are_explained() -> None:
     def root(x: Any) -> Any:
         return kf.while_loop(lambda c: (c * c - x).max() > 1e-3, lambda c: (c + x / c) / 2, x)
 
-    assert "phase 4: steps as data say, one after the other, each" in str(kf.jit(root).explain(normal(7) ** 2 + 1))
+    one_turn = "figures count one turn of a while_loop: the data say how many there are"
+    held = kf.jit(root).explain(normal(7) ** 2 + 1)
+    assert "as many turns as data say, one after the other, each through the phases below" in str(held)
+    assert str(held).count(one_turn) == 2  # of the whole, and of the kernel
     with kf.config(fusion=False):
-        assert "in each step of a while_loop" in str(kf.jit(root).explain(normal(7) ** 2 + 1))
-    assert kf.jit(root).explain(normal(7) ** 2 + 1).html()
+        run = str(kf.jit(root).explain(normal(7) ** 2 + 1))
+        assert "in each turn of a while_loop" in run
+        assert run.count(one_turn) == 1
+    assert one_turn in held.html()
+    assert "figures count" not in str(whole)
 
 
 def test_branches_and_conditions_are_explained() -> None:
@@ -197,6 +203,15 @@ def test_branches_and_conditions_are_explained() -> None:
     for kernel, names in ((branch, ("sin", "cos")), (loop, ("sum", "less", "exp"))):
         made = ", ".join(what for *_, what in kernel.lines)
         assert all(name in made for name in names)
+    both = "both branches of a condition: the data say which one runs"
+    assert branch.assumed == (both,)
+    assert branch.schedule[0] == "phase 1: the phases below, once or not at all, as data say"
+    assert branch.schedule[2] == "phase 2: the phases below, once or not at all, as data say"
+
+
+def test_copies_stand_on_lines() -> None:
+    (kernel,) = kf.jit(lambda x: x[1:].reshape(3, 4)).explain(normal(13)).kernels
+    assert [what for *_, what in kernel.lines] == ["slice, reshape"]
 
 
 def test_names_of_leaves() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from tests import further
 from tests.nn import elementwise, images, learning, resizing, sequences
 from tests.nn.case import Case, check_derivatives, check_value
 
@@ -14,7 +15,10 @@ GROUPS = (
     images.PADDING, sequences.ATTENTION, sequences.RECURRENT, resizing.RESIZING,
 )  # fmt: skip
 CASES = [case for group in GROUPS for case in group]
-OPENCL = [d for d in kf.devices() if d.startswith("opencl")]
+OPENCL = [
+    (case, d) for case in CASES for d in kf.devices()
+    if d.startswith("opencl") and (not further.is_further(d) or case.name in further.LAYERS)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -22,10 +26,13 @@ def test_values(case: Case) -> None:
     check_value(case, "cpu", np.float64)
 
 
-@pytest.mark.parametrize("device", OPENCL)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "device"), OPENCL, ids=str)
 def test_float32(case: Case, device: str) -> None:
     check_value(case, device, np.float32)
+
+
+def test_what_a_further_runtime_runs_is_there() -> None:
+    assert set(further.LAYERS) <= {c.name for c in CASES}
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.wrt], ids=str)
