@@ -119,6 +119,7 @@ class Call:
         gone: stands for their memory afterwards.
         consts: handles.
         arena: makes the buffer of the arena; None without one.
+        room: bytes of the arena.
         places: the slot that each is in, and how many bytes from its beginning.
         launches: executables, and the slots each one takes.
         work: bytes moved and operations done, for a guess of how long it takes; infinite where nobody knows.
@@ -134,6 +135,7 @@ class Call:
     consts: tuple[Any, ...]
     results: tuple[Result, ...]
     arena: Callable[[], Any] | None
+    room: int
     places: tuple[tuple[int, int], ...]
     launches: tuple[tuple[Any, tuple[int, ...]], ...]
     work: float

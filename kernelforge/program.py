@@ -75,7 +75,7 @@ class Program:
             return None
         if not all(isinstance(leaves[k], Array) for k in self._given):
             return None
-        take = self.plan.pool.take
+        take, arena = self.plan.pool.take, self.plan.arena
         results = tuple(
             Result(*kind, size, functools.partial(_pooled, take, size, kind), taken)
             for kind, size, taken in zip(self._outputs, self.plan.sizes, self.plan.taken, strict=True)
@@ -84,7 +84,7 @@ class Program:
         call = Call(
             backend, Array, Buffer, Pooled, tuple(self._given), GONE,
             tuple(b.handle for b in self.plan.consts), results,
-            functools.partial(take, size_class(self.plan.arena)) if self.plan.arena else None, self.plan.places,
+            functools.partial(take, size_class(arena)) if arena else None, arena, self.plan.places,
             launches, sum(k.work for k in self.plan.kernels),
             None if self._single else tuple if flat else self._tree.unflatten,
         )  # fmt: skip

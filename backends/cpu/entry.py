@@ -38,7 +38,11 @@ ALIGNED, WRITEABLE = 0x100, 0x400
 FEW = 64
 """Words of a call that lie on the stack; more are allocated."""
 SMALL = 1 << 15
-"""Bytes of a result up to which the system's allocator is as fast as the pool: it maps no pages for them."""
+"""Bytes of a result, or of an arena, up to which the system's allocator is as fast as the pool or faster: it maps no
+pages for them, and no object of the interpreter holds them.
+"""
+LINE = 64
+"""Bytes of a line of the cache, on which a small arena begins."""
 HEAVY = 1 << 16
 """Bytes and operations, a microsecond or some, from which on a call releases the GIL."""
 
@@ -85,6 +89,7 @@ class Head(enum.IntEnum):
     GONE = 15
     GIVEN = 16
     READ = 17
+    SCRATCH = 18
 
 
 class Kind(enum.IntEnum):
@@ -204,7 +209,7 @@ class Entry:
             Head.ARGUMENTS: len(like),
             Head.CONSTS: len(call.consts),
             Head.OUTPUTS: len(call.results),
-            Head.ARENA: 0 if call.arena is None else id(call.arena),
+            Head.ARENA: 0 if call.arena is None or call.room <= SMALL else id(call.arena),
             Head.PLACES: len(call.places),
             Head.STEPS: len(call.launches),
             Head.SLOTS: slots,
@@ -215,6 +220,7 @@ class Entry:
             Head.GONE: id(call.gone),
             Head.GIVEN: len(call.given),
             Head.READ: len(read),
+            Head.SCRATCH: call.room + LINE if 0 < call.room <= SMALL else 0,
         }
         consts = [h.address for h in call.consts]
         self._rest = [*arguments, *consts, *call.given, *read, *results, *itertools.chain(*call.places), *steps]

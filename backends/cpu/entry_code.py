@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kernelforge.backends.cpu.entry import ALIGNED, FEW, NDARRAY, TAKEN, TYPE, WORLD, WRITEABLE, Head, Kind
+from kernelforge.backends.cpu.entry import ALIGNED, FEW, LINE, NDARRAY, TAKEN, TYPE, WORLD, WRITEABLE, Head, Kind
 
 _EQUAL = 2
 """``Py_EQ``."""
@@ -290,7 +290,7 @@ def entry_ir() -> str:
     head = {name: c.load("%words", 8 * name) for name in Head}
     c.put(f"%world = add i64 0, {head[Head.WORLD]}")
     c.set(c.add("%words", 8 * len(Head)), c.cursor)
-    heap, results, arena = c.variable(0), c.variable(0), c.variable(0)
+    heap, results, arena, scratch = c.variable(0), c.variable(0), c.variable(0), c.variable(0)
     pool, n = c.load(head[Head.POOL]), "%n"
     c.require("eq", "%names", 0, _SLOW)
     c.require("eq", n, head[Head.ARGUMENTS], _SLOW)
@@ -350,6 +350,11 @@ def entry_ir() -> str:
         c.set(buffer, arena)
         c.require("ne", buffer, 0, _FAILED)
         c.set(_held(c, buffer), base)
+    with c.where("ne", head[Head.SCRATCH], 0):
+        room = c.call("PyMem_RawMalloc", head[Head.SCRATCH])
+        c.set(room, scratch)
+        c.require("ne", room, 0, _FAILED)
+        c.set(c.ins(f"and i64 {c.add(room, LINE)}, {-LINE}"), base)
     c.push(c.get(base), slots)
     with c.times(head[Head.PLACES]):
         c.push(c.add(c.load(memory, c.bytes(c.next())), c.next()), slots)
@@ -374,18 +379,18 @@ def entry_ir() -> str:
         c.set(c.call("PyObject_CallOneArg", head[Head.FINISH], made), answer)
     c.drop(made)
     _let_go(c, kept, held, numbers)
-    _clean(c, arena, heap)
+    _clean(c, arena, scratch, heap)
     c.put(f"ret i64 {c.get(answer)}")
 
     c.label(_FAILED)
     with c.where("ne", c.get(results), 0):
         c.drop(c.get(results))
     _let_go(c, kept, held, numbers)
-    _clean(c, arena, heap)
+    _clean(c, arena, scratch, heap)
     c.put("ret i64 0")
 
     c.label(_SLOW)
-    _clean(c, arena, heap)
+    _clean(c, arena, scratch, heap)
     c.put(f"ret i64 {c.call('PyObject_Vectorcall', head[Head.OTHERWISE], '%args', n, '%names')}")
     body = "\n".join(
         [f"%stack = alloca [{FEW} x i64], align 8", "%cursor = alloca i64, align 8", *c.variables, *c.lines]
@@ -399,8 +404,9 @@ def _let_go(c: _Code, kept: str, count: str, buffers: str) -> None:
         c.drop(c.load(buffers, c.bytes(c.load(kept, c.bytes(k)))))
 
 
-def _clean(c: _Code, arena: str, heap: str) -> None:
+def _clean(c: _Code, arena: str, scratch: str, heap: str) -> None:
     with c.where("ne", c.get(arena), 0):
         c.drop(c.get(arena))
-    with c.where("ne", c.get(heap), 0):
-        c.call("PyMem_RawFree", c.get(heap), result="void")
+    for memory in (scratch, heap):
+        with c.where("ne", c.get(memory), 0):
+            c.call("PyMem_RawFree", c.get(memory), result="void")

@@ -12,7 +12,7 @@ import numpy as np
 from kernelforge.backends.base import Argument, Backend, Executable
 from kernelforge.ir.fuse import Fusion, Region
 from kernelforge.ir.graph import Graph, Node, Value
-from kernelforge.ir.kernel import Kernel
+from kernelforge.ir.kernel import For, Kernel, Stmt
 from kernelforge.ir.repeat import repeats
 from kernelforge.ir.runs import ALIGNMENT
 from kernelforge.runtime.memory import Buffer, Pool, allocate, upload
@@ -58,8 +58,17 @@ class Compiled:
 
     @property
     def work(self) -> float:
-        """Bytes and operations, for a guess of how long a launch takes; of loops nobody knows."""
-        return math.inf if any(map(repeats, self.ir.body)) else self.bytes + self.flops
+        """Bytes and operations, for a guess of how long a launch takes: as many as if a loop's turns each had all of
+        them; of loops that go on as long as data say nobody knows.
+        """
+        return (self.bytes + self.flops) * max(map(_turns, self.ir.body), default=1)
+
+
+def _turns(stmt: Stmt) -> float:
+    """Return how often phases in a statement at the top of a kernel are run at most."""
+    if not isinstance(stmt, For) or not repeats(stmt):
+        return 1
+    return (math.inf if stmt.static is None else stmt.static) * max(map(_turns, stmt.body))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -19,6 +19,7 @@ import kernelforge as kf
 from kernelforge import errors
 from kernelforge.backends import registry
 from kernelforge.backends.cpu import entry
+from kernelforge.runtime.memory import Pool
 
 X = np.linspace(-1.0, 2.0, 16, dtype=np.float32)
 M = np.arange(24.0).reshape(4, 6)
@@ -197,6 +198,41 @@ def test_control_flow(path: str) -> None:
         assert not direct(apart)
 
 
+def test_how_long_a_loop_takes_is_known_where_its_turns_are() -> None:
+    """Few turns are not worth releasing the GIL."""
+
+    def sums(x: Any) -> Any:
+        return kf.scan(lambda c, v: (c + v, c * v), np.float32(0), x)
+
+    def halved(x: Any) -> Any:
+        return kf.while_loop(lambda s: (s > 1).any(), lambda s: s / 2, x)
+
+    def work(f: Any, x: Any) -> float:
+        return float(max(k.work for k in kf.jit(f).lower(x).kernels))
+
+    assert work(sums, X) < entry.HEAVY < work(sums, np.zeros(5000, np.float32)) < np.inf
+    assert work(halved, X) == np.inf
+    assert work(lambda x: kf.scan(lambda c, v: (c + halved(v), c), np.float32(0), x), X) == np.inf
+
+
+def test_a_small_arena_is_not_the_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def take(self: Pool, size: int, found: Any = Pool.take) -> Any:
+        taken.append(size)
+        return found(self, size)
+
+    monkeypatch.setattr(Pool, "take", take)
+    f = kf.jit(lambda x: kf.scan(lambda c, v: (c * 2 + v, c.sum()), x, x[:3])[1])
+    for n, times in ((4, 0), (100_000, 1)):
+        x = np.ones(n, np.float32)
+        f(x)
+        f(x)
+        taken.clear()
+        f(x)
+        assert len(taken) == times
+
+
 def test_more_kinds_than_are_tried(path: str) -> None:
     f = kf.jit(line.__wrapped__)
     for n in (*range(1, 30), *range(30, 0, -1), 3, 3, 3):
@@ -264,12 +300,14 @@ def test_errors_do_not_stay(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_leaks(path: str) -> None:
     f = kf.jit(lambda x, y, a: (x * a + y, (x - y).sum()))
+    turns = kf.jit(lambda x: kf.scan(lambda c, v: (c + v, c * v), np.float32(0), x))
     x, y, shape = X.copy(), kf.asarray(X), X.shape
 
     def calls(n: int) -> None:
         for _ in range(n):
             f(x, y, 2.0)
             f(x, x, 2.0)
+            turns(x)
 
     calls(200)
     watched = (x, y, x.dtype, shape, y.shape, y._buffer, y._buffer.backend, None, True, np.empty, f, ())
