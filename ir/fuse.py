@@ -165,6 +165,9 @@ class _Fuser:
         """Return the nodes that every reader repeats, with how many nodes each stands for."""
         free: dict[Node, int] = {}
         weight: dict[Value, int] = {v: 0 for v in self.graph.inputs if v.type.size == 1}
+        choices: dict[
+            Value, int
+        ] = {}  # views behind a value, as far as free nodes go, that choose among several values
         for node in self.graph.nodes:
             if node.prim.name == "random_bits":
                 weight[node.output] = free[node] = 1
@@ -173,7 +176,10 @@ class _Fuser:
                 if total <= FREE_NODES:
                     weight[node.output] = free[node] = total
             elif node.prim.kind is Kind.VIEW and sum(v.type.size > 1 for v in node.inputs) <= 1:
-                free[node] = 0
+                behind = sum(choices.get(v, 0) for v in node.inputs) + (len(node.inputs) > 1)
+                if behind > FREE_NODES:
+                    continue
+                free[node], choices[node.output] = 0, behind
                 if all(v in weight for v in node.inputs):
                     weight[node.output] = sum(weight[v] for v in node.inputs)
         return free

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kernelforge.ir.build import Sym
 from kernelforge.ir.demand import Part
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.memo import memo
@@ -23,6 +24,32 @@ def exact(value: Any) -> Any:
     if isinstance(value, tuple | frozenset):
         return type(value), (tuple if isinstance(value, tuple) else frozenset)(exact(v) for v in value)
     return type(value), value
+
+
+def same(a: Sym, b: Sym) -> bool:
+    """Whether two symbols of a trace are one value, or made in the same way of the same values."""
+    if a.builder is not b.builder:
+        return False
+    made = {v: n for n in a.builder.nodes for v in n.outputs}
+    consts = dict(a.builder.consts)
+    pairs, seen = [(a.value, b.value)], set[tuple[Value, Value]]()
+    while pairs:
+        pair = x, y = pairs.pop()
+        if x is y or pair in seen:
+            continue
+        seen.add(pair)
+        if x in consts and y in consts and x.type == y.type and consts[x].tobytes() == consts[y].tobytes():
+            continue
+        m, n = made.get(x), made.get(y)
+        if m is None or n is None or m.prim is not n.prim or m.prim.name == "barrier":
+            return False
+        ways = [
+            (k.outputs.index(v), len(k.inputs), exact(tuple(sorted(k.params.items())))) for k, v in ((m, x), (n, y))
+        ]
+        if ways[0] != ways[1]:
+            return False
+        pairs += zip(m.inputs, n.inputs, strict=True)
+    return True
 
 
 def structure(graph: Graph) -> tuple[Any, ...]:

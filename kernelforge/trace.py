@@ -35,6 +35,7 @@ from kernelforge.generators import untouched
 from kernelforge.intercept import intercepted
 from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_open, tracing, user_line
 from kernelforge.ir.graph import Graph
+from kernelforge.ir.structure import same
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS, OPERATORS, Methods, is_array
 
@@ -309,7 +310,8 @@ class Selection(_Inplace):
     """The elements ``x[mask]`` for a traced mask.
 
     How many they are is not known, so they only take part in what does not ask: elementwise functions of these, of
-    others by the same mask and of numbers; sums and the like over all of them; being written back by the same mask.
+    others by the same mask and of numbers; sums and the like over all of them; being written back by the same mask. A
+    mask that is made in the same way of the same values is the same.
 
     Args:
         value: what the elements are of, or a function of it; every element is computed.
@@ -348,7 +350,7 @@ class Selection(_Inplace):
     def operand(self, x: Any) -> Any:
         """Return what an elementwise function of these elements and ``x`` takes in place of ``x``."""
         if isinstance(x, Selection):
-            if x.mask.value is not self.mask.value:
+            if not same(x.mask, self.mask):
                 raise TracedMask(loc=user_line())
             return x.value
         if np.ndim(x) > self.value.ndim - self.mask.ndim:
@@ -357,7 +359,7 @@ class Selection(_Inplace):
 
     def put(self, x: Sym, mask: Sym | None) -> Sym:
         """Write the elements to where they are in another array, or in this one."""
-        if mask is None or mask.value is not self.mask.value or x.shape != self.value.shape:
+        if mask is None or not same(mask, self.mask) or x.shape != self.value.shape:
             raise TracedMask(loc=user_line())
         return apply("where", self.chosen, self.value.astype(x.dtype), x)
 

@@ -384,10 +384,35 @@ def test_selected_by_a_traced_mask() -> None:
     np.testing.assert_allclose(kf.grad(root)(x), gradient)
 
 
+def test_a_mask_that_is_made_again_is_the_same() -> None:
+    def f(x: Any, limit: Any) -> Any:
+        a = x.copy()
+        a[a > 0] = a[a > 0] ** -1.5
+        a[np.isnan(a) | (a < limit)] = limit
+        b = x.copy()
+        b[np.abs(x - np.arange(10.0)) > 2] -= x[np.abs(x - np.arange(10.0)) > 2] * 3
+        return a, b, (x[x > 0] * a[x > 0]).sum()
+
+    x = np.linspace(-2, 2, 10)
+    for found, expected in zip(kf.jit(f)(x, 0.5), f(x, 0.5), strict=True):
+        np.testing.assert_allclose(found, expected)
+
+    def changed(x: Any) -> Any:
+        x = x.copy()
+        old = x[x > 0]
+        x[0] = -x[0]
+        x[x > 0] = old
+        return x
+
+    with pytest.raises(errors.TracedMask, match="by the same mask alone"):
+        kf.jit(changed)(x)
+
+
 @pytest.mark.parametrize(
     "fn",
     [
         lambda x: x[x > 0],
+        lambda x: x[x > np.ones(5)] + x[x > np.zeros(5)],
         lambda x: x[x > 0] + x,
         lambda x: x[x > 0] + x[x > 1],
         lambda x: x[x > 0].max(),

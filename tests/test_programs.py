@@ -233,3 +233,20 @@ def test_steps_unrolled_between_views(move: Any) -> None:
     np.testing.assert_allclose(value, steps(x.astype(np.float64)), rtol=1e-5)
     ahead, behind = (steps(x.astype(np.float64) + d * np.eye(12)) for d in (1e-6, -1e-6))
     np.testing.assert_allclose(np.trace(gradient), (ahead - behind) / 2e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("device", MAIN_DEVICES)
+def test_an_array_is_filled_by_the_hundred(device: str) -> None:
+    """Each write of one element was repeated by all that read the array after it, until Python's stack was full."""
+
+    def fill(x: Any) -> Any:
+        made = np.zeros((x.shape[0] + 1, 3), x.dtype)
+        for i in range(x.shape[0]):
+            made[i, 0] = x[i] * made[i - 1, 0] if i else x[i]
+            made[i + 1, 1] = made[i, 0] - x[i]
+        return made, made.sum(0)
+
+    x = np.random.default_rng(0).uniform(0.8, 1.2, 150)
+    with kf.default_device(device):
+        for got, want in zip(kf.jit(fill)(x), fill(x), strict=True):
+            np.testing.assert_allclose(np.asarray(got), want, rtol=1e-12)

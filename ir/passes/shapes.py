@@ -13,6 +13,9 @@ from kernelforge.ir.passes.rewrite import Rewriter, Rule
 
 REDUCE = ("sum", "prod", "max", "min")
 
+PART = 4
+"""What is at most this part of an array is kept beside it."""
+
 
 def _shape(node: Node) -> tuple[int, ...]:
     return node.output.type.shape
@@ -137,6 +140,46 @@ def _slice_pad(r: Rewriter, node: Node) -> Sym | None:
     return apply("pad", _part(x, kept) if x.size else x, fill, **params)
 
 
+def _apart(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
+    """Whether two ranges of starts, counts and steps have no element in common; steps alone may say so."""
+    (i, m, s), (j, n, t) = a, b
+    return i + (m - 1) * s < j or j + (n - 1) * t < i or (i - j) % math.gcd(s, t) != 0
+
+
+def _inside(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """Return which elements of the range ``b`` those of ``a`` are; None where some are no element of it."""
+    (i, m, s), (j, n, t) = a, b
+    first = (i - j) // t
+    step = s // t if m > 1 else 1
+    within = (i - j) % t == 0 and (m == 1 or s % t == 0) and first >= 0 and first + (m - 1) * step < n
+    return (first, m, step) if within else None
+
+
+def _places(node: Node) -> list[tuple[int, int, int]]:
+    """Return the range that a ``place`` writes along each axis."""
+    return list(zip(node.params["starts"], node.inputs[1].type.shape, node.params["steps"], strict=True))
+
+
+def _slice_placed(r: Rewriter, node: Node) -> Sym | None:
+    """Take what was written there from where it came, if that is a small part of the array, or from what it was not
+    written to, if that is in memory.
+
+    So a program that fills an array step by step, and reads what it wrote, reads no array half full; and nothing is
+    stored for the sake of a slice alone.
+    """
+    taken = _ranges(node)
+    value = node.inputs[0]
+    while node.output.type.size and (made := r.producer(value, "place")) is not None:
+        both = list(zip(taken, _places(made), strict=True))
+        if not any(_apart(a, b) for a, b in both):
+            found = [i for i in (_inside(a, b) for a, b in both) if i is not None]
+            small = PART * made.inputs[1].type.size <= value.type.size
+            return _part(r.sym(made.inputs[1]), found) if small and len(found) == len(both) else None
+        value = made.inputs[0]
+    there = value not in r.producers or r.uniform(value) is not None
+    return _part(r.sym(value), taken) if there and value is not node.inputs[0] else None
+
+
 def _slice_of_reshape(r: Rewriter, node: Node) -> Sym | None:
     """Slice a contraction before its axes are split or joined, where those that are cut keep to themselves."""
     made = r.producer(node.inputs[0], "reshape")
@@ -197,7 +240,12 @@ def _place(r: Rewriter, node: Node) -> Sym | None:
     x, v = (r.sym(i) for i in node.inputs)
     if v.size == 0:
         return x
-    return v if v.shape == x.shape else None
+    if v.shape == x.shape:
+        return v
+    inner = r.producer(x.value, "place")
+    if inner is None or not r.once(x.value) or None in map(_inside, _places(inner), _places(node)):
+        return None
+    return apply("place", r.sym(inner.inputs[0]), v, **node.params)  # what was written there first is written over
 
 
 def _reduce(r: Rewriter, node: Node) -> Sym | None:
@@ -304,7 +352,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "broadcast": (_of_uniform, _broadcast),
     "reshape": (_of_uniform, _reshape, *windows.RULES["reshape"]),
     "transpose": (_of_uniform, _transpose),
-    "slice": (_of_uniform, _slice, _slice_contract, *windows.RULES["slice"], _slice_pad, _slice_of_reshape),
+    "slice": (
+        _of_uniform,
+        _slice,
+        _slice_placed,
+        _slice_contract,
+        *windows.RULES["slice"],
+        _slice_pad,
+        _slice_of_reshape,
+    ),
     "flip": (_of_uniform, _flip),
     "window": (_of_uniform,),
     "pad": (_pad,),

@@ -354,6 +354,46 @@ def test_slices_move_into_padding_and_products() -> None:
         np.testing.assert_allclose(mine, other, rtol=1e-14)
 
 
+def test_slices_look_through_what_was_written_elsewhere() -> None:
+    def fn(x: Sym) -> list[Sym]:
+        made = apply("full", value=0.0, shape=(6, 9), dtype="f32")
+        for k in range(5):
+            row = apply("slice", x, starts=(k, 0), stops=(k + 1, 9), steps=(1, 1))
+            made = apply("place", made, row, starts=(k, 0), steps=(1, 1))
+        kept = apply("place", x, -row, starts=(2, 0), steps=(1, 1))
+        cut = [((1, 2), (2, 7), (1, 2)), ((5, 0), (6, 9), (1, 1))]
+        parts = [apply("slice", made, starts=a, stops=b, steps=s) for a, b, s in cut]
+        return [*parts, apply("slice", kept, starts=(3, 0), stops=(6, 9), steps=(2, 1))]
+
+    graph = build(fn, types("f32:6x9"))
+    assert show(simplify(graph)) == "slice(x); 0.0; slice(x)"
+    same_bits(graph, simplify(graph), [array(np.random.default_rng(1), (6, 9), "f32")])
+
+
+def test_slices_of_places_keep_the_meaning() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+
+        def ranges(n: int, rng: np.random.Generator = rng) -> tuple[int, int, int]:
+            step, count = rng.integers(1, 4), rng.integers(1, 4)
+            count = min(count, 1 + (n - 1) // step)
+            start = rng.integers(0, n - (count - 1) * step)
+            return int(start), int(start + (count - 1) * step + 1), int(step)
+
+        def fn(x: Sym, ranges: Callable[[int], tuple[int, int, int]] = ranges) -> list[Sym]:
+            made, out = x, []
+            for k in range(5):
+                at = [ranges(n) for n in x.shape]
+                value = apply("full", value=float(k), shape=tuple(len(range(*a)) for a in at), dtype="f32")
+                made = apply("place", made, value, starts=tuple(a[0] for a in at), steps=tuple(a[2] for a in at))
+                starts, stops, steps = zip(*(ranges(n) for n in x.shape), strict=True)
+                out.append(apply("slice", made, starts=starts, stops=stops, steps=steps))
+            return out
+
+        graph = build(fn, types("f32:7x5"))
+        same_bits(graph, simplify(graph), [array(rng, (7, 5), "f32")])
+
+
 def test_weighted_deviations_vanish_along_their_own_axis_alone() -> None:
     """The gradient of a softmax by the maximum is zero; sums that only look like it, on square arrays, are kept."""
 
