@@ -94,5 +94,6 @@ def _one_counter(expr: Expr, outer: Var, inner: Var, known: dict[Expr, bool]) ->
         return all(_as_one(i, outer, inner, known) for i in expr.index)
     if expr.dtype == "i64" and not any(isinstance(e, Load) for e in walk(expr)):
         a, b = affine(expr, outer), affine(expr, inner)
-        return a is not None and b is not None and a == b * (inner.bound or 0)
+        if a is not None and b is not None:
+            return a == b * (inner.bound or 0)
     return isinstance(expr, Op) and all(_as_one(a, outer, inner, known) for a in expr.args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -286,3 +287,14 @@ def test_only_integers_are_folded_in() -> None:
         R.fold_in(KEY, 1.5)
     with pytest.raises(ValueError, match="data='a f32' is not valid; expected an integer"):
         kf.jit(R.fold_in)(KEY, np.float32(1))
+
+
+def test_keys_are_derived_once_and_shapes_are_one_counter() -> None:
+    """Every element derived the keys of its two words anew, and rows of 50 broke the vectors of 16."""
+    key = kf.random.key(3)
+    rows = kf.jit(lambda k: kf.random.normal(k, (20, 50))).lower(key).kernels
+    flat = kf.jit(lambda k: kf.random.normal(k, (1000,))).lower(key).kernels
+    assert [k.ir.body for k in rows] == [k.ir.body for k in flat]
+    text = str(rows[0].ir)
+    assert "x0[0]" in text
+    assert not re.search(r"select\(\w+, x0\[", text)

@@ -43,6 +43,14 @@ def test_a_load_in_an_arm_by_indices_is_guarded() -> None:
     assert str(made).count("sqrt") == 1
 
 
+def test_a_fixed_element_of_an_argument_needs_no_guard() -> None:
+    key = op("sqrt", x(i64(1)))
+    made = str(check(stored(select(I > 3, key + x(I - 3), key * 2))))
+    assert "sqrt(x[1])" in made
+    assert "select(t0, x[i - 3], 0.0f32)" in made
+    assert "select(i > 8, x[8], 0.0f32)" in str(guard(stored(select(I > 8, op("sqrt", x(i64(8))), 0.0))))
+
+
 def test_an_arm_by_values_is_in_range_as_it_is() -> None:
     assert guard(stored(select(x(I) < 3, op("sqrt", x(7 - I)), 0.0))) == stored(
         select(x(I) < 3, op("sqrt", x(7 - I)), 0.0)
