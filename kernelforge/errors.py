@@ -216,8 +216,8 @@ class TracedNumber(KernelforgeError, TypeError):
 class TracedArray(KernelforgeError, TypeError):
     template = (
         "a traced array ({found}) cannot become a NumPy array while a function is compiled; use functions of numpy or "
-        "kernelforge.numpy, np.take(table, i, 0) in place of table[i] where table is a NumPy array, and make arrays to "
-        "write into with np.zeros or np.empty inside of the function"
+        "kernelforge.numpy, x.astype(np.uint8) in place of np.uint8(x), np.take(table, i, 0) in place of table[i] where "
+        "table is a NumPy array, and make arrays to write into with np.zeros or np.empty inside of the function"
     )
 
 

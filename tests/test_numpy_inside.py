@@ -73,6 +73,16 @@ def test_arrays_made_are_written_to_and_known(make: Callable[..., Any]) -> None:
     agree(fn, X)
 
 
+def test_lists_and_known_arrays_are_joined() -> None:
+    def f(x: Any) -> Any:
+        knots = np.concatenate([[0] * 3, np.linspace(0, 4, 7), [4] * 3])
+        return x * knots[5] if knots[5] > 1 else x, np.hstack([x, [3], np.zeros(2)])
+
+    x = np.arange(4.0)
+    for found, expected in zip(kf.jit(f)(x), f(x), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_known_values_choose() -> None:
     def fn(x: Any) -> Any:
         steps = np.arange(6)

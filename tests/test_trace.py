@@ -199,6 +199,7 @@ class TestRefusals:
             kf.jit(into_numpy)(X)
         assert "or an element of a NumPy array needs the value of a traced array" in str(raised.value.__cause__)
         refused(errors.TracedArray, r"np.take\(table, i, 0\)", lambda i: np.logspace(0, 1, 3)[i], np.array([1, 2]))
+        refused(errors.TracedArray, r"x.astype\(np.uint8\) in place of np.uint8\(x\)", np.uint8, X)
         refused(errors.TracedNumber, r"np.take\(table, i, 0\)", lambda i: [1, 2, 3][i], 1)
         refused(
             errors.TracedNumber, "an axis.*name the argument in static_argnames", lambda n: np.ones((2, 3)).sum(n), 1

@@ -135,7 +135,7 @@ class Function:
         """Return the result as NumPy has it, where the values of all arguments are known while tracing."""
         original = getattr(np, self.__name__, None)
         arrays = [concrete(bound.arguments.get(name)) for name in (*self._single, *self._several)]
-        if original is None or any(x is TRACED or np.size(x) > MOST_KNOWN for x in arrays):
+        if original is None or any(x is TRACED or _size(x) > MOST_KNOWN for x in arrays):
             return None
         bound.arguments.update({name: concrete(x) for name, x in bound.arguments.items()})
         try:
@@ -198,6 +198,11 @@ class Function:
             else:
                 static[name] = _freeze(value)
         return self._compiled(dynamic, tuple(sorted(static.items())))
+
+
+def _size(x: Any) -> int:
+    """Return how many elements there are in an array, or in a list of what may have several shapes."""
+    return sum(map(_size, x)) if isinstance(x, list | tuple) else np.size(x)
 
 
 def array_function(
