@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Sequence
 
+from kernelforge.dtypes import DTYPES
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY, Alloc, Expr, Kernel, Load, Op, Store, stmts, walk
@@ -37,6 +38,9 @@ LONG = 8
 """Operations on an element of the result beyond which the code for a whole tile of them is too much to unroll."""
 
 MATHEMATICS = frozenset(MATH_UNARY + MATH_BINARY)
+
+WAY = 4096
+"""Bytes that a first-level cache holds of what it may keep in one place: addresses so far apart share a set."""
 
 FLIGHT = 8
 """Multiply-adds on their way at once: two start in a cycle, and each takes four."""
@@ -108,19 +112,24 @@ def accumulator(kernel: Kernel) -> str:
     return next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
 
 
+def cycles(rows: int, registers: int, aligned: bool) -> int:
+    """Return twice the cycles that a tile's step of the sum takes, as two multiply-adds or two loads start in each: it
+    multiplies each row with each register, and loads both. A register that is not ``aligned`` in memory is two loads.
+    """
+    return max(rows * registers, rows + registers * (1 if aligned else 2), FLIGHT)
+
+
 def tile(m: int, n: int, limits: Limits, width: int, aligned: bool = True) -> tuple[int, int]:
     """Return how many rows and how many registers of columns a tile has for a result of ``m`` by ``n``.
 
-    A step of the sum multiplies each row with each register, and loads both: the fewest cycles for the whole result are
-    best, where two of either start in a cycle. A register that is not ``aligned`` in memory takes two loads.
+    The fewest cycles for the whole result are best.
     """
     best = (math.inf, 0, 0, 0)
     for registers in range(1, 5):
         rows = (limits.vector_registers - registers - 1) // registers
         for r in range(min(rows, m, 16), 0, -1):
             tiles = -(-m // r) * -(-n // (registers * width))
-            step = max(r * registers, r + registers * (1 if aligned else 2), FLIGHT)
-            best = min(best, (tiles * step, -r * registers, r, registers))
+            best = min(best, (tiles * cycles(r, registers, aligned), -r * registers, r, registers))
     _, _, rows, registers = best
     return min(limits.choose("rows", rows, (4, 5, 6, 8, 12)), m), limits.choose("columns", registers, (1, 2, 3, 4))
 
@@ -272,9 +281,8 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
     """
     i, j = f"{t.i}o", f"{t.j}o"
     left = _packed(factor(kernel, t.i, t.j), t.narrow)
-    (step,) = loops(kernel, t.walked[-1])
     grid = [*t.outer, j]
-    if whole and not t.narrow and isinstance(left, Load) and affine(left.index[0], step.var) == 1:
+    if whole and not t.narrow and isinstance(left, Load) and lies(kernel, left, f"{t.i}r", t.walked[-1:], limits):
         read = {left.buffer, "columns"}
     else:
         above = [o for o in t.outer if any(v.name == o for v in free_vars(left))]
@@ -299,6 +307,22 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
     if alone and isinstance(right, Load) and affine(right.index[0], column.var) == 1:
         return kernel, grid, {*read, right.buffer} - {"columns"}
     return stage(kernel, right, at, [*t.walked, f"{t.j}r", *t.narrow], "local", "columns"), grid, read
+
+
+def lies(kernel: Kernel, factor: Load, row: str, walked: Sequence[str], limits: Limits) -> bool:
+    """Whether rows are in memory one element after the other as a tile walks along the sum, at such a distance that
+    those of a tile do not evict each other from the first-level cache.
+    """
+    extent = 1
+    for name in reversed(walked):
+        loop = loops(kernel, name)[0]
+        if affine(factor.index[0], loop.var) != extent:
+            return False
+        extent *= loop.var.bound or 1
+    tile = loops(kernel, row)[0]
+    apart = (affine(factor.index[0], tile.var) or 0) * DTYPES[factor.dtype].itemsize
+    together = (tile.static or 1) * math.gcd(apart, WAY)  # bytes of the cache that has the sets of a column
+    return together < limits.local_bytes * 3 // 4
 
 
 def _slid(

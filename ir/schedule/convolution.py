@@ -48,6 +48,15 @@ VECTORS = 4
 """Vectors of positions that share each element of such a window, and what lies in several of them."""
 
 
+PACKED = 8
+"""Cycles that a vector takes to be packed."""
+
+RAGGED = 1.25
+"""How much longer tiles take where blocks differ in size, which leaves extents open."""
+
+WAIT = 0.1
+"""Of the time that a piece of the work takes, how long threads wait at the end for the last one."""
+
 MASKS = 4
 """Columns of a window that is read from an image with padding at most: each has a mask of its own."""
 
@@ -87,10 +96,14 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     walked = [*channels, *inner] if in_columns else [*inner, *channels]
     outer = [p.var.name for p in parallel if p.var.name not in (first, *positions, other)]
 
-    held = math.prod(s.static or 1 for s in sums if s.var.name in channels) * limits.vector_bytes // width
+    summed = math.prod(s.static or 1 for s in sums if s.var.name in channels)
     count = math.prod(p.static or 1 for p in parallel if p.var.name in outer)
-    block = _block(pairs, held, limits.cache_bytes // 2, count / (4 * limits.threads))
+    o = loops(kernel, other)[0].static or 1
+    block, share = _cut(pairs, count, summed, o, in_columns, limits, width)
     accumulators = [product.accumulator(kernel)]
+    if share < o:
+        kernel = split(kernel, other, share, f"{other}b", other, "clip")
+        outer.append(f"{other}b")
     kernel = split(kernel, first, block, f"{first}b", first, "clip")
     outer.append(f"{first}b")
     places = [first, *positions]
@@ -104,13 +117,8 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
 
     kernel, whole = _joined(kernel, places, image)
     m = loops(kernel, whole)[0].var.bound or 1
-    o = loops(kernel, other)[0].static or 1
-    if in_columns:
-        i, j = other, whole
-        rows, registers = product.tile(o, m, limits, width, aligned=False)
-    else:
-        i, j = whole, other
-        rows, registers = product.tile(m, o, limits, width, aligned=True)
+    i, j = (other, whole) if in_columns else (whole, other)
+    rows, registers = _tile(o, m, in_columns, limits, width)
     kernel, blocks = product.blocked(kernel, limits)
     walked = [s.var.name for s in sum_loops(kernel)][len(blocks) :]
     if blocks:
@@ -126,10 +134,16 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     named = {v.name for v in free_vars(weights)}
     packed = "rows" if in_columns else "columns"
     by_ = [*(p for p in outer if p in named), f"{other}o", *blocks, *walked, f"{other}r"]
-    kernel = stage(kernel, weights, "", by_, "global", packed)
+    read = {"rows", "columns", *accumulators}
+    full = in_columns and o % rows == 0
+    if full and isinstance(weights, Load) and product.lies(kernel, weights, f"{i}r", walked, limits):
+        read.add(weights.buffer)
+        by_ = []
+    else:
+        kernel = stage(kernel, weights, "", by_, "global", packed)
     kernel = flat(kernel, image, len(by) if in_columns else len(axes))
     for buffer in accumulators:
-        kernel = unguard(kernel, buffer, lambda e: e.buffer in ("rows", "columns", *accumulators))
+        kernel = unguard(kernel, buffer, lambda e: e.buffer in read)
     kernel = product.lanes(kernel, i, j, accumulators, width)
     for name in [f"{j}v", f"tile_{j}v"] if in_columns else []:
         if loops(kernel, name):
@@ -137,16 +151,61 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     if (loops(kernel, walked[-1])[0].static or 0) <= UNROLL:
         kernel = bind(kernel, walked[-1], "unroll")
     kernel = _in_lanes(kernel, last, width)
-    *above, along = product.filling(packed, by_[:-1])
-    kernel, grid, along = _run(kernel, above, along, len(walked))
-    if in_columns:
-        kernel, grid = product.filled_rows(kernel, other, along, grid, width)
-    else:
-        kernel = split(kernel, f"{packed}_{other}r", width, f"{packed}_{other}u", f"{packed}_{other}v", "exact")
-        kernel, grid = product.filled_columns(kernel, other, along, grid, width)
-    for name in (*outer, *grid):
+    if by_:
+        *above, along = product.filling(packed, by_[:-1])
+        kernel, grid, along = _run(kernel, above, along, len(walked))
+        if in_columns:
+            kernel, grid = product.filled_rows(kernel, other, along, grid, width)
+        else:
+            kernel = split(kernel, f"{packed}_{other}r", width, f"{packed}_{other}u", f"{packed}_{other}v", "exact")
+            kernel, grid = product.filled_columns(kernel, other, along, grid, width)
+        outer += grid
+    for name in outer:
         kernel = bind(kernel, name, "grid")
     return kernel
+
+
+def _tile(o: int, m: int, in_columns: bool, limits: Limits, width: int) -> tuple[int, int]:
+    """Return how many rows and registers a tile has for ``o`` channels of ``m`` positions."""
+    shape = (o, m) if in_columns else (m, o)
+    return product.tile(*shape, limits, width, aligned=not in_columns)
+
+
+def _cut(
+    pairs: Sequence[Slide], count: int, channels: int, o: int, in_columns: bool, limits: Limits, width: int
+) -> tuple[int, int]:
+    """Return how many rows of an image are worked on together, and for how many of the ``o`` channels of the result.
+
+    The rows stay in the second-level cache of a thread, which packs them. Of what fits, that is best which takes the
+    fewest cycles where ``count`` images are shared among threads: the last tiles of a block are in part beyond its end,
+    neighbouring blocks both pack what lies between them, each share of the result packs its rows anew, and a block
+    reads the filters anew.
+    """
+    n = pairs[0].outer.static or 1
+    beyond = [((s.inner.static or 1) - 1) * s.stride // s.step for s in pairs]
+    line = math.prod((s.outer.static or 1) + b for s, b in zip(pairs[1:], beyond[1:], strict=True))
+    held = channels * line * math.prod(s.step for s in pairs)
+    depth = channels * math.prod(s.inner.static or 1 for s in pairs)
+    least = min(n, pairs[0].stride + 1)
+    most = max(least, min(n, limits.cache_bytes // 2 // (held * limits.vector_bytes // width) - beyond[0]))
+    best = (math.inf, most, o)
+    for block in sorted({-(-n // k) for k in range(1, max(8 * limits.threads, -(-n // most)) + 1)}, reverse=True):
+        if not least <= block <= most:
+            continue
+        blocks = -(-n // block)
+        rows, registers = _tile(o, block * line, in_columns, limits, width)
+        across, along = (rows, registers * width) if in_columns else (registers * width, rows)
+        tile = product.cycles(rows, registers, aligned=not in_columns) / 2 * depth
+        worked = -(-o // across) * -(-block * line // along) * tile
+        packed = (block + beyond[0]) * held / width * PACKED
+        for parts in {1, *(-(-k * limits.threads // (count * blocks)) for k in (1, 2, 4))}:
+            share = -(-o // (across * parts)) * across
+            parts = -(-o // share)
+            piece = packed + worked / parts + share * depth
+            turns = -(-count * blocks * parts // limits.threads) + WAIT
+            ragged = RAGGED if n % block or parts * share > max(o, share) else 1
+            best = min(best, (turns * piece * ragged, block, min(share, o)))
+    return best[1:]
 
 
 def _run(kernel: Kernel, above: Sequence[str], along: str, most: int) -> tuple[Kernel, list[str], str]:

@@ -119,6 +119,13 @@ def test_rows_that_do_not_lie_as_a_tile_reads_them_are_packed_once() -> None:
         same(naive, made)
 
 
+def test_rows_that_evict_each_other_from_the_cache_are_packed() -> None:
+    """Tiles of 16 rows, because there are 13 vectors of columns: the rows are one way of the cache apart, or nearly."""
+    for depth, packed in ((1024, ["rows"]), (1040, [])):
+        made = schedule(gemm(32, 196, depth), DEVICES["avx512"])
+        assert [a.name for a in made.args if a.mode == "scratch"] == packed
+
+
 def test_threads_share_the_rows_of_a_product_with_few_columns() -> None:
     naive = gemm(1000, 40, 20)
     made = schedule(naive, DEVICES["avx512"])
@@ -136,27 +143,54 @@ def test_a_long_product_is_summed_in_blocks() -> None:
     same(naive, made)
 
 
-@pytest.mark.parametrize("device", ["avx512", "gpu"])
-def test_a_convolution_is_a_product_whose_weights_are_packed_once(device: str) -> None:
-    """Images (2, 8, 6, 20), weights (9, 8, 3, 3): rows are the output channels, columns run along the images."""
-    names = {"n": 2, "o": 9, "u": 6, "v": 20, "c": 8, "p": 3, "q": 3}
+def convolved(images: int, channels: int, made: int, height: int, width: int, turned: bool = False) -> Kernel:
+    """Return the nest that convolves padded images with filters of 3x3, ``turned`` where those begin with their end."""
+    names = {"n": images, "o": made, "u": height, "v": width, "c": channels, "p": 3, "q": 3}
     n, o, u, v, c, p, q = (Var(name, "i64", extent) for name, extent in names.items())
-    image = Load("x", (n * 1408 + c * 176 + (u + p) * 22 + v + q,), "f32")
-    weight = Load("y", (o * 72 + c * 9 + p * 3 + q,), "f32")
+    across, plane = width + 2, (height + 2) * (width + 2)
+    image = Load("x", ((n * channels + c) * plane + (u + p) * across + v + q,), "f32")
+    weight = Load("y", (o * channels * 9 + c * 9 + (8 - p * 3 - q if turned else p * 3 + q),), "f32")
     body: tuple[Stmt, ...] = (Store("a", (), image * weight, "add"),)
     for r in (q, p, c):
         body = (For(r, i64(names[r.name]), "serial", body),)
-    out = Store("o", (n * 1080 + o * 120 + u * 20 + v,), Load("a", (), "f32"))
+    out = Store("o", (((n * made + o) * height + u) * width + v,), Load("a", (), "f32"))
     body = (Alloc("a", "f32", (), "register"), Store("a", (), Const(0, "f32")), *body, out)
     for r in (v, u, o, n):
         body = (For(r, i64(names[r.name]), "parallel", body),)
-    naive = kernel("conv", (("x", 2816), ("y", 648)), 2160, body[0])
+    given = (("x", images * channels * plane), ("y", made * channels * 9))
+    return kernel("conv", given, images * made * height * width, body[0])
+
+
+@pytest.mark.parametrize("device", ["avx512", "gpu"])
+def test_a_convolution_is_a_product_whose_weights_are_packed_once(device: str) -> None:
+    naive = convolved(2, 8, 9, 6, 20, turned=True)
     made = schedule(naive, DEVICES[device])
     verify_kernel(made)
     same(naive, made)
     if device == "avx512":
         assert [a.name for a in made.args if a.mode == "scratch"] == ["rows"]
         assert {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)}["columns"] == "local"
+
+
+@pytest.mark.parametrize(("made", "packed"), [(8, False), (17, True)])
+def test_filters_are_read_where_they_lie_in_whole_tiles(made: int, packed: bool) -> None:
+    naive = convolved(1, 8, made, 6, 20)
+    scheduled = schedule(naive, DEVICES["avx512"])
+    assert ("rows" in {a.name for a in scheduled.args if a.mode == "scratch"}) == packed
+    verify_kernel(scheduled)
+    same(naive, scheduled)
+
+
+def test_threads_share_the_channels_of_a_small_image() -> None:
+    naive = convolved(1, 4, 64, 5, 5)
+    made = schedule(naive, DEVICES["avx512"])
+    grid = {s.var.name: s.static for s in stmts(made.body) if isinstance(s, For) and s.kind == "grid"}
+    assert (grid["ob"] or 0) > 1
+    assert grid["ub"] == 1
+    verify_kernel(made)
+    same(naive, made)
+    many = schedule(convolved(64, 4, 64, 5, 5), DEVICES["avx512"])
+    assert not any(isinstance(s, For) and s.var.name == "ob" for s in stmts(many.body))
 
 
 def test_a_work_item_of_a_gpu_takes_16_bytes() -> None:
