@@ -484,6 +484,33 @@ def test_casts_to_the_array() -> None:
     assert found.dtype == np.int32
 
 
+@pytest.mark.parametrize(
+    ("index", "table"),
+    [
+        ([0, 0, 1, 1, 2, 2, 3, 3], False),
+        ([1, 3], False),
+        ([-1, -2, -3], False),
+        ([3, 3, 1, 1], False),
+        ([3, 2, 1, 0], False),
+        ([2, 2, 2], False),
+        ([-2], False),
+        ([0, 0, 1], True),
+        ([0, 1, 1, 2], True),
+        ([[0, 1], [2, 3]], True),
+    ],
+)
+def test_indices_that_are_known_and_even_are_views(index: Any, table: bool) -> None:
+    x, ct = np.arange(12.0).reshape(3, 4), np.arange(3.0 * np.size(index)).reshape(3, *np.shape(index))
+    fn = kf.jit(lambda x: np.take(x, index, 1) + 1)
+    np.testing.assert_array_equal(fn(x), np.take(x, index, 1) + 1)
+    assert ("gather" in str(fn.lower(x).graph)) == table
+    wanted = np.zeros_like(x)
+    for row, values in zip(wanted, ct, strict=True):
+        np.add.at(row, index, values)
+    (slope,) = kf.vjp(fn, x)[1](ct)
+    np.testing.assert_array_equal(slope, wanted)
+
+
 def test_take_from_an_array_that_is_not_traced() -> None:
     """NumPy's own take asks its first argument alone; errors about ``table[i]`` say to call it."""
     table = np.arange(15.0).reshape(5, 3)

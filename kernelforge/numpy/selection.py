@@ -163,7 +163,26 @@ def checked_take(a: Any, indices: Any, axis: int | None = None, mode: str = "rai
         index = np.asarray(known)
         for wrong in index[(index < -n) | (index >= n)].flat[:1]:
             indexing.check_range(int(wrong), axis or 0, n)
+        if axis is not None and concrete(a) is TRACED and (even := _even(index, n)) is not None:
+            on = normalize_axis_index(axis, a.ndim)
+            return FUNCTIONS["repeat"](a[(*(slice(None),) * on, even[0])], even[1], on)
     return _take(a, indices, axis, mode)
+
+
+def _even(index: np.ndarray[Any, Any], n: int) -> tuple[slice, int] | None:
+    """Return the slice, and how many times each of its elements is repeated, that indices of an axis of ``n`` elements
+    make: views, and their derivatives sums, where a table would be read and its derivative scattered. None for others.
+    """
+    if index.ndim != 1 or not index.size or index.dtype.kind not in "iu":
+        return None
+    index = np.where(index < 0, index + n, index).astype(np.int64)
+    times = int((index != index[0]).argmax()) or index.size
+    first, *rest = map(int, index[::times])
+    step = rest[0] - first if rest else 1
+    if index.size % times or (index != first + np.arange(index.size) // times * step).any():
+        return None
+    stop = first + (len(rest) + 1) * step
+    return slice(first, stop if stop >= 0 else None, step), times
 
 
 checked_take.__name__ = checked_take.__qualname__ = "take"

@@ -123,6 +123,19 @@ COUNTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic"])
+def test_images_enlarged_by_whole_numbers_need_no_tables(mode: str) -> None:
+    def enlarged(x: Any) -> Any:
+        return nn.interpolate(x, scale_factor=(2, 3), mode=mode)
+
+    def pulled(x: Any) -> Any:
+        return kf.vjp(enlarged, x)[1](enlarged(x))
+
+    text = str(kf.jit(pulled).lower(IMAGE).graph)
+    assert "gather" not in text
+    assert "scatter" not in text
+
+
 @pytest.mark.parametrize(("name", "fn", "args", "forward", "backward"), COUNTS, ids=[c[0] for c in COUNTS])
 def test_kernels(name: str, fn: Any, args: Any, forward: int, backward: int) -> None:
     lowered = kf.jit(fn).lower(*args)
