@@ -315,6 +315,19 @@ def test_every_device(fn: Any, device: str) -> None:
         np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "opencl:0", "opencl:1"])
+def test_gradients_of_a_plain_sum(device: str) -> None:
+    """The cotangent is ones, which no operand of a product is: what is added up over rows has no columns of its own."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device}")
+    q, k, v = heads(64, 64, 64, 4, 8)
+    with kf.default_device(device):
+        found = kf.grad(lambda q, k, v: attention(q, k, v).sum(), argnums=(0, 1, 2))(q, k, v)
+    _, *exact = exact_gradients(np.ones_like(q), q, k, v, True)
+    for mine, wanted in zip(found, exact, strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
 @pytest.mark.parametrize("queries", [2, 7])
 def test_gradients_of_heads_in_f16(queries: int, device: str) -> None:

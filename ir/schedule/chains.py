@@ -132,8 +132,10 @@ def _across(kernel: Kernel, i: str, at: str, limits: Limits, width: int, buffers
     rows = [s for s in inner if factors and s.var in free_vars(factors[0])]
     if not factors or len(rows) != 1:
         return kernel
-    j, d = rows[0].var.name, next(s for s in inner if s is not rows[0]).var.name
-    n = next(s for s in inner if s is not rows[0]).static or 1
+    (other,) = (s for s in inner if s is not rows[0])
+    if not any(other.var in free_vars(f) for f in store.value.args):
+        return kernel  # the other operand is one number for all of them, as ones are
+    j, d, n = rows[0].var.name, other.var.name, other.static or 1
     for s in inner:
         kernel = reorder(kernel, i, s.var.name)
     name = f"{store.buffer}_s"
