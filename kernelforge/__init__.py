@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import kernelforge.factors as _factors
 import kernelforge.ir.ops as _ops
 import kernelforge.systems as _systems
-from kernelforge import numpy, random
+from kernelforge import errors, numpy, random
 from kernelforge.array import Array, asarray
 from kernelforge.batches import vmap
 from kernelforge.config import config
@@ -47,6 +47,7 @@ __all__ = [
     "custom_vjp",
     "default_device",
     "devices",
+    "errors",
     "fori_loop",
     "grad",
     "hessian",
@@ -78,3 +79,7 @@ def __getattr__(name: str) -> Any:
     if name == "tune":
         return importlib.import_module("kernelforge.tuner").tune
     raise AttributeError(f"module 'kernelforge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -135,6 +135,9 @@ class Jit:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
+    def __repr__(self) -> str:
+        return f"<kernelforge.jit of {self.__module__}.{name_of(self)}>"
+
     def __reduce__(self) -> Any:
         chosen = self._static_names, self._static_nums, self._donated_names, self._donated_nums
         return by_name(self) or (Jit, (self.__wrapped__, *(tuple(sorted(c)) for c in chosen)))

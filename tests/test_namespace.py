@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Callable
 from typing import Any
 
@@ -192,3 +193,23 @@ def test_slopes_of_even_samples_do_not_read_the_one_in_the_middle() -> None:
         with np.errstate(invalid="ignore"):
             expected = np.gradient(x, 0.5, edge_order=order)
         np.testing.assert_array_equal(kf.jit(lambda x, o=order: np.gradient(x, 0.5, edge_order=o))(x), expected)
+
+
+@pytest.mark.parametrize("module", [kf, kf.nn, kf.optim, kf.random])
+def test_modules_list_what_is_public_and_each_says_what_it_is(module: Any) -> None:
+    assert [n for n in dir(module) if n != "__version__"] == sorted(module.__all__)
+    assert [n for n in module.__all__ if not getattr(module, n).__doc__] == []
+
+
+@pytest.mark.parametrize("fn", [knp.any, knp.take, knp.add, kf.nn.conv2d])
+def test_help_on_a_function_is_about_that_function(fn: Any) -> None:
+    assert fn.__doc__.splitlines()[0] in pydoc.render_doc(fn, renderer=pydoc.plaintext)
+
+
+def layer(x: Any) -> Any:
+    return x + 1
+
+
+def test_compiled_functions_print_what_they_are_of() -> None:
+    assert repr(kf.jit(layer)) == "<kernelforge.jit of tests.test_namespace.layer>"
+    assert repr(kf.nn.gelu) == "<kernelforge.jit of kernelforge.nn.activations.gelu>"

@@ -157,6 +157,7 @@ def sigmoid(input: Any) -> Any:
 
 @elementwise()
 def tanh(input: Any) -> Any:
+    """``numpy.tanh``, in f32 for f16 and bf16."""
     return knp.tanh(input)
 
 

@@ -90,6 +90,7 @@ class Function:
     ) -> None:
         functools.update_wrapper(self, fn)
         self.__name__ = self.__qualname__ = title
+        self.__doc__ = fn.__doc__ or f"``numpy.{title}``."
         self._fn = fn
         self._single = [a for a in arrays if a[0] != "*"]
         self._several = [a[1:] for a in arrays if a[0] == "*"]

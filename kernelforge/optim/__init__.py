@@ -78,3 +78,7 @@ __all__ = [
     "step",
     "warmup",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
