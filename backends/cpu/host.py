@@ -48,7 +48,7 @@ class Host:
         avx512 = self.arch == "x86_64" and self.vector_bytes == 64
         pairs = avx512 and not {"avx512_bf16", "avx512bf16"}.isdisjoint(self.features)
         found = {"f16": self.half, "fma": self.fma, "scaleb": avx512, "masks": avx512, "bf16dot": pairs}
-        return frozenset({"calls", "repeat", *(name for name, has in found.items() if has)})
+        return frozenset({"calls", "repeat", "stream", *(name for name, has in found.items() if has)})
 
     @property
     def side(self) -> int:

@@ -24,6 +24,7 @@ from kernelforge.ir.kernel import (
     stmts,
     substitute,
 )
+from kernelforge.ir.schedule.behind import behind, obstacle
 from kernelforge.ir.schedule.contraction import transposed
 from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import NEAR, Limits
@@ -36,6 +37,13 @@ from kernelforge.ir.schedule.steps import bind, loops, partial, reorder, rfactor
 BLOCK = 1 << 13
 """Elements of a row that are summed before their sum is added to the total: so the rounding error of a long row grows
 with the number of blocks and not with the number of elements."""
+
+DELAYED = 32
+"""Rows at most that go one after the other where each waits for the next: one in so many is stored by itself."""
+
+DEAR = 16
+"""Operations of a pass, for each element, from which on it is worth its while to store the row before it beside it: a
+function's."""
 
 TURNED = 4
 """Lanes from which on tiles are turned in registers."""
@@ -58,7 +66,12 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
         # a quarter of the cache is for the next row
         kernel = merge(keep(kernel, at, limits.cache_bytes * 3 // 4 - _loaded(row)))
     (row,) = loops(kernel, at)
-    for name in [s.var.name for s in row.body if isinstance(s, For)]:
+    block = _delayed(row, limits)
+    if block > 1:
+        kernel = behind(split(kernel, at, block, at, f"{at}r", "exact"), f"{at}r")
+    (row,) = loops(kernel, at)
+    beside = [t for s in row.body if isinstance(s, For) and s.var.name == f"{at}r" for t in s.body]
+    for name in [s.var.name for s in (*row.body, *beside) if isinstance(s, For) and s.var.name != f"{at}r"]:
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
             if inner.kind == "serial":
@@ -69,6 +82,21 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
             else:
                 kernel = in_lanes(kernel, inner, width, limits.side)
     return kernel
+
+
+def _delayed(row: For, limits: Limits) -> int:
+    """Return how many rows go one after the other, the last pass over each beside the dear one over the next.
+
+    One has memory wait for the processor, the other the processor for memory. Where what is stored does not go past
+    the caches, a row is better kept in the output that it becomes, which this rules out.
+    """
+    if "stream" not in limits.native or obstacle(row):
+        return 1
+    made, last = (max(operations(r) for t in stmts((s,)) for r in exprs(t)) for s in row.body[-2:])
+    block = math.gcd(row.static or 1, DELAYED)
+    while block > 1 and (row.static or 1) < 4 * limits.threads * block:
+        block //= 2
+    return block if made >= DEAR > last and block > 2 else 1
 
 
 def _in_order(loop: For) -> bool:

@@ -12,7 +12,7 @@ from kernelforge.ir.kernel import Alloc, Arg, Const, For, Kernel, Load, Store, V
 from kernelforge.ir.schedule.limits import Limits
 
 ALL = frozenset(DTYPES)
-AVX512 = Limits("vector", 64, 32, 2, 1, 32 << 10, 1 << 20, ALL, True, 64, "")
+AVX512 = Limits("vector", 64, 32, 2, 1, 32 << 10, 1 << 20, ALL, True, 64, "", frozenset({"stream"}))
 SSE = Limits("vector", 16, 16, 4, 1, 32 << 10, 1 << 18, ALL, True, 64, "")
 GPU = Limits("group", 16, 0, 4096, 64, 48 << 10, 1 << 20, ALL, False, 64, "")
 TINY = Limits("group", 16, 0, 32, 8, 4 << 10, 1 << 16, ALL, False, 64, "")

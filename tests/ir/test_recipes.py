@@ -31,6 +31,7 @@ from kernelforge.ir.parse import parse_kernel
 from kernelforge.ir.passes.guard import guard
 from kernelforge.ir.passes.share import share
 from kernelforge.ir.schedule import steps
+from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.verify import verify_kernel
@@ -50,7 +51,7 @@ SHAPES = [
             (3, 80, 50),
         ]
     ),
-    *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000), (1, 20000)]),
+    *(softmax(m, n) for m, n in [(3, 300), (2, 64), (5, 10), (1, 1), (2, 1000), (1, 20000), (64, 40), (48, 300)]),
     *(columns(m, n) for m, n in [(30, 200), (5, 64), (7, 10), (3000, 40), (40000, 1), (70001, 1), (1, 17)]),
     *(double(n) for n in [1, 5, 100, 40000]),
     *(running(m, n, b) for m, n in [(16, 32), (37, 50), (5, 100), (3, 40), (20, 7)] for b in (False, True)),
@@ -225,6 +226,24 @@ def test_a_row_keeps_what_its_passes_share() -> None:
     assert len([s for s in row.body if isinstance(s, For) and s.kind in ("serial", "parallel")]) == 3
     small = dataclasses.replace(DEVICES["avx512"], cache_bytes=4096)
     assert computed(schedule(wide, small)) == 2
+
+
+def test_a_dear_pass_over_a_row_has_the_last_one_over_the_row_before_beside_it() -> None:
+    """As many rows in a block as leave each thread four, where the stores go past the caches."""
+    avx512 = DEVICES["avx512"]
+
+    def block(k: Kernel, limits: Limits = avx512) -> int:
+        (grid,) = (s for s in schedule(k, limits).body if isinstance(s, For))
+        turns = steps.loops(schedule(k, limits), "ir")
+        assert not turns or turns[0].static == size(k) // (grid.static or 1) - 1
+        return size(k) // (grid.static or 1)
+
+    def size(k: Kernel) -> int:
+        return k.body[0].static or 1  # type: ignore[union-attr]
+
+    assert [block(softmax(n, 40)) for n in (4096, 512, 64, 24, 16, 8, 4, 61)] == [32, 32, 8, 1, 1, 1, 1, 1]
+    assert block(softmax(64, 40), dataclasses.replace(avx512, native=frozenset())) == 1
+    assert block(softmax(64, 40), dataclasses.replace(avx512, cache_bytes=256)) == 1  # it would make each row twice
 
 
 def test_long_work_on_a_tile_is_not_unrolled() -> None:

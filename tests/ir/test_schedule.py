@@ -28,7 +28,9 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
+from kernelforge.ir.parse import parse_kernel
 from kernelforge.ir.schedule import phases, steps
+from kernelforge.ir.schedule.behind import behind
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.staging import copy_out, stage, store_after
 from tests.ir.naive import arrays, columns, double, gemm, kernel, running, same, softmax
@@ -241,6 +243,84 @@ def test_stage_keeps_guards() -> None:
         staged(dataclasses.replace(first, body=(*first.body, *alike.body[0].body)))
     assert read(staged(first, guarded("j", 8, 6))) == 2
     assert read(staged(first, guarded("j", 8, 7))) == 1
+
+
+def delayed(k: Kernel) -> Kernel:
+    """Keep what a softmax's rows make, and let the last pass over each wait."""
+    e = op("exp", Load("x", (Var("i", "i64", 5) * 3 + Var("rb", "i64", 3),), "f32") - Load("m", (), "f32"))
+    return behind(merge(stage(k, e, "i", ["rb"], "local", "t")), "i")
+
+
+def test_the_last_pass_over_a_row_runs_in_one_over_the_next() -> None:
+    k = softmax(5, 3)
+    made = delayed(k)
+    same(k, made)
+    golden = """\
+kernel softmax(in x: f32[15], out o: f32[15]) {
+  register m: f32[]
+  register s: f32[]
+  local t: f32[3]
+  register s_i: f32[]
+  m[] = -inff32
+  s[] = 0.0f32
+  for serial ra_first < 3 {
+    m[] max= x[ra_first]
+  }
+  for serial t_rb_first < 3 {
+    t[t_rb_first] = exp(x[t_rb_first] - m[])
+    s[] += exp(x[t_rb_first] - m[])
+  }
+  for serial i < 4 {
+    s_i[] = s[]
+    m[] = -inff32
+    s[] = 0.0f32
+    for serial ra < 3 {
+      m[] max= x[i * 3 + ra + 3]
+    }
+    for serial t_rb < 3 {
+      o[i * 3 + t_rb] = t[t_rb] / s_i[]
+      t[t_rb] = exp(x[i * 3 + t_rb + 3] - m[])
+      s[] += exp(x[i * 3 + t_rb + 3] - m[])
+    }
+  }
+  for parallel rc < 3 {
+    o[rc + 12] = t[rc] / s[]
+  }
+}"""
+    assert str(made) == golden
+    for rows in (2, 7):
+        k = softmax(rows, 4)
+        same(k, behind(k, "i"))
+
+
+@pytest.mark.parametrize(
+    ("start", "last", "reason"),
+    [
+        ("", "serial j < 4 {\n o[i * 4 + j] = t[j]\n}", "are not a sum and what is made with it"),
+        ("", "parallel j < 3 {\n o[i * 4 + j] = t[j]\n}", "do not have one extent"),
+        ("", "parallel j < 4 {\n o[i * 4 + j] = t[3 - j]\n}", "elements of t are not made where they are read"),
+        ("t[2] = 1.0f32\n", "parallel j < 4 {\n o[i * 4 + j] = t[j]\n}", "elements of t are not made where they are"),
+        ("", "parallel j < 4 {\n t[j] = t[j]\n}", "what the last loop stores is read"),
+        ("", "parallel j < 4 {\n o[i * 4 + j] = t[j]\n}\ns[] = 0.0f32", "it does not end with two loops"),
+    ],
+)
+def test_what_a_row_makes_in_another_place_does_not_wait(start: str, last: str, reason: str) -> None:
+    text = f"""kernel k(in x: f32[12], out o: f32[12]) {{
+ for parallel i < 3 {{
+  local t: f32[4]
+  register s: f32[]
+  {start}
+  for serial r < 4 {{
+   t[r] = x[i * 4 + r]
+  }}
+  for {last}
+ }}
+}}"""
+    k = parse_kernel(text)
+    with pytest.raises(IllegalSchedule, match=reason):
+        behind(k, "i")
+    with pytest.raises(IllegalSchedule, match="not parallel, or not of several iterations"):
+        behind(k, "r")
 
 
 def test_copy_out_frees_readers_from_registers() -> None:

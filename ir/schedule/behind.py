@@ -1,0 +1,108 @@
+"""Software pipelining of rows: the last pass over one runs in the dearest pass over the next."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.index import normalize, reads
+from kernelforge.ir.kernel import (
+    Alloc,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    Stmt,
+    Store,
+    Var,
+    exprs,
+    i64,
+    map_exprs,
+    stmts,
+    substitute,
+    walk,
+)
+from kernelforge.ir.schedule.steps import each, substituted
+
+
+def behind(kernel: Kernel, name: str) -> Kernel:
+    """Let the last loop of each iteration of the loop ``name`` wait for the next iteration, and run in its last loop
+    but one: what the one computes and what the other stores then go on at once.
+
+    Legal where iterations are independent (``parallel``), the two loops have one extent, nothing stands behind or
+    between them, and the last one stores to arguments alone. A scalar that it reads is copied before the next
+    iteration makes its own. A buffer must be filled by the loop before it, each element in the iteration that the last
+    loop reads it in, so that the old element is read before the new one is stored.
+
+    The loops of the first iteration, which has none before it, get names of their own, which end with ``_first``.
+    """
+
+    def change(loop: For) -> Sequence[Stmt]:
+        reason = obstacle(loop)
+        if reason:
+            raise IllegalSchedule(step="behind", target=name, reason=reason)
+        *start, made, last = loop.body
+        assert isinstance(made, For)
+        assert isinstance(last, For)
+        assert loop.static is not None
+        allocs = [s for s in start if isinstance(s, Alloc)]
+        rest = [s for s in start if not isinstance(s, Alloc)]
+        kept = [s for s in allocs if not s.shape and s.buffer in _read((last,))]
+        scalars = {s.buffer: f"{s.buffer}_{name}" for s in kept}
+        copies = [Store(scalars[s.buffer], (), Load(s.buffer, (), s.dtype)) for s in kept]
+        before = substituted(last.body, {last.var: made.var})
+        renamed: dict[Expr, Expr] = {Load(s.buffer, (), s.dtype): Load(scalars[s.buffer], (), s.dtype) for s in kept}
+        before = tuple(map_exprs(s, lambda e: substitute(e, renamed)) for s in before)
+        first: dict[Expr, Expr] = {
+            s.var: Var(f"{s.var.name}_first", "i64", s.var.bound) for s in stmts((*rest, made)) if isinstance(s, For)
+        }
+        turn = Var(name, "i64", loop.static - 1)
+        own: dict[Expr, Expr] = {loop.var: normalize(turn + 1)}
+        both = For(
+            made.var, made.extent, "serial", (*substituted(before, {loop.var: turn}), *substituted(made.body, own))
+        )
+        return (
+            *allocs,
+            *(dataclasses.replace(s, buffer=scalars[s.buffer]) for s in kept),
+            *substituted((*rest, made), {loop.var: i64(0), **first}),
+            For(turn, i64(loop.static - 1), "serial", (*copies, *substituted(rest, own), both)),
+            *substituted((last,), {loop.var: i64(loop.static - 1)}),
+        )
+
+    return each(kernel, "behind", name, change)
+
+
+def obstacle(loop: For) -> str:
+    """Return why ``behind`` is not legal for a loop, or nothing."""
+    if loop.kind != "parallel" or (loop.static or 0) < 2:
+        return "it is not parallel, or not of several iterations"
+    if len(loop.body) < 2 or not all(isinstance(s, For) for s in loop.body[-2:]):
+        return "it does not end with two loops"
+    *start, made, last = loop.body
+    assert isinstance(made, For)
+    assert isinstance(last, For)
+    if made.extent is not last.extent or made.kind != "serial" or last.kind != "parallel":
+        return "the loops do not have one extent, or are not a sum and what is made with it"
+    if not all(isinstance(s, Store) for s in (*made.body, *last.body)):
+        return "the loops do more than to store"
+    own = {s.buffer: s for s in start if isinstance(s, Alloc)}
+    stored = {s.buffer for s in last.body if isinstance(s, Store)}
+    if stored & set(own) or stored & _read(loop.body):
+        return "what the last loop stores is read"
+    filled = {s.buffer for s in stmts(start) if isinstance(s, Store)}
+    for buffer in _read((last,)) & set(own):
+        if not own[buffer].shape:
+            continue
+        indices = [
+            e.index for s in last.body for r in exprs(s) for e in walk(r) if isinstance(e, Load) and e.buffer == buffer
+        ]
+        stores = [() if s.op else s.index for s in made.body if isinstance(s, Store) and s.buffer == buffer]
+        if buffer in filled or any(i != (last.var,) for i in indices) or any(i != (made.var,) for i in stores):
+            return f"elements of {buffer} are not made where they are read"
+    return ""
+
+
+def _read(body: Sequence[Stmt]) -> set[str]:
+    """Return the buffers that statements load."""
+    return set().union(*(reads(root) for s in stmts(body) for root in exprs(s)))
