@@ -39,8 +39,11 @@ def pdist(input: Any, p: float = 2.0) -> Any:
     """The p-norms of the differences of all pairs of rows, each pair once: (0, 1), (0, 2) to (n-2, n-1)."""
     x = wide(input)
     require(x.ndim == 2, "pdist", x.shape, "(rows, width)")
-    first, second = np.triu_indices(x.shape[0], 1)
-    return narrow(vector_norm(x[first] - x[second], p, -1, False), knp.asarray(input))
+    n = x.shape[0]
+    first, second = np.triu_indices(n, 1)
+    # of all pairs, as derivatives of these are sums along rows, where those of rows that are picked would be scattered
+    full = vector_norm(x[:, None] - x, p, -1, False)
+    return narrow(full.reshape((n * n,))[first * n + second], knp.asarray(input))
 
 
 def _alike(op: str, **arrays: Any) -> None:
