@@ -121,9 +121,17 @@ def limits_of(device: Any) -> Limits:
         max_args=(device.max_parameter_size - 128) // 16,
         fingerprint=f"opencl|{version}",
         bandwidth=device.max_compute_units * CORE_BANDWIDTH if cpu else 0.0,
-        native=frozenset({"mad"}),
+        native=frozenset({"mad", "scaleb"} if _avx512(device) else {"mad"}),
         rate=device.max_compute_units * core_rate(max(width, 16)) if cpu else 0.0,
     )
+
+
+def _avx512(device: Any) -> bool:
+    """Whether a runtime is known to compile for this processor, and by LLVM, and the processor has AVX-512."""
+    wide = bool(device.type & cl.device_type.CPU) and host().vector_bytes == 64 and host().arch == "x86_64"
+    if device.platform.name.startswith("Intel"):
+        return wide and TARGET not in os.environ
+    return wide and device.platform.name == "Portable Computing Language" and "avx512" in device.name
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -171,6 +179,8 @@ class OpenCL:
         self._options = ["-cl-std=CL1.2", "-w"]
         if device.single_fp_config & CORRECTLY_ROUNDED:
             self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
+        if _avx512(device):
+            self._options.append("-DKF_AVX512")
 
     @property
     def name(self) -> str:

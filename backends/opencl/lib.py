@@ -88,6 +88,9 @@ PREAMBLE = """\
 #define kf_fetch(place, ahead) __builtin_prefetch((const void*)((ulong)(place) + ahead))
 #endif
 #endif
+#if defined(__AVX512VL__) && !defined(KF_AVX512)
+#define KF_AVX512
+#endif
 #ifndef kf_stream
 #define kf_stream(value, place) (*(place) = (value))
 #endif
@@ -142,6 +145,24 @@ _MOD = """{{
     return r != 0 && (r ^ b) < 0 ? r + b : r;
 }}"""
 
+# a name that begins with llvm. is LLVM's own: compilers that make SPIR know no processor's functions by another
+_INSTRUCTION = """\
+#ifdef KF_AVX512
+{T} {own}_at({declared}) __asm("llvm.x86.{symbol}");
+static {T} {own}({T} a, {T} b) {{
+    return {given};
+}}
+#else
+static {T} {own}({T} a, {T} b) {general}
+#endif
+"""
+"""A function where x86 has an instruction for it."""
+
+_SCALEB = """{{
+    {U} i = as_{U}(b + ({T}){twice}), h = i >> 1;
+    return a * as_{T}(h << {fraction}) * as_{T}((i - h) << {fraction});
+}}"""
+
 _READ = """{{
 #if defined(__AVX512DQ__) && {known}
     return as_{T}(__builtin_ia32_load{name}_mask((const void*)(ulong)p, ({X})(0), {chosen}));
@@ -187,6 +208,7 @@ _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("floor", "float"): ("a", _FLOOR),
     ("ceil", "float"): ("a", _CEIL),
     ("trunc", "float"): ("a", _TRUNC),
+    ("scaleb", "float"): ("a, b", _SCALEB),
     ("mad", "float"): ("a, b, c", _CONTRACT),
     ("fma", "float"): ("a, b, c", _FMA),
     ("min", "integer"): ("a, b", "{{ return a < b ? a : b; }}"),
@@ -208,6 +230,31 @@ def kinds(dtype: str) -> tuple[str, ...]:
 
 def has_function(name: str, dtype: str) -> bool:
     return any((name, kind) in _FUNCTIONS for kind in kinds(dtype))
+
+
+def _instruction(own: str, name: str, dtype: str, lanes: int, general: str) -> str:
+    """Define a function by an instruction of AVX-512, where that may be what compilers make; "" where there is none.
+
+    The least and the greatest are the second operand where one is NaN: the bits of both orders together have the NaN.
+    """
+    nbytes = lanes * size(dtype)
+    if name not in ("scaleb", "min", "max") or dtype not in FLOATS or nbytes not in (16, 32, 64):
+        return ""
+    value, letter, bits = ctype(dtype, lanes), "d" if dtype == "f64" else "s", nbytes * 8
+    declared, rounding = f"{value} a, {value} b", ", 4" if nbytes == 64 else ""
+    if name == "scaleb":
+        symbol = f"avx512.mask.scalef.p{letter}.{bits}"
+        declared += f", {value} other, {'ushort' if lanes == 16 else 'uchar'} chosen"
+        given = f"{own}_at(a, b, a, -1{rounding})"
+    else:
+        sse = "sse2" if dtype == "f64" else "sse"
+        symbol = {16: f"{sse}.{name}.p{letter}", 32: f"avx.{name}.p{letter}.256", 64: f"avx512.{name}.p{letter}.512"}[
+            nbytes
+        ]
+        each = (f"as_{unsigned(dtype, lanes)}({own}_at({x}{rounding}))" for x in ("a, b", "b, a"))
+        given = f"as_{value}({' | '.join(each)})"
+    declared += ", int rounding" if rounding else ""
+    return _INSTRUCTION.format(T=value, own=own, declared=declared, symbol=symbol, given=given, general=general)
 
 
 class Functions:
@@ -232,11 +279,13 @@ class Functions:
             fast="FP_FAST_FMA" if double else "FP_FAST_FMAF",
             rint=own.replace(name, "rint"),
             mad=own.replace(name, "mad"),
+            twice="6755399441057790.0" if double else "12583166.0f",
+            fraction=52 if double else 23,
             T=value,
             U=unsigned(dtype, lanes),
         )
         arguments = ", ".join(f"{value} {p}" for p in params.split(", "))
-        self._text[own] = f"static {value} {own}({arguments}) {body}\n"
+        self._text[own] = _instruction(own, name, dtype, lanes, body) or f"static {value} {own}({arguments}) {body}\n"
         return own
 
     def masked(self, what: Literal["load", "store"], dtype: str, lanes: int, space: str) -> str:

@@ -52,6 +52,31 @@ def test_traps_are_not_printed() -> None:
     assert "const long r = kf_at;" in text
 
 
+def test_instructions_stand_beside_plain_arithmetic() -> None:
+    v = Load("x", (R * 8 + V,), "f32")
+    text = printed(over(lanes(Store("y", (R * 8 + V,), op("max", op("scaleb", v, v), v))))).text
+    assert SCALED in text
+    assert 'float8 kf_max_f32x8_at(float8 a, float8 b) __asm("llvm.x86.avx.max.ps.256");' in text
+    assert "as_uint8(kf_max_f32x8_at(a, b)) | as_uint8(kf_max_f32x8_at(b, a))" in text
+    few = printed(over(lanes(Store("y", (R * 8 + V,), op("max", v, v)), n=2))).text
+    assert "__asm" not in few
+
+
+SCALED = """\
+#ifdef KF_AVX512
+float8 kf_scaleb_f32x8_at(float8 a, float8 b, float8 other, uchar chosen) __asm("llvm.x86.avx512.mask.scalef.ps.256");
+static float8 kf_scaleb_f32x8(float8 a, float8 b) {
+    return kf_scaleb_f32x8_at(a, b, a, -1);
+}
+#else
+static float8 kf_scaleb_f32x8(float8 a, float8 b) {
+    uint8 i = as_uint8(b + (float8)12583166.0f), h = i >> 1;
+    return a * as_float8(h << 23) * as_float8((i - h) << 23);
+}
+#endif
+"""
+
+
 def test_only_whole_parts_of_lines_are_stored_past_the_cache() -> None:
     def streamed(*body: Stmt) -> str:
         return print_opencl(Kernel("k", (X, K, Y), (), body), 8, 1 << 15, frozenset({"y"})).text.split("__kernel")[2]

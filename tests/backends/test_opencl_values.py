@@ -12,9 +12,16 @@ from kernelforge.ir.kernel import (
     COMPARE,
     MATH_BINARY,
     MATH_UNARY,
+    Arg,
     Const,
+    For,
+    Kernel,
+    Load,
     LoopKind,
     Op,
+    Store,
+    Var,
+    i64,
     op,
     select,
 )
@@ -62,6 +69,24 @@ def test_a_deep_expression(device: Any, kind: LoopKind) -> None:
     x = np.arange(64, dtype=np.int64)
     arrays = {"x0": x, "x1": x[::-1].copy(), "y0": np.zeros_like(x)}
     compare(device, elementwise("deep", [("i64", deep)], ("i64", "i64"), kind), arrays)
+
+
+@each_device
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_scaleb_rounds_once(device: Any, dtype: str, lanes: int) -> None:
+    """Also where a result is subnormal, zero or infinite."""
+    info, n = np.finfo(DTYPES[dtype]), 64 * 16
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(0.5, 2, n - 4), [np.nan, np.inf, -0.0, -1.0]]).astype(DTYPES[dtype])
+    i, v = Var("i", bound=n // lanes), Var("v", bound=lanes)
+    index = (i * lanes + v,)
+    store = Store("y0", index, op("scaleb", Load("x0", index, dtype), Load("x1", index, dtype)))
+    args = tuple(Arg(f, dtype, i64(n), "out" if f == "y0" else "in") for f in ("x0", "x1", "y0"))
+    body = For(i, i64(n // lanes), "grid", (For(v, i64(lanes), "vector", (store,)),))
+    lowest, highest = int(info.minexp) - int(info.nmant) - 2, int(info.maxexp) + 2
+    k = np.linspace(lowest, highest, n).round().astype(DTYPES[dtype])
+    compare(device, Kernel("scaled", args, (), (body,)), {"x0": x, "x1": k, "y0": np.zeros_like(x)})
 
 
 @each_device
