@@ -13,6 +13,7 @@ from kernelforge.ir.cost import COSTLY, RECOMPUTE
 from kernelforge.ir.graph import At, Kind, Node, Reduction, Value
 from kernelforge.ir.index import bounds, flatten, normalize
 from kernelforge.ir.kernel import Const, Expr, Let, Load, Op, Stmt, Var, op, select
+from kernelforge.ir.memo import memo
 from kernelforge.ir.types import row_major
 
 REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
@@ -204,6 +205,10 @@ class Lowering:
             for v in node.inputs:
                 self.at(v, index)
             return Load(f"v{value.id}", index, value.type.name)
+        if self.trial and node.prim.kind is Kind.VIEW and value.type.name in FLOATS:
+            for k, where in _asked(node, index):
+                self.at(node.inputs[k], where)
+            return Load(f"v{value.id}", index, value.type.name)
         types = [v.type for v in node.inputs]
         made: Expr = node.prim.lower(self.reader(node), index, types, value.type, node.params)
         return normalize(made) if node.prim.kind is not Kind.MAP else made
@@ -236,6 +241,21 @@ class Lowering:
         found = {flat for flats in self.reads.values() for flat in flats}
         self.reads, self.memo, self.evaluations, self.costly = kept
         return found
+
+
+@memo
+def _asked(node: Node, index: tuple[Expr, ...]) -> tuple[tuple[int, tuple[Expr, ...]], ...]:
+    """Return which elements of its inputs one element of a view may be."""
+    asked: dict[tuple[int, tuple[Expr, ...]], None] = {}
+
+    def at(i: int, index: Sequence[Expr]) -> Expr:
+        where = tuple(normalize(e) for e in index)
+        asked[i, where] = None
+        return Load(f"x{i}", where, node.inputs[i].type.name)
+
+    assert node.prim.lower is not None
+    node.prim.lower(at, index, [v.type for v in node.inputs], node.output.type, node.params)
+    return tuple(asked)
 
 
 def _rounded(contraction: Reduction) -> Reduction:

@@ -18,7 +18,7 @@ PRIMITIVES = (
 
 PROGRAMS = (
     "wave", "black_scholes", "lorenz_scan", "bisect", "cholesky", "mandelbrot", "monte_carlo", "kmeans", "viterbi",
-    "lstm", "attention", "layer_norm", "conv_by_windows", "mlp", "adam", "sobel", "bitonic_sort", "cumulative",
+    "lstm", "attention", "layer_norm", "conv_by_windows", "mlp", "adam", "sobel", "cumulative",
     "hash64", "masks", "fancy", "scatter", "specials", "not_numbers",
 )  # fmt: skip
 """That it runs in float32, and differentiates."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir import demand
 from kernelforge.ir.applied import to_kernel
 from kernelforge.ir.build import apply, build
 from kernelforge.ir.demand import Part, Refused
@@ -13,7 +14,7 @@ from kernelforge.ir.fuse import fuse
 from kernelforge.ir.graph import Graph, Kind
 from kernelforge.ir.interpret import run_graph, run_kernel
 from kernelforge.ir.kernel import Alloc
-from kernelforge.ir.lower import buffers_of
+from kernelforge.ir.lower import buffers_of, lower
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule
@@ -140,3 +141,25 @@ def test_refusals_say_why() -> None:
         buffers_of(part(lambda x: (x.sum((1,)) + apply("flip", x.sum((1,)), axes=(0,)),), (4, 6)))
     with pytest.raises(Refused, match="a contraction shares its kernel"):
         buffers_of(part(product_and_sum, (4, 6), (6, 1)))
+
+
+def test_what_a_view_asks_for_is_found_once() -> None:
+    """Fusion tries a group again for each node that may join it; what lowering reads in the end is what trials say."""
+
+    def steps(x):  # type: ignore[no-untyped-def]
+        for _ in range(3):
+            x = apply("exp", x)
+            ends = (apply("slice", x, starts=(k,), stops=(n,), steps=(1,)) for k, n in ((2, 7), (0, 2)))
+            x = apply("concatenate", *ends, axis=0)
+        return x
+
+    graph = build(lambda x: (steps(x),), [Type((7,), F32)])
+    grown = [Part(graph.nodes[k:], graph.outputs) for k in (8, 4, 0)]
+    demand._asked.cache_clear()
+    found = [buffers_of(p) for p in grown[:1]]
+    first = demand._asked.cache_info().misses
+    found += [buffers_of(p) for p in grown[1:]]
+    assert demand._asked.cache_info().hits > first > 0
+    for p, buffers in zip(grown, found, strict=True):
+        nest = lower(p)
+        assert buffers == len(nest.inputs) + len(nest.outputs)
