@@ -47,6 +47,10 @@ Strides = Sequence[tuple[int, ...] | None]
 REPEATED = 20
 """Kernels, at most, of control flow that become one: they are compiled one after the other."""
 
+ALONE = 1 << 18
+"""What a kernel may cost, as ``ir/cost.py`` has it, for one worker to repeat it by itself: some 5 microseconds of a
+core, as long as one of many launches takes."""
+
 Parameters = tuple[tuple[str, int], ...]
 Known = dict[Kernel, tuple[Kernel, Parameters]]
 """For naive kernels the scheduled ones, and the parameters that tuning found."""
@@ -301,7 +305,8 @@ def _kernel(
 
 def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Applied, Applied] | None:
     """Make one kernel of control flow, naive and scheduled, where the device repeats phases and they are few."""
-    if "repeat" not in backend.limits.native or not config.fusion:
+    limits = backend.limits
+    if limits.native.isdisjoint(("repeat", "repeat_alone")) or not config.fusion:
         return None
     graphs = node.graphs
     if "body" in graphs:
@@ -310,8 +315,16 @@ def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tup
     pairs = {name: pair for name, pair in found.items() if pair is not None}
     if len(pairs) < len(graphs) or sum(len(naive.kernels) for naive, _ in pairs.values()) > REPEATED:
         return None
+    if "repeat" not in limits.native and not all(map(_little, (naive for naive, _ in pairs.values()))):
+        return None
     naive, kernel = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
-    return repeated(node, naive), repeated(node, kernel)
+    made = repeated(node, naive), repeated(node, kernel)
+    return made if len(made[1].kernel.args) <= limits.max_args else None
+
+
+def _little(piece: Piece) -> bool:
+    """Whether one worker computes a graph sooner than its kernels are launched."""
+    return sum(cost(k.kernel).price for k in piece.kernels) <= ALONE * len(piece.kernels)
 
 
 def _pieces(graph: Graph, backend: Backend, config: Config, known: Known) -> tuple[Piece, Piece] | None:

@@ -121,7 +121,7 @@ def limits_of(device: Any) -> Limits:
         max_args=(device.max_parameter_size - 128) // 16,
         fingerprint=f"opencl|{version}",
         bandwidth=device.max_compute_units * CORE_BANDWIDTH if cpu else 0.0,
-        native=frozenset({"mad", "scaleb"} if _avx512(device) else {"mad"}),
+        native=frozenset({"mad", "repeat_alone", *(["scaleb"] if _avx512(device) else [])}),
         rate=device.max_compute_units * core_rate(max(width, 16)) if cpu else 0.0,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Load, Stmt, Store, exprs, i64, stmts, walk
 from kernelforge.ir.types import row_major
@@ -59,6 +59,9 @@ class Touched:
     def add(self, other: Touched) -> None:
         self.reads |= other.reads
         self.writes |= other.writes
+
+    def without(self, buffers: Collection[str]) -> Touched:
+        return Touched(self.reads.difference(buffers), self.writes.difference(buffers))
 
     def copy(self) -> Touched:
         return Touched(self.reads, self.writes)

@@ -18,10 +18,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from kernelforge.backends.cpu import ahead
-from kernelforge.backends.opencl.exprs import Buffer, Code, divides, total
+from kernelforge.backends.opencl.exprs import Buffer, divides, total
+from kernelforge.backends.opencl.groups import Groups
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
-from kernelforge.backends.opencl.phases import Phase, Source, Touched, chain_of, owned, strides_of, touched_buffers
-from kernelforge.backends.opencl.stores import LINE, Stores
+from kernelforge.backends.opencl.operations import Code
+from kernelforge.backends.opencl.phases import Phase, Source, chain_of, owned, strides_of, touched_buffers
+from kernelforge.backends.opencl.stores import LINE
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
@@ -42,6 +44,7 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
+from kernelforge.ir.repeat import repeats
 from kernelforge.ir.schedule.nests import loads
 
 ITEMS = 64
@@ -71,7 +74,8 @@ def print_opencl(
     functions = Functions()
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
     rest = [s for s in kernel.body if s not in scratch]
-    bodies = [(s,) for s in rest] if all(isinstance(s, For) for s in rest) else [tuple(rest)]
+    apart = all(isinstance(s, For) and not repeats(s) for s in rest)
+    bodies = [(s,) for s in rest] if apart else [tuple(rest)]
     texts, phases, spilled = [], [], list(scratch)
     for k, body in enumerate(bodies):
         name = f"{_identifier(kernel.name)}_{k}"
@@ -93,7 +97,7 @@ def _identifier(name: str) -> str:
     return f"{name}_" if _BUILT_IN.fullmatch(name) or name[0].isdigit() else name
 
 
-class _Printer(Stores):
+class _Printer(Groups):
     """Prints one phase."""
 
     def __init__(
@@ -119,7 +123,7 @@ class _Printer(Stores):
         self.count: Expr = i64(1)
         self.name = ""
         self.shared: dict[str, str] = {}
-        self.outer: dict[str, tuple[str, bool]] = {a.name: (a.dtype, a.mode == "in") for a in kernel.args}
+        self.outer = {a.name: (a.dtype, a.mode == "in") for a in kernel.args}
         self.outer |= {s.buffer: (s.dtype, False) for s in scratch}
         sizes = {a.name: int(a.size.value) for a in kernel.args if isinstance(a.size, Const)}
         for name, (dtype, _) in self.outer.items():
@@ -130,20 +134,6 @@ class _Printer(Stores):
         for param in kernel.params:
             self.scope.names[param] = Code(_identifier(param), "i64")
             self.scope.counters.add(param)
-        self.groups: tuple[For, ...] = ()
-        self.items = 1
-        self.grouped = False
-        self.owned: dict[str, int] = {}
-        self.pending = Touched()
-
-    @contextlib.contextmanager
-    def block(self, head: str = "") -> Iterator[None]:
-        """Put what the body prints in braces."""
-        self.emit(f"{head} {{" if head else "{")
-        self.depth += 1
-        yield
-        self.depth -= 1
-        self.emit("}")
 
     # phases
 
@@ -179,7 +169,10 @@ class _Printer(Stores):
             if self.cache_bytes and not self.grouped:
                 self.distances = ahead.distances(grid, body, self.cache_bytes)
                 self.walked = grid[-1].var if grid and ahead.vectors(body) else None
-            self.uniform(body)
+            if any(isinstance(s, For) and repeats(s) for s in body):
+                self.alone(body)
+            else:
+                self.uniform(body)
         self.lines[mark:mark] = self.shared.values()
         arguments = []
         for buffer in used:
@@ -230,81 +223,6 @@ class _Printer(Stores):
         self.scope.names[var.name] = Code(name, "i64")
         self.scope.counters.add(var.name)
         return name
-
-    # statements that every work-item of a group runs alike, and their barriers
-
-    def uniform(self, body: Sequence[Stmt]) -> None:
-        if not self.grouped:
-            self.body(body)
-            return
-        for stmt in body:
-            held = [s for s in stmts((stmt,)) if isinstance(s, For) and s.kind == "group"]
-            if isinstance(stmt, For) and stmt.kind == "group":
-                self.sync(self.touched((stmt,)))
-                self.nest(stmt)
-            elif isinstance(stmt, For | If) and held:
-                self.sync(self.touched_by(exprs(stmt)))
-                if isinstance(stmt, If) and self.pending.conflict(self.touched(stmt.body)):
-                    # here, where every path comes by: what follows the If then finds nothing pending
-                    self.barrier()
-                before = self.pending.copy()
-                if isinstance(stmt, For):
-                    # what an iteration leaves meets the next one
-                    self.pending.add(self.touched(stmt.body))
-                with self.block(self.head(stmt)):
-                    self.uniform(stmt.body)
-                self.pending.add(before)
-            else:
-                self.sync(self.touched((stmt,)))
-                self.statement(stmt)
-
-    def sync(self, now: Touched) -> None:
-        if self.pending.conflict(now):
-            self.barrier()
-        self.pending.add(now)
-
-    def barrier(self) -> None:
-        touched = self.pending.reads | self.pending.writes
-        fences = ["CLK_LOCAL_MEM_FENCE"] * bool(touched - set(self.outer))
-        fences += ["CLK_GLOBAL_MEM_FENCE"] * bool(touched & set(self.outer))
-        self.emit(f"barrier({' | '.join(fences)});")
-        self.pending = Touched()
-
-    def touched(self, body: Sequence[Stmt]) -> Touched:
-        """Return what local and global memory statements touch."""
-        out = Touched()
-        private = {s.buffer for s in stmts(body) if isinstance(s, Alloc) and s.space == "register"}
-        for s in stmts(body):
-            out.add(self.touched_by(exprs(s), private))
-            if isinstance(s, Store) and s.buffer not in private and self.visible(s.buffer):
-                out.writes.add(s.buffer)
-                if s.op:
-                    out.reads.add(s.buffer)
-        return out
-
-    def touched_by(self, roots: Iterator[Expr], private: set[str] | None = None) -> Touched:
-        found = {e.buffer for r in roots for e in walk(r) if isinstance(e, Load)}
-        return Touched({b for b in found - (private or set()) if self.visible(b)})
-
-    def visible(self, buffer: str) -> bool:
-        """Whether other work-items see a buffer; one that is not known yet is local, and declared further down."""
-        known = self.scope.buffers.get(buffer)
-        return known is None or known.space != ""
-
-    def nest(self, stmt: For) -> None:
-        """Print group loops that stand directly in each other: one work-item an iteration."""
-        chain = chain_of(stmt)
-        count = math.prod(g.static or 0 for g in chain)
-        with self.block(f"if (kf_item < {count}u)" if count < self.items else ""):
-            inner = count
-            for k, loop in enumerate(chain):
-                n = loop.static or 0
-                inner //= max(n, 1)
-                text = "kf_item" if inner == 1 else f"kf_item / {inner}u"
-                self.emit(f"const long {self.counter(loop.var)} = {f'{text} % {n}u' if k else text};")
-            self.groups = tuple(chain)
-            self.body(chain[-1].body)
-            self.groups = ()
 
     # statements
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
-from kernelforge.backends.opencl.exprs import Buffer, Code, Scope
+from kernelforge.backends.opencl.exprs import Buffer, Scope
 from kernelforge.backends.opencl.lib import Functions, size
+from kernelforge.backends.opencl.operations import Code
 from kernelforge.ir.index import poly
 from kernelforge.ir.kernel import Expr, Load, Op, Store
 
@@ -28,6 +30,15 @@ class Stores:
 
     def emit(self, line: str) -> None:
         self.lines.append("    " * self.depth + line)
+
+    @contextlib.contextmanager
+    def block(self, head: str = "") -> Iterator[None]:
+        """Put what the body prints in braces."""
+        self.emit(f"{head} {{" if head else "{")
+        self.depth += 1
+        yield
+        self.depth -= 1
+        self.emit("}")
 
     def store(self, stmt: Store) -> None:
         scope = self.scope

@@ -31,4 +31,4 @@ def test_kernels_run_clean(form: str, tmp_path: pathlib.Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert not log.exists() or not log.read_text()
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"{form} ") == 32
+    assert done.stdout.count(f"{form} ") == 36

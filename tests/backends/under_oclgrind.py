@@ -18,6 +18,24 @@ from tests.representative import programs
 SIZES = ((5, 32), (3, 33))
 
 
+def scanned(x: Any, w: Any) -> Any:
+    return kf.scan(lambda h, row: (np.tanh(h @ w + row), h.sum()), x[0], x)
+
+
+def searched(x: Any) -> Any:
+    def step(state: Any) -> Any:
+        a, n = state
+        return kf.cond(a[0] > 0, lambda a: np.roll(a, 1) - 1, np.cumsum, a), n + 1
+
+    return kf.while_loop(lambda state: (state[1] < 7) & (state[0].sum() < 1e4), step, (x[0], np.int32(0)))
+
+
+def control(rows: int, n: int) -> dict[str, tuple[Any, list[Any]]]:
+    """Loops and branches, of which one work-group repeats the phases."""
+    x, w = np.random.default_rng(0).standard_normal((2, max(rows, n), n)).astype(np.float32) / 4
+    return {"scanned": (scanned, [x[:rows], w[:n]]), "searched": (searched, [x[:rows]])}
+
+
 def main(form: str) -> None:
     device: Any = registry.backend("opencl:0")
     assert "Oclgrind" in str(device), device
@@ -25,7 +43,7 @@ def main(form: str) -> None:
         device._limits = dataclasses.replace(device.limits, form="group", vector_bytes=16, threads=64, group=16)
         device._cpu, device._workers = False, 0
     for rows, n in SIZES:
-        for name, (fn, args) in programs(rows, n).items():
+        for name, (fn, args) in (programs(rows, n) | control(rows, n)).items():
             with kf.default_device("opencl:0"):
                 found = kf.jit(fn)(*args)
             with kf.default_device("reference"):
