@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from kernelforge.backends.cpu.tiles import Tiles
 from kernelforge.backends.cpu.values import Val
-from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Expr, For, Load, Op, Store, Var, i64, substitute, walk
-from kernelforge.ir.passes.widen import from_bits
+from kernelforge.ir.kernel import For, Load, Var, i64, substitute
+from kernelforge.ir.pairs import pairs
 
 LANES = 16
 FUNCTION = "llvm.x86.avx512bf16.dpbf16ps.512"
@@ -21,19 +20,14 @@ class Dots(Tiles):
         The instruction takes subnormal operands and results as zero, and rounds each sum once. Returns False, with
         nothing emitted, for any other loop.
         """
-        if "bf16dot" not in self.host.native or self.lanes != LANES or self.mask is not None or loop.static != 2:
+        found = pairs(loop) if "bf16dot" in self.host.native and self.lanes == LANES and self.mask is None else None
+        if found is None:
             return False
-        (stmt,) = loop.body if len(loop.body) == 1 else (None,)
-        if not isinstance(stmt, Store) or stmt.op != "add" or stmt.value.dtype != "f32":
-            return False
-        value = stmt.value
-        if not isinstance(value, Op) or value.op != "mul" or any(loop.var in free_vars(i) for i in stmt.index):
-            return False
-        loads = [_pair(e, loop.var) for e in value.args]
+        stmt, loads = found
         pointer, step = self.address(stmt.buffer, stmt.index)
-        if step != 1 or any(e is None for e in loads):
+        if step != 1:
             return False
-        words = [self._word(e, loop.var) for e in loads if e is not None]
+        words = [self._word(e, loop.var) for e in loads]
         if any(w is None for w in words):
             return False
         old = self.load_at(stmt.buffer, pointer, 1, None)
@@ -54,12 +48,3 @@ class Dots(Tiles):
         if step == 2:
             return self.read(e.buffer, f"load <16 x i32>, ptr {pointer.ref}, align 2", "u32", LANES, pointer)
         return None
-
-
-def _pair(e: Expr, var: Var) -> Load | None:
-    """Return the Load of bits that ``e`` is the bf16 of, if ``var`` counts elements that lie side by side."""
-    (load,) = loads if len(loads := [x for x in walk(e) if isinstance(x, Load)]) == 1 else (None,)
-    if load is None or load.dtype != "u16" or e is not from_bits(load, "bf16"):
-        return None
-    *outer, last = load.index
-    return load if affine(last, var) == 1 and not any(var in free_vars(i) for i in outer) else None

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -121,17 +122,26 @@ def limits_of(device: Any) -> Limits:
         max_args=(device.max_parameter_size - 128) // 16,
         fingerprint=f"opencl|{version}",
         bandwidth=device.max_compute_units * CORE_BANDWIDTH if cpu else 0.0,
-        native=frozenset({"mad", "repeat_alone", *(["scaleb"] if _avx512(device) else [])}),
+        native=frozenset({"mad", "repeat_alone", *_instructions(device)}),
         rate=device.max_compute_units * core_rate(max(width, 16)) if cpu else 0.0,
     )
 
 
-def _avx512(device: Any) -> bool:
-    """Whether a runtime is known to compile for this processor, and by LLVM, and the processor has AVX-512."""
-    wide = bool(device.type & cl.device_type.CPU) and host().vector_bytes == 64 and host().arch == "x86_64"
-    if device.platform.name.startswith("Intel"):
-        return wide and TARGET not in os.environ
-    return wide and device.platform.name == "Portable Computing Language" and "avx512" in device.name
+def _instructions(device: Any) -> dict[str, str]:
+    """Return what a runtime is known to compile by LLVM for this processor: names of ``Limits.native`` and the macros
+    that let sources use it. Another processor or an older compiler would not refuse it, but end the process.
+    """
+    able = host()
+    if not device.type & cl.device_type.CPU or able.arch != "x86_64" or able.vector_bytes < 64:
+        return {}
+    if device.platform.name.startswith("Intel") and TARGET not in os.environ:
+        year = re.match(r"\d+", device.driver_version)
+        if year and int(year[0]) >= 2026:
+            dots = {"bf16dot": "KF_BF16DOT"} if "bf16dot" in able.native else {}
+            return {"scaleb": "KF_AVX512", **dots}
+    if device.platform.name == "Portable Computing Language" and "avx512" in device.name:
+        return {"scaleb": "KF_AVX512"}
+    return {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -179,8 +189,7 @@ class OpenCL:
         self._options = ["-cl-std=CL1.2", "-w"]
         if device.single_fp_config & CORRECTLY_ROUNDED:
             self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
-        if _avx512(device):
-            self._options.append("-DKF_AVX512")
+        self._options += (f"-D{macro}" for macro in _instructions(device).values())
 
     @property
     def name(self) -> str:

@@ -163,6 +163,21 @@ _SCALEB = """{{
     return a * as_{T}(h << {fraction}) * as_{T}((i - h) << {fraction});
 }}"""
 
+_DOT = """\
+#ifdef KF_BF16DOT
+typedef __bf16 kf_bf16x32 __attribute__((ext_vector_type(32)));
+float16 kf_dot_at(float16 sum, kf_bf16x32 a, kf_bf16x32 b) __asm("llvm.x86.avx512bf16.dpbf16ps.512");
+static float16 kf_dot(uint16 a, uint16 b, float16 sum) {
+    return kf_dot_at(sum, __builtin_astype(a, kf_bf16x32), __builtin_astype(b, kf_bf16x32));
+}
+#else
+static float16 kf_dot(uint16 a, uint16 b, float16 sum) {
+    sum = kf_mad_f32x16(as_float16(a << 16), as_float16(b << 16), sum);
+    return kf_mad_f32x16(as_float16(a >> 16 << 16), as_float16(b >> 16 << 16), sum);
+}
+#endif
+"""
+
 _READ = """{{
 #if defined(__AVX512DQ__) && {known}
     return as_{T}(__builtin_ia32_load{name}_mask((const void*)(ulong)p, ({X})(0), {chosen}));
@@ -287,6 +302,14 @@ class Functions:
         arguments = ", ".join(f"{value} {p}" for p in params.split(", "))
         self._text[own] = _instruction(own, name, dtype, lanes, body) or f"static {value} {own}({arguments}) {body}\n"
         return own
+
+    def dot(self) -> str:
+        """Return the C name of a function that adds products of 32 bf16, in pairs, to the lanes of 16 f32, defining
+        it.
+        """
+        self.call("mad", "f32", 16)
+        self._text.setdefault("kf_dot", _DOT)
+        return "kf_dot"
 
     def masked(self, what: Literal["load", "store"], dtype: str, lanes: int, space: str) -> str:
         """Return the C name of a function that reads or writes some lanes of a vector, defining it; what is not read

@@ -178,9 +178,12 @@ class _Printer(Groups):
         for buffer in used:
             dtype, const = self.outer[buffer]
             own = self.scope.buffers[buffer].name
-            arguments.append(f"__global {'const ' if const else ''}{ctype(dtype)}* {own}, const long {own}_offset")
+            kind = f"{'const ' if const else ''}{ctype(dtype)}"
+            arguments.append(f"__global {kind}* restrict {own}, const long {own}_offset")
         spills = tuple(s.buffer for s in self.spilled)
-        arguments += [f"__global {ctype(s.dtype)}* {s.buffer}, const long {s.buffer}_offset" for s in self.spilled]
+        arguments += [
+            f"__global {ctype(s.dtype)}* restrict {s.buffer}, const long {s.buffer}_offset" for s in self.spilled
+        ]
         arguments += [f"const long {_identifier(p)}" for p in self.kernel.params]
         # nothing to vectorise over where a group is one item: Intel's compiler takes twice as long to find that out
         hint = ", vec_type_hint(float16)" if self.items == 1 else ""
@@ -352,7 +355,8 @@ class _Printer(Groups):
     def in_lanes(self, body: Sequence[Stmt]) -> None:
         for stmt in body:
             if isinstance(stmt, For):
-                self.unroll(stmt, self.in_lanes)
+                if not self.dot(stmt):
+                    self.unroll(stmt, self.in_lanes)
             elif isinstance(stmt, If):
                 self.choice(stmt)
             else:

@@ -9,10 +9,15 @@ from kernelforge.backends.opencl.exprs import Buffer, Scope
 from kernelforge.backends.opencl.lib import Functions, size
 from kernelforge.backends.opencl.operations import Code
 from kernelforge.ir.index import poly
-from kernelforge.ir.kernel import Expr, Load, Op, Store
+from kernelforge.ir.kernel import Expr, For, Load, Op, Store, i64, substitute
+from kernelforge.ir.pairs import pairs
 
 LINE = 64
 """Bytes of a cache line. Vectors stored past the cache are lines or even parts of one."""
+
+
+DOTS = 16
+"""Lanes to which products of bf16 are added in pairs."""
 
 
 class Stores:
@@ -68,6 +73,32 @@ class Stores:
             self.fold(f"{buffer.name}[{scope.value(flat, index=True).text}]", stmt, codes)
         else:
             self.scatter(buffer, flat, stmt, codes)
+
+    def dot(self, loop: For) -> bool:
+        """Add two products of bf16 to each lane at once, where that is what ``loop`` does in lanes; return whether it
+        is.
+        """
+        scope = self.scope
+        found = pairs(loop) if scope.lanes == DOTS and scope.guard is None else None
+        if found is None:
+            return False
+        stmt, loads = found
+        first: dict[Expr, Expr] = {loop.var: i64(0)}
+        buffer = scope.buffers[stmt.buffer]
+        flats = [scope.buffers[e.buffer].flat([substitute(i, first) for i in e.index]) for e in loads]
+        into = buffer.flat(stmt.index)
+        if scope.step(into) != 1 or any(scope.step(f) not in (0, 2) for f in flats):
+            return False
+        scope.begin([into, *flats])
+        words = []
+        for e, flat in zip(loads, flats, strict=True):
+            lanes = DOTS if scope.step(flat) else 1
+            kind, source = scope.functions.vector("u32", lanes, size(e.dtype)), scope.buffers[e.buffer]
+            word = f"(*({source.space}const {kind}*)({source.name} + {scope.first(flat)}))"
+            words.append(scope.splat(Code(word, "u32", lanes)).text)
+        place = f"*{scope.pointer(buffer, into)}"
+        self.emit(f"{place} = {scope.functions.dot()}({', '.join(words)}, {place});")
+        return True
 
     def past_cache(self, stmt: Store, flat: Expr) -> int:
         """Return the alignment in bytes of a vector to store past the cache; 0 where it must not be."""

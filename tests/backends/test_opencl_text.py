@@ -78,6 +78,29 @@ static float8 kf_scaleb_f32x8(float8 a, float8 b) {
 """
 
 
+def test_products_of_bf16_are_added_in_pairs() -> None:
+    text = print_opencl(parse_kernel(PAIRS), 8, 1 << 15).text
+    place = "*(__global kf_float16*)(y + 0L)"
+    a, b = "(uint16)((*(__global const kf_uint_at2*)(a + 0L)))", "(*(__global const kf_uint16_at2*)(b + 0L))"
+    assert f"{place} = kf_dot(({a}), {b}, {place});" in text
+    assert '__asm("llvm.x86.avx512bf16.dpbf16ps.512")' in text
+    apart = print_opencl(parse_kernel(PAIRS.replace("v * 2 + p", "v + p * 16")), 8, 1 << 15).text
+    assert "kf_dot" not in apart
+
+
+PAIRS = """\
+kernel dots(in a: u16[2], in b: u16[32], inout y: f32[16]) {
+  for grid i < 1 {
+    for vector v < 16 {
+      for unroll p < 2 {
+        y[v] += bitcast@f32(u32(a[p]) << 16u32) * bitcast@f32(u32(b[v * 2 + p]) << 16u32)
+      }
+    }
+  }
+}
+"""
+
+
 def test_only_whole_parts_of_lines_are_stored_past_the_cache() -> None:
     def streamed(*body: Stmt) -> str:
         return print_opencl(Kernel("k", (X, K, Y), (), body), 8, 1 << 15, frozenset({"y"})).text.split("__kernel")[2]

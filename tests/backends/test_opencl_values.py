@@ -25,6 +25,7 @@ from kernelforge.ir.kernel import (
     op,
     select,
 )
+from kernelforge.ir.parse import parse_kernel
 from tests.backends.on_opencl import (
     COMPUTED,
     check_elementwise,
@@ -32,6 +33,7 @@ from tests.backends.on_opencl import (
     each_device,
     elementwise,
 )
+from tests.backends.test_opencl_text import PAIRS
 
 
 @each_device
@@ -87,6 +89,15 @@ def test_scaleb_rounds_once(device: Any, dtype: str, lanes: int) -> None:
     lowest, highest = int(info.minexp) - int(info.nmant) - 2, int(info.maxexp) + 2
     k = np.linspace(lowest, highest, n).round().astype(DTYPES[dtype])
     compare(device, Kernel("scaled", args, (), (body,)), {"x0": x, "x1": k, "y0": np.zeros_like(x)})
+
+
+@each_device
+def test_products_of_bf16_in_pairs(device: Any) -> None:
+    """By one instruction where the processor has it, which rounds twice, else as they are written."""
+    rng = np.random.default_rng(0)
+    narrow = {n: (rng.standard_normal(k).astype(np.float32).view(np.uint32) >> 16) for n, k in (("a", 2), ("b", 32))}
+    arrays = {n: x.astype(np.uint16) for n, x in narrow.items()} | {"y": rng.standard_normal(16).astype(np.float32)}
+    compare(device, parse_kernel(PAIRS), arrays, rtol=1e-6, atol=1e-6)
 
 
 @each_device
