@@ -22,6 +22,9 @@ REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
 DEEP = 16
 """Maps that follow each other in one expression at most."""
 
+DRAWS = 3
+"""Random bits in one expression whose keys are made of each other, at most: each is some hundred operations."""
+
 STEPS = 48
 """Values that wait for each other's elements at most."""
 
@@ -84,6 +87,7 @@ class Lowering:
         self.evaluations = 0
         self.costly = 0
         self.budget = RECOMPUTE * sum(map(computes, part.nodes)) + 24 if trial else math.inf
+        self.deep = False
         self.steps = self._steps()
         self.lets: list[Stmt] | None = None
         self.costly_budget = RECOMPUTE * sum(n.prim.name in COSTLY for n in part.nodes) + 3 if trial else math.inf
@@ -101,12 +105,22 @@ class Lowering:
         return found
 
     def _steps(self) -> dict[Value, int]:
-        """Number the maps that follow each other, through views too; each that ends ``DEEP`` of them counts as none."""
+        """Number the maps that follow each other, through views too; each that ends ``DEEP`` of them, or ``DRAWS`` keys
+        that are made of each other, counts as none.
+        """
         steps: dict[Value, int] = {}
+        drawn: dict[Value, int] = {}
         for node in self.part.nodes:
             if node.prim.kind in (Kind.MAP, Kind.VIEW) and node.inputs:
                 before = max(steps.get(v, 0) for v in node.inputs)
                 steps[node.output] = (before + 1) % DEEP if node.prim.kind is Kind.MAP else before
+                drawn[node.output] = max(drawn.get(v, 0) for v in node.inputs)
+                if node.prim.name == "random_bits":
+                    drawn[node.output] += 1
+                    if drawn[node.output] % DRAWS == 0:
+                        steps[node.output] = 0
+                        self.deep = True
+        self.deep |= len(steps) >= DEEP
         return steps
 
     def _before(self, value: Value, index: tuple[Expr, ...]) -> list[Node]:
@@ -114,7 +128,7 @@ class Lowering:
         order, asks for many others at once.
         """
         ends: dict[int, Node] = {}
-        seen, stack = {value}, [value] if len(self.steps) >= DEEP else []
+        seen, stack = {value}, [value] if self.deep else []
         while stack:
             found = stack.pop()
             node = self.producer.get(found)

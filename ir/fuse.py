@@ -165,9 +165,8 @@ class _Fuser:
         """Return the nodes that every reader repeats, with how many nodes each stands for."""
         free: dict[Node, int] = {}
         weight: dict[Value, int] = {v: 0 for v in self.graph.inputs if v.type.size == 1}
-        choices: dict[
-            Value, int
-        ] = {}  # views behind a value, as far as free nodes go, that choose among several values
+        # views that choose among several values, behind a value, as far as free nodes go
+        choices: dict[Value, int] = {}
         for node in self.graph.nodes:
             if node.prim.name == "random_bits":
                 weight[node.output] = free[node] = 1

@@ -298,3 +298,17 @@ def test_keys_are_derived_once_and_shapes_are_one_counter() -> None:
     text = str(rows[0].ir)
     assert "x0[0]" in text
     assert not re.search(r"select\(\w+, x0\[", text)
+
+
+def test_keys_of_keys_of_keys() -> None:
+    """Each key was made again of the first one wherever it was used, in one expression as deep as Python's stack."""
+
+    def walk(key: Any, steps: int = 12) -> Any:
+        total = np.zeros(5, np.uint32)
+        for _ in range(steps):
+            key, own = kf.random.split(key)
+            total = total * 3 + kf.random.bits(own, 5)
+        return key, total
+
+    for got, want in zip(kf.jit(walk)(kf.random.key(1)), walk(kf.random.key(1)), strict=True):
+        np.testing.assert_array_equal(got, want)
