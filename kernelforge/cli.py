@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--target", help="a processor that need not be there: cuda:sm_90, opencl:gfx90a, opencl:pvc, cpu:neoverse-v2"
     )
-    explain.add_argument("--sources", action="store_true", help="show what the loops were printed as, too")
+    explain.add_argument("--sources", action="store_true", help="show long sources, too")
     explain.add_argument("--asm", action="store_true", help="show the target's assembly, too")
     explain.set_defaults(run=_explain)
 

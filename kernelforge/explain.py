@@ -37,6 +37,9 @@ LAUNCH_SECONDS = 2e-6
 COPIED = 1 << 24
 """Elements of f32 that are copied to measure a device's memory: more than caches hold."""
 
+LONG = 200
+"""Lines of a source that a text shows unasked; LLVM's are longer, and few read them."""
+
 SPENT = 0.05
 """Seconds of measuring for each kernel."""
 
@@ -146,20 +149,26 @@ class Explanation:
         return write(self, beside)
 
     def text(self, sources: bool = False, assembly: bool = False) -> str:
-        """Write it for a terminal: in words, the graph, and the loops of each kernel as they were scheduled.
+        """Write it for a terminal: in words, the graph, and the loops of each kernel as they were scheduled, with the
+        source that they were printed as for the device's compiler.
 
         Args:
-            sources: whether below its loops stands what they were printed as for the device's compiler.
-            assembly: whether a target's assembly does, too.
+            sources: whether sources stand there that are longer than ``LONG``, too.
+            assembly: whether a target's assembly does.
         """
         lines = [self.words(), "", "Graph:", print_graph(self.plan.graph)]
         for k in self.kernels:
             below = assembly_of(k.kernel) if assembly else ""
-            source = k.kernel.source if sources else ""
-            for what, text in (("loops", print_kernel(k.kernel.ir)), ("source", source), ("assembly", below)):
-                if not text:
-                    continue
-                lines += ["", f"kernel {k.number}, {what}:", *("    " + line for line in text.splitlines())]
+            listings = ("loops", print_kernel(k.kernel.ir)), ("source", k.kernel.source), ("assembly", below)
+            for what, text in listings:
+                listed = text.splitlines()
+                if what == "source" and len(listed) > LONG and not sources:
+                    lines += [
+                        "",
+                        f"kernel {k.number}, source: {len(listed)} lines, with text(sources=True) or --sources",
+                    ]
+                elif listed:
+                    lines += ["", f"kernel {k.number}, {what}:", *("    " + line for line in listed)]
         return "\n".join(lines)
 
     def words(self) -> str:

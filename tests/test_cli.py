@@ -72,6 +72,7 @@ def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "explained", raising=False)
+    monkeypatch.setattr("kernelforge.explain.LONG", 0)
     assert main(["explain", "explained:double"]) == 0
     out = capsys.readouterr().out
     assert "1 kernel on cpu" in out

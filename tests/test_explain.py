@@ -15,7 +15,7 @@ import pytest
 
 import kernelforge as kf
 from kernelforge.compile import forget
-from kernelforge.explain import Explanation
+from kernelforge.explain import LONG, Explanation
 from kernelforge.picture import Dot, _Layout, draw
 from tests.browser import look, needs_chromium
 
@@ -48,6 +48,15 @@ def explained(**options: Any) -> Explanation:
     return kf.jit(kf.value_and_grad(loss)).explain(*(normal(2, 64, 32, seed=k) for k in range(3)), **options)
 
 
+@pytest.mark.parametrize("lines", [LONG, LONG + 1])
+def test_long_sources_are_shown_on_request(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = kf.jit(lambda x: x + 1).explain(normal(3))
+    monkeypatch.setattr(type(found.kernels[0].kernel), "source", "\n".join(["line"] * lines))
+    assert ("\n    line" in str(found)) == (lines == LONG)
+    assert (f"kernel 1, source: {lines} lines, with" in str(found)) == (lines > LONG)
+    assert str(found.text(sources=True)).count("\n    line") == lines
+
+
 def test_one_kernel() -> None:
     found = kf.jit(layer).explain(normal(64, 32), normal(32, 16), normal(16))
     text = found.words()
@@ -56,8 +65,11 @@ def test_one_kernel() -> None:
     listed = str(found)
     assert listed == found.text()
     assert listed.startswith(text + "\n\nGraph:\ngraph (")
-    assert listed.endswith("\n\nkernel 1, loops:\n    " + loops.strip())
-    assert found.text(sources=True) == f"{listed}\n\nkernel 1, source:\n    {source.rstrip()}"
+    shown = f"\n\nkernel 1, source:\n    {source.rstrip()}"
+    count = len(kernel.source.splitlines())
+    left_out = f"\n\nkernel 1, source: {count} lines, with text(sources=True) or --sources"
+    assert listed.endswith(f"\n\nkernel 1, loops:\n    {loops.strip()}{left_out if count > LONG else shown}")
+    assert found.text(sources=True) == listed.removesuffix(left_out).removesuffix(shown) + shown
     lines = text.splitlines()
     assert lines[:4] == [
         "layer(x: f32[64,32], w: f32[32,16], b: f32[16]) on cpu",
