@@ -14,8 +14,8 @@ import numpy as np
 import optree
 
 from kernelforge.dtypes import promote
-from kernelforge.errors import BranchMismatch, CarryMismatch, ExpectedPair, LengthMismatch, NotAPredicate, TreeMismatch
-from kernelforge.functions import Flat, flat, run
+from kernelforge.errors import BranchMismatch, CarryMismatch, LengthMismatch, NotAPredicate, TreeMismatch
+from kernelforge.functions import Flat, flat, pair, run
 from kernelforge.ir.build import Sym, apply, apply_many, tracing
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, close_pair
@@ -30,12 +30,6 @@ def _plain(*trees: Any) -> bool:
     """Whether nothing here asks for a device: no trace, and no arrays but NumPy's."""
     leaves: list[Any] = optree.tree_leaves(cast(Any, trees))
     return not tracing() and all(isinstance(x, np.ndarray | np.generic | bool | int | float) for x in leaves)
-
-
-def _step_pair(f: Fn, out: Any) -> tuple[Any, Any]:
-    if not (isinstance(out, tuple) and len(out) == 2):
-        raise ExpectedPair(what="scan", function=name_of(f), found=type(out).__name__, expected="(carry, y)")
-    return out
 
 
 def _carry_types(what: str, found: Flat, init: Flat) -> list[Type]:
@@ -123,7 +117,7 @@ def _length(leaves: Sequence[Any], xs: Any, length: int | None) -> int:
 def _scan_plain(f: Fn, init: Any, xs: Any, length: int, reverse: bool) -> Any:
     carry, ys = init, []
     for t in range(length - 1, -1, -1) if reverse else range(length):
-        carry, y = _step_pair(f, f(carry, optree.tree_map(lambda x: x[t], xs)))  # noqa: B023 - called at once
+        carry, y = pair("scan", f, f(carry, optree.tree_map(lambda x: x[t], xs)), "(carry, y)")  # noqa: B023 - called at once
         ys.append(y)
     if not ys:
         return run(lambda init, xs: scan(f, init, xs, length, reverse), (init, xs), {})
@@ -131,7 +125,9 @@ def _scan_plain(f: Fn, init: Any, xs: Any, length: int, reverse: bool) -> Any:
 
 
 def _scan(f: Fn, init: Flat, xs: Flat, x_types: Sequence[Type], length: int, reverse: bool) -> Any:
-    body, consts, init, y = _body("scan", lambda carry, x: _step_pair(f, f(carry, x)), init, xs, x_types)
+    body, consts, init, y = _body(
+        "scan", lambda carry, x: pair("scan", f, f(carry, x), "(carry, y)"), init, xs, x_types
+    )
     n = len(init.syms)
     params = {"body": body, "consts": len(consts), "carry": n, "length": length, "reverse": reverse}
     outputs = apply_many("scan", *consts, *init.syms, *xs.syms, **params)
@@ -156,7 +152,7 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
         return run(lambda pred, operands: cond(pred, true_fun, false_fun, *operands), (pred, operands), {})
     chosen = flat(pred)
     if len(chosen.syms) != 1 or chosen.syms[0].type != _BOOL:
-        raise NotAPredicate(what="cond", name="pred", found=_describe(chosen))
+        raise NotAPredicate(what="cond", name="pred", found=chosen.types)
     args = flat(operands)
     made: list[Flat] = []
 
@@ -176,10 +172,6 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
 
 
 _BOOL = Type((), np.dtype(np.bool_))
-
-
-def _describe(found: Flat) -> str:
-    return ", ".join(str(s.type) for s in found.syms) or "no array"
 
 
 def _branch_dtypes(made: list[Flat]) -> list[np.dtype[Any]]:
@@ -224,7 +216,7 @@ def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
     def test(*values: Sym) -> list[Sym]:
         found = flat(cond_fun(start.arguments(values)))
         if len(found.syms) != 1 or found.syms[0].type != _BOOL:
-            raise NotAPredicate(what="while_loop", name=f"what {name_of(cond_fun)} returned", found=_describe(found))
+            raise NotAPredicate(what="while_loop", name=f"what {name_of(cond_fun)} returned", found=found.types)
         return found.syms
 
     test_graph, test_consts = close(test, [s.type for s in start.syms])

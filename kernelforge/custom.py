@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from kernelforge.dtypes import is_float
-from kernelforge.errors import ExpectedPair, KeywordOnly, LeafMismatch, NotDifferentiable, RuleMissing, TreeMismatch
-from kernelforge.functions import Flat, flat, matched, trace_at
+from kernelforge.errors import KeywordOnly, LeafMismatch, NotDifferentiable, RuleMissing, TreeMismatch
+from kernelforge.functions import Flat, flat, matched, pair, trace_at
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Sym, apply_many, build, builder, tracing
 from kernelforge.ir.graph import Graph, Params
@@ -184,13 +184,7 @@ class custom_vjp:  # noqa: N801 - a decorator
             return [static[i] if i in static else next(left) for i in range(len(args))]
 
         def forward(*values: Any) -> Any:
-            out = fwd(*merged(values))
-            if not (isinstance(out, tuple) and len(out) == 2):
-                expected = f"(what {name} returns, residuals)"
-                raise ExpectedPair(
-                    what="custom_vjp", function=name_of(fwd), found=type(out).__name__, expected=expected
-                )
-            return out
+            return pair("custom_vjp", fwd, fwd(*merged(values)), f"(what {name} returns, residuals)")
 
         given: list[bool] = []
 

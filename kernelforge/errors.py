@@ -117,7 +117,7 @@ class RuleMissing(KernelforgeError, TypeError):
 
 
 class KeywordOnly(KernelforgeError, TypeError):
-    template = "custom_vjp function {function} was given keyword-only arguments {found}; expected arguments that can be positional"
+    template = "custom_vjp function {function} was given keyword-only arguments {found}; expected arguments that can be positional: take away the * before them, or bind them with functools.partial"
 
 
 class CarryMismatch(KernelforgeError, TypeError):
@@ -129,7 +129,9 @@ class BranchMismatch(KernelforgeError, TypeError):
 
 
 class NotAPredicate(KernelforgeError, TypeError):
-    template = "{what}: {name} is {found}; expected one bool of shape ()"
+    template = (
+        "{what}: {name} is {found}; expected one bool of shape (): compare it, or reduce it with .any() or .all()"
+    )
 
 
 class LengthMismatch(KernelforgeError, ValueError):
@@ -303,7 +305,7 @@ class InvalidResult(KernelforgeError, TypeError):
 
 
 class UnhashableStatic(KernelforgeError, TypeError):
-    template = "the static argument {name} is {found}, which cannot be hashed; pass a tuple or another immutable value, or an array as an ordinary argument"
+    template = "the static argument {name} is of the type {found}, which cannot be hashed; pass a tuple or another immutable value, or an array as an ordinary argument"
 
 
 class UnknownParameter(KernelforgeError, ValueError):

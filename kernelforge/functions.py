@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import optree
 
 from kernelforge.dtypes import as_dtype, is_float
-from kernelforge.errors import LeafMismatch, TreeMismatch
+from kernelforge.errors import ExpectedPair, LeafMismatch, TreeMismatch
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Sym, builder
 from kernelforge.ir.graph import Graph
@@ -37,6 +37,11 @@ class Flat(NamedTuple):
     rest: list[Any]
     tree: Any
 
+    @property
+    def types(self) -> str:
+        """The types of the arrays, in words."""
+        return ", ".join(str(s.type) for s in self.syms) or "no array"
+
     def names(self, root: str) -> list[str]:
         """Name the leaves of the symbols as Python would reach them from ``root``: ``root['w'][0]``."""
         paths = [accessor.codify(root) for accessor in self.tree.accessors()]
@@ -59,6 +64,18 @@ class Flat(NamedTuple):
 def result(sym: Sym) -> Tracer:
     """Make an array that may be written to; a number is replaced instead."""
     return Tracer(sym, own=sym.ndim > 0)
+
+
+def pair(what: str, fn: Fn, out: Any, expected: str) -> tuple[Any, Any]:
+    """Return what ``fn`` returned.
+
+    Raises:
+        ExpectedPair: when it is no tuple of two.
+    """
+    if isinstance(out, tuple) and len(out) == 2:
+        return out
+    found = f"a tuple of {len(out)}" if isinstance(out, tuple) else "one array" if is_array(out) else repr(out)
+    raise ExpectedPair(what=what, function=name_of(fn), found=found, expected=expected)
 
 
 def flat(tree: Any) -> Flat:

@@ -7,7 +7,7 @@ import inspect
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -77,19 +77,43 @@ def _argument(x: Any, name: Callable[[], str]) -> Any:
     return array
 
 
-def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+def _named(
+    fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any], nums: Collection[int] = (), names: Collection[str] = ()
+) -> Iterator[tuple[int | str, str]]:
+    """Yield for each leaf of the arguments where its argument is, and its name: ``x``, ``params['w']``.
+
+    Args:
+        nums: positions of arguments that are no trees.
+        names: the same, by name.
+    """
+    try:
+        parameters = list(inspect.signature(fn).bind(*args, **kwargs).signature.parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    listed = [p.name for p in parameters if p.kind in plain]
+    listed += [f"argument {k}" for k in range(len(listed) + 1, len(args) + 1)]
+    left: list[tuple[int | str, str, Any]] = []
+    left += [(i, n, x) for i, (n, x) in enumerate(zip(listed, args, strict=False)) if i not in nums]
+    left += [(k, k, x) for k, x in sorted(kwargs.items()) if k not in names]
+    return ((at, a.codify(name)) for at, name, x in left for a in optree.tree_accessors(x))
+
+
+def _flatten(
+    args: tuple[Any, ...], kwargs: dict[str, Any], named: Callable[[], Iterator[tuple[int | str, str]]]
+) -> tuple[list[Any], Any]:
     both: Any = (args, kwargs)
     leaves, tree = optree.tree_flatten(both)
 
     def name(i: int) -> Callable[[], str]:
-        return lambda: f"argument {tree.accessors()[i].codify('')}".replace("[0]", "", 1)
+        return lambda: list(named())[i][1]
 
     return [x if type(x) in KEYS else _argument(x, name(i)) for i, x in enumerate(leaves)], tree
 
 
 def run(fn: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Trace, compile and run a function once; graphs that were compiled before are not compiled again."""
-    leaves, tree = _flatten(args, kwargs)
+    leaves, tree = _flatten(args, kwargs, lambda: _named(fn, args, kwargs))
 
     def body(values: list[Tracer]) -> Any:
         a, k = tree.unflatten(values)
@@ -217,18 +241,7 @@ class Jit:
         return name, {k: v for k, v in kwargs.items() if k != "target"}
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int | str, str]]:
-        """Yield for each leaf of the arguments where its argument is, and its name: ``x``, ``params['w']``."""
-        try:
-            parameters = list(inspect.signature(self.__wrapped__).bind(*args, **kwargs).signature.parameters.values())
-        except (TypeError, ValueError):
-            parameters = []
-        plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        names = [p.name for p in parameters if p.kind in plain]
-        names += [f"argument {k}" for k in range(len(names) + 1, len(args) + 1)]
-        left: list[tuple[int | str, str, Any]] = []
-        left += [(i, n, x) for i, (n, x) in enumerate(zip(names, args, strict=False)) if i not in self._static_nums]
-        left += [(k, k, x) for k, x in sorted(kwargs.items()) if k not in self._static_names]
-        return ((at, a.codify(name)) for at, name, x in left for a in optree.tree_accessors(x))
+        return _named(self.__wrapped__, args, kwargs, self._static_nums, self._static_names)
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, str]:
         """Return the leaves of donated arguments and their names."""
@@ -286,7 +299,7 @@ class Jit:
             dynamic = tuple(x for i, x in enumerate(args) if i not in statics)
             by_name = {k: v for k, v in kwargs.items() if k not in named}
             fixed = tuple((where, exact(x)) for where, x in (*statics.items(), *sorted(named.items())))
-        leaves, tree = _flatten(dynamic, by_name)
+        leaves, tree = _flatten(dynamic, by_name, lambda: self._named(args, kwargs))
         shapes = tuple([KEYS.get(type(x), _of_ndarray)(x) for x in leaves])
 
         def body(values: list[Tracer]) -> Any:

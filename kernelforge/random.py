@@ -91,9 +91,12 @@ def next_key() -> np.ndarray[Any, Any]:
 
 def _bits(k: Operand, shape: tuple[int, ...]) -> Sym:
     one = as_sym(k)
-    if one.ndim > 1:
-        expected = "one key, of type u32[2]; take one for each example with vmap"
-        raise DtypeMismatch(op="random_bits", found=str(one.type), expected=expected, loc=user_line())
+    if one.shape != (2,) or one.dtype != np.uint32:
+        more = "take one for each example with vmap" if one.ndim > 1 else "make one with kf.random.key(seed)"
+        expected = f"one key, of type u32[2]; {more}"
+        raise DtypeMismatch(
+            op="kf.random", found=f"{short(one.dtype)}{list(one.shape)}", expected=expected, loc=user_line()
+        )
     return apply("random_bits", one, shape=shape)
 
 

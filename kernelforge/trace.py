@@ -112,10 +112,10 @@ class Tracer(_Inplace):
         if self._sym is None:
             assert self._known is not None
             if not tracing():
-                raise LeakedTracer(found=self._describe())
+                raise LeakedTracer(found=self._describe(), loc=user_line())
             return builder().constant(self._known)
         if not is_open(self._sym.builder):
-            raise LeakedTracer(found=self._describe())
+            raise LeakedTracer(found=self._describe(), loc=user_line())
         return self._sym
 
     def learn(self, known: np.ndarray[Any, Any] | None) -> None:
@@ -281,7 +281,7 @@ class Tracer(_Inplace):
         """Make ``value`` fit to be written over the whole array by a ufunc, with NumPy's rule for casts."""
         sym = to_sym(value)
         if not np.can_cast(sym.dtype, self.dtype, "same_kind"):
-            raise UnsafeCast(op=op, found=sym.type, expected=self._describe(), loc=user_line())
+            raise UnsafeCast(op=f"np.{op}", found=sym.type, expected=self._describe(), loc=user_line())
         return indexing.fitted(sym.astype(self.dtype), self.shape)
 
     def assign(self, op: str, value: Any) -> None:
@@ -367,7 +367,7 @@ class Selection(_Inplace):
         """Apply an in-place operator: these elements are a copy, and other names of it see the result."""
         result: Selection = OPERATORS[name](self, other)
         if not np.can_cast(result.dtype, self.dtype, "same_kind"):
-            raise UnsafeCast(op=name, found=result.value.type, expected=str(self.value.type), loc=user_line())
+            raise UnsafeCast(op=f"np.{name}", found=result.value.type, expected=str(self.value.type), loc=user_line())
         self.value = result.value.astype(self.dtype)
         return self
 

@@ -20,13 +20,12 @@ import optree
 from kernelforge.dtypes import is_float
 from kernelforge.errors import (
     ArgnumsOutOfRange,
-    ExpectedPair,
     InvalidParameter,
     NotFloat,
     NotScalar,
     RepeatedArgnums,
 )
-from kernelforge.functions import Flat, flat, freeze, matched, result, run, trace_at
+from kernelforge.functions import Flat, flat, freeze, matched, pair, result, run, trace_at
 from kernelforge.ir.batch import every
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.call import RECOMPUTE
@@ -117,12 +116,11 @@ def _value_and_grad(fn: Fn, argnums: Argnums, has_aux: bool) -> Fn:
 
         def scalar(*values: Any) -> Any:
             out = selected.call(*values)
-            if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-                raise ExpectedPair(what="grad", function=name_of(fn), found=type(out).__name__, expected="(value, aux)")
-            value = flat(out[0] if has_aux else out)
-            if len(value.syms) != 1 or value.syms[0].shape or not is_float(value.syms[0].dtype):
-                raise NotScalar(function=name_of(fn), found=", ".join(str(s.type) for s in value.syms) or "no array")
-            return Tracer(value.syms[0]), out[1] if has_aux else None
+            value, aux = pair("grad", fn, out, "(value, aux)") if has_aux else (out, None)
+            found = flat(value)
+            if len(found.syms) != 1 or found.syms[0].shape or not is_float(found.syms[0].dtype):
+                raise NotScalar(function=name_of(fn), found=found.types)
+            return Tracer(found.syms[0]), aux
 
         t = trace_at(scalar, selected.flat)
         outputs, pullback = t.vjp()
@@ -195,9 +193,7 @@ def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
 
     def checked(*values: Any) -> Any:
         out = fn(*values)
-        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise ExpectedPair(what="vjp", function=name_of(fn), found=type(out).__name__, expected="(out, aux)")
-        return out
+        return pair("vjp", fn, out, "(out, aux)") if has_aux else out
 
     t = trace_at(checked, args)
     outputs, pull = t.vjp()

@@ -336,7 +336,7 @@ class TestCustomVjp:
         (
             lambda: kf.grad(cube, has_aux=True)(2.0),
             errors.ExpectedPair,
-            r"cube returned Tracer; expected a tuple of two: \(value, aux\)",
+            r"cube returned one array; expected a tuple of two: \(value, aux\)",
         ),
         (
             lambda: kf.jvp(cube, (X,), (X[:2],)),

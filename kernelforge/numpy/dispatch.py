@@ -104,13 +104,13 @@ class Function:
 
     @functools.cached_property
     def _compiled(self) -> Jit:
-        def body(dynamic: dict[str, Any], static: tuple[tuple[str, Any], ...]) -> Any:
+        def body(static: tuple[tuple[str, Any], ...], /, **dynamic: Any) -> Any:
             given = dict(static) | dynamic
             ordered = OrderedDict((k, given[k]) for k in self._signature.parameters if k in given)
             return self._trace(inspect.BoundArguments(self._signature, ordered))
 
         body.__qualname__ = self.__qualname__
-        return jit(body, static_argnums=1)
+        return jit(body, static_argnums=0)
 
     def __repr__(self) -> str:
         return f"<kernelforge.numpy.{self.__name__}>"
@@ -198,7 +198,7 @@ class Function:
                 dynamic[name] = concrete_argument(value)
             else:
                 static[name] = _freeze(value)
-        return self._compiled(dynamic, tuple(sorted(static.items())))
+        return self._compiled(tuple(sorted(static.items())), **dynamic)
 
 
 def _size(x: Any) -> int:

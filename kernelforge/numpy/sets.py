@@ -5,7 +5,6 @@ Both arrays are sorted as one. How many of each stand in a run of equal elements
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,20 @@ from kernelforge.numpy.sized import count_of, known_values, places_of, unique
 from kernelforge.numpy.sorting import order_of
 from kernelforge.numpy.ufuncs import ufunc, where
 
-KEPT: dict[str, Callable[..., Sym]] = {
-    "intersect1d": lambda first, second, mine, theirs, nan: first & (theirs > 0) & ~nan,
-    "setdiff1d": lambda first, second, mine, theirs, nan: first & (theirs.eq(0) | nan),
-    "setxor1d": lambda first, second, mine, theirs, nan: (first & (theirs.eq(0) | nan)) | (second & (mine.eq(0) | nan)),
-}
-"""Which elements are kept: of the first of a run in one array, and in the other, by how many there are in each. NaN
-equals none of the other array's."""
+
+def _kept(name: str, first: Sym, second: Sym, mine: Sym, theirs: Sym, nan: Sym) -> Sym:
+    """Say which elements a set keeps; NaN equals none of the other array's.
+
+    Args:
+        first: whether an element is the first of its run in the first array.
+        second: the same, in the second array.
+        mine: how many elements of its run are in the first array.
+        theirs: the same, in the second array.
+    """
+    if name == "intersect1d":
+        return first & (theirs > 0) & ~nan
+    alone = first & (theirs.eq(0) | nan)
+    return alone if name == "setdiff1d" else alone | (second & (mine.eq(0) | nan))
 
 
 @array_function("ar1", "ar2", table={})
@@ -47,7 +53,7 @@ def _set(ar1: Sym, ar2: Sym, name: str, size: int, fill_value: Any, indices: boo
     # elements of the first array stand in front of equal ones of the second
     turned = FUNCTIONS["concatenate"]([as_sym(np.ones(1, np.bool_)), part(own, 0, 0, n + m - 1)], 0)
     first, second = new & own, ~own & (new | turned)
-    found, real = places_of(KEPT[name](first, second, mine, theirs, nan), size)
+    found, real = places_of(_kept(name, first, second, mine, theirs, nan), size)
     values = FUNCTIONS["take"](ordered, found)
     values = where(real, values, full(0, values) if fill_value is None else full(fill_value, values))
     if not indices:
