@@ -12,6 +12,7 @@ from kernelforge.dtypes import FLOATS
 from kernelforge.ir.axes import carried
 from kernelforge.ir.build import Sym, apply, full
 from kernelforge.ir.graph import Node, Value
+from kernelforge.ir.passes.algebra import MANTISSA
 from kernelforge.ir.passes.rewrite import Rewriter, Rule
 
 
@@ -148,10 +149,11 @@ def _is_mean(r: Rewriter, value: Value, of: Value, axes: tuple[int, ...]) -> boo
     if c is None or total is None or total.inputs[0] is not of or total.params["axes"] != axes:
         return False
     along = [None if a is None else outer[a] for a in inner]
-    count = max(of.type.size, 1) // max(made.type.size, 1)
-    return _is_left(made, along, of, axes) and math.isclose(
-        c / count if node.prim.name == "divide" else c * count, 1, rel_tol=1e-6
-    )
+    count = math.prod(of.type.shape[a] for a in axes)
+    if count == 0 or not _is_left(made, along, of, axes):
+        return False
+    times = c / count if node.prim.name == "divide" else c * count
+    return math.isclose(times, 1, rel_tol=2.0 ** (1 - MANTISSA[of.type.name]))
 
 
 def _deviations(r: Rewriter, value: Value, axes: tuple[int, ...]) -> list[tuple[str, Value]] | None:
@@ -180,9 +182,10 @@ def _deviations(r: Rewriter, value: Value, axes: tuple[int, ...]) -> list[tuple[
 
 
 def _level(r: Rewriter, value: Value, axes: tuple[int, ...]) -> bool:
-    """Whether ``value`` does not change along ``axes``."""
-    if r.uniform(value) is not None:
-        return True
+    """Whether ``value`` does not change along ``axes``; of known numbers, only those that keep a zero a zero."""
+    known = r.uniform(value)
+    if known is not None:
+        return known != 0 and math.isfinite(known)
     made, along = _origin(r, value)
     return all(n == 1 or a not in axes for a, n in zip(along, made.type.shape, strict=True))
 

@@ -456,6 +456,34 @@ def test_deviations_from_a_mean_add_nothing_to_a_sum(case: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "dtype", "divisor", "count", "left_out"),
+    [
+        ((2, 4), "f64", 2.0, 4.0, True),
+        ((2, 4), "f64", np.inf, 4.0, False),
+        ((2, 4), "f64", np.nan, 4.0, False),
+        ((2, 4), "f64", 0.0, 4.0, False),
+        ((2, 0), "f64", 2.0, 0.0, False),
+        ((2, 2 * 10**6), "f32", 2.0, 2e6 - 1, False),
+        ((2, 2 * 10**6), "f64", 2.0, 2e6 - 1, False),
+        ((2, 2 * 10**6), "f32", 2.0, 2e6, True),
+    ],
+)
+def test_deviations_are_left_out_where_they_sum_to_zero(
+    shape: tuple[int, ...], dtype: str, divisor: float, count: float, left_out: bool
+) -> None:
+    """Not where they are scaled by inf or NaN, or divided by 0, are of nothing, or from what is nearly the mean."""
+
+    def fn(x: Sym, y: Sym) -> list[Sym]:
+        total = apply("sum", x, axes=(1,))
+        mean = apply("broadcast", (total / full(count, total)).reshape((2, 1)), shape=shape)
+        return [apply("sum", y + (x - mean) / full(divisor, x), axes=(1,))]
+
+    graph = build(fn, [Type(shape, DTYPES[dtype]) for _ in range(2)])
+    after = optimize(graph, verify=True)
+    assert (after.inputs[1] in [n.inputs[0] for n in after.nodes if n.prim.name == "sum"]) == left_out
+
+
+@pytest.mark.parametrize(
     ("case", "late"),
     [("", True), ("out", True), *((c, False) for c in ("turned", "absolute", "wide", "read", "f16"))],
 )
