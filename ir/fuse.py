@@ -226,7 +226,8 @@ class _Fuser:
         kinds = a.kinds | b.kinds
         if Kind.OPAQUE in kinds:
             return "the steps of control flow share a kernel with nothing else"
-        if any(i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items):
+        costly = any(i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items)
+        if costly:
             scattered = [i for i in b.items if i.kind is Kind.SCATTER]
             if any(r.group is a for i in scattered for r in i.reads):
                 return "the scatter would compute it one element after the other"
@@ -252,11 +253,7 @@ class _Fuser:
             full = any(v.type.size > rows for v in part.outputs)
             if work >= rows * WIDE_ROW and (full or len(reductions) > 1):
                 return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
-        if (
-            not chained
-            and Kind.CONTRACT in b.kinds
-            and any(i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items)
-        ):
+        if not chained and Kind.CONTRACT in b.kinds and costly:
             return "the contraction would compute it again for each use of an element"
         try:
             needed = buffers_of(part)

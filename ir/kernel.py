@@ -57,7 +57,6 @@ MATH_UNARY = (
 MATH_BINARY = ("atan2", "pow", "fmod")
 """Transcendentals: ``kernelforge.ir.math`` expands them to the operations above before a printer sees them, where it
 has an expansion for the dtype; the printer calls the device's library for the rest."""
-OTHER = ("fma", "mad", "scaleb", "select", "cast", "bitcast", "unlikely", "mul_error", "tf32")
 
 ARITY: dict[str, int] = {
     **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast", "unlikely", "tf32"), 1),

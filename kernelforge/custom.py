@@ -162,6 +162,9 @@ class custom_vjp:  # noqa: N801 - a decorator
         """Set the derivative."""
         self._rules = fwd, bwd
 
+    def __repr__(self) -> str:
+        return f"<kernelforge.custom_vjp of {self.__module__}.{name_of(self)}>"
+
     def __reduce__(self) -> Any:
         return by_name(self) or (custom_vjp, (self._fn, self._static), {"_rules": self._rules})
 

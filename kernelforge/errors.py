@@ -53,10 +53,6 @@ class UnknownPrimitive(KernelforgeError, KeyError):
         return str(self.args[0])
 
 
-class DuplicatePrimitive(KernelforgeError, ValueError):
-    template = "two primitives are named {name!r}; rename one of them"
-
-
 class MalformedGraph(KernelforgeError, ValueError):
     template = "malformed graph: {problem}"
 

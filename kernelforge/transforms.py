@@ -106,6 +106,9 @@ class Transformed:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
+    def __repr__(self) -> str:
+        return f"<kernelforge.{self._made[0].__name__} of {self.__module__}.{name_of(self)}>"
+
     def __reduce__(self) -> Any:
         return by_name(self) or self._made
 

@@ -62,7 +62,7 @@ def schedule_words(body: Sequence[Stmt], within: str = "") -> Iterator[str]:
             words.append(f"work-groups of {max(n or 1 for n in group)} work-items")
         lanes = sorted({s.static or 0 for s in loops if s.kind == "vector"}, reverse=True)
         words.append(f"vectors of {' and '.join(map(str, lanes))} elements" if lanes else "one element at a time")
-        unrolled = sorted({s.static or 0 for s in loops if s.kind == "unroll"}, reverse=True)
+        unrolled = sorted({n for s in loops if s.kind == "unroll" and (n := s.static or 0) > 1}, reverse=True)
         if unrolled:
             words.append(f"unrolled {' and '.join(map(str, unrolled))} times")
         tiles = dict.fromkeys(_tile(s) for s in inside if isinstance(s, Alloc) and s.shape)

@@ -16,7 +16,9 @@ import pytest
 import kernelforge as kf
 from kernelforge.compile import forget
 from kernelforge.explain import LONG, Explanation
+from kernelforge.ir.kernel import Const, For, Stmt, Store, Var, i64
 from kernelforge.picture import Dot, _Layout, draw
+from kernelforge.words import schedule_words
 from tests.browser import look, needs_chromium
 
 F32 = np.float32
@@ -304,3 +306,14 @@ def test_browser_shows_it(dark: bool, tmp_path: Path) -> None:
     })()"""
     page = explained().html().replace("<details>", "<details open>")
     assert look(page, dark, tmp_path, probe) == [["none", "block"]] * 2
+
+
+def test_a_loop_of_one_iteration_is_not_called_unrolled() -> None:
+    def unrolled(*extents: int) -> list[str]:
+        body: Stmt = Store("o", (i64(0),), Const(1.0, "f32"))
+        for n in extents:
+            body = For(Var("i", "i64", n), i64(n), "unroll", (body,))
+        return list(schedule_words([body]))
+
+    assert unrolled(1) == ["one element at a time"]
+    assert unrolled(4, 1, 8) == ["one element at a time, unrolled 8 and 4 times"]

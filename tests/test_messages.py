@@ -313,6 +313,16 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "arrays of cpu and of reference meet in one call; move one of them with .to_device",
     ),
     (
+        jitted(lambda x: {"loss": x.sum(), "name": "a run"}),
+        errors.InvalidResult,
+        "<lambda> returned str at result['name']; expected arrays, numbers and pytrees of them",
+    ),
+    (
+        lambda: np.fft.fft(kf.asarray(X)),
+        errors.NotForArrays,
+        "np.fft.fft is not there for arrays of a device; pass np.asarray(x), of which NumPy computes it\n  at HERE",
+    ),
+    (
         lambda: primitive("sine"),
         errors.UnknownPrimitive,
         "no primitive is named 'sine'; kernelforge.ir.ops.PRIMITIVES lists them",

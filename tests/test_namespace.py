@@ -212,4 +212,7 @@ def layer(x: Any) -> Any:
 
 def test_compiled_functions_print_what_they_are_of() -> None:
     assert repr(kf.jit(layer)) == "<kernelforge.jit of tests.test_namespace.layer>"
+    assert repr(kf.grad(layer)) == "<kernelforge.grad of tests.test_namespace.layer>"
+    assert repr(kf.vmap(kf.jit(layer))) == "<kernelforge.vmap of tests.test_namespace.layer>"
+    assert repr(kf.custom_vjp(layer)) == "<kernelforge.custom_vjp of tests.test_namespace.layer>"
     assert repr(kf.nn.gelu) == "<kernelforge.jit of kernelforge.nn.activations.gelu>"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from kernelforge.errors import DuplicatePrimitive
 from kernelforge.ir.build import REGISTRY
 from kernelforge.ir.graph import Primitive
 from kernelforge.ir.ops import (
@@ -46,8 +45,7 @@ _MODULES = (
 def _fill() -> Mapping[str, Primitive]:
     for module in _MODULES:
         for record in module.PRIMITIVES:
-            if record.name in REGISTRY:
-                raise DuplicatePrimitive(name=record.name)
+            assert record.name not in REGISTRY, f"two primitives are named {record.name}"
             REGISTRY[record.name] = record
     return MappingProxyType(REGISTRY)
 

@@ -88,7 +88,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         if part[0] in products:
             mini = _product(mini, i, around, limits, width, own)
         elif part[0] in sums:
-            mini = _across(mini, i, around[-1], limits, width, own)
+            mini = _across(mini, i, around[-1], width, own)
         else:
             mini = passes(mini, joined, limits, width, skips.LIVE if skip is not None else math.inf)
         *before, nest = mini.body
@@ -120,7 +120,7 @@ def _apart(n: Expr) -> Expr:
     return i64((-(-int(n.value) // LINE) | 1) * LINE) if isinstance(n, Const) else n
 
 
-def _across(kernel: Kernel, i: str, at: str, limits: Limits, width: int, buffers: set[str]) -> Kernel:
+def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> Kernel:
     """Make a register tile of what a block's rows add to a sum over rows: columns of them times the other operand's."""
     kernel = each(kernel, "bind", i, lambda loop: (dataclasses.replace(loop, kind="serial"),))
     (nest,) = loops(kernel, i)

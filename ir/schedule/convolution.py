@@ -113,7 +113,7 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     image = "columns" if in_columns else "rows"
     axes: list[str | tuple[str, str]] = [*channels, *by] if in_columns else [*by, *channels]
     kernel = stage(kernel, product.factor(kernel, tile, other), f"{first}b", axes, "local", image)
-    last = f"{image}_{tile if in_columns else axes[-1]}" if in_columns or channels else f"{image}_{tile}"
+    last = f"{image}_{axes[-1] if channels and not in_columns else tile}"
 
     kernel, whole = _joined(kernel, places, image)
     m = loops(kernel, whole)[0].var.bound or 1
