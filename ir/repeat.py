@@ -52,6 +52,9 @@ def repeated(node: Node, pieces: Mapping[str, Piece]) -> Applied:
     made = _MAKERS[node.prim.name](pieces)
     body = made.body(node)
     args = (dataclasses.replace(a, dtype=made.held.get(a.name, a.dtype)) for a in made.args)
+    modes = ["in"] * len(node.inputs) + ["out"] * len(node.outputs)
+    modes += ["scratch"] * (len(made.args) - len(modes))
+    assert [a.mode for a in made.args] == modes
     return Applied(Kernel(node.prim.name, tuple(args), (), tuple(body)), [*node.inputs, *node.outputs])
 
 

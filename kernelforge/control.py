@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import optree
@@ -49,12 +49,23 @@ def _carry_types(what: str, found: Flat, init: Flat) -> list[Type]:
     return types
 
 
-def _body(what: str, fn: Fn, init: Flat, x: Flat, x_types: Sequence[Type]) -> tuple[Graph, list[Sym], Flat, Flat]:
-    """Trace ``fn(carry, x) -> (carry, y)``.
+class _Body(NamedTuple):
+    """A step of a loop, traced.
 
-    Returns its graph and captures as ``close`` does, ``init`` with its types made strong where the body asks for it,
-    and ``y``.
+    Attributes:
+        graph, consts: the graph and what it captured, as ``close`` returns them.
+        init: the carry to begin with, of strong types where the step asks for them.
+        y: what the step returned beside the carry.
     """
+
+    graph: Graph
+    consts: list[Sym]
+    init: Flat
+    y: Flat
+
+
+def _body(what: str, fn: Fn, init: Flat, x: Flat, x_types: Sequence[Type]) -> _Body:
+    """Trace ``fn(carry, x) -> (carry, y)``."""
     types = [s.type for s in init.syms]
     made: list[Flat] = []
     wanted: list[Type] = []
@@ -68,7 +79,7 @@ def _body(what: str, fn: Fn, init: Flat, x: Flat, x_types: Sequence[Type]) -> tu
 
     graph, consts = close(step, [*types, *x_types])
     if wanted == types:
-        return graph, consts, init, made[0]
+        return _Body(graph, consts, init, made[0])
     stronger = [s if s.type == t else s.astype(t.dtype) for s, t in zip(init.syms, wanted, strict=True)]
     return _body(what, fn, init._replace(syms=stronger), x, x_types)
 
@@ -125,13 +136,11 @@ def _scan_plain(f: Fn, init: Any, xs: Any, length: int, reverse: bool) -> Any:
 
 
 def _scan(f: Fn, init: Flat, xs: Flat, x_types: Sequence[Type], length: int, reverse: bool) -> Any:
-    body, consts, init, y = _body(
-        "scan", lambda carry, x: pair("scan", f, f(carry, x), "(carry, y)"), init, xs, x_types
-    )
+    body = _body("scan", lambda carry, x: pair("scan", f, f(carry, x), "(carry, y)"), init, xs, x_types)
     n = len(init.syms)
-    params = {"body": body, "consts": len(consts), "carry": n, "length": length, "reverse": reverse}
-    outputs = apply_many("scan", *consts, *init.syms, *xs.syms, **params)
-    return init.results(outputs[:n]), y.results(outputs[n:])
+    params = {"body": body.graph, "consts": len(body.consts), "carry": n, "length": length, "reverse": reverse}
+    outputs = apply_many("scan", *body.consts, *body.init.syms, *xs.syms, **params)
+    return body.init.results(outputs[:n]), body.y.results(outputs[n:])
 
 
 def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
@@ -209,19 +218,18 @@ def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
         return carry
     if not tracing():
         return run(lambda init: while_loop(cond_fun, body_fun, init), (init,), {})
-    body, body_consts, start, _ = _body(
-        "while_loop", lambda carry, _: (body_fun(carry), None), flat(init), flat(None), ()
-    )
+    body = _body("while_loop", lambda carry, _: (body_fun(carry), None), flat(init), flat(None), ())
 
     def test(*values: Sym) -> list[Sym]:
-        found = flat(cond_fun(start.arguments(values)))
+        found = flat(cond_fun(body.init.arguments(values)))
         if len(found.syms) != 1 or found.syms[0].type != _BOOL:
             raise NotAPredicate(what="while_loop", name=f"what {name_of(cond_fun)} returned", found=found.types)
         return found.syms
 
-    test_graph, test_consts = close(test, [s.type for s in start.syms])
-    params = {"cond": test_graph, "body": body, "cond_consts": len(test_consts), "body_consts": len(body_consts)}
-    return start.results(apply_many("while_loop", *test_consts, *body_consts, *start.syms, **params))
+    test_graph, test_consts = close(test, [s.type for s in body.init.syms])
+    counts = {"cond_consts": len(test_consts), "body_consts": len(body.consts)}
+    inputs = (*test_consts, *body.consts, *body.init.syms)
+    return body.init.results(apply_many("while_loop", *inputs, cond=test_graph, body=body.graph, **counts))
 
 
 def fori_loop(lower: Any, upper: Any, body_fun: Fn, init: Any) -> Any:

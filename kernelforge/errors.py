@@ -82,7 +82,7 @@ class RepeatedArgnums(KernelforgeError, ValueError):
 
 
 class ArgnumsOutOfRange(KernelforgeError, TypeError):
-    template = "{what}: argnums names argument {found}, but the function was called with {count} positional arguments"
+    template = "{what}: argnums={found} names no argument of a call with {count} positional ones, which count from 0"
 
 
 class NotFloat(KernelforgeError, TypeError):

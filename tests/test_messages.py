@@ -274,7 +274,7 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: kf.grad(cube, argnums=1)(2.0),
         errors.ArgnumsOutOfRange,
-        "grad: argnums names argument 1, but the function was called with 1 positional arguments",
+        "grad: argnums=1 names no argument of a call with 1 positional ones, which count from 0",
     ),
     (
         lambda: kf.cond(X, cube, cube, X),

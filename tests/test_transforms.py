@@ -331,7 +331,7 @@ class TestCustomVjp:
         (
             lambda: kf.grad(cube, 1)(2.0),
             errors.ArgnumsOutOfRange,
-            r"argnums names argument 1, but the function was called with 1 pos",
+            r"argnums=1 names no argument of a call with 1 pos",
         ),
         (
             lambda: kf.grad(cube, has_aux=True)(2.0),
