@@ -26,6 +26,7 @@ from kernelforge.dtypes import as_dtype, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, TracedStream
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
 from kernelforge.ir.ops.control import emit_scan
+from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
@@ -94,9 +95,7 @@ def _bits(k: Operand, shape: tuple[int, ...]) -> Sym:
     if one.shape != (2,) or one.dtype != np.uint32:
         more = "take one for each example with vmap" if one.ndim > 1 else "make one with kf.random.key(seed)"
         expected = f"one key, of type u32[2]; {more}"
-        raise DtypeMismatch(
-            op="kf.random", found=f"{short(one.dtype)}{list(one.shape)}", expected=expected, loc=user_line()
-        )
+        raise DtypeMismatch(op="kf.random", found=str(Type(one.shape, one.dtype)), expected=expected, loc=user_line())
     return apply("random_bits", one, shape=shape)
 
 

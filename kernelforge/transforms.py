@@ -58,7 +58,7 @@ def _argnums(what: str, argnums: Argnums, count: int) -> tuple[int, ...]:
 def _require_floats(what: str, args: Flat, names: Sequence[str]) -> None:
     for sym, name in zip(args.syms, names, strict=True):
         if not is_float(sym.dtype):
-            raise NotFloat(what=what, name=name, found=sym.type)
+            raise NotFloat(what=what, name=name, found=Type(sym.shape, sym.dtype))
 
 
 class _Selected:

@@ -259,10 +259,10 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "scan: <lambda> returned a tuple of 3; expected a tuple of two: (carry, y)",
     ),
     (
-        lambda: kf.grad(cube)(np.arange(3)),
+        lambda: kf.grad(cube)(3),
         errors.NotFloat,
         (
-            "grad: argument 0 is i64[3]; expected an array of floats to differentiate by: cast it with "
+            "grad: argument 0 is i64[]; expected an array of floats to differentiate by: cast it with "
             ".astype, or leave it out"
         ),
     ),
