@@ -234,6 +234,8 @@ class _Fuser:
             if self._looked_up(a, b):
                 return "what is read where data says would be computed again for each use of an element"
         reductions = a.reductions + b.reductions
+        if reductions and self._stacked(b):
+            return "each result would be stored once for each copy, a row apart"
         chained = Kind.CONTRACT in kinds and len(reductions) > 1
         if chained and not self.chains:
             return "a contraction shares its kernel with no other reduction"
@@ -273,6 +275,18 @@ class _Fuser:
                 for v in made.intersection(self._sources(item.node.inputs[0])):
                     uses[v] = uses.get(v, 0) + item.node.output.type.size
         return any(n > RECOMPUTE * v.type.size for v, n in uses.items())
+
+    def _stacked(self, group: Group) -> bool:
+        """Whether all that a group does is to repeat rows: a nest of what makes their elements would go by columns."""
+        (item, *others) = group.items
+        made = self.producer.get(item.outputs[0])
+        if others or item.node is not None or made is None or made.prim.name != "broadcast":
+            return False
+        (source,) = made.inputs
+        target = item.outputs[0].type.shape
+        shape = (*(1,) * (len(target) - source.type.ndim), *source.type.shape)
+        first = next((k for k, n in enumerate(target) if n > 1), 0)
+        return source.type.size > 1 and shape[first] == 1
 
     def _follows(self, a: Group, b: Group) -> bool:
         """Whether ``b`` is one map of one value that ``a`` makes from a reduction and nothing else needs.

@@ -285,3 +285,28 @@ def test_what_gathers_read_often_is_made_once() -> None:
     assert "f64[100]" in str(sort.ir)
     assert "4096" not in str(sort.ir)
     assert len(kf.jit(lambda a, i, j: np.exp(a[i])[j]).lower(a, order, order).kernels) == 1
+
+
+@pytest.mark.parametrize(("repeat", "count"), [("rows", 2), ("columns", 1)])
+def test_rows_that_repeat_are_copied(repeat: str, count: int) -> None:
+    """A nest of the sums would write each of them to all rows, a row apart."""
+
+    def fn(x: Any) -> Any:
+        made = np.sum(x * x, axis=1)
+        return np.broadcast_to(made if repeat == "rows" else made[:, None], (48, 40))
+
+    x = normal(40 if repeat == "rows" else 48, 33)
+    assert kernels(fn, x) == count
+    np.testing.assert_allclose(np.asarray(kf.jit(fn)(x)), fn(x), rtol=1e-5)
+
+
+def test_gradients_of_a_plain_sum_of_products_contract_nothing() -> None:
+    """Their cotangent is the same number everywhere, so they are sums of the operands, repeated."""
+    x, w = normal(48, 33), normal(33, 40, seed=1)
+    for scale in (1.0, 0.25):
+        dx, dw = kf.grad(lambda x, w: scale * (x @ w).sum(), argnums=(0, 1))(x, w)  # noqa: B023 - called at once
+        np.testing.assert_allclose(np.asarray(dx), np.broadcast_to(scale * w.sum(1), x.shape), rtol=1e-4, atol=1e-5)
+        want = np.broadcast_to(scale * x.sum(0)[:, None], w.shape)
+        np.testing.assert_allclose(np.asarray(dw), want, rtol=1e-4, atol=1e-5)
+    found = kf.jit(kf.grad(lambda x, w: (x @ w).sum(), argnums=(0, 1))).lower(x, w)
+    assert sum(k.flops for k in found.kernels) < 8 * (x.size + w.size)

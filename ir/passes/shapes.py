@@ -300,17 +300,20 @@ def _contract_transposed(r: Rewriter, node: Node) -> Sym | None:
 
 
 def _contract_repeated(r: Rewriter, node: Node) -> Sym | None:
-    """Drop from an operand the batch axes along which it is only repeated: they become the other operand's own."""
+    """Drop from an operand the axes that are no sum's and along which it is only repeated.
+
+    Batch axes become the other operand's own; along axes of its own, the result is repeated.
+    """
+    out = node.params["out_axes"]
     for i, (key, other) in enumerate((("x_axes", "y_axes"), ("y_axes", "x_axes"))):
-        made = r.producer(node.inputs[i], "broadcast")
-        if made is None:
+        made = r.producer(node.inputs[i])
+        if made is None or made.prim.name not in ("broadcast", "full"):
             continue
-        source, names = r.sym(made.inputs[0]), node.params[key]
+        target, names = _shape(made), node.params[key]
+        source = r.sym(made.inputs[0]) if made.inputs else apply("full", **{**made.params, "shape": ()})
         lead = len(names) - source.ndim
-        batch = {n for n in names if n in node.params[other] and n in node.params["out_axes"]}
-        target = _shape(made)
         repeated = [a < lead or source.shape[a - lead] != target[a] for a in range(len(names))]
-        gone = [again and name in batch for again, name in zip(repeated, names, strict=True)]
+        gone = [again and name in out for again, name in zip(repeated, names, strict=True)]
         if not any(gone):
             continue
         left = [a for a in range(len(names)) if not gone[a]]
@@ -320,7 +323,16 @@ def _contract_repeated(r: Rewriter, node: Node) -> Sym | None:
             x = source.reshape((*(1 for a in left if a < lead), *(source.shape[a - lead] for a in left if a >= lead)))
         x = x.broadcast(tuple(target[a] for a in left))
         inputs = [x if k == i else v for k, v in enumerate(node.inputs)]
-        return _contract(r, node, inputs, **{key: tuple(names[a] for a in left)})
+        held = {*(names[a] for a in left), *node.params[other]}
+        result = _contract(
+            r,
+            node,
+            inputs,
+            **{key: tuple(names[a] for a in left)},
+            out_axes=tuple(n for n in out if n in held),
+        )
+        ones = tuple(m if n in held else 1 for n, m in zip(out, _shape(node), strict=True))
+        return result.reshape(ones).broadcast(_shape(node))
     return None
 
 

@@ -158,6 +158,23 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
         "contract(x, reshape(y))",
     ),
     (lambda x, y: contract(x, y.broadcast((4, 5)), "ij,jk->ik"), ["f32:3x4", "f32:5"], "contract(x, broadcast(y))"),
+    (lambda x, y: contract(x.broadcast((3, 4)), y, "ij,jk->ik"), ["f32:4", "f32:4x5"], "broadcast(contract(x, y))"),
+    (
+        lambda x, y: contract(x, y.broadcast((4, 5)), "ij,jk->ik"),
+        ["f32:3x4", "f32:4x1"],
+        "broadcast(reshape(contract(x, reshape(y))))",
+    ),
+    (
+        lambda x, y: contract(x.broadcast((3, 4)), y, "ij,k->kij"),
+        ["f32:4", "f32:5"],
+        "broadcast(reshape(contract(x, y)))",
+    ),
+    (
+        lambda x: contract(x, constant(0.5, x.transpose((1, 0))), "ij,jk->ki"),
+        ["f16:3x4"],
+        "broadcast(contract(x, 0.5))",
+    ),
+    (lambda x: contract(constant(2.0, x), x, "bij,bjk->bik"), ["f32:2x4x4"], "broadcast(reshape(contract(2.0, x)))"),
     (lambda x: apply("exp", constant(0.0, x)) + x, [F], "add(1.0, x)"),
     (lambda x: x + apply("sin", constant(1.0, x) + constant(2.0, x)), [F], f"add(x, {float(np.sin(np.float32(3)))})"),
 ]
