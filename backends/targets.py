@@ -96,7 +96,6 @@ def target(name: str) -> Target:
         host=False,
         max_args=480 if row.maker == "nvidia" else 56,
         fingerprint=name,
-        native=frozenset() if row.maker == "nvidia" else frozenset({"repeat_alone"}),
     )
     try:
         offline = importlib.import_module(f"kernelforge.backends.{OFFLINE[row.maker]}")

@@ -110,6 +110,7 @@ class Lowering:
         """
         steps: dict[Value, int] = {}
         drawn: dict[Value, int] = {}
+        products = any(n.prim.kind is Kind.CONTRACT for n in self.part.nodes)  # which are not scheduled around names
         for node in self.part.nodes:
             if node.prim.kind in (Kind.MAP, Kind.VIEW) and node.inputs:
                 before = max(steps.get(v, 0) for v in node.inputs)
@@ -117,7 +118,7 @@ class Lowering:
                 drawn[node.output] = max(drawn.get(v, 0) for v in node.inputs)
                 if node.prim.name == "random_bits":
                     drawn[node.output] += 1
-                    if drawn[node.output] % DRAWS == 0:
+                    if drawn[node.output] % DRAWS == 0 and not products:
                         steps[node.output] = 0
                         self.deep = True
         self.deep |= len(steps) >= DEEP

@@ -54,7 +54,7 @@ class Limits:
             ``calls`` where it prints functions of its own, for what is rare in each function (``math.function``),
             ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats,
             ``tf32`` where they multiply f32 so rounded, too, ``repeat`` where a launch may repeat phases,
-            ``repeat_alone`` where one worker or one work-group alone may,
+            ``repeat_alone`` where one worker alone may,
             ``stream`` where what large kernels store goes past the caches,
             ``bf16dot`` where pairs of products of bf16 are added to an f32 by one instruction.
         choices: parameters of recipes for one kernel, from the tuner.

@@ -165,7 +165,9 @@ def checked_take(a: Any, indices: Any, axis: int | None = None, mode: str = "rai
             indexing.check_range(int(wrong), axis or 0, n)
         if axis is not None and concrete(a) is TRACED and (even := _even(index, n)) is not None:
             on = normalize_axis_index(axis, a.ndim)
-            return FUNCTIONS["repeat"](a[(*(slice(None),) * on, even[0])], even[1], on)
+            given = Tracer(a) if isinstance(a, Sym) else a
+            made = FUNCTIONS["repeat"](given[(*(slice(None),) * on, even[0])], even[1], on)
+            return made.sym if isinstance(a, Sym) else made
     return _take(a, indices, axis, mode)
 
 

@@ -31,7 +31,7 @@ def searched(x: Any) -> Any:
 
 
 def control(rows: int, n: int) -> dict[str, tuple[Any, list[Any]]]:
-    """Loops and branches, of which one work-group repeats the phases."""
+    """Loops and branches, of which one work-item repeats the phases, and which the plan runs in groups."""
     x, w = np.random.default_rng(0).standard_normal((2, max(rows, n), n)).astype(np.float32) / 4
     return {"scanned": (scanned, [x[:rows], w[:n]]), "searched": (searched, [x[:rows]])}
 
@@ -40,7 +40,10 @@ def main(form: str) -> None:
     device: Any = registry.backend("opencl:0")
     assert "Oclgrind" in str(device), device
     if form == "group":
-        device._limits = dataclasses.replace(device.limits, form="group", vector_bytes=16, threads=64, group=16)
+        native = device.limits.native - {"repeat_alone"}
+        device._limits = dataclasses.replace(
+            device.limits, form="group", vector_bytes=16, threads=64, group=16, native=native
+        )
         device._cpu, device._workers = False, 0
     for rows, n in SIZES:
         for name, (fn, args) in (programs(rows, n) | control(rows, n)).items():
