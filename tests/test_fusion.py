@@ -205,6 +205,12 @@ def test_long_sums_are_accurate(n: int) -> None:
     np.testing.assert_allclose(kf.jit(np.sum)(x), x.astype(np.float64).sum(), rtol=2e-5)
 
 
+def test_long_sums_against_memory_are_accurate() -> None:
+    """Elements that do not follow each other are not summed in lanes, but in blocks as well."""
+    x = np.full((8, 1 << 17), 0.1, F32)[:, ::-1]
+    np.testing.assert_allclose(kf.jit(lambda x: np.sum(x, -1))(x), x.astype(np.float64).sum(-1), rtol=2e-5)
+
+
 def test_nothing_is_joined_to_nothing() -> None:
     def fn(x, y):
         return (np.concatenate([x * 2, y * 3]) + 1) * np.concatenate([x, y])

@@ -32,11 +32,14 @@ from kernelforge.ir.schedule.maps import alike, in_lanes
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
-from kernelforge.ir.schedule.steps import bind, loops, partial, reorder, rfactor, split, tree
+from kernelforge.ir.schedule.steps import bind, loops, partial, reorder, rfactor, single_store, split, tree
 
 BLOCK = 1 << 13
 """Elements of a row that are summed before their sum is added to the total: so the rounding error of a long row grows
 with the number of blocks and not with the number of elements."""
+
+SHORTER = 16
+"""How much shorter blocks are that one accumulator sums."""
 
 DELAYED = 32
 """Rows at most that go one after the other where each waits for the next: one in so many is stored by itself."""
@@ -181,18 +184,22 @@ def _evaluated(expr: Expr, seen: dict[Expr, None]) -> None:
 def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.inf) -> Kernel:
     """Reduce along memory: four accumulators of one register each, then fewer, then lane by lane in a fixed tree.
 
-    Eight where vectors share work in pairs, so that four chains of it run at once.
+    Eight where vectors share work in pairs, so that four chains of it run at once. What does not lie along memory goes
+    one element after the other, in shorter blocks.
     """
     name, n = loop.var.name, loop.static
     bound = n if n is not None else (loop.var.bound or 0)
     steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
-    if width == 1 or bound < width or any(c is None or not 0 <= c <= NEAR for c in steps):
+    apart = any(c is None or not 0 <= c <= NEAR for c in steps)
+    block = BLOCK // SHORTER if apart else BLOCK
+    if width == 1 or bound < width or (apart and (bound <= block or not _to_one(loop))):
         return kernel
-    if bound > BLOCK:
-        kernel = split(kernel, name, BLOCK, f"{name}c", name, "cut")
+    if bound > block:
+        kernel = split(kernel, name, block, f"{name}c", name, "cut")
         for part in (name, f"{name}_t"):
             for inner in loops(kernel, part)[:1]:
-                kernel = _lane_reduction(kernel, inner, width, most)
+                lanes = not apart and _lane_reduction(kernel, inner, width, most)
+                kernel = lanes or partial(kernel, part, f"{part}_sum")
         return kernel
     if n is None:
         kernel = split(kernel, name, width, name, f"{name}v", "cut")
@@ -212,6 +219,12 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.in
         kernel = rfactor(kernel, f"{tail}o", f"{tail}v", f"{tail}_lanes")
         kernel = bind(kernel, f"{tail}v", "vector")
     return bind(kernel, f"{name}v", "vector") if unroll > 1 else kernel
+
+
+def _to_one(loop: For) -> bool:
+    """Whether a loop does nothing but combine into one element."""
+    store = single_store(loop.body)
+    return store is not None and bool(store.op) and not any(loop.var in free_vars(i) for i in store.index)
 
 
 def _turned(kernel: Kernel, path: Sequence[For], width: int) -> Kernel | None:
