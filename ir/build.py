@@ -1,4 +1,4 @@
-"""Building graphs: the builder, the symbolic value, and where in the user's code it happened.
+"""Building graphs: the builder and the symbolic value.
 
 Everything that makes a node goes through ``apply``: tracing, derivative rules and rewrites alike.
 """
@@ -8,15 +8,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from kernelforge import errors
 from kernelforge.dtypes import as_dtype, promote
 from kernelforge.errors import (
     ArrayTooLarge,
@@ -26,8 +23,9 @@ from kernelforge.errors import (
     ShapeMismatch,
     UnknownPrimitive,
 )
-from kernelforge.ir.graph import Graph, Loc, Node, Params, Primitive, Value
+from kernelforge.ir.graph import Graph, Node, Params, Primitive, Value
 from kernelforge.ir.types import Type, broadcast_shapes
+from kernelforge.lines import Loc, user_line
 
 MOST_BYTES = 1 << 62
 """No array has as many: offsets within one, and sums of two of them, fit 64 bits."""
@@ -221,10 +219,10 @@ class Builder:
         try:
             types = prim.typing([v.type for v in inputs], params)
         except KernelforgeError as error:
-            raise type(error)(loc=error.loc or self.loc or user_line(), **error.fields) from None
+            raise type(error)(loc=self.loc, **error.fields) from None
         for t in types:
             if t.nbytes >= MOST_BYTES:
-                raise ArrayTooLarge(op=prim.name, found=t, loc=self.loc or user_line())
+                raise ArrayTooLarge(op=prim.name, found=t, loc=self.loc)
         outputs = tuple(self._value(t) for t in types)
         self.nodes.append(Node(prim, tuple(inputs), MappingProxyType(dict(params)), outputs, self.loc or user_line()))
         return outputs
@@ -378,7 +376,7 @@ def common(*xs: Operand) -> tuple[Sym, ...]:
             op="broadcast",
             found=" and ".join(str(s.shape) for s in syms),
             expected="extents that are equal or 1, counted from the last axis",
-            loc=builder().loc or user_line(),
+            loc=builder().loc,
         ) from None
     keep_weak = not strong
     return tuple((s if keep_weak and s.dtype == dtype else s.astype(dtype)).broadcast(shape) for s in syms)
@@ -392,31 +390,3 @@ def binary(name: str, x: Operand, y: Operand) -> Sym:
             x, y = x.astype(np.float64), y.astype(np.float64)
     a, b = common(x, y)
     return apply(name, a, b)
-
-
-_PACKAGE = tuple(
-    os.path.join(os.path.dirname(spell(file)), "")
-    for file in (__file__, errors.__file__)
-    for spell in (os.path.abspath, os.path.realpath)
-)
-"""The folders of this package's files, spelled with and without the links in ``kernelforge/``."""
-
-
-_NUMPY = os.path.join(os.path.dirname(np.__file__), "")
-
-
-def in_package(file: str) -> bool:
-    """Whether ``file`` is one of this package's."""
-    return file.startswith(_PACKAGE)
-
-
-def user_line() -> Loc | None:
-    """Return the innermost line on the stack that is not this package's (nor a library's it calls through)."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        library = name.startswith(_NUMPY) or "optree" in name or "contextlib" in name or name[0] == "<"
-        if not library and not in_package(name):
-            return Loc(name, frame.f_lineno, frame.f_code.co_name)
-        frame = frame.f_back
-    return None

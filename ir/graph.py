@@ -15,30 +15,12 @@ import numpy as np
 
 from kernelforge.ir.kernel import Expr
 from kernelforge.ir.types import Type
+from kernelforge.lines import Loc
 
 if TYPE_CHECKING:
     from kernelforge.ir.build import Sym
 
 Params = Mapping[str, Any]
-
-
-class Loc(NamedTuple):
-    """A line of the user's code.
-
-    ``order`` says how often what stands there was pulled back: 1 for its adjoint, 2 for the adjoint of that.
-    """
-
-    file: str
-    line: int
-    function: str
-    order: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} in {self.function}{', adjoint' * self.order}"
-
-    def pulled_back(self) -> Loc:
-        """Return where the adjoint of what is written here stands."""
-        return self._replace(order=self.order + 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.errors import MalformedText
 from kernelforge.ir.build import primitive
-from kernelforge.ir.graph import Graph, Loc, Node, Value
+from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.kernel import (
     ARITY,
     COMPARE,
@@ -37,6 +37,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.text import COMBINING, INFIX
 from kernelforge.ir.types import Type
+from kernelforge.lines import Loc
 
 T = TypeVar("T")
 

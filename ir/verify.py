@@ -99,7 +99,7 @@ def _verify_node(node: Node) -> None:
     try:
         types = node.prim.typing([v.type for v in node.inputs], node.params)
     except KernelforgeError as error:
-        raise MalformedGraph(problem=f"{text}: {error}", loc=node.loc) from error
+        raise MalformedGraph(problem=f"{text}: {error.text}", loc=node.loc) from error
     found = [(v.type.shape, v.type.dtype) for v in node.outputs]
     if found != [(t.shape, t.dtype) for t in types]:
         raise MalformedGraph(problem=f"{text}: its type rule gives {', '.join(map(str, types))}", loc=node.loc)

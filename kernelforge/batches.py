@@ -12,7 +12,7 @@ import optree
 from kernelforge.errors import InvalidParameter, ShapeMismatch, TreeMismatch
 from kernelforge.functions import Flat, flat
 from kernelforge.ir.batch import batch, leading, marks
-from kernelforge.ir.build import Sym, user_line
+from kernelforge.ir.build import Sym
 from kernelforge.ir.ops.control import close
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS, is_array
@@ -145,7 +145,7 @@ def apply_along_axis(func1d: Fn, axis: int, arr: Any, *args: Any, **kwargs: Any)
     lead, on = x.shape[:-1], axis % x.ndim
     if not math.prod(lead):
         expected = "at least one vector along the axis"
-        raise ShapeMismatch(op="np.apply_along_axis", found=np.shape(arr), expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.apply_along_axis", found=np.shape(arr), expected=expected)
     rows = x.reshape((math.prod(lead), x.shape[-1]))
     made = vmap(lambda row: FUNCTIONS["asarray"](func1d(row, *args, **kwargs)))(rows)
     made = made.reshape((*lead, *made.shape[1:]))

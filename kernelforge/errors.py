@@ -1,29 +1,43 @@
 """Every exception of the package, each with the template of its one message.
 
 A message says what was wrong, where in the user's file, what was found, what was expected and what to do.
-An error is raised with the fields of its template as keywords: ``raise ShapeMismatch(op="add", ...)``.
+An error is raised with the fields of its template as keywords, ``raise ShapeMismatch(op="add", ...)``, and finds the
+line of the user's file by itself.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from kernelforge.lines import Loc, user_line
+
 
 class KernelforgeError(Exception):
     """Base of all errors of this package.
 
     Args:
-        loc: where in the user's file the operation was written, anything whose ``str`` reads ``file:line``.
+        loc: where in the user's file the operation was written, if that is not the line that runs now.
         fields: the values of the placeholders in ``template``.
     """
 
     template: ClassVar[str] = "{message}"
 
-    def __init__(self, *, loc: object | None = None, **fields: Any) -> None:
-        self.loc = loc
+    placed: ClassVar[bool] = True
+    """Whether a line of the user's file says where the mistake is."""
+
+    def __init__(self, *, loc: Loc | None = None, **fields: Any) -> None:
+        self.loc = loc or (user_line() if self.placed else None)
         self.fields = fields
-        text = self.template.format(**fields)
-        super().__init__(f"{text}\n  at {loc}" if loc is not None else text)
+        self.text = self.template.format(**fields)
+        super().__init__(self.text if self.loc is None else f"{self.text}\n  at {self.loc}")
+
+    def __reduce__(self) -> Any:
+        # the fields stay in this process: they may be of devices
+        return _again, (type(self), *self.args), {"loc": self.loc, "fields": {}, "text": self.text}
+
+
+def _again(kind: type[KernelforgeError], message: str) -> KernelforgeError:
+    return kind.__new__(kind, message)
 
 
 class UnsupportedDtype(KernelforgeError, TypeError):
@@ -48,6 +62,7 @@ class InvalidParameter(KernelforgeError, ValueError):
 
 class UnknownPrimitive(KernelforgeError, KeyError):
     template = "no primitive is named {name!r}; kernelforge.ir.ops.PRIMITIVES lists them"
+    placed = False
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -55,22 +70,27 @@ class UnknownPrimitive(KernelforgeError, KeyError):
 
 class MalformedGraph(KernelforgeError, ValueError):
     template = "malformed graph: {problem}"
+    placed = False
 
 
 class MalformedKernel(KernelforgeError, ValueError):
     template = "malformed kernel {kernel}: {problem}"
+    placed = False
 
 
 class MalformedText(KernelforgeError, ValueError):
     template = "line {line} of the text: found {found}; expected {expected}"
+    placed = False
 
 
 class OutOfRange(KernelforgeError, IndexError):
     template = "kernel {kernel}: {access} {buffer}[{found}] is out of range; expected an index within {expected}: a lowering or schedule step made it"
+    placed = False
 
 
 class IllegalSchedule(KernelforgeError, ValueError):
     template = "schedule step {step}({target}) is not legal: {reason}"
+    placed = False
 
 
 class NotDifferentiable(KernelforgeError, TypeError):
@@ -136,30 +156,37 @@ class LengthMismatch(KernelforgeError, ValueError):
 
 class MissingExtra(KernelforgeError, ImportError):
     template = "{what} needs {package}, which is not installed; pip install 'kernelforge[{extra}]'"
+    placed = False
 
 
 class CheckFailed(KernelforgeError, AssertionError):
     template = "{function} on {device}: {problem}\n\n{code}"
+    placed = False
 
 
 class BackendFailed(KernelforgeError, AssertionError):
     template = "device {device} failed {failed} of {count} checks:\n  {failures}"
+    placed = False
 
 
 class CompilationFailed(KernelforgeError, RuntimeError):
     template = "kernel {kernel} does not compile for {device}: {log}{source}"
+    placed = False
 
 
 class DamagedBinary(KernelforgeError, ValueError):
     template = "the binary of kernel {kernel} is not usable: {problem}; compile it afresh"
+    placed = False
 
 
 class DamagedTuning(KernelforgeError, ValueError):
     template = "{file} does not hold what kf.tune writes: {problem}; remove it, and tune again"
+    placed = False
 
 
 class DeviceOutOfMemory(KernelforgeError, MemoryError):
     template = "{device} has no room for {nbytes} bytes; free arrays or use smaller ones"
+    placed = False
 
 
 class DeviceFailed(KernelforgeError, RuntimeError):
@@ -167,10 +194,12 @@ class DeviceFailed(KernelforgeError, RuntimeError):
         "{device} failed at {what}: {reason}; a kernel that was queued before may be the cause. After an invalid access "
         "the device works again in a new process only"
     )
+    placed = False
 
 
 class DeviceUnavailable(KernelforgeError, RuntimeError):
     template = "{reason}"
+    placed = False
 
 
 class DeviceForked(KernelforgeError, RuntimeError):
@@ -178,22 +207,27 @@ class DeviceForked(KernelforgeError, RuntimeError):
         "{device} was opened before this process was forked, and its driver's threads did not come along; "
         "start processes with multiprocessing's spawn, or use the device in the child only"
     )
+    placed = False
 
 
 class UnknownDevice(KernelforgeError, LookupError):
     template = "no device is named {name!r}; there are {expected}{reason}"
+    placed = False
 
 
 class UnknownTarget(KernelforgeError, LookupError):
     template = "no target is named {name!r}; there are {expected}{reason}"
+    placed = False
 
 
 class CompilerMissing(KernelforgeError, RuntimeError):
     template = "{compiler} is needed: {problem}; {how}"
+    placed = False
 
 
 class DeviceClash(KernelforgeError, ValueError):
     template = "the device name {name!r} is claimed by both {first} and {second}; uninstall one of them"
+    placed = False
 
 
 class TracedTruth(KernelforgeError, TypeError):
@@ -333,3 +367,4 @@ class UnsupportedOnDevice(KernelforgeError, TypeError):
 
 class CommandFailed(KernelforgeError):
     template = "{problem}; {advice}"
+    placed = False

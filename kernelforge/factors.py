@@ -13,7 +13,6 @@ import numpy as np
 from kernelforge.control import scan
 from kernelforge.custom import custom_vjp
 from kernelforge.errors import InvalidParameter, ShapeMismatch
-from kernelforge.ir.build import user_line
 from kernelforge.jit import jit
 from kernelforge.methods import FUNCTIONS
 from kernelforge.systems import identity_like, matrices
@@ -59,9 +58,7 @@ def _tuple(name: str) -> Any:
 def qr(a: Any, mode: str = "reduced") -> Any:
     """``numpy.linalg.qr``; derivatives where the columns before the last one are independent."""
     if mode not in ("reduced", "complete", "r"):
-        raise InvalidParameter(
-            op="np.linalg.qr", name="mode", found=mode, expected="'reduced', 'complete' or 'r'", loc=user_line()
-        )
+        raise InvalidParameter(op="np.linalg.qr", name="mode", found=mode, expected="'reduced', 'complete' or 'r'")
     a = matrices("qr", a, square=False)
     m, n = a.shape[-2:]
     least = min(m, n)
@@ -198,7 +195,7 @@ _eigh.defvjp(_eigh_fwd, _eigh_bwd)
 
 def _symmetric(op: str, a: Any, UPLO: str) -> Any:
     if UPLO not in ("L", "U"):
-        raise InvalidParameter(op=f"np.linalg.{op}", name="UPLO", found=UPLO, expected="'L' or 'U'", loc=user_line())
+        raise InvalidParameter(op=f"np.linalg.{op}", name="UPLO", found=UPLO, expected="'L' or 'U'")
     a = matrices(op, a)
     half = np.tril(a) if UPLO == "L" else np.triu(a)
     return half + half.mT - identity_like(a) * a
@@ -232,7 +229,7 @@ def svd(a: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: 
     """
     a = matrices("svd", a, square=False)
     if not a.size:
-        raise ShapeMismatch(op="np.linalg.svd", found=a.shape, expected="at least one element", loc=user_line())
+        raise ShapeMismatch(op="np.linalg.svd", found=a.shape, expected="at least one element")
     u, s, vh = _tall(a)
     if not compute_uv:
         return s
@@ -302,7 +299,7 @@ def lstsq(a: Any, b: Any, rcond: Any = None) -> Any:
     a, b = matrices("lstsq", a, square=False), FUNCTIONS["asarray"](b)
     if a.ndim != 2 or b.ndim not in (1, 2) or a.shape[0] != b.shape[0] or not a.size:
         expected = "a matrix, and as many rows in b"
-        raise ShapeMismatch(op="np.linalg.lstsq", found=f"{a.shape} and {b.shape}", expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.linalg.lstsq", found=f"{a.shape} and {b.shape}", expected=expected)
     kind = np.result_type(a.dtype, b.dtype if b.dtype.kind == "f" else "f8")
     a, b = a.astype(kind), b.astype(kind)
     u, s, vh = _tall(a)

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.errors import UnsupportedFunction
-from kernelforge.ir.build import in_package
-from kernelforge.ir.graph import Loc
+from kernelforge.lines import Loc, in_package
 
 MOST = 1000
 """Objects that are looked at before a function is traced."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.errors import IndexOutOfRange, InvalidIndex, ShapeMismatch, TracedMask, UnsupportedFunction
-from kernelforge.ir.build import Sym, apply, as_sym, binary, user_line
+from kernelforge.ir.build import Sym, apply, as_sym, binary
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import Methods
 
@@ -39,7 +39,7 @@ def mask_of(x: Sym, key: Any) -> Sym | None:
         return None
     if first.shape != x.shape[: first.ndim] or any(r is not Ellipsis and r != slice(None) for r in rest):
         found = f"a mask of shape {first.shape}"
-        raise InvalidIndex(found=found, shape=x.shape, expected="a mask of its first axes alone", loc=user_line())
+        raise InvalidIndex(found=found, shape=x.shape, expected="a mask of its first axes alone")
     return first
 
 
@@ -77,7 +77,7 @@ def check_range(index: int, axis: int, extent: int) -> int:
         IndexOutOfRange: when there is no such element.
     """
     if not -extent <= index < extent:
-        raise IndexOutOfRange(found=index, axis=axis, extent=extent, loc=user_line())
+        raise IndexOutOfRange(found=index, axis=axis, extent=extent)
     return index + extent if index < 0 else index
 
 
@@ -118,9 +118,7 @@ def _expand(x: Sym, key: Any) -> list[Any]:
         if isinstance(part, list):
             part = np.asarray(part) if part else np.zeros(0, np.int64)
         if isinstance(part, bool | np.bool_) or (isinstance(part, np.ndarray) and not part.ndim and part.dtype == bool):
-            raise InvalidIndex(
-                found=bool(part), shape=x.shape, expected="write None for a new axis, or a mask array", loc=user_line()
-            )
+            raise InvalidIndex(found=bool(part), shape=x.shape, expected="write None for a new axis, or a mask array")
         if isinstance(part, np.ndarray) and part.dtype == np.bool_:
             first = sum(map(_width, given[:i]))
             if any(p is Ellipsis for p in given[:i]):
@@ -130,7 +128,6 @@ def _expand(x: Sym, key: Any) -> list[Any]:
                     found=f"a mask of shape {part.shape}",
                     shape=x.shape,
                     expected="a mask of the extents it selects from",
-                    loc=user_line(),
                 )
             parts.extend(part.nonzero())
         else:
@@ -139,7 +136,7 @@ def _expand(x: Sym, key: Any) -> list[Any]:
     dots = sum(1 for p in parts if p is Ellipsis)
     if used > x.ndim or dots > 1:
         expected = f"at most one Ellipsis and {x.ndim} indices"
-        raise InvalidIndex(found=f"an index of {used} axes", shape=x.shape, expected=expected, loc=user_line())
+        raise InvalidIndex(found=f"an index of {used} axes", shape=x.shape, expected=expected)
     fill = [slice(None)] * (x.ndim - used)
     if not dots:
         return [*parts, *fill]
@@ -150,7 +147,7 @@ def _expand(x: Sym, key: Any) -> list[Any]:
 def _bounds(part: slice, extent: int, shape: tuple[int, ...]) -> tuple[int, int, int]:
     if any(isinstance(v, Sym) for v in (part.start, part.stop, part.step)):
         expected = "slices have Python integers as bounds; select with x[start + np.arange(n)], or mask with np.where"
-        raise InvalidIndex(found="a slice with traced bounds", shape=shape, expected=expected, loc=user_line())
+        raise InvalidIndex(found="a slice with traced bounds", shape=shape, expected=expected)
     start, stop, step = part.indices(extent)
     return start, stop, step
 
@@ -163,7 +160,7 @@ def signed(index: Sym, shape: tuple[int, ...]) -> Sym:
     """
     if index.dtype.kind not in "iu":
         expected = "index arrays are of integers or bools"
-        raise InvalidIndex(found=str(index.type), shape=shape, expected=expected, loc=user_line())
+        raise InvalidIndex(found=str(index.type), shape=shape, expected=expected)
     if index.dtype == np.uint64:
         index = binary("minimum", index, np.uint64(2**63 - 1))
     return index.astype(np.int64)
@@ -173,15 +170,12 @@ def _array(part: Any, axis: int, extent: int, shape: tuple[int, ...]) -> Sym:
     """Make an index array; what is concrete is checked and made non-negative."""
     if isinstance(part, Sym):
         if part.dtype.kind == "b":
-            raise TracedMask(loc=user_line())
+            raise TracedMask
         return signed(part, shape)
     index = np.asarray(part)
     if index.dtype.kind not in "iu":
         raise InvalidIndex(
-            found=repr(part),
-            shape=shape,
-            expected="use integers, slices, None, Ellipsis, masks or integer arrays",
-            loc=user_line(),
+            found=repr(part), shape=shape, expected="use integers, slices, None, Ellipsis, masks or integer arrays"
         )
     bad = (index < -extent) | (index >= extent)
     if bad.any():
@@ -219,9 +213,7 @@ def _plan(x: Sym, key: Any) -> _Plan:
             shape = broadcast_shapes(*(a.shape for a in plan.arrays.values()))
         except ValueError:
             shapes = " and ".join(str(a.shape) for a in plan.arrays.values())
-            raise ShapeMismatch(
-                op="index", found=shapes, expected="index arrays that broadcast to one shape", loc=user_line()
-            ) from None
+            raise ShapeMismatch(op="index", found=shapes, expected="index arrays that broadcast to one shape") from None
         plan.arrays = {axis: a.broadcast(shape) for axis, a in plan.arrays.items()}
     return plan
 
@@ -283,7 +275,7 @@ def get(x: Sym, key: Any) -> Sym:
         InvalidIndex: when the index is not one.
     """
     if mask_of(x, key) is not None:
-        raise TracedMask(loc=user_line())
+        raise TracedMask
     plan = _plan(x, key)
     part = _slice(x, plan.slices)
     if plan.arrays:
@@ -302,9 +294,7 @@ def fitted(value: Sym, shape: tuple[int, ...]) -> Sym:
     if any(n != 1 for n in value.shape[:surplus]) or any(
         n not in (1, m) for n, m in zip(reversed(value.shape), reversed(shape), strict=False)
     ):
-        raise ShapeMismatch(
-            op="assignment", found=value.shape, expected=f"a value that broadcasts to {shape}", loc=user_line()
-        )
+        raise ShapeMismatch(op="assignment", found=value.shape, expected=f"a value that broadcasts to {shape}")
     return value.reshape(value.shape[surplus:]).broadcast(shape)
 
 
@@ -363,7 +353,7 @@ def _put_mask(x: Sym, mask: Sym, value: Sym, mode: str) -> Sym:
         value = fitted(value, (1, *rest))
     except ShapeMismatch:
         expected = f"one element for all places the mask selects, that is a shape that broadcasts to {(1, *rest)}"
-        raise ShapeMismatch(op="x[mask] = v", found=value.shape, expected=expected, loc=user_line()) from None
+        raise ShapeMismatch(op="x[mask] = v", found=value.shape, expected=expected) from None
     value = value.reshape((*(1,) * mask.ndim, *rest)).broadcast(x.shape)
     mask = mask.reshape((*mask.shape, *(1,) * len(rest))).broadcast(x.shape)
     return apply("where", mask, value if mode == "set" else _combine(mode, x, value), x)

@@ -28,7 +28,7 @@ import numpy as np
 
 from kernelforge.dtypes import promote
 from kernelforge.errors import UnsupportedArgument, UnsupportedFunction
-from kernelforge.ir.build import in_package, user_line
+from kernelforge.lines import in_package
 from kernelforge.methods import FUNCTIONS, REFUSED, Methods, function, meaningful
 
 CREATORS = (
@@ -91,7 +91,7 @@ def _refusal(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if _ours("empty", ()):
             reason = ": its numbers would be the same at each call; use kf.random, by a key that is an argument"
-            raise UnsupportedFunction(name=f"np.random.{name}", reason=reason, loc=user_line())
+            raise UnsupportedFunction(name=f"np.random.{name}", reason=reason)
         return original(*args, **kwargs)
 
     return call

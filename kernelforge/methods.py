@@ -21,7 +21,7 @@ from kernelforge.errors import (
     UnsupportedAttribute,
     UnsupportedFunction,
 )
-from kernelforge.ir.build import tracing, user_line
+from kernelforge.ir.build import tracing
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """The array namespace: NumPy's name (``linalg.norm`` for those of its submodules) to the function."""
@@ -67,11 +67,11 @@ def function(name: str) -> Callable[..., Any]:
     """
     found = FUNCTIONS.get(name)
     if found is None and not tracing():
-        raise NotForArrays(name=f"np.{name}", loc=user_line())
+        raise NotForArrays(name=f"np.{name}")
     if found is None:
         near = difflib.get_close_matches(name, FUNCTIONS, 1)
         reason = f": {REFUSED[name]}" if name in REFUSED else f"; the nearest that is: np.{near[0]}" if near else ""
-        raise UnsupportedFunction(name=f"np.{name}", reason=reason, loc=user_line())
+        raise UnsupportedFunction(name=f"np.{name}", reason=reason)
     return found
 
 
@@ -177,7 +177,7 @@ class Methods:
             found = type(self).__name__
             elsewhere = REFUSED.get(name, "compute it outside") if tracing() else f"np.asarray(x).{name} is NumPy's"
             instead = f"np.{name} takes it" if name in FUNCTIONS else elsewhere
-            raise UnsupportedAttribute(name=name, found=found, instead=instead, loc=user_line())
+            raise UnsupportedAttribute(name=name, found=found, instead=instead)
 
     @property
     def at(self) -> At:
@@ -251,7 +251,7 @@ class Methods:
         if how == "at":
             x, *rest = inputs
             if tracing() and not isinstance(x, Methods):
-                raise ReadOnlyArray(found="the array", loc=user_line())
+                raise ReadOnlyArray(found="the array")
             _store(name, FUNCTIONS["combined"](name, x, *rest), (x,))
             return None
         if how == "__call__":
@@ -339,7 +339,7 @@ def _store(name: str, result: Any, out: tuple[Any, ...], broadcast: bool = False
             continue
         if not broadcast and target.shape != value.shape:
             expected = f"out of shape {value.shape}"
-            raise ShapeMismatch(op=f"np.{name}", found=target.shape, expected=expected, loc=user_line())
+            raise ShapeMismatch(op=f"np.{name}", found=target.shape, expected=expected)
         if isinstance(target, Methods):
             target.assign(name, value)
         elif not tracing():

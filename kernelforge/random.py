@@ -24,7 +24,7 @@ import numpy as np
 
 from kernelforge.dtypes import as_dtype, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, TracedStream
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS
@@ -85,7 +85,7 @@ def next_key() -> np.ndarray[Any, Any]:
         TracedStream: while a function is compiled.
     """
     if tracing():
-        raise TracedStream(loc=user_line())
+        raise TracedStream
     sequence = np.random.SeedSequence(_STREAM.entropy, spawn_key=(next(_STREAM.count),))
     return sequence.generate_state(2, np.uint32)
 
@@ -95,7 +95,7 @@ def _bits(k: Operand, shape: tuple[int, ...]) -> Sym:
     if one.shape != (2,) or one.dtype != np.uint32:
         more = "take one for each example with vmap" if one.ndim > 1 else "make one with kf.random.key(seed)"
         expected = f"one key, of type u32[2]; {more}"
-        raise DtypeMismatch(op="kf.random", found=str(Type(one.shape, one.dtype)), expected=expected, loc=user_line())
+        raise DtypeMismatch(op="kf.random", found=str(Type(one.shape, one.dtype)), expected=expected)
     return apply("random_bits", one, shape=shape)
 
 
@@ -125,7 +125,7 @@ def fold_in(key: Operand, data: Operand) -> Sym:
         except TypeError:
             raise InvalidParameter(op="random.fold_in", name="data", found=data, expected="an integer") from None
         if not -(1 << 63) <= whole < 1 << 63:
-            raise NumberOutOfRange(op="random.fold_in", found=whole, dtype="int64", loc=user_line())
+            raise NumberOutOfRange(op="random.fold_in", found=whole, dtype="int64")
         low, high = (as_sym(np.uint32(whole >> s & _WORD)) for s in (0, 32))
     # each pair of words gives another one
     first, second = _rows(_bits(key, (2,)))
@@ -381,8 +381,7 @@ def truncated_normal(key: Any, lower: Any, upper: Any, shape: Shape | None = Non
     ends = concrete((lower, upper))
     if ends is not TRACED and np.any(np.asarray(ends[0]) > ends[1]):
         raise InvalidParameter(
-            op="random.truncated_normal", name="lower", found=ends[0], expected=f"at most upper, {ends[1]}",
-            loc=user_line(),
+            op="random.truncated_normal", name="lower", found=ends[0], expected=f"at most upper, {ends[1]}"
         )  # fmt: skip
     far = ends is TRACED or np.any(np.maximum(ends[0], np.negative(ends[1])) > FAR)
     return _truncated_normal(key, lower, upper, shape, dtype, bool(far))
@@ -424,9 +423,7 @@ def gamma(key: Any, a: Any, shape: Shape | None = None, dtype: Any = np.float32)
     """
     given = concrete(a)
     if given is not TRACED and np.min(given, initial=0) < 0:
-        raise InvalidParameter(
-            op="random.gamma", name="a", found=np.min(given).item(), expected="0 or more", loc=user_line()
-        )
+        raise InvalidParameter(op="random.gamma", name="a", found=np.min(given).item(), expected="0 or more")
     return _gamma(key, a, shape, dtype)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from kernelforge.control import scan
 from kernelforge.custom import custom_vjp
 from kernelforge.errors import DtypeMismatch, ShapeMismatch
-from kernelforge.ir.build import user_line
 from kernelforge.jit import jit
 from kernelforge.methods import FUNCTIONS
 
@@ -32,9 +31,9 @@ def matrices(op: str, a: Any, square: bool = True) -> Any:
     x = FUNCTIONS["asarray"](a)
     if x.ndim < 2 or (square and x.shape[-1] != x.shape[-2]):
         expected = "square matrices, in the last two axes" if square else "matrices, in the last two axes"
-        raise ShapeMismatch(op=f"np.linalg.{op}", found=x.shape, expected=expected, loc=user_line())
+        raise ShapeMismatch(op=f"np.linalg.{op}", found=x.shape, expected=expected)
     if x.dtype.itemsize == 2 and x.dtype.kind not in "iub":
-        raise DtypeMismatch(op=f"np.linalg.{op}", found=x.dtype, expected="float32 or float64", loc=user_line())
+        raise DtypeMismatch(op=f"np.linalg.{op}", found=x.dtype, expected="float32 or float64")
     return x if x.dtype.kind == "f" else x.astype(np.float64)
 
 
@@ -208,7 +207,7 @@ def solve(a: Any, b: Any) -> Any:
     kind = np.result_type(a.dtype, b.dtype if b.dtype.kind == "f" else "f8")
     if b.ndim < 2 or b.shape[-2] != a.shape[-1]:
         expected = f"{a.shape[-1]} rows in the second"
-        raise ShapeMismatch(op="np.linalg.solve", found=f"{a.shape} and {b.shape}", expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.linalg.solve", found=f"{a.shape} and {b.shape}", expected=expected)
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = (np.broadcast_to(x.astype(kind), (*lead, *x.shape[-2:])) for x in (a, b))
     x = _solve(a, b) if a.size and b.size else b
@@ -305,7 +304,7 @@ def multi_dot(arrays: Sequence[Any], *, out: Any = None) -> Any:
     if len(arrays) < 2 or any(np.ndim(a) != 2 and not (i in ends and np.ndim(a) == 1) for i, a in enumerate(arrays)):
         found = ", ".join(str(np.shape(a)) for a in arrays)
         expected = "two or more matrices, the first and the last of which may be vectors"
-        raise ShapeMismatch(op="np.linalg.multi_dot", found=found, expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.linalg.multi_dot", found=found, expected=expected)
     axes = [string.ascii_letters[i : i + 2] for i in range(len(arrays))]
     terms = [n[-np.ndim(a) :] if i == 0 else n[: np.ndim(a)] for i, (n, a) in enumerate(zip(axes, arrays, strict=True))]
     kept = terms[0][:-1] + terms[-1][1:]

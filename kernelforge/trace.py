@@ -33,7 +33,7 @@ from kernelforge.errors import (
 )
 from kernelforge.generators import untouched
 from kernelforge.intercept import intercepted
-from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_open, tracing, user_line
+from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_open, tracing
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.structure import same
 from kernelforge.ir.types import Type
@@ -112,10 +112,10 @@ class Tracer(_Inplace):
         if self._sym is None:
             assert self._known is not None
             if not tracing():
-                raise LeakedTracer(found=self._describe(), loc=user_line())
+                raise LeakedTracer(found=self._describe())
             return builder().constant(self._known)
         if not is_open(self._sym.builder):
-            raise LeakedTracer(found=self._describe(), loc=user_line())
+            raise LeakedTracer(found=self._describe())
         return self._sym
 
     def learn(self, known: np.ndarray[Any, Any] | None) -> None:
@@ -131,7 +131,7 @@ class Tracer(_Inplace):
         if base._writes == self._seen:
             return
         if self._key is NO_KEY:
-            raise StaleView(found=self._describe(), loc=user_line())
+            raise StaleView(found=self._describe())
         index = concrete(self._place)
         if base._known is not None and index is not TRACED:
             self._sym, self._known = None, np.asarray(base._known[index])
@@ -166,12 +166,12 @@ class Tracer(_Inplace):
 
     def _number(self, what: str) -> np.ndarray[Any, Any]:
         if self.known is None:
-            raise TracedNumber(what=what, found=self._describe(), loc=user_line())
+            raise TracedNumber(what=what, found=self._describe())
         return self._known  # type: ignore[return-value]
 
     def __bool__(self) -> bool:
         if self.known is None:
-            raise TracedTruth(found=self._describe(), loc=user_line())
+            raise TracedTruth(found=self._describe())
         return bool(self._number("bool"))
 
     def __int__(self) -> int:
@@ -202,7 +202,7 @@ class Tracer(_Inplace):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if self.known is None:
-            raise TracedArray(found=self._describe(), loc=user_line())
+            raise TracedArray(found=self._describe())
         return np.array(self._known, dtype=dtype)
 
     def __getitem__(self, key: Any) -> Any:
@@ -246,11 +246,11 @@ class Tracer(_Inplace):
 
     def _require_own(self) -> None:
         if self._base is not None and self._key is NO_KEY:
-            raise WriteThroughView(found=self._describe(), loc=user_line())
+            raise WriteThroughView(found=self._describe())
         if self._base is not None:
             self._base._require_own()
         elif self._home is not builder():
-            raise ReadOnlyArray(found=self._describe(), loc=user_line())
+            raise ReadOnlyArray(found=self._describe())
 
     def _know(self, index: Any, held: Any) -> None:
         """Write a known value into one, and where this is a view, into what it is a view of."""
@@ -281,7 +281,7 @@ class Tracer(_Inplace):
         """Make ``value`` fit to be written over the whole array by a ufunc, with NumPy's rule for casts."""
         sym = to_sym(value)
         if not np.can_cast(sym.dtype, self.dtype, "same_kind"):
-            raise UnsafeCast(op=f"np.{op}", found=sym.type, expected=self._describe(), loc=user_line())
+            raise UnsafeCast(op=f"np.{op}", found=sym.type, expected=self._describe())
         return indexing.fitted(sym.astype(self.dtype), self.shape)
 
     def assign(self, op: str, value: Any) -> None:
@@ -327,14 +327,14 @@ class Selection(_Inplace):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        raise TracedMask(loc=user_line())
+        raise TracedMask
 
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.value.dtype
 
     def __getitem__(self, key: Any) -> Any:
-        raise TracedMask(loc=user_line())
+        raise TracedMask
 
     @classmethod
     def of(cls, x: Sym, mask: Sym) -> Selection:
@@ -351,23 +351,23 @@ class Selection(_Inplace):
         """Return what an elementwise function of these elements and ``x`` takes in place of ``x``."""
         if isinstance(x, Selection):
             if not same(x.mask, self.mask):
-                raise TracedMask(loc=user_line())
+                raise TracedMask
             return x.value
         if np.ndim(x) > self.value.ndim - self.mask.ndim:
-            raise TracedMask(loc=user_line())
+            raise TracedMask
         return x
 
     def put(self, x: Sym, mask: Sym | None) -> Sym:
         """Write the elements to where they are in another array, or in this one."""
         if mask is None or not same(mask, self.mask) or x.shape != self.value.shape:
-            raise TracedMask(loc=user_line())
+            raise TracedMask
         return apply("where", self.chosen, self.value.astype(x.dtype), x)
 
     def _write_result(self, name: str, other: Any) -> Selection:
         """Apply an in-place operator: these elements are a copy, and other names of it see the result."""
         result: Selection = OPERATORS[name](self, other)
         if not np.can_cast(result.dtype, self.dtype, "same_kind"):
-            raise UnsafeCast(op=f"np.{name}", found=result.value.type, expected=str(self.value.type), loc=user_line())
+            raise UnsafeCast(op=f"np.{name}", found=result.value.type, expected=str(self.value.type))
         self.value = result.value.astype(self.dtype)
         return self
 
@@ -420,7 +420,7 @@ def to_sym(x: Any) -> Sym:
     if isinstance(x, Sym):
         return x
     if isinstance(x, Selection):
-        raise TracedMask(loc=user_line())
+        raise TracedMask
     if isinstance(x, Methods):
         return builder().constant(np.asarray(x))
     return as_sym(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 
 import kernelforge as kf
 import kernelforge.numpy as knp
-from kernelforge import errors
+from kernelforge import backends, errors
 from kernelforge.ir import ops
 from kernelforge.ir.build import primitive
+from kernelforge.lines import in_package
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -198,7 +201,7 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         errors.InvalidArgument,
         (
             "x['w'] is builtins.str; expected arrays, numbers and pytrees of them: convert it, or name the "
-            "argument in static_argnames"
+            "argument in static_argnames\n  at HERE"
         ),
     ),
     (
@@ -206,7 +209,7 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         errors.InvalidArgument,
         (
             "arrays[1] is builtins.str; expected arrays, numbers and pytrees of them: convert it, or name the "
-            "argument in static_argnames"
+            "argument in static_argnames\n  at HERE"
         ),
     ),
     (
@@ -214,108 +217,111 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         errors.UnhashableStatic,
         (
             "the static argument mode is of the type list, which cannot be hashed; pass a tuple or another "
-            "immutable value, or an array as an ordinary argument"
+            "immutable value, or an array as an ordinary argument\n  at HERE"
         ),
     ),
     (
         lambda: kf.jit(cube, static_argnames="mode"),
         errors.UnknownParameter,
-        "static argument 'mode' is no parameter of cube, which has x",
+        "static argument 'mode' is no parameter of cube, which has x\n  at HERE",
     ),
     (
         use_donated,
         errors.DonatedArray,
         (
             "this array was donated to a compiled function, which may write to its memory; use the results of "
-            "that call, or donate a copy"
+            "that call, or donate a copy\n  at HERE"
         ),
     ),
     (
         donate_read_only,
         errors.CannotDonate,
-        "x is donated and is read-only; pass a copy of it, or leave it out of donate_argnames",
+        "x is donated and is read-only; pass a copy of it, or leave it out of donate_argnames\n  at HERE",
     ),
     (
         write_to_array,
         errors.ImmutableArray,
-        "an Array is immutable; write x = x.at[index].set(value), or x = x + v in place of x += v",
+        "an Array is immutable; write x = x.at[index].set(value), or x = x + v in place of x += v\n  at HERE",
     ),
     (
         lambda: kf.grad(cube)(X),
         errors.NotScalar,
         (
             "grad: cube returned f32[2,3]; expected one float of shape (): sum it, return the rest with "
-            "has_aux=True, or use vjp or jacrev"
+            "has_aux=True, or use vjp or jacrev\n  at HERE"
         ),
     ),
     (
         lambda: kf.grad(cube, has_aux=True)(2.0),
         errors.ExpectedPair,
-        "grad: cube returned one array; expected a tuple of two: (value, aux)",
+        "grad: cube returned one array; expected a tuple of two: (value, aux)\n  at HERE",
     ),
     (
         lambda: kf.scan(lambda c, x: (c, x, x), 0.0, X),
         errors.ExpectedPair,
-        "scan: <lambda> returned a tuple of 3; expected a tuple of two: (carry, y)",
+        "scan: <lambda> returned a tuple of 3; expected a tuple of two: (carry, y)\n  at HERE",
     ),
     (
         lambda: kf.grad(cube)(3),
         errors.NotFloat,
         (
             "grad: argument 0 is i64[]; expected an array of floats to differentiate by: cast it with "
-            ".astype, or leave it out"
+            ".astype, or leave it out\n  at HERE"
         ),
     ),
     (
         lambda: kf.grad(cube, argnums=(0, 0))(2.0),
         errors.RepeatedArgnums,
-        "grad: argnums=(0, 0) names an argument twice; name each one once",
+        "grad: argnums=(0, 0) names an argument twice; name each one once\n  at HERE",
     ),
     (
         lambda: kf.grad(cube, argnums=1)(2.0),
         errors.ArgnumsOutOfRange,
-        "grad: argnums=1 names no argument of a call with 1 positional ones, which count from 0",
+        "grad: argnums=1 names no argument of a call with 1 positional ones, which count from 0\n  at HERE",
     ),
     (
         lambda: kf.cond(X, cube, cube, X),
         errors.NotAPredicate,
-        ("cond: pred is f32[2,3]; expected one bool of shape (): compare it, or reduce it with .any() or .all()"),
+        (
+            "cond: pred is f32[2,3]; expected one bool of shape (): compare it, or reduce it with .any() or "
+            ".all()\n  at HERE"
+        ),
     ),
     (
         jitted(lambda x: kf.scan(lambda c, y: (c.astype(np.float64), y), np.float32(0), x)),
         errors.CarryMismatch,
         (
             "scan: carry goes in as f32[] and comes out of the body as f64[]; cast it to one type before the "
-            "loop or at its end"
+            "loop or at its end\n  at HERE"
         ),
     ),
     (
         jitted(lambda x: kf.cond(x.sum() > 0, lambda: x, lambda: x[0])),
         errors.BranchMismatch,
-        "cond: result is f32[3] from false_fun and f32[2,3] from true_fun; make both return one type",
+        "cond: result is f32[3] from false_fun and f32[2,3] from true_fun; make both return one type\n  at HERE",
     ),
     (
         jitted(kf.custom_vjp(cube)),
         errors.RuleMissing,
-        "custom_vjp function cube has no derivative rule; give it one with cube.defvjp(fwd, bwd)",
+        "custom_vjp function cube has no derivative rule; give it one with cube.defvjp(fwd, bwd)\n  at HERE",
     ),
     (
         keyword_only,
         errors.KeywordOnly,
         (
             "custom_vjp function scaled was given keyword-only arguments by; expected arguments that can be "
-            "positional: take away the * before them, or bind them with functools.partial"
+            "positional: take away the * before them, or bind them with functools.partial\n  at HERE"
         ),
     ),
     (
         lambda: kf.asarray(X) + kf.asarray(X, device="reference"),
         errors.MixedDevices,
-        "arrays of cpu and of reference meet in one call; move one of them with .to_device",
+        "arrays of cpu and of reference meet in one call; move one of them with .to_device\n  at HERE",
     ),
     (
         jitted(lambda x: {"loss": x.sum(), "name": "a run"}),
         errors.InvalidResult,
-        "<lambda> returned str at result['name']; expected arrays, numbers and pytrees of them",
+        "<lambda> returned str at result['name']; expected arrays, numbers and pytrees of them\n  at HERE",
     ),
     (
         lambda: np.fft.fft(kf.asarray(X)),
@@ -337,3 +343,19 @@ def test_the_whole_message(call: Callable[[], Any], error: type[Exception], text
         call()
     found = re.sub(r"(\S+\.<locals>\.|MESSAGES\.)?<lambda>", "<lambda>", str(caught.value))
     assert re.sub(r"  at \S*test_messages\.py:\d+ in \S+", "  at HERE", found) == text
+
+
+def test_errors_go_from_process_to_process() -> None:
+    with pytest.raises(errors.ShapeMismatch) as caught:
+        kf.jit(lambda x: x + np.ones(4))(X)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (errors.ShapeMismatch, str(caught.value))
+    assert (again.loc, again.text) == (caught.value.loc, caught.value.text)
+
+
+def test_lines_of_this_package_are_no_users() -> None:
+    for module in (errors, ops, backends):
+        for spell in (os.path.abspath, os.path.realpath):
+            assert in_package(spell(str(module.__file__)))
+    assert not in_package(__file__)
+    assert not in_package("/home/kernelforge/model.py")

@@ -12,7 +12,6 @@ import numpy as np
 import kernelforge.numpy as knp
 from kernelforge.dtypes import NARROW_FLOATS, as_dtype, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
-from kernelforge.ir.build import user_line
 from kernelforge.jit import Jit
 from kernelforge.random import next_key
 from kernelforge.trace import TRACED, concrete
@@ -146,7 +145,7 @@ def floating(op: str, x: Any) -> None:
     """Raise DtypeMismatch, with the user's line, for what is not an array of floats."""
     dtype = as_dtype(x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype)
     if dtype.kind in "biuc":
-        raise DtypeMismatch(op=op, found=str(dtype), expected="floats", loc=user_line())
+        raise DtypeMismatch(op=op, found=str(dtype), expected="floats")
 
 
 def reduced(losses: Any, reduction: str, op: str, count: Any = None) -> Any:
@@ -156,7 +155,7 @@ def reduced(losses: Any, reduction: str, op: str, count: Any = None) -> Any:
         InvalidParameter: when ``reduction`` is none of ``REDUCTIONS``.
     """
     if reduction not in REDUCTIONS:
-        raise InvalidParameter(op=op, name="reduction", found=reduction, expected="mean, sum or none", loc=user_line())
+        raise InvalidParameter(op=op, name="reduction", found=reduction, expected="mean, sum or none")
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -167,13 +166,13 @@ def reduced(losses: Any, reduction: str, op: str, count: Any = None) -> Any:
 def require(fits: bool, op: str, found: object, expected: str) -> None:
     """Raise ShapeMismatch, with the user's line, where shapes do not fit."""
     if not fits:
-        raise ShapeMismatch(op=op, found=found, expected=expected, loc=user_line())
+        raise ShapeMismatch(op=op, found=found, expected=expected)
 
 
 def valid(holds: bool, op: str, name: str, found: object, expected: str) -> None:
     """Raise InvalidParameter, with the user's line, where a parameter is not valid."""
     if not holds:
-        raise InvalidParameter(op=op, name=name, found=found, expected=expected, loc=user_line())
+        raise InvalidParameter(op=op, name=name, found=found, expected=expected)
 
 
 def each(value: Ints, count: int, op: str, name: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.dtypes import NARROW_FLOATS
 from kernelforge.errors import DtypeMismatch, InvalidParameter
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import part
@@ -73,7 +73,7 @@ def i0(x: Sym) -> Sym:
 
 def _shifts(op: str, bitorder: str) -> np.ndarray[Any, Any]:
     if bitorder not in ("big", "little"):
-        raise InvalidParameter(op=op, name="bitorder", found=bitorder, expected="'big' or 'little'", loc=user_line())
+        raise InvalidParameter(op=op, name="bitorder", found=bitorder, expected="'big' or 'little'")
     return np.arange(8, dtype=np.uint8)[:: 1 if bitorder == "little" else -1]
 
 
@@ -88,7 +88,7 @@ def _along(a: Sym, axis: int | None) -> tuple[Sym, int]:
 @array_function("a")
 def packbits(a: Sym, axis: int | None = None, bitorder: str = "big") -> Sym:
     if a.dtype.kind not in "iub":
-        raise DtypeMismatch(op="np.packbits", found=a.dtype, expected="integers or bools", loc=user_line())
+        raise DtypeMismatch(op="np.packbits", found=a.dtype, expected="integers or bools")
     shifts = _shifts("np.packbits", bitorder)
     x, on = _along(ufunc("not_equal", a, 0), axis)
     n = x.shape[-1]
@@ -102,7 +102,7 @@ def packbits(a: Sym, axis: int | None = None, bitorder: str = "big") -> Sym:
 @array_function("a")
 def unpackbits(a: Sym, axis: int | None = None, count: int | None = None, bitorder: str = "big") -> Sym:
     if a.dtype != np.uint8:
-        raise DtypeMismatch(op="np.unpackbits", found=a.dtype, expected="bytes (uint8)", loc=user_line())
+        raise DtypeMismatch(op="np.unpackbits", found=a.dtype, expected="bytes (uint8)")
     shifts = _shifts("np.unpackbits", bitorder)
     x, on = _along(a, axis)
     bits = ufunc("bitwise_and", ufunc("right_shift", x.reshape((*x.shape, 1)), as_sym(shifts)), 1)

@@ -13,7 +13,7 @@ from kernelforge.array import Array, put
 from kernelforge.devices import current
 from kernelforge.dtypes import BFLOAT16, as_dtype, short
 from kernelforge.errors import InvalidParameter
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function, lift, wrap
 from kernelforge.numpy.ufuncs import common_dtype, ufunc
@@ -30,9 +30,7 @@ def shape_of(shape: Any) -> tuple[int, ...]:
     """
     found = (operator.index(shape),) if not isinstance(shape, tuple | list) else tuple(operator.index(n) for n in shape)
     if any(n < 0 for n in found):
-        raise InvalidParameter(
-            op="np.zeros", name="shape", found=found, expected="extents of at least 0", loc=user_line()
-        )
+        raise InvalidParameter(op="np.zeros", name="shape", found=found, expected="extents of at least 0")
     return found
 
 

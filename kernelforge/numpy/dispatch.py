@@ -17,7 +17,7 @@ import numpy as np
 
 from kernelforge.array import Array
 from kernelforge.errors import InvalidArgument, TracedMask
-from kernelforge.ir.build import Sym, tracing, user_line
+from kernelforge.ir.build import Sym, tracing
 from kernelforge.jit import Jit, jit
 from kernelforge.methods import FUNCTIONS, Methods, is_array
 from kernelforge.trace import TRACED, Selection, Tracer, concrete, to_sym
@@ -183,7 +183,7 @@ class Function:
             )
         first, *others = given
         if self.__name__ not in TOTALS or {*others} & {"axis", "keepdims", "where"}:
-            raise TracedMask(loc=user_line())
+            raise TracedMask
         given |= {first: selection.value, "where": selection.chosen}
         return wrap(self._trace(bound))
 

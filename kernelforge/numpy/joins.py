@@ -12,7 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.dtypes import promote
 from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
@@ -22,7 +22,7 @@ from kernelforge.numpy.shapes import expand_dims, part, squeeze
 def joined(xs: Sequence[Operand], op: str, dtype: Any = None) -> list[Sym]:
     """Promote to one dtype."""
     if not xs:
-        raise ShapeMismatch(op=f"np.{op}", found="no arrays", expected="at least one", loc=user_line())
+        raise ShapeMismatch(op=f"np.{op}", found="no arrays", expected="at least one")
     syms = [as_sym(x) for x in xs]
     kind = promote([s.dtype for s in syms], []) if dtype is None else np.dtype(dtype)
     return [s.astype(kind) for s in syms]
@@ -35,9 +35,7 @@ def concatenate(arrays: Sequence[Sym], axis: int | None = 0, *, dtype: Any = Non
         syms, axis = [s.reshape((s.size,)) for s in syms], 0
     if any(s.ndim != syms[0].ndim or s.ndim == 0 for s in syms):
         found = " and ".join(str(s.shape) for s in syms)
-        raise ShapeMismatch(
-            op="np.concatenate", found=found, expected="as many axes in all, at least one", loc=user_line()
-        )
+        raise ShapeMismatch(op="np.concatenate", found=found, expected="as many axes in all, at least one")
     on = normalize_axis_index(axis, syms[0].ndim)
     return syms[0] if len(syms) == 1 else apply("concatenate", *syms, axis=on)
 
@@ -47,7 +45,7 @@ def stack(arrays: Sequence[Sym], axis: int = 0, *, dtype: Any = None) -> Sym:
     syms = joined(arrays, "stack", dtype)
     if any(s.shape != syms[0].shape for s in syms):
         found = " and ".join(str(s.shape) for s in syms)
-        raise ShapeMismatch(op="np.stack", found=found, expected="one shape", loc=user_line())
+        raise ShapeMismatch(op="np.stack", found=found, expected="one shape")
     on = normalize_axis_index(axis, syms[0].ndim + 1)
     return concatenate([expand_dims(s, on) for s in syms], on)
 
@@ -80,9 +78,7 @@ def array_split(ary: Sym, indices_or_sections: int | Sequence[int], axis: int = 
     if isinstance(indices_or_sections, int | np.integer):
         sections = int(indices_or_sections)
         if sections <= 0:
-            raise InvalidParameter(
-                op="np.array_split", name="sections", found=sections, expected="at least 1", loc=user_line()
-            )
+            raise InvalidParameter(op="np.array_split", name="sections", found=sections, expected="at least 1")
         longer, extra = divmod(n, sections)
         cuts = [0]
         for i in range(sections):
@@ -99,7 +95,7 @@ def split(ary: Sym, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     n = ary.shape[normalize_axis_index(axis, ary.ndim)]
     if isinstance(indices_or_sections, int | np.integer) and n % int(indices_or_sections):
         expected = f"an axis that divides into {indices_or_sections} equal parts; np.array_split takes others"
-        raise ShapeMismatch(op="np.split", found=ary.shape, expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.split", found=ary.shape, expected=expected)
     return array_split(ary, indices_or_sections, axis)
 
 
@@ -143,10 +139,7 @@ def repeat(a: Sym, repeats: int | Sequence[int], axis: int | None = None) -> Sym
         return spread.reshape((*a.shape[:on], n * times[0], *a.shape[on + 1 :]))
     if len(times) != n:
         raise ShapeMismatch(
-            op="np.repeat",
-            found=f"{len(times)} counts",
-            expected=f"one, or one for each of {n} elements",
-            loc=user_line(),
+            op="np.repeat", found=f"{len(times)} counts", expected=f"one, or one for each of {n} elements"
         )
     return FUNCTIONS["take"](a, np.repeat(np.arange(n), times), on)  # type: ignore[no-any-return]
 
@@ -178,9 +171,7 @@ def pad(array: Operand, pad_width: Any, mode: str = "constant", constant_values:
         else [np.broadcast_to(np.asarray(dict(pad_width).get(i, 0)), (2,)).tolist() for i in range(x.ndim)]
     )
     if any(w < 0 for pair in widths for w in pair):
-        raise InvalidParameter(
-            op="np.pad", name="pad_width", found=pad_width, expected="no negative width", loc=user_line()
-        )
+        raise InvalidParameter(op="np.pad", name="pad_width", found=pad_width, expected="no negative width")
     if mode == "constant":
         return _padded_by(x, widths, constant_values)
     if mode not in _PADDING:
@@ -190,9 +181,7 @@ def pad(array: Operand, pad_width: Any, mode: str = "constant", constant_values:
     for axis, (low, high) in enumerate(widths):
         n = x.shape[axis]
         if n == 0 and (low or high):
-            raise ShapeMismatch(
-                op="np.pad", found=x.shape, expected=f"at least one element along axis {axis}", loc=user_line()
-            )
+            raise ShapeMismatch(op="np.pad", found=x.shape, expected=f"at least one element along axis {axis}")
         source = _PADDING[mode](np.arange(-low, n + high), n)
         x = _taken_runs(x, source.tolist(), axis)
     return x

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kernelforge.errors import InvalidParameter, ShapeMismatch
-from kernelforge.ir.build import Sym, user_line
+from kernelforge.ir.build import Sym
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.products import contract, together, total
 from kernelforge.numpy.shapes import diagonal
@@ -27,11 +27,7 @@ def _subscripts(text: str, operands: Sequence[Sym]) -> tuple[list[str], str]:
     inputs = left.split(",")
     if len(inputs) != len(operands):
         raise InvalidParameter(
-            op="np.einsum",
-            name="subscripts",
-            found=text,
-            expected=f"{len(operands)} terms, one for each operand",
-            loc=user_line(),
+            op="np.einsum", name="subscripts", found=text, expected=f"{len(operands)} terms, one for each operand"
         )
     spread = [x.ndim - len(t.replace("...", "")) if "..." in t else 0 for t, x in zip(inputs, operands, strict=True)]
     dots = "".join(chr(0x391 + i) for i in range(max([*spread, 0])))
@@ -43,13 +39,11 @@ def _subscripts(text: str, operands: Sequence[Sym]) -> tuple[list[str], str]:
         out = dots + "".join(once)
     for term, x in zip(terms, operands, strict=True):
         if len(term) != x.ndim or any(n < 0 for n in spread):
-            raise ShapeMismatch(
-                op="np.einsum", found=x.shape, expected=f"{len(term)} axes, as {text} says", loc=user_line()
-            )
+            raise ShapeMismatch(op="np.einsum", found=x.shape, expected=f"{len(term)} axes, as {text} says")
     strange = [c for c in "".join(terms) + out if not c.isalpha()]
     if strange or len(set(out)) != len(out) or not set(out) <= set("".join(terms)):
         expected = "letters, an output that has none twice and none of its own"
-        raise InvalidParameter(op="np.einsum", name="subscripts", found=text, expected=expected, loc=user_line())
+        raise InvalidParameter(op="np.einsum", name="subscripts", found=text, expected=expected)
     return terms, out
 
 
@@ -60,9 +54,7 @@ def _without_repeats(x: Sym, term: str) -> tuple[Sym, str]:
             i = term.index(name)
             j = term.index(name, i + 1)
             if x.shape[i] != x.shape[j]:
-                raise ShapeMismatch(
-                    op="np.einsum", found=x.shape, expected=f"one extent for both axes named {name}", loc=user_line()
-                )
+                raise ShapeMismatch(op="np.einsum", found=x.shape, expected=f"one extent for both axes named {name}")
             x = diagonal(x, 0, i, j)
             term = "".join(c for k, c in enumerate(term) if k not in (i, j)) + name
     return x, term
@@ -135,9 +127,7 @@ def _extents(terms: Sequence[str], syms: Sequence[Sym], text: str) -> dict[str, 
         for name, n in zip(term, x.shape, strict=True):
             if n != 1 and extents.setdefault(name, n) != n:
                 found = " and ".join(str(s.shape) for s in syms)
-                raise ShapeMismatch(
-                    op=f"np.einsum({text!r})", found=found, expected=f"one extent for {name}", loc=user_line()
-                )
+                raise ShapeMismatch(op=f"np.einsum({text!r})", found=found, expected=f"one extent for {name}")
     return {name: extents.get(name, 1) for term in terms for name in term}
 
 
@@ -158,7 +148,7 @@ def _order(terms: Sequence[set[str]], out: set[str], extents: Mapping[str, int],
         left += 1 - len(step)
     if how != "einsum_path" or left < 1:
         expected = "a bool, 'greedy', 'optimal', or a path such as ['einsum_path', (0, 1), (0, 1)]"
-        raise InvalidParameter(op="np.einsum", name="optimize", found=optimize, expected=expected, loc=user_line())
+        raise InvalidParameter(op="np.einsum", name="optimize", found=optimize, expected=expected)
     return [*steps, tuple(range(left))]
 
 

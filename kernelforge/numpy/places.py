@@ -18,7 +18,7 @@ from kernelforge.errors import (
     ShapeMismatch,
     UnsupportedArgument,
 )
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
@@ -68,9 +68,7 @@ def ravel_multi_index(multi_index: Sequence[Sym], dims: Any, mode: str = "raise"
 @array_function("args")
 def ix_(*args: Sym) -> tuple[Sym, ...]:
     if any(x.ndim != 1 or x.dtype.kind == "b" for x in args):
-        raise ShapeMismatch(
-            op="np.ix_", found=[x.shape for x in args], expected="integers of one axis", loc=user_line()
-        )
+        raise ShapeMismatch(op="np.ix_", found=[x.shape for x in args], expected="integers of one axis")
     return tuple(x.reshape(tuple(x.size if i == k else 1 for i in range(len(args)))) for k, x in enumerate(args))
 
 
@@ -115,7 +113,7 @@ def piecewise(x: Any, condlist: Any, funclist: Sequence[Any], *args: Any, **kwar
     if len(values) != len(conditions):
         raise ShapeMismatch(
             op="np.piecewise", found=f"{len(conditions)} conditions and {len(funclist)} functions",
-            expected="as many of both, or one function more", loc=user_line(),
+            expected="as many of both, or one function more"
         )  # fmt: skip
     made: Any = FUNCTIONS["full_like"](x, default) if np.ndim(default) == 0 else default
     for condition, value in zip(conditions, values, strict=True):
@@ -125,7 +123,7 @@ def piecewise(x: Any, condlist: Any, funclist: Sequence[Any], *args: Any, **kwar
 
 def _own(op: str, a: Any) -> Tracer:
     if not isinstance(a, Tracer):
-        raise ReadOnlyArray(found="the array", loc=user_line())
+        raise ReadOnlyArray(found="the array")
     return a
 
 
@@ -135,7 +133,7 @@ def put(a: Any, ind: Any, v: Any, mode: str = "raise") -> None:
     index = FUNCTIONS["reshape"](FUNCTIONS["asarray"](ind), -1)
     value = FUNCTIONS["resize"](v, index.shape)
     if mode not in ("raise", "clip", "wrap"):
-        raise InvalidParameter(op="np.put", name="mode", found=mode, expected="raise, clip or wrap", loc=user_line())
+        raise InvalidParameter(op="np.put", name="mode", found=mode, expected="raise, clip or wrap")
     if mode == "clip":
         index = FUNCTIONS["clip"](index, 0, flat.size - 1)
     elif mode == "wrap":
@@ -151,7 +149,7 @@ def place(arr: Any, mask: Any, vals: Any) -> None:
     if not given.size or np.shape(chosen) != np.shape(arr):
         found = f"{np.shape(arr)}, {np.shape(chosen)} and {given.shape}"
         expected = "a mask of the array's shape, and at least one value"
-        raise ShapeMismatch(op="np.place", found=found, expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.place", found=found, expected=expected)
     value = FUNCTIONS["take"](given, FUNCTIONS["remainder"](ranks - 1, given.size))
     _own("place", arr).assign("place", FUNCTIONS["where"](chosen, FUNCTIONS["astype"](value, arr.dtype), arr))
 
@@ -175,21 +173,18 @@ def _static(op: str, obj: Any, n: int) -> np.ndarray[Any, Any]:
     """Return places along an axis that are known while tracing, non-negative."""
     known = concrete(obj)
     if known is TRACED:
-        raise InvalidParameter(
-            op=f"np.{op}", name="obj", found="a traced array", expected="places that are known", loc=user_line()
-        )
+        raise InvalidParameter(op=f"np.{op}", name="obj", found="a traced array", expected="places that are known")
     if isinstance(known, slice):
         return np.arange(n)[known]
     found = np.asarray(known)
     if found.dtype == np.bool_:
         if found.shape != (n,):
             raise InvalidParameter(
-                op=f"np.{op}", name="obj", found=f"bools of shape {found.shape}", expected=f"bools of shape ({n},)",
-                loc=user_line(),
+                op=f"np.{op}", name="obj", found=f"bools of shape {found.shape}", expected=f"bools of shape ({n},)"
             )  # fmt: skip
         return np.flatnonzero(found)
     if found.size and found.dtype.kind not in "iu":
-        raise InvalidIndex(found=found.dtype, shape=(n,), expected="integers or bools", loc=user_line())
+        raise InvalidIndex(found=found.dtype, shape=(n,), expected="integers or bools")
     found = found.astype(np.int64)
     outside = found[(found < -n) | (found > n - (op == "delete"))].reshape(-1)
     if outside.size:
@@ -212,10 +207,10 @@ def compress(condition: Any, a: Any, axis: int | None = None, out: Any = None) -
     known = concrete(condition)
     if known is TRACED or np.ndim(known) != 1:
         expected = "conditions along one axis that are known; use np.where"
-        raise InvalidParameter(op="np.compress", name="condition", found="an array", expected=expected, loc=user_line())
+        raise InvalidParameter(op="np.compress", name="condition", found="an array", expected=expected)
     kept = np.flatnonzero(known)
     if kept.size and kept[-1] >= x.shape[on]:
-        raise IndexOutOfRange(found=int(kept[-1]), axis=on, extent=x.shape[on], loc=user_line())
+        raise IndexOutOfRange(found=int(kept[-1]), axis=on, extent=x.shape[on])
     return FUNCTIONS["take"](x, kept, on)
 
 
@@ -228,16 +223,14 @@ def extract(condition: Any, arr: Any) -> Any:
 def diag_indices_from(arr: Any) -> Any:
     """``numpy.diag_indices_from``."""
     if np.ndim(arr) < 2 or len(set(np.shape(arr))) != 1:
-        raise ShapeMismatch(
-            op="np.diag_indices_from", found=np.shape(arr), expected="axes of one extent, at least two", loc=user_line()
-        )
+        raise ShapeMismatch(op="np.diag_indices_from", found=np.shape(arr), expected="axes of one extent, at least two")
     return np.diag_indices(np.shape(arr)[0], np.ndim(arr))
 
 
 def _triangle(name: str) -> Any:
     def indices(arr: Any, k: int = 0) -> Any:
         if np.ndim(arr) != 2:
-            raise ShapeMismatch(op=f"np.{name}_indices_from", found=np.shape(arr), expected="a matrix", loc=user_line())
+            raise ShapeMismatch(op=f"np.{name}_indices_from", found=np.shape(arr), expected="a matrix")
         rows, columns = np.shape(arr)
         return getattr(np, f"{name}_indices")(rows, k, columns)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.errors import InvalidParameter, ShapeMismatch
-from kernelforge.ir.build import Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Sym, apply, as_sym
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import part
@@ -16,7 +16,7 @@ from kernelforge.numpy.ufuncs import common_dtype, ufunc
 
 def _vector(op: str, x: Sym) -> Sym:
     if x.ndim > 1:
-        raise ShapeMismatch(op=f"np.{op}", found=x.shape, expected="coefficients along one axis", loc=user_line())
+        raise ShapeMismatch(op=f"np.{op}", found=x.shape, expected="coefficients along one axis")
     return x.reshape((x.size,))
 
 
@@ -52,7 +52,7 @@ def polymul(a1: Sym, a2: Sym) -> Sym:
 def polyder(p: Sym, m: int = 1) -> Sym:
     x = _vector("polyder", p)
     if m < 0:
-        raise InvalidParameter(op="np.polyder", name="m", found=m, expected="no number below zero", loc=user_line())
+        raise InvalidParameter(op="np.polyder", name="m", found=m, expected="no number below zero")
     for _ in range(m):
         powers = np.arange(x.size - 1, 0, -1)
         x = ufunc("multiply", part(x, 0, 0, max(x.size - 1, 0)), as_sym(powers))
@@ -63,12 +63,12 @@ def polyder(p: Sym, m: int = 1) -> Sym:
 def polyint(p: Sym, m: int = 1, k: Sym | None = None) -> Sym:
     x = _vector("polyint", p)
     if m < 0:
-        raise InvalidParameter(op="np.polyint", name="m", found=m, expected="no number below zero", loc=user_line())
+        raise InvalidParameter(op="np.polyint", name="m", found=m, expected="no number below zero")
     added = as_sym(np.zeros(m)) if k is None else k.reshape((k.size,))
     if added.size == 1 and m > 1:
         added = added.broadcast((m,))
     if added.size < m:
-        raise ShapeMismatch(op="np.polyint", found=added.shape, expected=f"{m} constants, or one", loc=user_line())
+        raise ShapeMismatch(op="np.polyint", found=added.shape, expected=f"{m} constants, or one")
     for i in range(m):
         quotients = ufunc("divide", x, as_sym(np.arange(x.size, 0, -1)))
         x = FUNCTIONS["concatenate"]([quotients, part(added, 0, i, i + 1)], 0)
@@ -92,12 +92,12 @@ def polyfit(x: Any, y: Any, deg: int, rcond: Any = None, full: bool = False, w: 
     """``numpy.polyfit``, the coefficients alone."""
     if full or cov is not False:
         raise InvalidParameter(
-            op="np.polyfit", name="full or cov", found=True, expected="False: the coefficients alone", loc=user_line()
+            op="np.polyfit", name="full or cov", found=True, expected="False: the coefficients alone"
         )
     x, y = (FUNCTIONS["asarray"](v) for v in (x, y))
     if x.ndim != 1 or y.ndim not in (1, 2) or not x.size or x.shape[0] != y.shape[0]:
         found = f"{x.shape} and {y.shape}"
-        raise ShapeMismatch(op="np.polyfit", found=found, expected="a vector, and as many values", loc=user_line())
+        raise ShapeMismatch(op="np.polyfit", found=found, expected="a vector, and as many values")
     x, y = x + 0.0, y + 0.0
     left = FUNCTIONS["vander"](x, deg + 1)
     if w is not None:

@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.dtypes import as_dtype, promote
 from kernelforge.errors import InvalidParameter, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import array_function
@@ -44,7 +44,7 @@ def total(x: Sym, axes: Sequence[int]) -> Sym:
 
 
 def _mismatch(op: str, x: Sym, y: Sym, expected: str) -> ShapeMismatch:
-    return ShapeMismatch(op=f"np.{op}", found=f"{x.shape} and {y.shape}", expected=expected, loc=user_line())
+    return ShapeMismatch(op=f"np.{op}", found=f"{x.shape} and {y.shape}", expected=expected)
 
 
 def matrices(x: Sym, y: Sym, op: str = "matmul") -> Sym:
@@ -201,9 +201,7 @@ def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> S
     if len(axes) == 1:
         return _vector_norm(size, ord, axes[0], keepdims)
     if len(axes) != 2:
-        raise InvalidParameter(
-            op="np.linalg.norm", name="axis", found=axis, expected="one axis, or two for a matrix", loc=user_line()
-        )
+        raise InvalidParameter(op="np.linalg.norm", name="axis", found=axis, expected="one axis, or two for a matrix")
     rows, columns = (normalize_axis_index(i, x.ndim) for i in axes)
     if ord in (None, "fro"):
         return ufunc("sqrt", total(size * size, (rows, columns), keepdims=keepdims))
@@ -218,7 +216,7 @@ def norm(x: Sym, ord: Any = None, axis: Any = None, keepdims: bool = False) -> S
         made = total(s, -1) if ord == "nuc" else FUNCTIONS["max" if ord > 0 else "min"](s, -1)
         return FUNCTIONS["expand_dims"](made, (rows, columns)) if keepdims else made  # type: ignore[no-any-return]
     expected = "None, 'fro', 'nuc', 1, -1, 2, -2, inf or -inf"
-    raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected=expected, loc=user_line())
+    raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected=expected)
 
 
 def _vector_norm(size: Sym, ord: Any, axis: int, keepdims: bool) -> Sym:
@@ -234,9 +232,7 @@ def _vector_norm(size: Sym, ord: Any, axis: int, keepdims: bool) -> Sym:
             return FUNCTIONS["max" if ord > 0 else "min"](size, axis, keepdims=keepdims)  # type: ignore[no-any-return]
         case _ if isinstance(ord, int | float):
             return ufunc("power", total(ufunc("power", size, ord), axis, keepdims=keepdims), 1.0 / ord)
-    raise InvalidParameter(
-        op="np.linalg.norm", name="ord", found=ord, expected="a number or None for vectors", loc=user_line()
-    )
+    raise InvalidParameter(op="np.linalg.norm", name="ord", found=ord, expected="a number or None for vectors")
 
 
 for _submodule in ("matmul", "outer", "cross", "tensordot", "vecdot", "trace", "diagonal", "matrix_transpose"):

@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.ufuncs import boolean, floating, ufunc, where
 
@@ -115,13 +115,9 @@ def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | 
     axes = axes_of(x, axis)
     instead = least(x.dtype) if name == "max" else greatest(x.dtype)
     if mask is not None and initial is None:
-        raise ShapeMismatch(
-            op=f"np.{name}", found="where= alone", expected="initial= with it, as NumPy asks", loc=user_line()
-        )
+        raise ShapeMismatch(op=f"np.{name}", found="where= alone", expected="initial= with it, as NumPy asks")
     if initial is None and count_of(x, axes) == 0 and axes:
-        raise ShapeMismatch(
-            op=f"np.{name}", found=x.shape, expected="at least one element along the axis, or initial=", loc=user_line()
-        )
+        raise ShapeMismatch(op=f"np.{name}", found=x.shape, expected="at least one element along the axis, or initial=")
     x = _masked_whole(x, mask, instead)
     if count_of(x, axes):
         result = _accumulated(name, x, axes)
@@ -271,7 +267,7 @@ def average(a: Operand, axis: Axis = None, weights: Operand | None = None, *, ke
     if w.shape != x.shape:
         if w.ndim != 1 or len(axes) != 1 or w.shape[0] != x.shape[axes[0]]:
             expected = f"weights of shape {x.shape}, or of one axis as long as the one averaged over"
-            raise ShapeMismatch(op="np.average", found=w.shape, expected=expected, loc=user_line())
+            raise ShapeMismatch(op="np.average", found=w.shape, expected=expected)
         w = w.reshape(tuple(w.size if i == axes[0] else 1 for i in range(x.ndim)))
     total = sum(ufunc("multiply", x, w), axis, keepdims=keepdims)
     return ufunc("divide", total, sum(w.broadcast(x.shape), axis, keepdims=keepdims))
@@ -285,9 +281,7 @@ def _arg(name: str, x: Sym, axis: int | None, keepdims: bool) -> Sym:
     on = 0 if axis is None else normalize_axis_index(axis, ndim)
     n = x.shape[on]
     if n == 0:
-        raise ShapeMismatch(
-            op=f"np.arg{name}", found=x.shape, expected="at least one element along the axis", loc=user_line()
-        )
+        raise ShapeMismatch(op=f"np.arg{name}", found=x.shape, expected="at least one element along the axis")
     best = keep(_accumulated(name, x, (on,)), x, (on,))
     chosen = ufunc("equal", x, best)
     if x.dtype.kind == "f" or x.dtype == BFLOAT16:
@@ -341,7 +335,7 @@ def _bitwise(name: str, combine: str, neutral: int) -> None:
             started = None if initial is None else boolean(initial).astype(np.uint8)
             return boolean(fn(x.astype(np.uint8), axis, keepdims=keepdims, initial=started, where=where))
         if x.dtype.kind not in "iu":
-            raise DtypeMismatch(op=f"np.{name}", found=short(x.dtype), expected="integers or bools", loc=user_line())
+            raise DtypeMismatch(op=f"np.{name}", found=short(x.dtype), expected="integers or bools")
         axes = axes_of(x, axis)
         x = _masked_whole(x, where, int(np.array(neutral).astype(x.dtype)))
         place = apply("iota", shape=(8 * x.dtype.itemsize,), axis=0, dtype=x.type.name)

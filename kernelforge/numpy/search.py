@@ -8,7 +8,7 @@ import numpy as np
 
 from kernelforge.dtypes import is_float, promote
 from kernelforge.errors import InvalidParameter, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
@@ -22,12 +22,10 @@ def select(condlist: Sequence[Sym], choicelist: Sequence[Operand], default: Oper
     """``numpy.select``: of each element the choice whose condition is the first to hold."""
     if len(condlist) != len(choicelist) or not condlist:
         found = f"{len(condlist)} conditions and {len(choicelist)} choices"
-        raise ShapeMismatch(op="np.select", found=found, expected="as many of both, at least one", loc=user_line())
+        raise ShapeMismatch(op="np.select", found=found, expected="as many of both, at least one")
     for condition in condlist:
         if kindred(condition) != np.dtype(np.bool_):
-            raise InvalidParameter(
-                op="np.select", name="condlist", found=condition, expected="conditions of bool", loc=user_line()
-            )
+            raise InvalidParameter(op="np.select", name="condlist", found=condition, expected="conditions of bool")
     kind = common_dtype([*choicelist, default])
     chosen = as_sym(default).astype(kind)
     for condition, choice in zip(reversed(condlist), reversed(choicelist), strict=True):
@@ -44,17 +42,13 @@ def append(arr: Sym, values: Sym, axis: int | None = None) -> Sym:
 def searchsorted(a: Sym, v: Sym, side: str = "left", sorter: Sym | None = None) -> Sym:
     """``numpy.searchsorted``: halves what is left of ``a``, which must be sorted, for all of ``v`` at once."""
     if a.ndim != 1:
-        raise ShapeMismatch(op="np.searchsorted", found=a.shape, expected="a of one axis", loc=user_line())
+        raise ShapeMismatch(op="np.searchsorted", found=a.shape, expected="a of one axis")
     if side not in ("left", "right"):
-        raise InvalidParameter(
-            op="np.searchsorted", name="side", found=side, expected="'left' or 'right'", loc=user_line()
-        )
+        raise InvalidParameter(op="np.searchsorted", name="side", found=side, expected="'left' or 'right'")
     take = FUNCTIONS["take"]
     if sorter is not None:
         if sorter.shape != a.shape or sorter.dtype.kind not in "iu":
-            raise ShapeMismatch(
-                op="np.searchsorted", found=sorter.type, expected=f"a sorter of {a.size} integers", loc=user_line()
-            )
+            raise ShapeMismatch(op="np.searchsorted", found=sorter.type, expected=f"a sorter of {a.size} integers")
         a = take(a, sorter)
     kind = promote([a.dtype, v.dtype], [])
     a, v = a.astype(kind), v.astype(kind)
@@ -77,15 +71,11 @@ def interp(
     """``numpy.interp``: linear interpolation in float64, as NumPy does whatever it is given."""
     if xp.ndim != 1 or fp.shape != xp.shape or not xp.size:
         found = f"{xp.shape} and {fp.shape}"
-        raise ShapeMismatch(
-            op="np.interp", found=found, expected="xp and fp of one axis of one extent", loc=user_line()
-        )
+        raise ShapeMismatch(op="np.interp", found=found, expected="xp and fp of one axis of one extent")
     x, xp, fp = (s.astype(np.float64) for s in (x, xp, fp))
     if period is not None:
         if period == 0:
-            raise InvalidParameter(
-                op="np.interp", name="period", found=period, expected="another number than 0", loc=user_line()
-            )
+            raise InvalidParameter(op="np.interp", name="period", found=period, expected="another number than 0")
         period = abs(period)
         x, xp = (ufunc("remainder", s, period) for s in (x, xp))
         order = FUNCTIONS["argsort"](xp)

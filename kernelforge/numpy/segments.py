@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument, UnsupportedFunction
-from kernelforge.ir.build import Sym, apply, as_sym, user_line
+from kernelforge.ir.build import Sym, apply, as_sym
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.trace import TRACED, concrete
@@ -34,20 +34,20 @@ def reduceat(name: str, array: Any, indices: Any, axis: int = 0, dtype: Any = No
     """``numpy.ufunc.reduceat`` of the ufunc called ``name``, at places that are known while tracing."""
     op = f"np.{name}.reduceat"
     if name not in MODES:
-        raise UnsupportedFunction(name=op, reason="; there is that of " + ", ".join(MODES), loc=user_line())
+        raise UnsupportedFunction(name=op, reason="; there is that of " + ", ".join(MODES))
     known = concrete(indices)
     if known is TRACED:
         expected = "places that are known"
-        raise UnsupportedArgument(op=op, name="indices", found="a traced array", expected=expected, loc=user_line())
+        raise UnsupportedArgument(op=op, name="indices", found="a traced array", expected=expected)
     x = FUNCTIONS["asarray"](array)
     on = normalize_axis_index(axis, x.ndim)
     starts = np.asarray(known)
     if starts.ndim != 1:
-        raise ShapeMismatch(op=op, found=starts.shape, expected="a vector of places", loc=user_line())
+        raise ShapeMismatch(op=op, found=starts.shape, expected="a vector of places")
     wrong = starts[(starts < 0) | (starts >= x.shape[on])]
     if wrong.size:
         expected = f"places from 0 to {x.shape[on] - 1}"
-        raise InvalidParameter(op=op, name="indices", found=int(wrong[0]), expected=expected, loc=user_line())
+        raise InvalidParameter(op=op, name="indices", found=int(wrong[0]), expected=expected)
     ufunc: np.ufunc = getattr(np, name)
     into = ufunc.reduceat(np.ones(1, x.dtype), [0], dtype=dtype).dtype
     return _reduceat(x.astype(into), tuple(starts.astype(np.int64).tolist()), on, MODES[name])

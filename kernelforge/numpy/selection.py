@@ -10,7 +10,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge import indexing
 from kernelforge.errors import InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsafeCast, UnsupportedArgument
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.jit import jit
 from kernelforge.methods import FUNCTIONS
@@ -105,7 +105,7 @@ def combined(op: str, x: Any, key: Any, value: Any = None) -> Any:
     dtype = FUNCTIONS["result_type"](x, value)
     wraps = dtype.kind in "biu" and mode in {"add", "mul"}
     if not wraps and not np.can_cast(dtype, x.dtype, "same_kind"):
-        raise UnsafeCast(op=f"np.{op}.at", found=dtype, expected=x.dtype, loc=user_line())
+        raise UnsafeCast(op=f"np.{op}.at", found=dtype, expected=x.dtype)
     return at(x, key, FUNCTIONS["negative"](value) if op == "subtract" else value, mode)
 
 
@@ -117,7 +117,7 @@ def _index(key: Any) -> Any:
 def copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
     """``numpy.copyto``, on an array made inside of the function."""
     if not isinstance(dst, Tracer):
-        raise ReadOnlyArray(found="the destination", loc=user_line())
+        raise ReadOnlyArray(found="the destination")
     dst.assign("copyto", src if where is True else FUNCTIONS["where"](where, src, dst))
 
 
@@ -201,9 +201,7 @@ def _along(arr: Sym, indices: Sym, axis: int | None, op: str) -> tuple[Sym, Sym,
     on = normalize_axis_index(axis, arr.ndim)
     index = indexing.signed(indices, arr.shape)
     if index.ndim != arr.ndim:
-        raise ShapeMismatch(
-            op=f"np.{op}", found=f"{arr.shape} and {index.shape}", expected="as many axes in both", loc=user_line()
-        )
+        raise ShapeMismatch(op=f"np.{op}", found=f"{arr.shape} and {index.shape}", expected="as many axes in both")
     shape = broadcast_shapes(*((*s[:on], 1, *s[on + 1 :]) for s in (arr.shape, index.shape)))
     return (
         arr.broadcast((*shape[:on], arr.shape[on], *shape[on + 1 :])),
@@ -268,11 +266,9 @@ def gradient(
     ):
         found = f"{[s.shape for s in steps]} for the axes {list(axes)} of {f.shape}"
         expected = "a number, or for each axis a number or coordinates of its extent"
-        raise ShapeMismatch(op="np.gradient", found=found, expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.gradient", found=found, expected=expected)
     if edge_order not in (1, 2):
-        raise InvalidParameter(
-            op="np.gradient", name="edge_order", found=edge_order, expected="1 or 2", loc=user_line()
-        )
+        raise InvalidParameter(op="np.gradient", name="edge_order", found=edge_order, expected="1 or 2")
     x = f if f.dtype.kind == "f" else f.astype(np.float64)
     made = tuple(_slope(x, on, step.astype(x.dtype), edge_order) for on, step in zip(axes, steps, strict=True))
     return made[0] if len(made) == 1 else made
@@ -282,7 +278,7 @@ def _slope(x: Sym, on: int, step: Sym, order: int) -> Sym:
     n = x.shape[on]
     if n <= order:
         expected = f"at least {order + 1} elements along the axis"
-        raise ShapeMismatch(op="np.gradient", found=x.shape, expected=expected, loc=user_line())
+        raise ShapeMismatch(op="np.gradient", found=x.shape, expected=expected)
     along = tuple(n - 1 if i == on else 1 for i in range(x.ndim))
     h = diff(step).reshape(along) if step.ndim else step.broadcast(along)
     slopes = ufunc("divide", diff(x, axis=on), h)
@@ -327,9 +323,7 @@ def correlate(a: Sym, v: Sym, mode: str = "valid") -> Sym:
 def _slid(a: Sym, v: Sym, mode: str, op: str) -> Sym:
     """Multiply the shorter one with every window of the longer one."""
     if a.ndim != 1 or v.ndim != 1 or not a.size or not v.size:
-        raise ShapeMismatch(
-            op=f"np.{op}", found=f"{a.shape} and {v.shape}", expected="two vectors, not empty", loc=user_line()
-        )
+        raise ShapeMismatch(op=f"np.{op}", found=f"{a.shape} and {v.shape}", expected="two vectors, not empty")
     if mode not in ("full", "same", "valid"):
         raise UnsupportedArgument(op=f"np.{op}", name="mode", found=mode, expected="full, same or valid")
     if v.size > a.size:

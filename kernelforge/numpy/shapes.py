@@ -12,7 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from kernelforge import indexing
 from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
-from kernelforge.ir.build import Sym, apply, as_sym, full, user_line
+from kernelforge.ir.build import Sym, apply, as_sym, full
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import Shape, iota, shape_of
@@ -37,9 +37,7 @@ def reshape(a: Sym, /, shape: Shape | None = None, order: str = "C", *, newshape
     if wanted.count(-1) == 1 and known and a.size % known == 0:
         wanted[wanted.index(-1)] = a.size // known
     if -1 in wanted or math.prod(wanted) != a.size:
-        raise ShapeMismatch(
-            op="np.reshape", found=a.shape, expected=f"as many elements as in {tuple(wanted)}", loc=user_line()
-        )
+        raise ShapeMismatch(op="np.reshape", found=a.shape, expected=f"as many elements as in {tuple(wanted)}")
     return a.reshape(tuple(wanted))
 
 
@@ -57,7 +55,7 @@ def flatten(a: Sym, order: str = "C") -> Sym:
 def transpose(a: Sym, axes: Sequence[int] | None = None) -> Sym:
     order = tuple(reversed(range(a.ndim))) if axes is None else normalize_axis_tuple(axes, a.ndim)
     if len(order) != a.ndim:
-        raise ShapeMismatch(op="np.transpose", found=axes, expected=f"each of the {a.ndim} axes once", loc=user_line())
+        raise ShapeMismatch(op="np.transpose", found=axes, expected=f"each of the {a.ndim} axes once")
     return a.transpose(order)
 
 
@@ -78,9 +76,7 @@ def swapaxes(a: Sym, axis1: int, axis2: int) -> Sym:
 def moveaxis(a: Sym, source: int | Sequence[int], destination: int | Sequence[int]) -> Sym:
     taken, put = (normalize_axis_tuple(n, a.ndim) for n in (source, destination))
     if len(taken) != len(put):
-        raise InvalidParameter(
-            op="np.moveaxis", name="destination", found=destination, expected=f"{len(taken)} axes", loc=user_line()
-        )
+        raise InvalidParameter(op="np.moveaxis", name="destination", found=destination, expected=f"{len(taken)} axes")
     order = [n for n in range(a.ndim) if n not in taken]
     for to, axis in sorted(zip(put, taken, strict=True)):
         order.insert(to, axis)
@@ -108,7 +104,7 @@ def expand_dims(a: Sym, axis: int | Sequence[int]) -> Sym:
 def squeeze(a: Sym, axis: int | Sequence[int] | None = None) -> Sym:
     axes = tuple(i for i, n in enumerate(a.shape) if n == 1) if axis is None else normalize_axis_tuple(axis, a.ndim)
     if any(a.shape[i] != 1 for i in axes):
-        raise ShapeMismatch(op="np.squeeze", found=a.shape, expected=f"an extent of 1 at axis {axis}", loc=user_line())
+        raise ShapeMismatch(op="np.squeeze", found=a.shape, expected=f"an extent of 1 at axis {axis}")
     return a.reshape(tuple(n for i, n in enumerate(a.shape) if i not in axes))
 
 
@@ -119,9 +115,7 @@ def broadcast_to(array: Sym, shape: Shape) -> Sym:
         n in (1, m) for n, m in zip(reversed(array.shape), reversed(extents), strict=False)
     )
     if not fits:
-        raise ShapeMismatch(
-            op="np.broadcast_to", found=array.shape, expected=f"a shape that broadcasts to {extents}", loc=user_line()
-        )
+        raise ShapeMismatch(op="np.broadcast_to", found=array.shape, expected=f"a shape that broadcasts to {extents}")
     return array.broadcast(extents)
 
 
@@ -142,10 +136,7 @@ def common_shape(xs: Sequence[Sym], op: str) -> tuple[int, ...]:
     except ValueError:
         found = " and ".join(str(x.shape) for x in xs)
         raise ShapeMismatch(
-            op=f"np.{op}",
-            found=found,
-            expected="extents that are equal or 1, counted from the last axis",
-            loc=user_line(),
+            op=f"np.{op}", found=found, expected="extents that are equal or 1, counted from the last axis"
         ) from None
 
 
@@ -284,9 +275,7 @@ def sliding_window_view(x: Sym, window_shape: Shape, axis: int | Sequence[int] |
     axes = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim, allow_duplicate=False)
     if len(sizes) != len(axes) or any(s > x.shape[a] for s, a in zip(sizes, axes, strict=True)):
         expected = f"a window for each of axes {axes}, at most as long as the axis"
-        raise ShapeMismatch(
-            op="np.sliding_window_view", found=f"{sizes} in {x.shape}", expected=expected, loc=user_line()
-        )
+        raise ShapeMismatch(op="np.sliding_window_view", found=f"{sizes} in {x.shape}", expected=expected)
     return windows(x, axes, sizes)
 
 

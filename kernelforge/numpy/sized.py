@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedFunction
-from kernelforge.ir.build import Sym, apply, as_sym, full, tracing, user_line
+from kernelforge.ir.build import Sym, apply, as_sym, full, tracing
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import iota
@@ -35,7 +35,7 @@ def known_values(name: str, x: Any, keyword: str) -> np.ndarray[Any, Any]:
             ": the shape of its result depends on values; use np.where(mask, x, y), or "
             f"kernelforge.numpy.{name}(..., {keyword}=), which says how many elements there are"
         )
-        raise UnsupportedFunction(name=f"np.{name}", reason=reason, loc=user_line())
+        raise UnsupportedFunction(name=f"np.{name}", reason=reason)
     return np.asarray(known)
 
 
@@ -47,7 +47,7 @@ def count_of(name: str, keyword: str, given: Any) -> int:
     """
     if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 0:
         expected = "an integer that is known, 0 or more"
-        raise InvalidParameter(op=f"np.{name}", name=keyword, found=given, expected=expected, loc=user_line())
+        raise InvalidParameter(op=f"np.{name}", name=keyword, found=given, expected=expected)
     return int(given)
 
 
@@ -72,7 +72,7 @@ def _nonzero(a: Sym, size: int, fill_value: Any) -> tuple[Sym, ...]:
 def nonzero(a: Any, *, size: int | None = None, fill_value: Any = 0) -> Any:
     """``numpy.nonzero``; with ``size`` as ``jax.numpy.nonzero``, of which ``fill_value`` is a number or one an axis."""
     if not np.ndim(a):
-        raise ShapeMismatch(op="np.nonzero", found=np.shape(a), expected="at least one axis", loc=user_line())
+        raise ShapeMismatch(op="np.nonzero", found=np.shape(a), expected="at least one axis")
     if size is None:
         known = known_values("nonzero", a, "size")
         if tracing():
@@ -161,7 +161,7 @@ def unique(
     wanted = (return_index, return_inverse, return_counts)
     if not np.size(ar):
         if size or on is not None:
-            raise ShapeMismatch(op="np.unique", found=np.shape(ar), expected="at least one element", loc=user_line())
+            raise ShapeMismatch(op="np.unique", found=np.shape(ar), expected="at least one element")
         x, none = FUNCTIONS["asarray"](ar), FUNCTIONS["zeros"](0, np.int64)
         made = [
             FUNCTIONS["ravel"](x),
@@ -224,18 +224,16 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | N
     found = FUNCTIONS["asarray"](x)
     if found.ndim != 1 or (weights is not None and np.shape(weights) != found.shape):
         shapes = f"{found.shape}" if weights is None else f"{found.shape} and {np.shape(weights)}"
-        raise ShapeMismatch(op=op, found=shapes, expected="a vector, and weights of its shape", loc=user_line())
+        raise ShapeMismatch(op=op, found=shapes, expected="a vector, and weights of its shape")
     given_list = isinstance(x, list | tuple) and not found.size  # NumPy takes a list of nothing
     if found.dtype.kind not in "iub" and not given_list:
-        raise DtypeMismatch(op=op, found=found.dtype, expected="integers", loc=user_line())
+        raise DtypeMismatch(op=op, found=found.dtype, expected="integers")
     if minlength < 0:
-        raise InvalidParameter(op=op, name="minlength", found=minlength, expected="0 or more", loc=user_line())
+        raise InvalidParameter(op=op, name="minlength", found=minlength, expected="0 or more")
     if length is None:
         known = known_values("bincount", x, "length")
         if known.size and known.min() < 0:
-            raise InvalidParameter(
-                op=op, name="x", found=int(known.min()), expected="no number below zero", loc=user_line()
-            )
+            raise InvalidParameter(op=op, name="x", found=int(known.min()), expected="no number below zero")
         if tracing() and weights is None:
             return np.bincount(known, minlength=minlength)
         length = int(known.max()) + 1 if known.size else 0

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedArgument
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import iota
@@ -105,7 +105,7 @@ def order_of(x: Sym) -> Sym:
     if x.size == 0 or n == 1:
         return iota(x.shape, x.ndim - 1)
     if whole > 1 << 32:
-        raise ShapeMismatch(op="sort", found=x.shape, expected="at most 2**32 elements to sort", loc=user_line())
+        raise ShapeMismatch(op="sort", found=x.shape, expected="at most 2**32 elements to sort")
     keys = _ordered(x)
     last = as_sym(np.iinfo(keys.dtype).max).astype(keys.dtype)
     low, high = (0,) * x.ndim, (*(0,) * (x.ndim - 1), whole - n)
@@ -130,7 +130,7 @@ def _last(a: Operand, axis: int | None) -> tuple[Sym, int]:
 
 def _plain(op: str, order: Any) -> None:
     if order is not None:
-        raise UnsupportedArgument(op=f"np.{op}", name="order", found=order, expected="leave it out", loc=user_line())
+        raise UnsupportedArgument(op=f"np.{op}", name="order", found=order, expected="leave it out")
 
 
 @array_function("a")
@@ -162,9 +162,9 @@ def _require_places(op: str, a: Sym, kth: Any, axis: int | None) -> None:
         return
     places = np.asarray(known)
     if places.dtype.kind not in "iu":
-        raise DtypeMismatch(op=op, found=places.dtype, expected="integers as kth", loc=user_line())
+        raise DtypeMismatch(op=op, found=places.dtype, expected="integers as kth")
     if ((places < -n) | (places >= n)).any():
-        raise InvalidParameter(op=op, name="kth", found=known, expected=f"places from {-n} to {n - 1}", loc=user_line())
+        raise InvalidParameter(op=op, name="kth", found=known, expected=f"places from {-n} to {n - 1}")
 
 
 @array_function("a")
@@ -211,7 +211,7 @@ def _quantiles(op: str, a: Operand, q: Operand, axis: Axis, method: str, keepdim
     rows = x.transpose([*kept, *axes]).reshape((*(x.shape[i] for i in kept), count_of(x, axes)))
     n = rows.shape[-1]
     if n == 0:
-        raise ShapeMismatch(op=f"np.{op}", found=x.shape, expected="at least one element", loc=user_line())
+        raise ShapeMismatch(op=f"np.{op}", found=x.shape, expected="at least one element")
     rows = ascending(rows)
     nan = ufunc("isnan", rows)
     numbers = ufunc("invert", nan) if skips else full(True, nan)
@@ -281,10 +281,10 @@ def _enter(name: str, scale: float | None, skips: bool) -> None:
                 raise UnsupportedArgument(op=f"np.{name}", name="weights", found="an array", expected="leave it out")
             if method not in METHODS:
                 names = ", ".join(METHODS)
-                raise InvalidParameter(op=f"np.{name}", name="method", found=method, expected=names, loc=user_line())
+                raise InvalidParameter(op=f"np.{name}", name="method", found=method, expected=names)
             if isinstance(q, int | float) and not 0 <= q <= scale:
                 expected = f"0 to {scale:g}"
-                raise InvalidParameter(op=f"np.{name}", name="q", found=q, expected=expected, loc=user_line())
+                raise InvalidParameter(op=f"np.{name}", name="q", found=q, expected=expected)
             share = q if scale == 1 else q / scale if isinstance(q, int | float) else ufunc("divide", q, scale)
             return _quantiles(name, a, share, axis, method, keepdims, skips)
 

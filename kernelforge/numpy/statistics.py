@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedArgument
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.products import matrices
@@ -23,7 +23,7 @@ def _variables(op: str, m: Sym, y: Sym | None, rowvar: bool) -> Sym:
         x.reshape((1, x.size)) if x.ndim < 2 else x if rowvar else x.transpose((1, 0)) for x in (m, y) if x is not None
     ]
     if any(x.ndim > 2 for x in parts):
-        raise ShapeMismatch(op=f"np.{op}", found=m.shape, expected="at most two axes", loc=user_line())
+        raise ShapeMismatch(op=f"np.{op}", found=m.shape, expected="at most two axes")
     rows: Sym = FUNCTIONS["concatenate"](parts, 0)
     return rows.astype(common_dtype((rows, np.float64(0))))
 
@@ -42,9 +42,7 @@ def cov(
 ) -> Sym:
     """``numpy.cov``, without weights."""
     if fweights is not None or aweights is not None:
-        raise UnsupportedArgument(
-            op="np.cov", name="weights", found="an array", expected="leave it out", loc=user_line()
-        )
+        raise UnsupportedArgument(op="np.cov", name="weights", found="an array", expected="leave it out")
     x = _variables("cov", m, y, rowvar)
     x = x if dtype is None else x.astype(dtype)
     apart = ufunc("subtract", x, FUNCTIONS["mean"](x, 1, keepdims=True))
@@ -170,7 +168,7 @@ def _require_bins(op: str, bins: Any, descending: bool) -> np.ndarray[Any, Any] 
     falls, rises = (edges[1:] < edges[:-1]).any(), (edges[1:] > edges[:-1]).any()
     if edges.ndim != 1 or (falls and (rises or not descending)):
         expected = f"edges along one axis that ascend{' or descend' if descending else ''}"
-        raise InvalidParameter(op=op, name="bins", found=edges, expected=expected, loc=user_line())
+        raise InvalidParameter(op=op, name="bins", found=edges, expected=expected)
     return edges
 
 
@@ -184,26 +182,26 @@ def _require_range(given: Any, a: Any) -> None:
     if not finite or (given is not None and (ends.shape != (2,) or ends[0] > ends[1])):
         found = "what a holds" if given is None else given
         expected = "finite numbers, the first of a range not above the second"
-        raise InvalidParameter(op="np.histogram", name="range", found=found, expected=expected, loc=user_line())
+        raise InvalidParameter(op="np.histogram", name="range", found=found, expected=expected)
 
 
 def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = None, weights: Any = None) -> Any:
     """``numpy.histogram``, with a number of bins or with their edges; what a trace does not know is not looked at."""
     op = "np.histogram"
     if isinstance(bins, str):
-        raise InvalidParameter(op=op, name="bins", found=bins, expected="a number or edges", loc=user_line())
+        raise InvalidParameter(op=op, name="bins", found=bins, expected="a number or edges")
     if weights is not None and np.shape(weights) != np.shape(a):
         found = f"{np.shape(a)} and {np.shape(weights)}"
-        raise ShapeMismatch(op=op, found=found, expected="a weight for each element", loc=user_line())
+        raise ShapeMismatch(op=op, found=found, expected="a weight for each element")
     if np.ndim(bins):
         _require_bins(op, bins, descending=False)
         return _histogram(a, None, None, bool(density), weights, bins)
     known = concrete(bins)
     if known is TRACED or np.asarray(known).dtype.kind not in "iu":
         kind: Any = "a traced array" if known is TRACED else np.asarray(known).dtype
-        raise DtypeMismatch(op=op, found=kind, expected="an integer, or edges, as bins", loc=user_line())
+        raise DtypeMismatch(op=op, found=kind, expected="an integer, or edges, as bins")
     if int(known) < 1:
-        raise InvalidParameter(op=op, name="bins", found=bins, expected="at least one", loc=user_line())
+        raise InvalidParameter(op=op, name="bins", found=bins, expected="at least one")
     _require_range(range, a)
     return _histogram(a, int(known), range, bool(density), weights, None)
 
@@ -226,20 +224,20 @@ def histogramdd(
         columns = [points[:, i] for i in np.arange(points.shape[1])]
     if weights is not None and np.shape(weights) != columns[0].shape:
         found = f"{columns[0].shape} and {np.shape(weights)}"
-        raise ShapeMismatch(op=op, found=found, expected="a weight for each point", loc=user_line())
+        raise ShapeMismatch(op=op, found=found, expected="a weight for each point")
     several = isinstance(bins, list | tuple) or np.ndim(bins) > 0
     each: list[Any] = list(bins) if several else [bins] * len(columns)
     ranges = [None] * len(columns) if range is None else list(range)
     if len(each) != len(columns) or len(ranges) != len(columns):
         found = f"{len(each)} bins, {len(ranges)} ranges"
-        raise ShapeMismatch(op=op, found=found, expected=f"one for each of {len(columns)} axes", loc=user_line())
+        raise ShapeMismatch(op=op, found=found, expected=f"one for each of {len(columns)} axes")
     edges = []
     for n, r, x in zip(each, ranges, columns, strict=True):
         if np.ndim(n):
             _require_bins(op, n, descending=False)
             edges.append(FUNCTIONS["asarray"](n))
         elif int(n) < 1:
-            raise InvalidParameter(op=op, name="bins", found=n, expected="at least one", loc=user_line())
+            raise InvalidParameter(op=op, name="bins", found=n, expected="at least one")
         else:
             _require_range(r, x)
     plain = tuple(0 if np.ndim(n) else int(n) for n in each)

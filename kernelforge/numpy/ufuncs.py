@@ -14,7 +14,7 @@ import numpy as np
 
 from kernelforge.dtypes import BFLOAT16, INTEGERS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, user_line, weakened
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, weakened
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import F, Fn, array_function
@@ -67,7 +67,7 @@ def loop(name: str, kinds: tuple[Kindred, ...], dtype: np.dtype[Any] | None = No
     except TypeError:
         names = " and ".join(short(k) if isinstance(k, np.dtype) else f"a Python {k.__name__}" for k in kinds)
         raise DtypeMismatch(
-            op=f"np.{name}", found=names, expected="dtypes that NumPy takes; cast with .astype", loc=user_line()
+            op=f"np.{name}", found=names, expected="dtypes that NumPy takes; cast with .astype"
         ) from None
     # NumPy compares two Python integers as objects
     return tuple(as_dtype(np.int64 if d.hasobject else d) for d in found)
@@ -92,9 +92,7 @@ def shape_of(xs: tuple[Operand, ...], op: str) -> tuple[int, ...]:
         return broadcast_shapes(*shapes)
     except ValueError:
         expected = "extents that are equal or 1, counted from the last axis"
-        raise ShapeMismatch(
-            op=f"np.{op}", found=" and ".join(map(str, shapes)), expected=expected, loc=user_line()
-        ) from None
+        raise ShapeMismatch(op=f"np.{op}", found=" and ".join(map(str, shapes)), expected=expected) from None
 
 
 def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -> Sym:
@@ -108,7 +106,7 @@ def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -
     name = short(dtype)
     number: Any = x
     if name in INTEGERS and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
-        raise NumberOutOfRange(op=f"np.{op}", found=x, dtype=dtype, loc=user_line())
+        raise NumberOutOfRange(op=f"np.{op}", found=x, dtype=dtype)
     value = bool(x) if name == "bool" else int(number) if name in INTEGERS else float(number)
     return apply("full", value=value, shape=shape, dtype=name)
 
@@ -136,11 +134,7 @@ def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
         return apply("full", value=ON_INTEGERS[name], shape=shape, dtype="bool")
     if name == "power" and ins[0].kind in "iu" and isinstance(xs[1], int) and xs[1] < 0:
         raise InvalidParameter(
-            op="np.power",
-            name="exponent",
-            found=xs[1],
-            expected="a non-negative one for integers; cast to float first",
-            loc=user_line(),
+            op="np.power", name="exponent", found=xs[1], expected="a non-negative one for integers; cast to float first"
         )
     made: Sym = apply(name, *(operand(x, d, shape, name) for x, d in zip(xs, ins, strict=True)))
     made = made if made.dtype == out else made.astype(out)
@@ -221,7 +215,7 @@ def boolean(x: Operand) -> Sym:
 def positive(x: Operand, /) -> Sym:
     kind = kindred(x)
     if kind == BOOL:
-        raise DtypeMismatch(op="np.positive", found="bool", expected="numbers", loc=user_line())
+        raise DtypeMismatch(op="np.positive", found="bool", expected="numbers")
     return as_sym(x)
 
 
@@ -378,7 +372,6 @@ def where(condition: Operand, x: Operand | None = None, y: Operand | None = None
             name="y",
             found=None,
             expected="three arguments: the shape of np.where(mask) depends on values",
-            loc=user_line(),
         )
     dtype = common_dtype((x, y))
     shape = shape_of((condition, x, y), "where")
@@ -443,7 +436,7 @@ def isclose(a: Operand, b: Operand, rtol: Operand = 1e-5, atol: Operand = 1e-8, 
 def round(a: Operand, decimals: int = 0) -> Sym:
     x = as_sym(a)
     if x.dtype == BOOL and decimals:
-        raise DtypeMismatch(op="np.round", found="bool", expected="numbers, or no decimals", loc=user_line())
+        raise DtypeMismatch(op="np.round", found="bool", expected="numbers, or no decimals")
     if x.dtype == BOOL:
         return x.astype(np.float16)
     if x.dtype.kind in "iu" and decimals >= 0:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS
 from kernelforge.errors import KernelforgeError, MalformedText
 from kernelforge.ir import ops
-from kernelforge.ir.graph import Graph, Loc, Node, Value
+from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.kernel import (
     ARITY,
     COMPARE,
@@ -41,6 +41,7 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.parse import parse_graph, parse_kernel
 from kernelforge.ir.text import COMBINING, INFIX, elements, print_graph, print_kernel
 from kernelforge.ir.types import Type
+from kernelforge.lines import Loc
 
 Draw = Any
 
