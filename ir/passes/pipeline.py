@@ -11,6 +11,7 @@ from kernelforge.ir.graph import Graph, Kind, Node
 from kernelforge.ir.passes.cse import cse
 from kernelforge.ir.passes.dce import dce
 from kernelforge.ir.passes.fold import fold
+from kernelforge.ir.passes.hoist import hoist
 from kernelforge.ir.passes.inline import inline
 from kernelforge.ir.passes.prune import prune
 from kernelforge.ir.passes.simplify import simplify
@@ -50,7 +51,7 @@ def optimize(graph: Graph, verify: bool) -> Graph:
             if verify and after is not graph:
                 verify_graph(after)
             graph = after
-        graph = _inside(graph, verify)
+        graph = hoist(_inside(graph, verify))
         if graph is before:
             break
     return graph

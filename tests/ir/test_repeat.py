@@ -363,3 +363,36 @@ def test_inputs_between_lines_and_strided() -> None:
     turned = np.asfortranarray(xs)
     for given in (off, turned):
         np.testing.assert_array_equal(np.asarray(run(init, given)), expected)
+
+
+def tracked(p: Any, zs: Any) -> Any:
+    """A linear system in each step of a scan, whose constants no one sees while it is traced: Kalman's filter."""
+
+    def step(carry: tuple[Any, Any], z: Any) -> tuple[tuple[Any, Any], Any]:
+        x, p = carry
+        gain = np.linalg.solve(p + 2 * np.eye(4, dtype=F32), p).mT
+        x = x + gain @ (z - x)
+        return (x, p - gain @ p + np.eye(4, dtype=F32)), x
+
+    (_, p), xs = kf.scan(step, (zs[0], p), zs)
+    return p, xs
+
+
+@on_each
+def test_constants_of_calls_leave_a_loop_whole(device: str) -> None:
+    p, zs = np.eye(4, dtype=F32), normal(6, 4)
+    with on(device):
+        run = kf.jit(tracked)
+        assert [k.name for k in run.lower(p, zs).kernels][-1] == "scan"
+        for found, expected in zip(run(p, zs), tracked(p, zs), strict=True):
+            np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_derivatives_of_systems_in_a_loop() -> None:
+    p, zs, v = np.eye(4), RNG.standard_normal((6, 4)), RNG.standard_normal((6, 4))
+
+    def energy(zs: Any) -> Any:
+        return (tracked(p, zs)[1] ** 2).sum()
+
+    slope = (energy(zs + 1e-6 * v) - energy(zs - 1e-6 * v)) / 2e-6
+    np.testing.assert_allclose(np.asarray(kf.grad(energy)(zs) * v).sum(), slope, rtol=1e-6)
