@@ -265,6 +265,12 @@ class Chain:
             raise Refused("its contractions over rows do not sum over the innermost ones")
         if value not in self.names or any(v in node.inputs for v in self.across.values()):
             raise Refused("a contraction over rows ends its kernel")
+        x_axes, y_axes = (node.params[k] for k in ("x_axes", "y_axes"))
+        if any(
+            n in x_axes and n in y_axes and a not in self.rows
+            for n, a in zip(node.params["out_axes"], names, strict=True)
+        ):
+            raise Refused("a contraction over rows is a batch of them along another axis")
         self._walked(node)
         rows = math.prod(v.bound or 0 for v in variables(tuple(self.rows.values())))
         largest = max((v.type for v in node.inputs if v in self.axes.dependent), key=lambda t: t.size)
@@ -296,14 +302,15 @@ class Chain:
         """Walk blocks of rows, each with partial results of its own, then add these up, in order."""
         inner = variables(self.summed)
         outer = self._outer()
-        n = inner[0].bound or 0
+        n = math.prod(v.bound or 0 for v in inner)
         count, size = self._shares()
         worker, walked = Var(self.worker.name, "i64", count), Var(inner[0].name, "i64", size)
-        body: tuple[Stmt, ...] = tuple(self.body)
+        replace: dict[Expr, Expr] = {self.worker: worker}
+        row = worker * size + walked  # one counter of all axes that are summed over
         for v in reversed(inner[1:]):
-            body = (For(v, i64(v.bound or 0), "serial", body),)
-        replace: dict[Expr, Expr] = {inner[0]: worker * size + walked, self.worker: worker}
-        body = tuple(map_exprs(s, lambda e: normalize(substitute(e, replace))) for s in body)
+            replace[v], row = row % (v.bound or 0), row // (v.bound or 0)
+        replace[inner[0]] = row
+        body = tuple(map_exprs(s, lambda e: normalize(substitute(e, replace))) for s in self.body)
         starts: list[Stmt] = []
         scratch: list[Stmt] = []
         ends: list[Stmt] = []
@@ -342,7 +349,7 @@ class Chain:
 
     def _shares(self) -> tuple[int, int]:
         """Return into how many blocks the rows that are summed over fall, and how long one is."""
-        n, others = variables(self.summed)[0].bound or 0, math.prod(v.bound or 0 for v in self._outer())
+        n, others = (math.prod(v.bound or 0 for v in loops) for loops in (variables(self.summed), self._outer()))
         count = max(1, min(-(-WORKERS // others), n // SHORT_BLOCK))
         size = -(-n // count)
         return -(-n // size), size

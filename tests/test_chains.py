@@ -464,3 +464,53 @@ def test_what_is_made_of_a_sum_over_rows_is_no_part_of_its_chain() -> None:
     expected = np.sin(w - ((made @ v) * (1 - h * h)).T @ x), v - made.T @ h
     for mine, other in zip(kf.jit(step)(x, w, v), expected, strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize("lead", [(64, 32), (7, 293), (3, 5, 137)])
+def test_rows_of_several_axes_are_one_in_sums_over_rows(lead: tuple[int, ...], device: str) -> None:
+    """Samples along rays, letters of sentences: gradients of a network's weights are products as those of one axis."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device} here")
+
+    def loss(w: Any, v: Any, x: Any, shift: Any) -> Any:
+        return ((np.tanh(x @ w + shift) @ v) ** 2).sum()
+
+    n = math.prod(lead)
+    x, w, v, shift = normal(*lead, 36) / 8, normal(36, 40) / 8, normal(40, 4), normal(lead[-1], 1)
+    flat = x.reshape(n, -1), np.broadcast_to(shift, (*lead, 1)).reshape(n, 1)
+    with kf.default_device(device):
+        grad = kf.jit(kf.grad(loss, argnums=(0, 1)))
+        ours, one = grad(w, v, x, shift), grad(w, v, *flat)
+        tiles, same = (
+            sum(str(k.ir).count("for unroll") for k in grad.lower(w, v, *a).kernels) for a in ((x, shift), flat)
+        )
+    for a, b in zip(ours, one, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+    h = np.tanh(flat[0].astype(np.float64) @ w + flat[1])
+    np.testing.assert_allclose(ours[1], 2 * h.T @ (h @ v), rtol=1e-4, atol=1e-4 * np.abs(one[1]).max())
+    assert tiles == same
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize(("experts", "rows"), [(8, 128), (3, 131)])
+def test_gradients_of_a_batch_that_rows_are_weighed_in(experts: int, rows: int, device: str) -> None:
+    """A mixture of experts: an operand of a sum over rows goes with an axis of the other that is none of the rows."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device} here")
+    h, w, c = normal(experts, rows, 128) / 8, normal(experts, 128, 64) / 8, normal(rows, experts)
+
+    def loss(h: Any, w: Any, c: Any) -> Any:
+        return (np.einsum("eth,ehd,te->td", h, w, c) ** 2).sum()
+
+    with kf.default_device(device):
+        ours = kf.jit(kf.grad(loss, argnums=(0, 1, 2)))(h, w, c)
+        alone = [kf.jit(kf.grad(loss, argnums=k))(h, w, c) for k in range(3)]
+    dy = 2 * np.einsum("eth,ehd,te->td", *(a.astype(np.float64) for a in (h, w, c)))
+    expected = (
+        np.einsum("td,ehd,te->eth", dy, w, c), np.einsum("td,eth,te->ehd", dy, h, c),
+        np.einsum("td,eth,ehd->te", dy, h, w),
+    )  # fmt: skip
+    for a, b, e in zip(ours, alone, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())
+        np.testing.assert_allclose(b, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())

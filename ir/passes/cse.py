@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 
 from kernelforge.ir.graph import Graph, Node, Value
@@ -17,10 +18,18 @@ def _key(node: Node, inputs: tuple[Value, ...]) -> Hashable:
     return (node.prim.name, tuple(order), types, *((k, exact(v)) for k, v in sorted(node.params.items())))
 
 
+def _equal_constants(graph: Graph) -> dict[Value, Value]:
+    """Map constants to the first one with their bits: what is made of an array anew at each use of it is one."""
+    many = Counter(value.type for value, _ in graph.consts)
+    known: dict[Hashable, Value] = {}
+    pairs = [(v, known.setdefault((v.type, a.tobytes()), v)) for v, a in graph.consts if many[v.type] > 1]
+    return {value: first for value, first in pairs if first is not value}
+
+
 def cse(graph: Graph) -> Graph:
-    """Use the first of several equal nodes for all; a ``barrier`` is equal to none."""
+    """Use the first of several equal nodes, and of equal constants, for all; a ``barrier`` is equal to none."""
     known: dict[Hashable, Node] = {}
-    merged: dict[Value, Value] = {}
+    merged = _equal_constants(graph)
     nodes: list[Node] = []
     for node in graph.nodes:
         inputs = tuple(merged.get(v, v) for v in node.inputs)

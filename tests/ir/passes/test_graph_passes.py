@@ -11,7 +11,7 @@ import pytest
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Builder, Sym, apply, apply_many, build, full
+from kernelforge.ir.build import Builder, Sym, apply, apply_many, build, builder, full
 from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops.control import emit_scan
@@ -230,6 +230,18 @@ def test_cse_does_not_join_numbers_of_different_kinds() -> None:
 
     after = cse(build(fn, types("f32:3")))
     assert [after.outputs.index(v) for v in after.outputs] == [0, 1, 2, 0]
+
+
+def test_cse_joins_constants_of_the_same_bits() -> None:
+    def fn(x: Sym) -> list[Sym]:
+        arrays = [np.array(a, t) for a, t in (([0, 1], "f4"), ([0, 1], "f4"), ([-0.0, 1], "f4"), ([0, 1], "i4"))]
+        return [builder().constant(a) for a in (*arrays, arrays[0].reshape(2, 1))]
+
+    after = cse(build(fn, types("f32:3")))
+    assert [after.outputs.index(v) for v in after.outputs] == [0, 0, 2, 3, 4]
+    kept = dce(after)
+    assert len(kept.consts) == 4
+    assert cse(kept) is kept
 
 
 def test_dce_keeps_inputs_and_drops_the_rest() -> None:
