@@ -20,6 +20,8 @@ DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""
 DUMMY_BYTES = 512
 LINE = 64
+NARROW = 1 << 30
+"""What multiples of a lane are less than to be compared in 32 bits."""
 WIDEST = 64
 """Most lanes of a vector loop that is printed as vectors; more are run as a serial loop."""
 
@@ -81,6 +83,9 @@ class Exprs(Arithmetic):
                 return v._replace(bind=max(v.bind, *(self.variable(x).bind for x in free_vars(e))))
             if e.op == "and":
                 return self.together(e)
+            edge = self.edge(e)
+            if edge is not None:
+                return edge
         if e.op == "cast":
             return self.cast(self.emit(e.args[0]), e.dtype)
         if e.op == "bitcast":
@@ -104,6 +109,27 @@ class Exprs(Arithmetic):
         numbers = {v: self.env[v.name].literal for v in free_vars(e) if v.dtype == "i64" and v.name in self.env}
         known: dict[Expr, Expr] = {v: i64(n) for v, n in numbers.items() if n is not None}
         return normalize(substitute(e, known)) if known else e
+
+    def edge(self, e: Op) -> Val | None:
+        """Compare indices of which the lanes have consecutive multiples: constants of 32 bits with one number, that of
+        the lane at which the result changes. None where operands are something else, or the loop around does not change
+        the result.
+        """
+        a, b = e.args
+        lane = self.lane
+        if lane is None or a.dtype != "i64" or lane not in free_vars(e) or None in (*bounds(a), *bounds(b)):
+            return None
+        apart = normalize(a - b)
+        step = affine(apart, lane)
+        if not step or abs(step) * self.lanes > NARROW:
+            return None
+        at = self.emit(normalize(substitute(-apart, {lane: i64(0)})))
+        if at.lanes or at.level < max((k for k, scope in enumerate(self.scopes) if scope.kind == "loop"), default=0):
+            return None
+        low, high = sorted((0, step * (self.lanes - 1)))
+        at = self.apply("min", [self.apply("max", [at, self.const(low - 1, "i64")]), self.const(high + 1, "i64")])
+        steps = Val("<" + ", ".join(f"i32 {step * k}" for k in range(self.lanes)) + ">", "i32", self.lanes)
+        return self.apply(e.op, [steps, self.cast(at, "i32")])
 
     def together(self, e: Op) -> Val:
         """And conditions, first those that change least often."""

@@ -266,3 +266,29 @@ def test_lanes_that_a_mask_leaves_out_of_a_quotient_stay_out(dtype: str) -> None
     x = np.array([3, 2, 5, 7], dtype)
     with default_device("cpu"):
         np.testing.assert_array_equal(jit(padded)(0 * x, x, x), [1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("step", [1, 3, -1, -2])
+@pytest.mark.parametrize("name", ["lt", "le", "gt", "ge", "eq", "ne"])
+def test_indices_of_lanes_are_compared_in_32_bits(name: str, step: int) -> None:
+    row, lane = Var("r", "i64", 40), Var("v", "i64", 16)
+    index = row * 16 + lane
+    picked = select(op(name, lane * step + 7, row * 3 - 40), Load("x", (index,), "f32"), Const(-1.0, "f32"))
+    inner = For(lane, i64(16), "vector", (Store("y", (index,), picked),))
+    args = (Arg("x", "f32", i64(640), "in"), Arg("y", "f32", i64(640), "out"))
+    kernel = Kernel("edges", args, (), (For(row, i64(40), "serial", (inner,)),))
+    compare(kernel, {"x": values("f32", 640), "y": np.zeros(640, np.float32)})
+    text = print_kernel(kernel, host())
+    assert "<16 x i32> <i32 0, " in text
+    assert "icmp" not in "".join(line for line in text.splitlines() if "<16 x i64>" in line)
+
+
+def test_indices_that_are_data_are_compared_as_they_are() -> None:
+    row, lane = Var("r", "i64", 4), Var("v", "i64", 16)
+    index = row * 16 + lane
+    picked = select(lane < Load("n", (row,), "i64"), Const(1.0, "f32"), Const(0.0, "f32"))
+    inner = For(lane, i64(16), "vector", (Store("y", (index,), picked),))
+    args = (Arg("n", "i64", i64(4), "in"), Arg("y", "f32", i64(64), "out"))
+    kernel = Kernel("ends", args, (), (For(row, i64(4), "serial", (inner,)),))
+    info = np.iinfo(np.int64)
+    compare(kernel, {"n": np.array([info.min, info.max, 5, -1]), "y": np.zeros(64, np.float32)})
