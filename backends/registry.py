@@ -41,6 +41,8 @@ def backend(name: str) -> Backend:
         DeviceUnavailable: when its backend cannot run here, with the reason.
         DeviceClash: when two packages claim the name.
     """
+    if not isinstance(name, str):
+        raise UnknownDevice(name=name, expected=", ".join(BUILT_IN), reason="")
     family = name.partition(":")[0]
     found = _open(family, _built_in(family) if family in BUILT_IN else _source(family, name))
     device = found.get(name) or (next(iter(found.values()), None) if name == family else None)

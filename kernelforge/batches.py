@@ -16,6 +16,7 @@ from kernelforge.ir.build import Sym
 from kernelforge.ir.ops.control import close
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS, is_array
+from kernelforge.told import telling
 from kernelforge.trace import to_sym
 from kernelforge.transforms import Transformed
 
@@ -153,4 +154,4 @@ def apply_along_axis(func1d: Fn, axis: int, arr: Any, *args: Any, **kwargs: Any)
     return FUNCTIONS["moveaxis"](made, tuple(own), tuple(on + i for i in range(len(own))))
 
 
-FUNCTIONS["apply_along_axis"] = apply_along_axis
+FUNCTIONS["apply_along_axis"] = telling(apply_along_axis)

@@ -14,8 +14,15 @@ import numpy as np
 import optree
 
 from kernelforge.dtypes import promote
-from kernelforge.errors import BranchMismatch, CarryMismatch, LengthMismatch, NotAPredicate, TreeMismatch
-from kernelforge.functions import Flat, flat, pair, run
+from kernelforge.errors import (
+    BranchMismatch,
+    CarryMismatch,
+    InvalidParameter,
+    LengthMismatch,
+    NotAPredicate,
+    TreeMismatch,
+)
+from kernelforge.functions import Flat, flat, pair, require_functions, run
 from kernelforge.ir.build import Sym, apply, apply_many, tracing
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.ops.control import close, close_pair
@@ -100,18 +107,22 @@ def scan(f: Fn, init: Any, xs: Any = None, length: int | None = None, reverse: b
         LengthMismatch: when leading extents differ, or none is known.
         CarryMismatch, TreeMismatch: when the carry that ``f`` returns is not like the one it was given.
     """
+    require_functions("scan", f=f)
     if _plain(init, xs):
-        return _scan_plain(f, init, xs, _length(optree.tree_leaves(xs), xs, length), reverse)
+        names = [accessor.codify("xs") for accessor in optree.tree_structure(xs).accessors()]
+        return _scan_plain(f, init, xs, _length(optree.tree_leaves(xs), names, length), reverse)
     if not tracing():
         return run(lambda init, xs: scan(f, init, xs, length, reverse), (init, xs), {})
     leading = flat(xs)
-    steps = _length(leading.syms, xs, length)
+    steps = _length(leading.syms, leading.names("xs"), length)
     return _scan(f, flat(init), leading, [Type(s.shape[1:], s.dtype) for s in leading.syms], steps, reverse)
 
 
-def _length(leaves: Sequence[Any], xs: Any, length: int | None) -> int:
-    length = None if length is None else operator.index(length)
-    names = [accessor.codify("xs") for accessor in optree.tree_structure(xs).accessors()]
+def _length(leaves: Sequence[Any], names: Sequence[str], length: int | None) -> int:
+    try:
+        length = None if length is None else operator.index(length)
+    except TypeError:
+        raise InvalidParameter(op="scan", name="length", found=length, expected="an integer") from None
     for leaf, name in zip(leaves, names, strict=True):
         if np.ndim(leaf) == 0:
             raise LengthMismatch(name=name, found="no extent", expected="an array of at least one axis")
@@ -153,6 +164,7 @@ def cond(pred: Any, true_fun: Fn, false_fun: Fn, *operands: Any) -> Any:
         NotAPredicate: when ``pred`` is something else.
         BranchMismatch, TreeMismatch: when the functions return different types.
     """
+    require_functions("cond", true_fun=true_fun, false_fun=false_fun)
     if isinstance(pred, bool | np.bool_) or (
         isinstance(pred, np.ndarray) and pred.dtype == np.bool_ and not pred.shape
     ):
@@ -211,6 +223,7 @@ def while_loop(cond_fun: Fn, body_fun: Fn, init: Any) -> Any:
         NotAPredicate: when ``cond_fun`` does not return one bool of shape ().
         CarryMismatch, TreeMismatch: when ``body_fun`` does not return what it was given.
     """
+    require_functions("while_loop", cond_fun=cond_fun, body_fun=body_fun)
     if _plain(init):
         carry = init
         while cond_fun(carry):
@@ -238,6 +251,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Fn, init: Any) -> Any:
     With Python integers as bounds it is a ``scan`` and has all derivatives; with traced bounds it is a ``while_loop``.
     The counter is weakly typed, as a Python integer is.
     """
+    require_functions("fori_loop", body_fun=body_fun)
     bounds = isinstance(lower, int | np.integer) and isinstance(upper, int | np.integer)
     if bounds and _plain(init):
         carry = init

@@ -49,7 +49,7 @@ def as_dtype(dtype: Any, where: str = "") -> np.dtype[Any]:
     if found is None:
         try:
             found = np.dtype(dtype).newbyteorder("=")
-        except TypeError:
+        except (TypeError, ValueError):
             raise UnsupportedDtype(found=repr(dtype), where=where, expected=", ".join(DTYPES)) from None
     if found not in _SHORT:
         # long and long long are two dtypes of the same size on some platforms

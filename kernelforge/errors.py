@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from numpy.exceptions import AxisError
+
 from kernelforge.lines import Loc, user_line
 
 
@@ -58,6 +60,14 @@ class DtypeMismatch(KernelforgeError, TypeError):
 
 class InvalidParameter(KernelforgeError, ValueError):
     template = "{op}: {name}={found!r} is not valid; expected {expected}"
+
+
+class InvalidCall(KernelforgeError, TypeError, ValueError):
+    template = "{op}({given}): {reason}; its parameters are ({expected})"
+
+
+class InvalidAxis(KernelforgeError, AxisError):
+    template = "{op}: axis {found} is none of an array of {count} axes; expected {expected}"
 
 
 class UnknownPrimitive(KernelforgeError, KeyError):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import optree
 
 from kernelforge.dtypes import as_dtype, is_float
-from kernelforge.errors import ExpectedPair, LeafMismatch, TreeMismatch
+from kernelforge.errors import ExpectedPair, InvalidParameter, LeafMismatch, TreeMismatch
 from kernelforge.ir import autodiff
 from kernelforge.ir.build import Sym, builder
 from kernelforge.ir.graph import Graph
@@ -22,6 +22,13 @@ from kernelforge.methods import is_array
 from kernelforge.trace import Tracer, to_sym, trace
 
 Fn = Callable[..., Any]
+
+
+def require_functions(what: str, **given: Any) -> None:
+    """Raise InvalidParameter for what cannot be called."""
+    for name, fn in given.items():
+        if not callable(fn):
+            raise InvalidParameter(op=what, name=name, found=fn, expected="a function")
 
 
 class Flat(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -54,12 +54,26 @@ def in_package(file: str) -> bool:
     return file.startswith(_PACKAGE)
 
 
+def _is_users(file: str) -> bool:
+    return not file.startswith(_BETWEEN) and not in_package(file)
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether a function of the user's ran where an error was raised, after where it is caught."""
+    step: TracebackType | None = error.__traceback__
+    while step is not None:
+        if _is_users(step.tb_frame.f_code.co_filename):
+            return True
+        step = step.tb_next
+    return False
+
+
 def user_line() -> Loc | None:
     """Return the innermost line on the stack that is not this package's (nor a library's it calls through)."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_BETWEEN) and not in_package(name):
+        if _is_users(name):
             return Loc(name, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back
     return None

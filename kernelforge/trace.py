@@ -336,6 +336,9 @@ class Selection(_Inplace):
     def __getitem__(self, key: Any) -> Any:
         raise TracedMask
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TracedMask
+
     @classmethod
     def of(cls, x: Sym, mask: Sym) -> Selection:
         """Select from ``x``; what is not selected reads 1, where most functions have a derivative that is finite."""

@@ -25,7 +25,7 @@ from kernelforge.errors import (
     NotScalar,
     RepeatedArgnums,
 )
-from kernelforge.functions import Flat, flat, freeze, matched, pair, result, run, trace_at
+from kernelforge.functions import Flat, flat, freeze, matched, pair, require_functions, result, run, trace_at
 from kernelforge.ir.batch import every
 from kernelforge.ir.build import Sym, apply, apply_many, full, tracing
 from kernelforge.ir.ops.call import RECOMPUTE
@@ -172,6 +172,7 @@ def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
         NotFloat: when an array in ``primals`` is not of floats.
         TreeMismatch, LeafMismatch: from the pullback.
     """
+    require_functions("vjp", fn=fn)
     if not tracing():
         frozen = freeze(fn, primals)
 
@@ -217,6 +218,10 @@ def jvp(fn: Fn, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
         NotFloat: when an array in ``primals`` is not of floats.
         TreeMismatch, LeafMismatch: when ``tangents`` are not like ``primals``.
     """
+    require_functions("jvp", fn=fn)
+    for name, found in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(found, tuple | list):
+            raise InvalidParameter(op="jvp", name=name, found=found, expected="a tuple, of one for each argument")
     if not tracing():
 
         def both(primals: Any, tangents: Any) -> Any:

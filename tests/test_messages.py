@@ -48,6 +48,10 @@ def read_stale_view(x: Any) -> Any:
     return b + 1
 
 
+def assign_to_selection(x: Any) -> None:
+    x[x > 0][0] = 1
+
+
 def write_float_to_integers(x: Any) -> None:
     y = x.astype(np.int32)
     y += 1.5
@@ -197,6 +201,115 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ),
     ),
     (
+        lambda: kf.asarray(X).sum(5),
+        errors.InvalidAxis,
+        "np.sum: axis 5 is none of an array of 2 axes; expected integers from -2 to 1\n  at HERE",
+    ),
+    (
+        lambda: knp.sum(np.float32(1), axis=0),
+        errors.InvalidAxis,
+        "np.sum: axis 0 is none of an array of 0 axes; expected none\n  at HERE",
+    ),
+    (
+        jitted(lambda x: np.moveaxis(x, 0, "rows")),  # type: ignore[call-overload]
+        errors.InvalidCall,
+        (
+            "np.moveaxis(a=f32[2,3], source=0, destination='rows'): 'str' object cannot be interpreted as an integer; "
+            "its parameters are (a, source, destination)\n  at HERE"
+        ),
+    ),
+    (
+        jitted(lambda x: kf.nn.softmax(x, dim=2)),
+        errors.InvalidAxis,
+        "softmax: axis 2 is none of an array of 2 axes; expected integers from -2 to 1\n  at HERE",
+    ),
+    (
+        lambda: kf.nn.avg_pool1d(X, 1.5),
+        errors.InvalidCall,
+        (
+            "avg_pool1d(f32[2,3], 1.5): 'float' object is not iterable; its parameters are (input, kernel_size, "
+            "stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None, dilation=1)\n"
+            "  at HERE"
+        ),
+    ),
+    (
+        lambda: kf.asarray(X)[0, 7],
+        errors.InvalidIndex,
+        (
+            "[0, 7] is not a valid index for an array of shape (2, 3); index 7 is out of bounds for axis 1 with size 3"
+            "\n  at HERE"
+        ),
+    ),
+    (
+        lambda: kf.asarray(X)["rows"],
+        errors.InvalidIndex,
+        (
+            "['rows'] is not a valid index for an array of shape (2, 3); only integers, slices (`:`), ellipsis "
+            "(`...`), numpy.newaxis (`None`) and integer or boolean arrays are valid indices\n  at HERE"
+        ),
+    ),
+    (
+        jitted(lambda x: x + np.zeros((2**33, 2**33))),
+        errors.ArrayTooLarge,
+        (
+            "np.zeros: an array f64[8589934592,8589934592] has more bytes than 64-bit indices reach; use smaller "
+            "extents\n  at HERE"
+        ),
+    ),
+    (
+        lambda: knp.ones(2**55),
+        errors.DeviceOutOfMemory,
+        "cpu has no room for 288230376151711744 bytes; free arrays or use smaller ones",
+    ),
+    (
+        lambda: knp.add(X, None),
+        errors.InvalidArgument,
+        (
+            "x2 is builtins.NoneType; expected arrays, numbers and pytrees of them: convert it, or name the argument "
+            "in static_argnames\n  at HERE"
+        ),
+    ),
+    (
+        jitted(assign_to_selection),
+        errors.TracedMask,
+        (
+            "x[mask] has a shape that depends on the values of a traced mask, so it takes part in elementwise "
+            "functions, total sums and x[mask] = ... by the same mask alone; write np.where(mask, x, 0), or "
+            "np.max(x, where=mask, initial=0)\n  at HERE"
+        ),
+    ),
+    (
+        lambda: kf.optim.adam(betas=0.9),  # type: ignore[arg-type]
+        errors.InvalidParameter,
+        "adam: betas=0.9 is not valid; expected two numbers\n  at HERE",
+    ),
+    (
+        lambda: kf.optim.sgd(momentum=0.9).update({}, {"w": X}, {"w": X}),
+        errors.TreeMismatch,
+        (
+            "update: state has the structure PyTreeSpec({}); expected PyTreeSpec({'count': *, 'velocity': {'w': *}})"
+            "\n  at HERE"
+        ),
+    ),
+    (
+        lambda: kf.while_loop(True, cube, X),  # type: ignore[arg-type]
+        errors.InvalidParameter,
+        "while_loop: cond_fun=True is not valid; expected a function\n  at HERE",
+    ),
+    (
+        lambda: kf.jvp(cube, X, X),  # type: ignore[arg-type]
+        errors.InvalidParameter,
+        (
+            "jvp: primals=array([[0., 1., 2.],\n       [3., 4., 5.]], dtype=float32) is not valid; expected a tuple, "
+            "of one for each argument\n  at HERE"
+        ),
+    ),
+    (
+        lambda: kf.asarray(X, device=0),  # type: ignore[arg-type]
+        errors.UnknownDevice,
+        "no device is named 0; there are cpu, opencl, cuda, reference",
+    ),
+    (
         lambda: kf.jit(cube)({"w": "text"}),
         errors.InvalidArgument,
         (
@@ -343,6 +456,16 @@ def test_the_whole_message(call: Callable[[], Any], error: type[Exception], text
         call()
     found = re.sub(r"(\S+\.<locals>\.|MESSAGES\.)?<lambda>", "<lambda>", str(caught.value))
     assert re.sub(r"  at \S*test_messages\.py:\d+ in \S+", "  at HERE", found) == text
+
+
+def test_errors_of_a_users_function_stay_what_they_are() -> None:
+    def refuse(x: Any) -> Any:
+        return x + int("three")
+
+    for fn in (kf.jit(refuse), lambda x: knp.piecewise(x, [X > 0], [refuse])):
+        with pytest.raises(ValueError, match="invalid literal") as caught:
+            fn(X)
+        assert type(caught.value) is ValueError
 
 
 def test_errors_go_from_process_to_process() -> None:

@@ -292,7 +292,7 @@ class TestRefusals:
 
     def test_operands(self) -> None:
         refused(TypeError, "unsupported operand", lambda x: x + "a", X)
-        refused(errors.InvalidArgument, "an operand is builtins.str", lambda x: np.add(x, "a"), X)
+        refused(errors.InvalidArgument, "x2 is builtins.str", lambda x: np.add(x, "a"), X)
         with pytest.raises(TypeError):
             kf.jit(lambda x: {x: 1})(X)
 

@@ -14,7 +14,8 @@ from kernelforge.dtypes import NARROW_FLOATS, as_dtype, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
 from kernelforge.jit import Jit
 from kernelforge.random import next_key
-from kernelforge.trace import TRACED, concrete
+from kernelforge.told import Told
+from kernelforge.trace import TRACED, Tracer, concrete
 from kernelforge.transforms import stop_gradient
 
 Fn = Callable[..., Any]
@@ -69,17 +70,31 @@ class Function(Jit):
 
     def _taken(self, args: tuple[Any, ...], kwargs: Given) -> tuple[tuple[Any, ...], Given]:
         if self.before is not None:
-            given: Given = dict(self._signature.bind(*args, **kwargs).arguments)
+            try:
+                given: Given = dict(self._signature.bind(*args, **kwargs).arguments)
+            except TypeError as error:
+                raise TypeError(f"{self.__name__}(): {error}") from None
             self.before(given)
             args, kwargs = (), given
         positional = tuple(_frozen(x) if i in self._static_nums else x for i, x in enumerate(args))
         return positional, {k: _frozen(x) if k in self._static_names else x for k, x in kwargs.items()}
 
     def _prepare(self, args: tuple[Any, ...], kwargs: Given) -> Any:
-        return super()._prepare(*self._taken(args, kwargs))
+        with self._told(args, kwargs):
+            key, body, leaves = super()._prepare(*self._taken(args, kwargs))
+
+        def telling(values: list[Tracer]) -> Any:
+            with self._told(args, kwargs):
+                return body(values)
+
+        return key, telling, leaves
 
     def _inline(self, args: tuple[Any, ...], kwargs: Given) -> Any:
-        return super()._inline(*self._taken(args, kwargs))
+        with self._told(args, kwargs):
+            return super()._inline(*self._taken(args, kwargs))
+
+    def _told(self, args: tuple[Any, ...], kwargs: Given) -> Told:
+        return Told(self.__name__, self, args, kwargs)
 
 
 def function(*static: str, before: Callable[[Given], None] | None = None) -> Callable[[Fn], Function]:

@@ -12,11 +12,13 @@ import numpy as np
 from kernelforge.array import Array, put
 from kernelforge.devices import current
 from kernelforge.dtypes import BFLOAT16, as_dtype, short
-from kernelforge.errors import InvalidParameter
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing
+from kernelforge.errors import ArrayTooLarge, DeviceOutOfMemory, InvalidParameter
+from kernelforge.ir.build import MOST_BYTES, Operand, Sym, apply, as_sym, tracing
+from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function, lift, wrap
 from kernelforge.numpy.ufuncs import common_dtype, ufunc
+from kernelforge.told import telling
 from kernelforge.trace import TRACED, Tracer, concrete
 
 Shape = int | Sequence[int]
@@ -35,12 +37,23 @@ def shape_of(shape: Any) -> tuple[int, ...]:
 
 
 def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Any:
-    """Make an array of one value: in a trace a traced array that is known, else an array of the default device."""
+    """Make an array of one value: in a trace a traced array that is known, else an array of the default device.
+
+    Raises:
+        ArrayTooLarge: beyond what 64-bit indices reach.
+        DeviceOutOfMemory: when the host has no room for it.
+    """
     dtype = as_dtype(dtype)
+    type_ = Type(shape, dtype)
+    if type_.nbytes >= MOST_BYTES:
+        raise ArrayTooLarge(op="np.zeros", found=type_)
     number = np.array(value, dtype) if type(value) is int else np.asarray(value).astype(dtype)
     known = np.broadcast_to(number, shape)
     if not tracing():
-        return put(np.array(known), current())
+        try:
+            return put(np.array(known), current())
+        except MemoryError:
+            raise DeviceOutOfMemory(device=current().name, nbytes=type_.nbytes) from None
     return Tracer(
         apply(
             "full", value=number.astype(float if dtype == BFLOAT16 else dtype).item(), shape=shape, dtype=short(dtype)
@@ -69,7 +82,7 @@ def _creator(name: str, value: float, default: Any = np.float64) -> None:
     for fn, title in ((plain, name), (like, f"{name}_like")):
         fn.__name__ = fn.__qualname__ = title
         fn.__doc__ = f"``numpy.{title}``."
-        FUNCTIONS[title] = fn
+        FUNCTIONS[title] = telling(fn)
 
 
 _creator("zeros", 0)
@@ -130,13 +143,13 @@ def _converter(name: str, copies: bool) -> None:
         plain = isinstance(a, Tracer) and not copies and not copy and ndmin <= a.ndim
         if plain and (dtype is None or as_dtype(dtype) == a.dtype):
             return a
-        sym = lift(a)
+        sym = lift(a, name="a")
         sym = sym if dtype is None else sym.astype(dtype)
         return wrap(sym.reshape((*(1,) * (ndmin - sym.ndim), *sym.shape)))
 
     convert.__name__ = convert.__qualname__ = name
     convert.__doc__ = f"``numpy.{name}``."
-    FUNCTIONS[name] = convert
+    FUNCTIONS[name] = telling(convert)
 
 
 for _name, _copies in (
@@ -266,4 +279,4 @@ def tri(N: int, M: int | None = None, k: int = 0, dtype: Any = float) -> Sym:
 
 
 for _fn in (full, full_like):
-    FUNCTIONS[_fn.__name__] = _fn
+    FUNCTIONS[_fn.__name__] = telling(_fn)

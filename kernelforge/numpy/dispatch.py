@@ -7,6 +7,7 @@ other, it gives symbols.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from kernelforge.errors import InvalidArgument, TracedMask
 from kernelforge.ir.build import Sym, tracing
 from kernelforge.jit import Jit, jit
 from kernelforge.methods import FUNCTIONS, Methods, is_array
+from kernelforge.told import Told
 from kernelforge.trace import TRACED, Selection, Tracer, concrete, to_sym
 
 Fn = Callable[..., Any]
@@ -32,18 +34,19 @@ TOTALS = frozenset({"sum", "prod", "mean", "var", "std", "any", "all"})
 """Reductions whose value over no elements is NumPy's, so that a mask may leave out any number of them."""
 
 
-def lift(x: Any, numbers: bool = False) -> Any:
+def lift(x: Any, numbers: bool = False, name: str = "an operand") -> Any:
     """Return the symbol of an array argument; nested lists are stacked.
 
     Args:
         numbers: leave Python numbers as they are.
+        name: of the parameter.
     """
-    if x is None or isinstance(x, Sym):
+    if isinstance(x, Sym):
         return x
     if isinstance(x, list | tuple):
         return stacked(x)
     if not is_array(x):
-        raise InvalidArgument(name="an operand", found=f"{type(x).__module__}.{type(x).__qualname__}")
+        raise InvalidArgument(name=name, found=f"{type(x).__module__}.{type(x).__qualname__}")
     if numbers and isinstance(x, bool | int | float) and not isinstance(x, np.generic):
         return x
     return to_sym(x)
@@ -107,7 +110,9 @@ class Function:
         def body(static: tuple[tuple[str, Any], ...], /, **dynamic: Any) -> Any:
             given = dict(static) | dynamic
             ordered = OrderedDict((k, given[k]) for k in self._signature.parameters if k in given)
-            return self._trace(inspect.BoundArguments(self._signature, ordered))
+            bound = inspect.BoundArguments(self._signature, ordered)
+            with self._told(bound):
+                return self._trace(bound)
 
         body.__qualname__ = self.__qualname__
         return jit(body, static_argnums=0)
@@ -126,7 +131,9 @@ class Function:
         if selection is not None:
             return self._select(bound, selection)
         given = dict(bound.arguments)
-        out = self._trace(bound)
+        inner = any(isinstance(x, Sym) for x in given.values())
+        with contextlib.nullcontext() if inner else self._told(bound):
+            out = self._trace(bound)
         if isinstance(out, Tracer) and out.size <= MOST_KNOWN:
             bound.arguments.update(given)
             out.learn(self._known(bound, out))
@@ -155,16 +162,19 @@ class Function:
         symbols = False
         base: Tracer | None = None
         for name in (*self._single, *self._several):
-            if name not in given:
+            if name not in given or (given[name] is None and self._signature.parameters[name].default is None):
                 continue
             values = given[name] if self._is_sequence(name) else (given[name],)
             symbols = symbols or any(isinstance(v, Sym) for v in values)
             if self._view and isinstance(values[0], Tracer):
                 base = values[0]
-            lifted = tuple(lift(v, self._numbers) for v in values)
+            lifted = tuple(lift(v, self._numbers, name) for v in values)
             given[name] = lifted if self._is_sequence(name) else lifted[0]
         out = self._fn(*bound.args, **bound.kwargs)
         return out if symbols else wrap(out, base, self._weak)
+
+    def _told(self, bound: inspect.BoundArguments) -> Told:
+        return Told(f"np.{self.__name__}", self._fn, (), bound.arguments)
 
     def _select(self, bound: inspect.BoundArguments, selection: Selection) -> Any:
         """Run on elements that a traced mask selects: on all there are, then of these the ones it selects.
@@ -191,13 +201,14 @@ class Function:
         """Compile and run, with what is not an array as a static argument."""
         dynamic: dict[str, Any] = {}
         static: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            if name in self._several:
-                dynamic[name] = tuple(concrete_argument(v) for v in value)
-            elif name in self._single and value is not None:
-                dynamic[name] = concrete_argument(value)
-            else:
-                static[name] = _freeze(value)
+        with self._told(bound):
+            for name, value in bound.arguments.items():
+                if name in self._several:
+                    dynamic[name] = tuple(concrete_argument(v) for v in value)
+                elif name in self._single and value is not None:
+                    dynamic[name] = concrete_argument(value)
+                else:
+                    static[name] = _freeze(value)
         return self._compiled(tuple(sorted(static.items())), **dynamic)
 
 

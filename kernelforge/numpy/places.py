@@ -25,6 +25,7 @@ from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.reductions import all as all_
 from kernelforge.numpy.ufuncs import common_dtype, elementwise, ufunc, where
+from kernelforge.told import telling
 from kernelforge.trace import TRACED, Tracer, concrete
 
 FEW = 512
@@ -368,4 +369,4 @@ for _fn in (
     piecewise, put, putmask, place, delete, insert, block, compress, extract, diag_indices_from, apply_over_axes,
     _triangle("tril"), _triangle("triu"),
 ):  # fmt: skip
-    FUNCTIONS[_fn.__name__] = _fn
+    FUNCTIONS[_fn.__name__] = telling(_fn)

@@ -12,6 +12,7 @@ from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import common_dtype, ufunc
+from kernelforge.told import telling
 
 
 def _vector(op: str, x: Sym) -> Sym:
@@ -128,4 +129,4 @@ def polydiv(u: Sym, v: Sym) -> tuple[Sym, Sym]:
     return FUNCTIONS["concatenate"](found, 0), left
 
 
-FUNCTIONS["polyfit"] = polyfit
+FUNCTIONS["polyfit"] = telling(polyfit)

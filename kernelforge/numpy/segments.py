@@ -11,6 +11,7 @@ from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgum
 from kernelforge.ir.build import Sym, apply, as_sym
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
+from kernelforge.told import telling
 from kernelforge.trace import TRACED, concrete
 
 MODES = {"add": "add", "multiply": "mul", "maximum": "max", "minimum": "min"}
@@ -53,4 +54,4 @@ def reduceat(name: str, array: Any, indices: Any, axis: int = 0, dtype: Any = No
     return _reduceat(x.astype(into), tuple(starts.astype(np.int64).tolist()), on, MODES[name])
 
 
-FUNCTIONS["reduceat"] = reduceat
+FUNCTIONS["reduceat"] = telling(reduceat)

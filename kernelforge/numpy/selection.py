@@ -9,7 +9,14 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge import indexing
-from kernelforge.errors import InvalidParameter, ReadOnlyArray, ShapeMismatch, UnsafeCast, UnsupportedArgument
+from kernelforge.errors import (
+    InvalidIndex,
+    InvalidParameter,
+    ReadOnlyArray,
+    ShapeMismatch,
+    UnsafeCast,
+    UnsupportedArgument,
+)
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.jit import jit
@@ -19,6 +26,7 @@ from kernelforge.numpy.dispatch import array_function, lift, wrap
 from kernelforge.numpy.products import contract
 from kernelforge.numpy.shapes import part, windows
 from kernelforge.numpy.ufuncs import loop, ufunc
+from kernelforge.told import telling
 from kernelforge.trace import TRACED, Tracer, concrete
 
 Key = tuple[Any, ...]
@@ -58,7 +66,11 @@ def _joined(parts: Key, arrays: Sequence[Any]) -> Key:
 
 def _check(parts: Key, arrays: Sequence[Any], shape: tuple[int, ...]) -> None:
     """Look for index arrays that are out of range, which a compiled gather answers with NaN."""
-    np.broadcast_to(np.int8(0), shape)[_joined(parts, arrays)]
+    try:
+        np.broadcast_to(np.int8(0), shape)[_joined(parts, arrays)]
+    except (IndexError, TypeError) as error:
+        key = ", ".join(repr(p) for p in _joined(parts, arrays))
+        raise InvalidIndex(found=f"[{key}]", shape=shape, expected=error) from None
 
 
 @jit(static_argnums=2)
@@ -131,7 +143,8 @@ def fill_diagonal(a: Any, val: Any, wrap: bool = False) -> None:
     a[at, at] = val
 
 
-FUNCTIONS |= {"getitem": getitem, "at": at, "combined": combined, "copyto": copyto, "fill_diagonal": fill_diagonal}
+FUNCTIONS |= {"getitem": getitem, "at": at, "combined": combined}
+FUNCTIONS |= {fn.__name__: telling(fn) for fn in (copyto, fill_diagonal)}
 
 
 @array_function("a", "indices")
@@ -188,7 +201,7 @@ def _even(index: np.ndarray[Any, Any], n: int) -> tuple[slice, int] | None:
 
 
 checked_take.__name__ = checked_take.__qualname__ = "take"
-FUNCTIONS["take"] = checked_take
+FUNCTIONS["take"] = telling(checked_take)
 
 
 def _grid(indices: Sym, axis: int) -> list[Sym]:
@@ -229,7 +242,7 @@ def put_along_axis(arr: Any, indices: Any, values: Any, axis: int | None) -> Non
     arr.assign("put_along_axis", _put_along(arr, indices, values, axis))
 
 
-FUNCTIONS["put_along_axis"] = put_along_axis
+FUNCTIONS["put_along_axis"] = telling(put_along_axis)
 
 
 @array_function("a", "prepend", "append")

@@ -16,6 +16,7 @@ from kernelforge.numpy.shapes import part
 from kernelforge.numpy.sized import count_of, known_values, places_of, unique
 from kernelforge.numpy.sorting import order_of
 from kernelforge.numpy.ufuncs import ufunc, where
+from kernelforge.told import telling
 
 
 def _kept(name: str, first: Sym, second: Sym, mine: Sym, theirs: Sym, nan: Sym) -> Sym:
@@ -128,4 +129,4 @@ def union1d(ar1: Any, ar2: Any, *, size: int | None = None, fill_value: Any = No
 
 
 for _fn in (intersect1d, setdiff1d, setxor1d, union1d):
-    FUNCTIONS[_fn.__name__] = _fn
+    FUNCTIONS[_fn.__name__] = telling(_fn)

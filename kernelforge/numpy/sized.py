@@ -20,6 +20,7 @@ from kernelforge.numpy.places import unravel_index
 from kernelforge.numpy.shapes import part
 from kernelforge.numpy.sorting import order_of
 from kernelforge.numpy.ufuncs import ufunc, where
+from kernelforge.told import telling
 from kernelforge.trace import TRACED, concrete
 
 
@@ -210,7 +211,7 @@ def unique_values(x: Any, *, size: int | None = None, fill_value: Any = None) ->
 
 
 @array_function("x", "weights", table={})
-def _bincount(x: Sym, weights: Sym | None, length: int) -> Sym:
+def _bincount(x: Sym, weights: Sym | None = None, *, length: int) -> Sym:
     added = full(1, x.astype(np.int64)) if weights is None else weights.astype(np.float64)
     start = apply("full", value=0, shape=(length,), dtype=added.type.name)
     to = x.astype(np.int64)
@@ -238,8 +239,8 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0, *, length: int | N
             return np.bincount(known, minlength=minlength)
         length = int(known.max()) + 1 if known.size else 0
     length = count_of("bincount", "length", length)
-    return _bincount(found, weights, max(length, minlength))
+    return _bincount(found, weights, length=max(length, minlength))
 
 
 for _fn in (nonzero, flatnonzero, argwhere, unique, unique_all, unique_counts, unique_inverse, unique_values, bincount):
-    FUNCTIONS[_fn.__name__] = _fn
+    FUNCTIONS[_fn.__name__] = telling(_fn)

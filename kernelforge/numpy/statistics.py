@@ -14,6 +14,7 @@ from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.products import matrices
 from kernelforge.numpy.search import searchsorted
 from kernelforge.numpy.ufuncs import common_dtype, ufunc, where
+from kernelforge.told import telling
 from kernelforge.trace import TRACED, concrete
 
 
@@ -113,7 +114,7 @@ def _bins_of(x: Sym, edges: Sym) -> Sym:
 
 @array_function("a", "weights", "edges", table={})
 def _histogram(
-    a: Sym, bins: int | None, range: Any, density: bool, weights: Sym | None, edges: Sym | None
+    a: Sym, bins: int | None, range: Any, density: bool, weights: Sym | None = None, edges: Sym | None = None
 ) -> tuple[Sym, Sym]:
     x = a.reshape((a.size,))
     if edges is None:
@@ -129,8 +130,8 @@ def _histogram(
 
 @array_function("*sample", "weights", "*edges", table={})
 def _histogramdd(
-    sample: tuple[Sym, ...], bins: tuple[int, ...], ranges: tuple[Any, ...], density: bool, weights: Sym | None,
-    edges: tuple[Sym, ...],
+    sample: tuple[Sym, ...], bins: tuple[int, ...], ranges: tuple[Any, ...], density: bool, edges: tuple[Sym, ...],
+    weights: Sym | None = None,
 ) -> Any:  # fmt: skip
     given = iter(edges)
     found = [
@@ -203,7 +204,7 @@ def histogram(a: Any, bins: Any = 10, range: Any = None, density: bool | None = 
     if int(known) < 1:
         raise InvalidParameter(op=op, name="bins", found=bins, expected="at least one")
     _require_range(range, a)
-    return _histogram(a, int(known), range, bool(density), weights, None)
+    return _histogram(a, int(known), range, bool(density), weights)
 
 
 def histogram_bin_edges(a: Any, bins: Any = 10, range: Any = None, weights: Any = None) -> Any:
@@ -242,7 +243,7 @@ def histogramdd(
             _require_range(r, x)
     plain = tuple(0 if np.ndim(n) else int(n) for n in each)
     own = FUNCTIONS["ravel"](weights) if weights is not None else None
-    return _histogramdd(tuple(columns), plain, tuple(ranges), bool(density), own, tuple(edges))
+    return _histogramdd(tuple(columns), plain, tuple(ranges), bool(density), tuple(edges), own)
 
 
 def histogram2d(
@@ -283,4 +284,4 @@ def vander(x: Sym, N: int | None = None, increasing: bool = False) -> Sym:
 
 
 for _fn in (histogram, histogram_bin_edges, histogramdd, histogram2d, digitize):
-    FUNCTIONS[_fn.__name__] = _fn
+    FUNCTIONS[_fn.__name__] = telling(_fn)

@@ -18,6 +18,7 @@ from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, weakened
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import F, Fn, array_function
+from kernelforge.told import telling
 from kernelforge.trace import Tracer
 
 Kindred = np.dtype[Any] | type[int] | type[float]
@@ -466,7 +467,7 @@ def result_type(*arrays_and_dtypes: Any) -> np.dtype[Any]:
     return np.result_type(*(stand_in(x) for x in arrays_and_dtypes))
 
 
-FUNCTIONS["result_type"] = result_type
+FUNCTIONS["result_type"] = telling(result_type)
 
 ALIASES = {
     "abs": "absolute", "true_divide": "divide", "mod": "remainder", "bitwise_not": "invert", "bitwise_invert": "invert",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import kernelforge.numpy as knp
-from kernelforge.optim.optimizer import Optimizer, global_norm
+from kernelforge.optim.optimizer import Optimizer, global_norm, two
 from kernelforge.optim.rules import Leaf, Rate, by_element, decayed, moments, unbiased
 
 
@@ -34,7 +34,7 @@ def adamax(
     *, maximize: bool = False,
 ) -> Optimizer:  # fmt: skip
     """Adam with a decaying maximum in the place of the root of the square; Kingma and Ba 2015, algorithm 2."""
-    b1, b2 = betas
+    b1, b2 = two("adamax", "betas", betas)
 
     def rule(rate: Any, number: Any) -> Leaf:
         first = unbiased(b1, number)
@@ -53,7 +53,7 @@ def adabelief(
     lr: Rate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, *, maximize: bool = False
 ) -> Optimizer:
     """Adam that divides by how far gradients are from their mean; Zhuang et al. 2020, algorithm 2."""
-    b1, b2 = betas
+    b1, b2 = two("adabelief", "betas", betas)
 
     def rule(rate: Any, number: Any) -> Leaf:
         first, second = unbiased(b1, number), unbiased(b2, number)
@@ -72,7 +72,7 @@ def oadam(
     lr: Rate = 1e-3, betas: tuple[float, float] = (0.5, 0.9), eps: float = 1e-8, *, maximize: bool = False
 ) -> Optimizer:
     """Adam for games, which takes twice this step and the last one back; Daskalakis et al. 2018, algorithm 1."""
-    b1, b2 = betas
+    b1, b2 = two("oadam", "betas", betas)
 
     def rule(rate: Any, number: Any) -> Leaf:
         first, second = unbiased(b1, number), unbiased(b2, number)
@@ -92,7 +92,7 @@ def nadam(
     momentum_decay: float = 4e-3, decoupled_weight_decay: bool = False, *, maximize: bool = False,
 ) -> Optimizer:  # fmt: skip
     """Adam with Nesterov's momentum; Dozat 2016."""
-    b1, b2 = betas
+    b1, b2 = two("nadam", "betas", betas)
 
     def momentum(number: Any) -> Any:
         return b1 * (1 - 0.5 * knp.exp(number * (momentum_decay * math.log(0.96))))
@@ -122,7 +122,7 @@ def radam(
 
     That variance is a small difference of large numbers, and is computed in float64.
     """
-    b1, b2 = betas
+    b1, b2 = two("radam", "betas", betas)
     longest = 2 / (1 - b2) - 1
 
     def rule(rate: Any, number: Any) -> Leaf:
@@ -156,7 +156,7 @@ def rprop(
         etas: by what a step shrinks where the sign turned, and grows where it stayed.
         step_sizes: the least and the greatest.
     """
-    shrink, grow = etas
+    shrink, grow = two("rprop", "etas", etas)
 
     def rule(rate: Any, number: Any) -> Leaf:
         def leaf(g: Any, p: Any, before: Any, size: Any) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import optree
 
 import kernelforge.numpy as knp
+from kernelforge.dtypes import as_dtype
 from kernelforge.errors import InvalidParameter, TreeMismatch
 from kernelforge.jit import jit
 
@@ -22,19 +23,9 @@ def tree_map(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def split(fn: Callable[..., tuple[Any, ...]], count: int, tree: Tree, *others: Tree) -> tuple[Tree, ...]:
-    """Map a function that returns ``count`` results; return a tree of each.
-
-    Raises:
-        TreeMismatch: when the trees have not one structure.
-    """
-    leaves, structure = optree.tree_flatten(tree)
-    columns = [leaves]
-    for other in others:
-        found = optree.tree_structure(other)
-        if found != structure:
-            raise TreeMismatch(what="update", name="grads, params or state", found=found, expected=structure)
-        columns.append(optree.tree_leaves(other))
-    made = [fn(*row) for row in zip(*columns, strict=True)]
+    """Map a function that returns ``count`` results over trees of one structure; return a tree of each."""
+    structure = optree.tree_structure(tree)
+    made = [fn(*row) for row in zip(*map(optree.tree_leaves, (tree, *others)), strict=True)]
     return tuple(structure.unflatten([row[i] for row in made]) for i in range(count))
 
 
@@ -46,7 +37,23 @@ def wide(x: Any) -> Any:
 
 def zeros(params: Tree) -> Tree:
     """Make zeros like every parameter, of f32 at least."""
-    return tree_map(lambda p: np.zeros(np.shape(p), np.float32 if p.dtype.itemsize < 4 else p.dtype), params)
+
+    def zero(p: Any) -> Any:
+        dtype = as_dtype(p.dtype if hasattr(p, "dtype") else np.asarray(p).dtype)
+        return np.zeros(np.shape(p), np.float32 if dtype.itemsize < 4 else dtype)
+
+    return tree_map(zero, params)
+
+
+def two(op: str, name: str, found: Any) -> tuple[Any, Any]:
+    """Return the two numbers of a parameter such as ``betas``.
+
+    Raises:
+        InvalidParameter: when they are not two.
+    """
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise InvalidParameter(op=op, name=name, found=found, expected="two numbers")
+    return found[0], found[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +84,10 @@ class Optimizer:
         return made
 
     def _updated(self, state: Tree, grads: Tree, params: Tree) -> tuple[Tree, Tree]:
+        for name, tree, like in (("grads", grads, params), ("state", state, self.init(params))):
+            found, expected = optree.tree_structure(tree), optree.tree_structure(like)
+            if found != expected:
+                raise TreeMismatch(what="update", name=name, found=found, expected=expected)
         steps, new = self.steps(state, grads, params)
         (moved,) = split(lambda p, s: ((p - s).astype(p.dtype),), 1, params, steps)
         return moved, new
@@ -104,7 +115,7 @@ def accumulate(optimizer: Optimizer, count: int) -> Optimizer:
     Raises:
         InvalidParameter: for a count below 1.
     """
-    if count < 1:
+    if not isinstance(count, int) or count < 1:
         raise InvalidParameter(op="accumulate", name="count", found=count, expected="1 or more")
 
     def init(params: Tree) -> Tree:

@@ -11,7 +11,7 @@ import optree
 
 import kernelforge.numpy as knp
 from kernelforge.errors import InvalidParameter
-from kernelforge.optim.optimizer import Optimizer, Tree, global_norm, split, tree_map, wide, zeros
+from kernelforge.optim.optimizer import Optimizer, Tree, global_norm, split, tree_map, two, wide, zeros
 from kernelforge.optim.schedules import Schedule, rate_at
 
 Rate = float | Schedule
@@ -131,6 +131,7 @@ def adam(
         amsgrad: divide by the root of the largest mean of squares so far; Reddi et al. 2018.
         decoupled_weight_decay: subtract decay from parameters; by default it goes through the moments.
     """
+    betas = two("adam", "betas", betas)
     names = ("mean", "square", *(["largest"] if amsgrad else []))
 
     def rule(rate: Any, number: Any) -> Leaf:
@@ -157,6 +158,7 @@ def lamb(
     lr: Rate, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 1e-2
 ) -> Optimizer:
     """AdamW whose step, for each tensor, is as long as the tensor; You et al. 2020, algorithm 2, with phi(x) = x."""
+    betas = two("lamb", "betas", betas)
 
     def rule(rate: Any, number: Any) -> Leaf:
         direction = _direction(betas, eps, number)
@@ -225,7 +227,7 @@ def adagrad(
 
 def lion(lr: Rate, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> Optimizer:
     """The sign of a mixture of the momentum and the gradient; Chen et al. 2023. Weight decay is as in ``adamw``."""
-    b1, b2 = betas
+    b1, b2 = two("lion", "betas", betas)
 
     def rule(rate: Any, number: Any) -> Leaf:
         def leaf(g: Any, p: Any, m: Any) -> tuple[Any, ...]:
