@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 from kernelforge.ir.cost import BRANCH, effort
+from kernelforge.ir.index import reads
 from kernelforge.ir.kernel import (
     Alloc,
     Expr,
@@ -22,6 +23,7 @@ from kernelforge.ir.kernel import (
     exprs,
     map_exprs,
     rebuild,
+    stmts,
     substitute,
     walk,
 )
@@ -55,6 +57,7 @@ class _Branching:
 
     def body(self, body: Iterable[Stmt]) -> tuple[Stmt, ...]:
         out: list[Stmt] = []
+        held: dict[Expr, Expr] = {}
         for stmt in body:
             match stmt:
                 case For(kind="vector") if self.lanes is None:
@@ -65,16 +68,22 @@ class _Branching:
                 case For() | If():
                     out.append(dataclasses.replace(stmt, body=self.body(stmt.body)))
                 case Let() | Store():
-                    out += self.split(stmt)
+                    out += self.split(stmt, held)
                 case Alloc():
                     out.append(stmt)
+            written = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)}
+            held = {e: place for e, place in held.items() if written.isdisjoint(reads(e))}
         return tuple(out)
 
-    def split(self, stmt: Let | Store) -> list[Stmt]:
-        """Return the branches of a statement, and what is left of it after them."""
-        roots = tuple(exprs(stmt))
+    def split(self, stmt: Let | Store, held: dict[Expr, Expr]) -> list[Stmt]:
+        """Return the branches of a statement, and what is left of it after them.
+
+        Args:
+            held: where the selects of statements before it are held; those of this one are added.
+        """
+        left = map_exprs(stmt, lambda e: substitute(e, held))
+        roots = tuple(exprs(left))
         out: list[Stmt] = []
-        held: dict[Expr, Expr] = {}
         for cond, selects in _branches(roots):
             rare: list[Stmt] = []
             for e in selects:
@@ -85,7 +94,7 @@ class _Branching:
             test = Var(f"c{self.count}", "bool")
             self.count += 1
             out += (Let(test.name, substitute(cond, held)), If(test, self.body(rare)))
-        return [*out, map_exprs(stmt, lambda e: substitute(e, held))]
+        return [*out, map_exprs(left, lambda e: substitute(e, held))]
 
     def buffer(self, dtype: str, out: list[Stmt]) -> Load:
         """Make a buffer, here or for the lanes of the loop around; return what it holds."""

@@ -9,6 +9,7 @@ import pytest
 
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import (
+    Alloc,
     Arg,
     Expr,
     For,
@@ -74,7 +75,8 @@ CASES: dict[str, tuple[list[Expr], int]] = {
     "likely": ([select(X > 1, costly(X), X)], 0),
     "what the rest needs anyway": ([rare(X, costly(X), X) + costly(X)], 0),
     "one condition": ([rare(X, costly(X), X) * rare(X, costly(X) + 1, X * 2)], 1),
-    "two outputs": ([rare(X, costly(X), X), rare(X, costly(X), X) + 1], 2),
+    "two outputs": ([rare(X, costly(X), X), rare(X, costly(X), X) + 1], 1),
+    "two outputs, one nested": ([rare(X, costly(X), X), NESTED * rare(X, costly(X), X)], 3),
     "inside a branch": ([NESTED], 2),
     "one after the other": ([rare(CHAINED, costly(CHAINED), CHAINED * 3)], 2),
     "one condition, one after the other": ([rare(X, costly(CHAINED + 1), CHAINED)], 2),
@@ -117,3 +119,27 @@ def test_a_vector_loop_at_the_top_keeps_its_selects() -> None:
     assert isinstance(inner, For)
     alone = Kernel("k", made.args, ("g",), (inner,))
     assert not branches(branch(alone).body)
+
+
+def test_what_an_earlier_statement_branched_on_is_held_until_its_reads_are_stored() -> None:
+    """One value in several statements is one branch; of another value of what it reads, it is another one."""
+    held = Load("a", (V,), "f32")
+    value = select(unlikely(held > 1), costly(held), held)
+    body = (
+        Store("a", (V,), X),
+        Store("y0", (AT,), value),
+        Store("y1", (AT,), value * 2),
+        Store("a", (V,), X * 3),
+        Store("y2", (AT,), value),
+    )
+    names = ("x", "y0", "y1", "y2")
+    args = tuple(Arg(name, "f32", i64(N), "in" if name == "x" else "out") for name in names)
+    nest = For(
+        G, i64(N // LANES), "grid", (Alloc("a", "f32", (i64(LANES),), "register"), For(V, i64(LANES), "vector", body))
+    )
+    before = Kernel("held", args, (), (nest,))
+    after = branch(before)
+    verify_kernel(after)
+    assert len(branches(after.body)) == 2
+    for got, want in zip(outputs(after), outputs(before), strict=True):
+        np.testing.assert_array_equal(got, want)
