@@ -10,6 +10,7 @@ from kernelforge.ir.kernel import (
     Const,
     Expr,
     For,
+    If,
     Let,
     Load,
     Stmt,
@@ -45,17 +46,29 @@ def abreast(loop: For) -> tuple[Stmt, ...]:
         if isinstance(s, Store) and any(s.buffer in other for j, other in enumerate(touched) if j != k):
             return ()
     names: list[dict[Expr, Expr]] = [{loop.var: i64(k)} for k in range(loop.static or 0)]
-    return _used(_each(loop.body, names), set())
+    return _used(each(loop.body, names), set())
 
 
-def _each(body: Sequence[Stmt], names: list[dict[Expr, Expr]]) -> tuple[Stmt, ...]:
+def narrowed(loop: For, lanes: int) -> For:
+    """Return a loop of ``lanes`` that does what a ``vector`` loop of some times as many does, each statement for all of
+    those before the next one.
+    """
+    var = Var(loop.var.name, "i64", lanes)
+    names: list[dict[Expr, Expr]] = [{loop.var: normalize(var + k)} for k in range(0, loop.static or 0, lanes)]
+    return For(var, i64(lanes), loop.kind, each(loop.body, names))
+
+
+def each(body: Sequence[Stmt], names: list[dict[Expr, Expr]]) -> tuple[Stmt, ...]:
     """Write each statement once for every iteration, whose variables are as in ``names``."""
     out: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, For):
-            out.append(dataclasses.replace(stmt, body=_each(stmt.body, names)))
+            out.append(dataclasses.replace(stmt, body=each(stmt.body, names)))
             continue
         for k, known in enumerate(names):
+            if isinstance(stmt, If):
+                out.append(If(normalize(substitute(stmt.cond, known)), each(stmt.body, [known])))
+                continue
             made = map_exprs(stmt, lambda e: normalize(substitute(e, known)))  # noqa: B023
             if isinstance(made, Let):
                 var = Var(made.name, made.value.dtype)

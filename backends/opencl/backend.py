@@ -106,12 +106,13 @@ def limits_of(device: Any) -> Limits:
     dtypes = frozenset(DTYPES) if device.double_fp_config else frozenset(DTYPES) - {"f64"}
     width = 4 * max(device.native_vector_width_float, device.preferred_vector_width_float)
     told = f"{options()}|{os.environ.get(TARGET, '')}" if device.platform.name.startswith("Intel") else ""
+    registers = 32 if width >= 64 else 16
     platform = device.platform
     version = f"{platform.name}|{platform.version}|{device.name}|{device.driver_version}|{told}|{cl.VERSION_TEXT}"
     return Limits(
         form="vector" if cpu else "group",
         vector_bytes=max(width, 16) if cpu else 16,
-        vector_registers=32 if width >= 64 else 16,
+        vector_registers=registers,
         threads=device.max_compute_units if cpu else device.max_compute_units * 2048,
         group=device.max_work_group_size,
         local_bytes=1 << 15 if cpu else device.local_mem_size,
@@ -124,6 +125,7 @@ def limits_of(device: Any) -> Limits:
         bandwidth=device.max_compute_units * CORE_BANDWIDTH if cpu else 0.0,
         native=frozenset({"mad", *_instructions(device)}) | ({"repeat_alone"} if cpu else frozenset()),
         rate=device.max_compute_units * core_rate(max(width, 16)) if cpu else 0.0,
+        side=registers // 8 if cpu else 1,
     )
 
 

@@ -3,8 +3,8 @@
 The grid loops of a phase are numbered as one; a work-item (or, where the phase has ``group`` loops, a work-group)
 takes one iteration. Group loops are run by as many work-items as they have iterations, and a barrier stands between
 two statements of which one writes local or global memory that the other touches. A vector loop of 2, 4, 8 or 16
-becomes OpenCL's vectors; lanes are combined by adding the upper half to the lower one until one is left. Every other
-loop is a loop, which is its meaning.
+becomes OpenCL's vectors, one of some times 16 several side by side; lanes are combined by adding the upper half to the
+lower one until one is left. Every other loop is a loop, which is its meaning.
 
 Buffers are followed by an offset in elements. The source is the same on every device of one type.
 """
@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from kernelforge.backends.cpu import ahead
+from kernelforge.backends.cpu.abreast import narrowed
 from kernelforge.backends.opencl.exprs import Buffer, divides, total
 from kernelforge.backends.opencl.groups import Groups
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
@@ -49,6 +50,9 @@ from kernelforge.ir.schedule.nests import loads
 
 ITEMS = 64
 """Work-items of a work-group where the program does not say: a multiple of every GPU's width."""
+
+WIDEST = max(WIDTHS)
+"""Lanes of the widest vector; longer loops hold several."""
 
 _BUILT_IN = re.compile(
     r"(bool|u?char|u?short|u?int|u?long|half|float|double|size_t|void)(2|3|4|8|16)?|s[0-9a-f]+|"
@@ -247,7 +251,8 @@ class _Printer(Groups):
             case For(kind="unroll"):
                 self.unroll(stmt, self.body)
             case For(kind="vector") if self.fits(stmt):
-                self.vector(stmt)
+                wide = (stmt.static or 0) > WIDEST
+                self.vector(narrowed(stmt, WIDEST) if wide else stmt)
             case For(var, _, _, body):
                 with self.block(self.head(stmt)):
                     before, self.walked = self.walked, var if ahead.vectors(body) else None
@@ -319,10 +324,14 @@ class _Printer(Groups):
 
     def fits(self, stmt: For) -> bool:
         """Whether a vector loop can be run as OpenCL vectors."""
-        inner = stmts(stmt.body)
-        return stmt.static in WIDTHS and all(
-            isinstance(s, Let | Store | If) or (isinstance(s, For) and s.kind == "unroll") for s in inner
-        )
+        inner = list(stmts(stmt.body))
+        known = all(isinstance(s, Let | Store | If) or (isinstance(s, For) and s.kind == "unroll") for s in inner)
+        if known and (stmt.static or 0) > WIDEST:
+            # iterations are independent but for what they combine
+            return (stmt.static or 0) % WIDEST == 0 and not any(
+                isinstance(s, For) or (isinstance(s, Store) and s.op) for s in inner
+            )
+        return known and stmt.static in WIDTHS
 
     def vector(self, stmt: For) -> None:
         scope = self.scope
@@ -431,8 +440,8 @@ class _Printer(Groups):
             match stmt:
                 case Let():
                     out.append(stmt)
-                case Store(name, index, value, "") if name not in self.outer and index == (scope.var,):
-                    out.append(Store(name, index, select(cond, value, Load(name, index, value.dtype))))
+                case Store(name, (index,), value, "") if name not in self.outer and scope.step(index) == 1:
+                    out.append(Store(name, (index,), select(cond, value, Load(name, (index,), value.dtype))))
                 case If(inner, within):
                     deeper = self.blended(within, cond & inner)
                     if deeper is None:

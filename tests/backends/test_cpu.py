@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernelforge.backends.cpu.abreast import abreast
+from kernelforge.backends.cpu.abreast import abreast, narrowed
 from kernelforge.dtypes import DTYPES, FLOATS
+from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
@@ -24,6 +25,7 @@ from kernelforge.ir.kernel import (
     i64,
     select,
 )
+from kernelforge.ir.verify import verify_kernel
 from tests.backends.on_cpu import CPU, buffer, compare, execute, values
 from tests.backends.random_kernels import RandomKernel
 
@@ -241,6 +243,31 @@ def test_chains_run_side_by_side() -> None:
         *(f"{name}_{k}" for name in "ab" for k in range(4)), *"ssssyyyy",
     ]  # fmt: skip
     check("chains", over(Alloc("s", "f32", (i64(32),), "register"), loop, rows=1))
+
+
+def test_a_wide_loop_is_a_narrow_one_over_its_parts() -> None:
+    """Statement by statement, with what stands under a condition part by part."""
+    lane = Var("v", bound=32)
+    a = Var("a", "f32")
+    wide = For(lane, i64(32), "vector", (
+        Let("a", f32("x", lane)),
+        Store("s", (lane,), a * 2.0),
+        If(a < 0.5, (Let("b", a + 3.0), Store("s", (lane,), Var("b", "f32")))),
+        Store("y", (lane + 32,), f32("s", lane)),
+    ))  # fmt: skip
+    made = narrowed(wide, 8)
+    assert made.static == 8
+    assert [type(s).__name__ for s in made.body] == [name for name in ("Let", "Store", "If", "Store") for _ in range(4)]
+    register = Alloc("s", "f32", (i64(32),), "register")
+    found = []
+    for loop in (wide, made):
+        arrays = {"x": np.linspace(-3, 5, 64, dtype=np.float32), "y": np.zeros(64, np.float32)}
+        kernel = Kernel("wide", (X, Y), (), over(register, loop, rows=1))
+        verify_kernel(kernel)
+        run_kernel(kernel, arrays, {})
+        found.append(arrays["y"])
+    np.testing.assert_array_equal(*found)
+    check("narrowed", over(register, made, rows=1))
 
 
 @pytest.mark.parametrize(

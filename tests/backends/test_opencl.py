@@ -35,6 +35,7 @@ from kernelforge.ir.kernel import (
     Store,
     Var,
     i64,
+    op,
     select,
 )
 from kernelforge.ir.passes.finish import finish
@@ -292,6 +293,25 @@ def test_stores_past_the_cache_at_any_offset(device: Any, monkeypatch: pytest.Mo
     for offset in (0, 4, 32, 64):
         device.launch(executable, [(handle, 0), (out, offset)], [])
         np.testing.assert_array_equal(device.download(out, offset, (40,), x.dtype), x[:40] * 2)
+
+
+@each_device
+@pytest.mark.parametrize("n", [24, 32, 64])
+def test_loops_of_several_vectors(device: Any, n: int) -> None:
+    """In lanes of 16, or one by one where those do not fill them or lanes meet in one element."""
+    at, a = Var("v", bound=n), Var("a", "f32")
+    chain = (
+        Let("a", f32("x", at)),
+        Store("s", (at,), op("exp", a)),
+        If(a < 0.5, (Let("b", a + 3.0), Store("s", (at,), Var("b", "f32") * a))),
+        Store("y", (63 - at,), f32("s", at)),
+    )
+    register = Alloc("s", "f32", (i64(n),), "register")
+    for k, more in enumerate(((), (Store("y", (i64(0),), a, "max"),))):
+        kernel = Kernel(f"several{k}", (X, Y), (), (over(register, lanes(*chain, *more, n=n), rows=1),))
+        kernel = finish(kernel, device.limits.native)
+        arrays = {"x": np.linspace(-3, 5, 64, dtype=np.float32), "y": np.full(64, 7, np.float32)}
+        compare(device, kernel, arrays, rtol=1e-6)
 
 
 @each_device

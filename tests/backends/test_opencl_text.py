@@ -111,6 +111,21 @@ def test_only_whole_parts_of_lines_are_stored_past_the_cache() -> None:
         assert "kf_stream(" not in streamed(over(lanes(other)))
 
 
+def test_longer_loops_are_vectors_side_by_side() -> None:
+    at = Var("v", bound=32)
+    a = Var("a", "f32")
+    body = (Let("a", f32("x", at)), Store("y", (at,), a * a))
+    lines = [line.strip() for line in printed(over(lanes(*body, n=32))).text.splitlines() if "float16" in line]
+    assert lines[-4:] == [
+        "const float16 a_0 = (*(__global const kf_float16*)(x + 0L));",
+        "const float16 a_1 = (*(__global const kf_float16*)(x + 16L));",
+        "*(__global kf_float16*)(y + 0L) = (a_0 * a_0);",
+        "*(__global kf_float16*)(y + 16L) = (a_1 * a_1);",
+    ]
+    one_by_one = printed(over(lanes(Store("y", (R,), f32("x", at), "max"), n=32))).text
+    assert "float16" not in one_by_one.split("__kernel")[1].split("{")[1]
+
+
 def test_only_a_sum_of_products_is_contracted() -> None:
     plain = printed(over(Store("y", (R,), f32("x", R) * f32("x", R + 1) + f32("x", 3)))).text
     assert plain.startswith("#pragma OPENCL FP_CONTRACT OFF")
