@@ -131,6 +131,11 @@ CASES = [
     Case(1, 1, 1, (3, 3), (3, 3)),
     Case(0, 3, 4, (8, 8), (3, 3)),
     Case(1, 8, 4, (2, 2), (3, 3), padding=1),
+    Case(1, 40, 6, (15, 18), (3, 3), stride=2, padding=1),
+    Case(1, 32, 4, (13, 14), (3, 2), stride=2),
+    Case(2, 64, 8, (11, 9), (5, 3), stride=2, groups=2, last=True),
+    Case(1, 32, 4, (21,), (4,), stride=3),
+    Case(1, 33, 4, (31,), (3,), stride=4, dilation=2),
 ]
 
 
@@ -200,6 +205,16 @@ def test_kernels(case: Case) -> None:
     backward = kf.jit(lambda ct, x, w, b: kf.vjp(layer, x, w, b)[1](ct))
     # with a stride, what no window reaches is cut off in one more
     assert len(backward.lower(y, x, w, b).kernels) <= 4 + (case.stride > 1)
+
+
+def test_the_gradient_with_a_stride_multiplies_by_few_zeros() -> None:
+    """With channels enough: offsets of a class that are fewer than another's are not filled up."""
+    case = Case(2, 48, 16, (17, 17), (3, 3), stride=2)
+    x, w = case.operands()
+    ct = case(x, w)
+    pulled = kf.jit(lambda ct, x, w: kf.vjp(lambda x: case(x, w), x)[1](ct)).lower(ct, x, w).kernels
+    forward = kf.jit(case.__call__).lower(x, w).kernels
+    assert sum(k.flops for k in pulled) < 1.35 * sum(k.flops for k in forward)
 
 
 def test_the_gradient_of_channels_by_themselves_counts_positions_plainly() -> None:

@@ -16,6 +16,12 @@ from kernelforge.ir.kernel import Expr
 from kernelforge.ir.ops.rules import Array, axes, behind, cut, ints, padded
 from kernelforge.ir.ops.view import sample, strided, view
 
+FILLED = 1.25
+"""How many times the offsets of a window there are with zeros between them, from which on classes are apart."""
+
+CHANNELS = 32
+"""Channels that each class must have then, to fill tiles of its own."""
+
 
 def _window_shape(shape: tuple[int, ...], params: Params) -> tuple[int, ...]:
     listed = axes("window", params, len(shape), ordered=False)
@@ -150,7 +156,8 @@ def _window_adjoint(ct: Sym, x: Sym, params: Params) -> Sym:
 def _exchanged(ct: Sym, x: Sym, params: Params, found: Sequence[_Classes], node: Node, g: int, w: int) -> Sym | None:
     """Move the sum over offsets into the contraction that made ``ct``; None where its names do not allow it.
 
-    Each class is a convolution without a stride, and they are channels of one contraction.
+    Each class is a convolution without a stride. They are channels of one contraction, in which zeros fill up offsets;
+    or each has its own, where that saves much and there are channels enough.
     """
     names = node.params["out_axes"]
     operand = (node.params["x_axes"], node.params["y_axes"])
@@ -162,19 +169,46 @@ def _exchanged(ct: Sym, x: Sym, params: Params, found: Sequence[_Classes], node:
         return None
     held, weights = (Sym(ct.builder, node.inputs[i]) for i in (g, w))
     at = [operand[g].index(p) for p in positions]
+
+    def contracted(weights: Sym, w_names: Sequence[int], classes: Sequence[int], each: Sequence[int]) -> Sym:
+        """Contract ``each`` offsets of a class."""
+        inner = {"sizes": tuple(each), "strides": tuple(c.step for c in found)}
+        inner["dilations"] = tuple(c.apart for c in found)
+        extents = [c.extent - (c.each - count) * c.apart for c, count in zip(found, each, strict=True)]
+        spread = _from_elements(held, at, extents, inner)
+        turned = apply("flip", weights, axes=tuple(sorted(w_names.index(o) for o in offsets)))
+        return apply(
+            "contract", spread, turned, x_axes=(*operand[g], *offsets), y_axes=tuple(w_names),
+            out_axes=(*names[: x.ndim], *classes),
+        )  # fmt: skip
+
+    def apart(*chosen: int) -> Sym:
+        """Contract the classes that begin with those ``chosen``, and stack them."""
+        if len(chosen) < len(found):
+            parts = [apart(*chosen, k) for k in range(found[len(chosen)].count)]
+            return parts[0] if len(parts) == 1 else apply("concatenate", *parts, axis=x.ndim + len(chosen))
+        each = [-(-(size - k) // c.count) for size, k, c in zip(params["sizes"], chosen, found, strict=True)]
+        starts, steps, counts = [0] * weights.ndim, [1] * weights.ndim, list(weights.shape)
+        missing = [0] * x.ndim
+        for o, a, k, c, count in zip(offsets, params["axes"], chosen, found, each, strict=True):
+            on = operand[w].index(o)
+            starts[on], steps[on], counts[on] = k, c.count, count
+            missing[a] = (c.each - count) * c.apart
+        made = contracted(strided(weights, starts, steps, counts), operand[w], (), each)
+        made = padded(made, 0.0, [0] * x.ndim, missing)
+        return made.reshape((*made.shape, *[1] * len(found)))
+
+    free = set(names[: x.ndim]) - set(operand[g])
+    channels = math.prod(n for n, name in zip(weights.shape, operand[w], strict=True) if name in free)
+    filled = math.prod(c.count * c.each for c in found)
+    if channels >= CHANNELS and filled >= FILLED * math.prod(params["sizes"]):
+        return apart()
     w_names, classes = list(operand[w]), [max(map(max, operand)) + 1 + k for k in range(len(offsets))]
     for o, new, size, c in zip(offsets, classes, params["sizes"], found, strict=True):
         k = w_names.index(o)
         weights = _split_offsets(weights, k, size, c)
         w_names.insert(k + 1, new)
-    inner = {"sizes": tuple(c.each for c in found), "strides": tuple(c.step for c in found)}
-    inner["dilations"] = tuple(c.apart for c in found)
-    spread = _from_elements(held, at, [c.extent for c in found], inner)
-    turned = apply("flip", weights, axes=tuple(sorted(w_names.index(o) for o in offsets)))
-    return apply(
-        "contract", spread, turned, x_axes=(*operand[g], *offsets), y_axes=tuple(w_names),
-        out_axes=(*names[: x.ndim], *classes),
-    )  # fmt: skip
+    return contracted(weights, w_names, classes, [c.each for c in found])
 
 
 def _disjoint(ct: Sym, x: Sym, params: Params) -> Sym:
