@@ -22,6 +22,10 @@ WIDE_ROW = 1 << 16
 FEW_ROWS = 8
 """Fewer than ``FEW_ROWS`` rows of ``WIDE_ROW`` elements or more leave a device idle when one nest owns a whole row."""
 
+MOST = 256
+"""Nodes, at most, of a nest that others join by trial: each trial lowers all of it, so unbounded ones would take the
+square of their nodes. What needs no trial joins on."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Region:
@@ -250,6 +254,8 @@ class _Fuser:
             a.join(b, None)
             return ""
         part = self.part([*a.items, *b.items])
+        if len(part.nodes) > MOST:
+            return f"a kernel of more than {MOST} steps takes longer to compile than two do"
         if reductions and rows < FEW_ROWS:
             work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
             full = any(v.type.size > rows for v in part.outputs)
@@ -345,6 +351,7 @@ class _Fuser:
             for value in item.node.inputs:
                 for source in self._sources(value):
                     readers.setdefault(source, {})[item] = None
+        order = Order(dict.fromkeys(i.group for i in self.items))
         tried: set[tuple[object, object]] = set()
         for items in readers.values():
             # one of each group stands for all of it
@@ -356,8 +363,8 @@ class _Fuser:
                     continue
                 tried.add(key)
                 alike = _alike(first, second, self.columns)
-                if alike and not reaches(first.ahead, {second}) and not reaches(second.ahead, {first}):
-                    self.join(first, second)
+                if alike and order.independent(first, second) and not self.join(first, second):
+                    order.together(first, second)
 
     def side_by_side(self) -> None:
         """Give maps that do not depend on each other one launch, whatever their shapes."""

@@ -73,6 +73,10 @@ def combine(name: str, a: Expr, b: Expr) -> Expr:
     return op(name, a, b)
 
 
+def _unread(value: Value) -> Refused:
+    return Refused(f"an output of shape {value.type.shape} is not read by the reduction once an element")
+
+
 def _covers(index: tuple[Expr, ...], value: Value) -> bool:
     return digits(flatten(index, row_major(value.type.shape)), value.type.size) is not None
 
@@ -230,6 +234,11 @@ class _Builder:
             if node.output.type.size != size:
                 raise Refused("its reductions have different numbers of results")
             chains.append([s for s, n in zip(row_major(shape), shape, strict=True) if n > 1])
+        below = self.below(reductions)
+        behind = self.behind([v for n in reductions for v in n.inputs], ())
+        for value in outputs:
+            if value not in below and low.producer.get(value) not in behind:
+                raise _unread(value)
         placed: list[tuple[Value, tuple[Expr, ...], Expr]] = []
         upstream: list[Value] = []
         for value in outputs:
@@ -263,16 +272,16 @@ class _Builder:
                 for flats in low.reads.values():
                     if any(f is not flat for f in flats):
                         raise Refused("a reduction needs results of another one from several rows")
-                for value, index in list(low.memo)[known:]:
+                for value, index in list(low.memo)[known:] if upstream else ():
                     once = value.type.size == size * math.prod(made.extents)
-                    if value in outputs and value not in elements and once and _covers(index, value):
+                    if value in upstream and value not in elements and once and _covers(index, value):
                         elements[value] = (variables(r), index)
             name = low.accumulator(node)
             loops = nest(variables(r), "serial", [*lets, Store(name, (), element, made.op)])
             body += [Alloc(name, made.dtype, (), "register"), Store(name, (), identity(made.op, made.dtype)), *loops]
         for value in upstream:
             if value not in elements:
-                raise Refused(f"an output of shape {value.type.shape} is not read by the reduction once an element")
+                raise _unread(value)
             inner, index = elements[value]
             # schedule steps find loops by their names, and this one does not combine
             fresh = tuple(Var(f"{low.name('e', value)}_{k}", "i64", v.bound) for k, v in enumerate(inner))
@@ -300,8 +309,10 @@ class _Builder:
     def columns(self) -> list[Node]:
         """Return the reductions over leading axes, where they are to be made by blocks of rows; see ``blocks``."""
         found = [n for n in self.reductions if self.low.part.columns and by_columns(n)]
+        if not found:
+            return []
         below = self.below(found)
-        whole = found and all(v.type.size == found[0].output.type.size for v in self.wanted & below)
+        whole = all(v.type.size == found[0].output.type.size for v in self.wanted & below)
         return found if whole and not any(v in below for n in self.reductions for v in n.inputs) else []
 
     def below(self, nodes: Sequence[Node]) -> set[Value]:

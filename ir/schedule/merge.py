@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import normalize, reads
@@ -42,54 +42,88 @@ def merge(kernel: Kernel, room: float = math.inf) -> Kernel:
     return dataclasses.replace(kernel, body=body)
 
 
-def _touched(body: Sequence[Stmt]) -> tuple[set[str], set[str]]:
-    """Return the buffers that are read, and those written or allocated, at any depth; Lets count as buffers."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Touched:
+    """The buffers that statements read, and those they write or allocate, at any depth; Lets count as buffers."""
+
+    read: frozenset[str]
+    written: frozenset[str]
+
+    def __or__(self, other: _Touched) -> _Touched:
+        return _Touched(self.read | other.read, self.written | other.written)
+
+    def independent(self, other: _Touched) -> bool:
+        return self.written.isdisjoint(other.read | other.written) and other.written.isdisjoint(self.read)
+
+
+def _touched(stmt: Stmt) -> _Touched:
     read: set[str] = set()
-    writes: set[str] = set()
-    for s in stmts(body):
+    written: set[str] = set()
+    for s in stmts((stmt,)):
         for root in exprs(s):
             read |= reads(root)
         if isinstance(s, Store | Alloc):
-            writes.add(s.buffer)
+            written.add(s.buffer)
             if isinstance(s, Store) and s.op:
                 read.add(s.buffer)
         elif isinstance(s, Let):
-            writes.add(s.name)
-    return read, writes
+            written.add(s.name)
+    return _Touched(frozenset(read), frozenset(written))
 
 
-def _independent(a: Sequence[Stmt], b: Sequence[Stmt]) -> bool:
-    first, second = _touched(a), _touched(b)
-    return not (first[1] & (second[0] | second[1])) and not (second[1] & first[0])
+class _Row:
+    """A statement of a list that others may join; what they may not touch is kept up to date, as a list grows long."""
+
+    def __init__(self, stmt: Stmt) -> None:
+        self.stmt = stmt
+        self.touched = _touched(stmt)
+        self.registers = _registers(stmt.body) if isinstance(stmt, For) else (0, 0)
+        self.body: _Forwarded | None = None
+
+    def join(self, other: _Row) -> None:
+        """Let another loop's iterations follow those of this one, one by one."""
+        first, second = self.stmt, other.stmt
+        assert isinstance(first, For)
+        assert isinstance(second, For)
+        if self.body is None:
+            self.body = _Forwarded(first.extent)
+            self.body.extend(first.body)
+        replace: dict[Expr, Expr] = {second.var: first.var}
+        memo: dict[Expr, Expr] = {}
+        self.body.extend(map_exprs(s, lambda e: normalize(substitute(e, replace, memo))) for s in second.body)
+        kind = first.kind if first.kind == second.kind else "serial"
+        self.stmt = For(first.var, first.extent, kind, tuple(self.body.out))
+        self.touched = self.body.touched
+        self.registers = _together(self.registers, other.registers)
 
 
-def _registers(body: Sequence[Stmt]) -> int:
-    """Return the most bytes of registers that are held at once."""
+def _registers(body: Sequence[Stmt]) -> tuple[int, int]:
+    """Return the bytes of registers that a list holds, and the most that one of its statements holds besides."""
     own = [s for s in body if isinstance(s, Alloc) and s.space == "register"]
     held = sum(math.prod(int(n.value) for n in s.shape if isinstance(n, Const)) * DTYPES[s.dtype].itemsize for s in own)
-    return held + max((_registers(s.body) for s in body if isinstance(s, For | If)), default=0)
+    return held, max((sum(_registers(s.body)) for s in body if isinstance(s, For | If)), default=0)
+
+
+def _together(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], max(a[1], b[1])
 
 
 def _merged(body: Sequence[Stmt], room: float) -> tuple[Stmt, ...]:
-    out: list[Stmt] = []
+    out: list[_Row] = []
     for stmt in _begun(body):
+        row = _Row(stmt)
         if isinstance(stmt, For):
-            place = _place(out, stmt, room)
+            place = _place(out, stmt, row, room)
             if place is None:
-                out.append(stmt)
+                out.append(row)
             else:
-                first = out[place]
-                assert isinstance(first, For)
-                replace: dict[Expr, Expr] = {stmt.var: first.var}
-                memo: dict[Expr, Expr] = {}
-                added = [map_exprs(s, lambda e: normalize(substitute(e, replace, memo))) for s in stmt.body]  # noqa: B023
-                kind = first.kind if first.kind == stmt.kind else "serial"
-                out[place] = For(first.var, first.extent, kind, _forwarded((*first.body, *added)))
+                out[place].join(row)
         elif isinstance(stmt, If) and out and _same_condition(out[-1], stmt):
-            out[-1] = If(stmt.cond, (*out[-1].body, *stmt.body))  # type: ignore[union-attr]
+            out[-1] = _Row(If(stmt.cond, (*out[-1].stmt.body, *stmt.body)))  # type: ignore[union-attr]
         else:
-            out.append(stmt)
-    return tuple(dataclasses.replace(s, body=_merged(s.body, room)) if isinstance(s, For | If) else s for s in out)
+            out.append(row)
+    made = [r.stmt for r in out]
+    return tuple(dataclasses.replace(s, body=_merged(s.body, room)) if isinstance(s, For | If) else s for s in made)
 
 
 def _begun(body: Sequence[Stmt]) -> list[Stmt]:
@@ -102,21 +136,22 @@ def _begun(body: Sequence[Stmt]) -> list[Stmt]:
             fresh.add(s.buffer)
         start = isinstance(s, Store) and s.buffer in fresh and not s.op and not s.index and isinstance(s.value, Const)
         (first if start or isinstance(s, Alloc) else rest).append(s)
-        if not isinstance(s, Alloc):
-            fresh -= _touched((s,))[1]
+        if fresh and not isinstance(s, Alloc):
+            fresh -= _touched(s).written
     return [*first, *rest]
 
 
-def _place(out: Sequence[Stmt], loop: For, room: float) -> int | None:
+def _place(out: Sequence[_Row], loop: For, row: _Row, room: float) -> int | None:
     """Return where the first loop is that ``loop`` may join."""
     place = None
     for k in range(len(out) - 1, -1, -1):
-        first = out[k]
+        first = out[k].stmt
+        independent = out[k].touched.independent(row.touched)
         if isinstance(first, For) and first.extent is loop.extent and _alike(first.kind, loop.kind):
-            fits = _registers((*first.body, *loop.body)) <= room
-            if fits and (_independent((first,), (loop,)) or _aligned(first, loop)):
+            fits = sum(_together(out[k].registers, row.registers)) <= room
+            if fits and (independent or _aligned(out[k], row)):
                 place = k
-        if isinstance(first, Let) or not _independent((first,), (loop,)):
+        if isinstance(first, Let) or not independent:
             break
     return place
 
@@ -125,42 +160,53 @@ def _alike(first: str, second: str) -> bool:
     return first == second or {first, second} == {"serial", "parallel"}
 
 
-def _aligned(first: For, second: For) -> bool:
+def _aligned(first: _Row, second: _Row) -> bool:
     """Whether the loops share written buffers only at elements that belong to one iteration."""
-    (_, written), (_, writes) = _touched((first,)), _touched((second,))
-    shared = (written & set().union(*_touched((second,)))) | (writes & _touched((first,))[0])
-    return all(_at(first, b) is not None and _at(first, b) == _at(second, b) for b in shared)
+    a, b = first.touched, second.touched
+    shared = (a.written & (b.read | b.written)) | (b.written & a.read)
+    return all(_at(first.stmt, s) is not None and _at(first.stmt, s) == _at(second.stmt, s) for s in shared)
 
 
-def _at(loop: For, buffer: str) -> int | None:
+def _at(loop: Stmt, buffer: str) -> int | None:
     """Return the axis at which every access in the loop to the buffer has the loop's variable as its index."""
+    assert isinstance(loop, For)
     indices = [s.index for s in stmts(loop.body) if isinstance(s, Store) and s.buffer == buffer]
     for s in stmts(loop.body):
-        indices += [e.index for r in exprs(s) for e in walk(r) if isinstance(e, Load) and e.buffer == buffer]
+        for r in exprs(s):
+            if buffer in reads(r):
+                indices += [e.index for e in walk(r) if isinstance(e, Load) and e.buffer == buffer]
     axes = [{k for k, i in enumerate(index) if i is loop.var} for index in indices]
     return min(set.intersection(*axes), default=None) if axes else None
 
 
-def _forwarded(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    """Take what a statement of the list has stored from the expression, as long as nothing that it loads changes."""
-    out: list[Stmt] = []
-    known: dict[Expr, Expr] = {}
-    for s in body:
-        if known:
-            memo: dict[Expr, Expr] = {}
-            s = map_exprs(s, lambda e: substitute(e, known, memo))  # noqa: B023
-        out.append(s)
-        _, changed = _touched((s,))
-        for load, value in list(known.items()):
-            if changed & {e.buffer for e in (*walk(load), *walk(value)) if isinstance(e, Load)}:
-                del known[load]
-        if isinstance(s, Store) and not s.op and s.buffer not in _touched((s,))[0]:
-            known[Load(s.buffer, s.index, s.value.dtype)] = s.value
-    return tuple(out)
+class _Forwarded:
+    """Statements that take what one of them stored from the expression, as long as nothing that it loads changes."""
+
+    def __init__(self, extent: Expr) -> None:
+        self.out: list[Stmt] = []
+        self.touched = _Touched(reads(extent), frozenset())
+        self.known: dict[Expr, Expr] = {}
+
+    def extend(self, body: Iterable[Stmt]) -> None:
+        read, written = set(self.touched.read), set(self.touched.written)
+        for s in body:
+            if self.known:
+                memo: dict[Expr, Expr] = {}
+                s = map_exprs(s, lambda e: substitute(e, self.known, memo))  # noqa: B023
+            self.out.append(s)
+            touched = _touched(s)
+            read |= touched.read
+            written |= touched.written
+            for load, value in list(self.known.items()):
+                if not touched.written.isdisjoint(reads(load) | reads(value)):
+                    del self.known[load]
+            if isinstance(s, Store) and not s.op and s.buffer not in touched.read:
+                self.known[Load(s.buffer, s.index, s.value.dtype)] = s.value
+        self.touched = _Touched(frozenset(read), frozenset(written))
 
 
-def _same_condition(first: Stmt, second: If) -> bool:
+def _same_condition(first: _Row, second: If) -> bool:
     """Whether both hang on one condition, which the first does not change."""
-    if not isinstance(first, If) or first.cond is not second.cond:
+    if not isinstance(first.stmt, If) or first.stmt.cond is not second.cond:
         return False
-    return not any(isinstance(e, Load) and e.buffer in _touched(first.body)[1] for e in walk(first.cond))
+    return first.touched.written.isdisjoint(reads(second.cond))

@@ -11,6 +11,7 @@ import kernelforge as kf
 from kernelforge.compile import forget
 from kernelforge.ir import fuse, lower, residuals
 from kernelforge.ir.groups import Group, Item, Order
+from kernelforge.ir.schedule import merge
 
 
 @pytest.fixture
@@ -146,6 +147,40 @@ def test_equal_layers_are_lowered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(lower._Builder, "build", counted)
     assert lowered(10) == lowered(5)
+
+
+def test_work_grows_with_the_steps_of_an_unrolled_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that takes the sums of all steps is tried whole for each, so it ends somewhere."""
+    lowered: list[int] = []
+    touched: list[object] = []
+    build, touch = lower._Builder.build, merge._touched
+
+    def counted(self: Any) -> Any:
+        lowered.append(len(self.low.part.nodes))
+        return build(self)
+
+    def looked_at(stmt: Any) -> Any:
+        touched.append(stmt)
+        return touch(stmt)
+
+    def work(steps: int) -> tuple[int, int]:
+        def loss(rates: Any, prey: Any, hunters: Any) -> Any:
+            for _ in range(steps):
+                met = prey * hunters
+                prey, hunters = prey + rates[0] * prey - rates[1] * met, hunters + rates[2] * met - rates[3] * hunters
+            return (prey * hunters).sum()
+
+        forget()
+        lowered.clear()
+        touched.clear()
+        kf.jit(kf.grad(loss)).lower(np.full(4, 0.01), np.ones(100), np.ones(100))
+        return sum(lowered), len(touched)
+
+    monkeypatch.setattr(lower._Builder, "build", counted)
+    monkeypatch.setattr(merge, "_touched", looked_at)
+    monkeypatch.setattr(fuse, "MOST", 64)
+    some, twice = work(10), work(20)
+    assert all(b < 2.7 * a for a, b in zip(some, twice, strict=True)), (some, twice)
 
 
 def test_readers_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
