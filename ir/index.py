@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 
+import numpy as np
+
+from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, op, select
 from kernelforge.ir.memo import memo
 
@@ -30,8 +34,13 @@ def normalize(expr: Expr) -> Expr:
     if expr.dtype == "i64" and expr.op in ("add", "sub", "mul", "neg", "floordiv", "mod") and not is_data(expr):
         return from_poly(_poly(expr))
     args = tuple(normalize(a) for a in expr.args)
-    if expr.op in ("lt", "le", "gt", "ge", "eq", "ne") and args[0].dtype == "i64":
-        return _compare(expr.op, args[0], args[1])
+    if expr.op in COMPARE:
+        if args[0].dtype == "i64":
+            return _compare(expr.op, args[0], args[1])
+        if args[0].dtype in INTEGERS and isinstance(args[0], Const) and isinstance(args[1], Const):
+            return Const(getattr(operator, expr.op)(args[0].value, args[1].value), "bool")
+    if expr.op == "cast" and isinstance(args[0], Const) and {args[0].dtype, expr.dtype} <= INTEGERS:
+        return Const(int(np.array(args[0].value, DTYPES[args[0].dtype]).astype(DTYPES[expr.dtype])), expr.dtype)
     if expr.dtype == "bool" and expr.op in ("and", "or", "not"):
         return _logic(expr.op, args)
     if expr.dtype == "i64" and expr.op in ("min", "max"):

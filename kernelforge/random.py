@@ -2,7 +2,8 @@
 
 A key is an array ``u32[2]``. Use each one once: ``split`` makes new ones. Bits are those of Threefry-2x32 with 20
 rounds (Salmon et al. 2011) on counters: in row-major order, elements 32*k + j and 32*k + 16 + j, for j below 16, are
-the first and the second word of block 16*k + j. Floats take the high bits.
+the first and the second word of block 16*k + j. Floats take the high bits. ``bernoulli``, and with it dropout, makes 4
+elements of a block, of which any two are independent (``kernelforge.ir.ops.random``).
 
 For eager convenience ``next_key`` draws keys from a default stream that each thread of each process has for itself: it
 starts from the operating system's entropy, or from ``seed``, and a forked child starts anew. A compiled function never
@@ -90,13 +91,13 @@ def next_key() -> np.ndarray[Any, Any]:
     return sequence.generate_state(2, np.uint32)
 
 
-def _bits(k: Operand, shape: tuple[int, ...]) -> Sym:
+def _bits(k: Operand, shape: tuple[int, ...], share: int = 2) -> Sym:
     one = as_sym(k)
     if one.shape != (2,) or one.dtype != np.uint32:
         more = "take one for each example with vmap" if one.ndim > 1 else "make one with kf.random.key(seed)"
         expected = f"one key, of type u32[2]; {more}"
         raise DtypeMismatch(op="kf.random", found=str(Type(one.shape, one.dtype)), expected=expected)
-    return apply("random_bits", one, shape=shape)
+    return apply("random_bits", one, shape=shape, share=share)
 
 
 @array_function("key", table=_TABLE)
@@ -193,15 +194,16 @@ def normal(key: Sym, shape: Shape = (), dtype: Any = np.float32) -> Sym:
 def bernoulli(key: Operand, p: Operand = 0.5, shape: Shape | None = None) -> Sym:
     """Make bools that are true with probability ``p``; of its shape where ``shape`` is not given."""
     extents = (p.shape if isinstance(p, Sym | np.generic) else ()) if shape is None else shape_of(shape)
-    if isinstance(p, Sym):
-        return ufunc("less", _unit(as_sym(key), extents, np.dtype(np.float32)), p)
-    # the same comparison on integers: the float is the word's high bits, scaled
     _, width, kept = BITS["f32"]
+    drawn = _bits(key, extents, 4)
+    if isinstance(p, Sym):
+        return ufunc("less", ufunc("right_shift", drawn, width - kept).astype(np.float32) * 2.0**-kept, p)
+    # the same comparison on integers: the float is the word's high bits, scaled
     exact = float(np.float32(p))
     count = math.ceil(min(exact, 1.0) * (1 << kept)) if exact > 0 else 0
     if count == 1 << kept:
         return apply("full", value=True, shape=extents, dtype="bool")
-    return ufunc("less", _bits(key, extents), count << (width - kept))
+    return ufunc("less", drawn, count << (width - kept))
 
 
 @array_function("key", table=_TABLE)

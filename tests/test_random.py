@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -16,6 +17,8 @@ import scipy.stats as st
 import kernelforge as kf
 from kernelforge import errors
 from kernelforge.functions import result
+from kernelforge.ir.index import is_lazy
+from kernelforge.ir.kernel import For, exprs, stmts, walk
 from kernelforge.random import _normal_quantile
 from kernelforge.trace import to_sym
 
@@ -312,3 +315,29 @@ def test_keys_of_keys_of_keys() -> None:
 
     for got, want in zip(kf.jit(walk)(kf.random.key(1)), walk(kf.random.key(1)), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def _loops(fn: Any, *args: Any) -> list[For]:
+    """The loops of the only kernel of a function on the cpu device."""
+    (kernel,) = kf.jit(fn).lower(*args).kernels
+    return [s for s in stmts(kernel.ir.body) if isinstance(s, For)]
+
+
+@pytest.mark.parametrize(("draw", "share"), [(kf.random.bits, 2), (lambda k, s: kf.random.bernoulli(k, 0.3, s), 4)])
+def test_the_vectors_that_share_blocks_are_made_together(draw: Any, share: int) -> None:
+    loops = _loops(lambda k: draw(k, (1 << 16,)), kf.random.key(0))
+    lanes = math.prod(v.static or 0 for v in loops if v.kind in ("vector", "unroll"))
+    width = next(v.static or 0 for v in loops if v.kind == "vector")
+    assert lanes == width * share * max(1, 16 // width)
+
+
+@pytest.mark.parametrize("n", [1000, 100, 1001])
+def test_rows_that_begin_within_a_block_make_each_block_once_a_vector(n: int) -> None:
+    def drop(x: Any, k: Any) -> Any:
+        y = kf.nn.dropout(x, 0.1, key=k)
+        return y - y.mean(1, keepdims=True)
+
+    x = np.ones((8, n), np.float32)
+    (kernel,) = kf.jit(drop).lower(x, kf.random.key(0)).kernels
+    # a choice among words by an index that is read in each arm apart would make all words in each
+    assert not any(is_lazy(e) for s in stmts(kernel.naive.body) for r in exprs(s) for e in walk(r))

@@ -1,9 +1,13 @@
 """Random bits from a counter: Threefry-2x32 with 20 rounds.
 
 J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A block is the two words of the cipher of a
-64-bit counter, and serves two elements: of each ``2 * HALF`` elements, i and i + ``HALF`` are the words of one block.
-So an element depends on the key and on its position alone: the same on every device, under any split or fusion, and
-free to be computed again; and vectors of up to ``HALF`` lanes take whole words, a pair of them from one cipher.
+64-bit counter, and serves ``share`` elements, each ``LANES`` after the one before. So an element depends on the key and
+on its position alone: the same on every device, under any split or fusion, and free to be computed again; and vectors
+of up to ``LANES`` lanes are made whole, 2 or 4 of them from one cipher.
+
+Of 2 elements each is a word of the block. Of 4, which cost half as much, each is 32 bits made of the halves a, b, c, d
+of both words, high to low: (a, b^c), (b, a^d), (c, b^d), (d, a^c). Any two of them are independent and evenly spread,
+since together they determine all four halves; and the high halves of all four are independent.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kernelforge.dtypes import DTYPES
-from kernelforge.errors import DtypeMismatch
+from kernelforge.errors import DtypeMismatch, InvalidParameter
 from kernelforge.ir.graph import At, Kind, Params, Primitive, Sample
 from kernelforge.ir.index import flatten, normalize
 from kernelforge.ir.kernel import Const, Expr, i64, select
@@ -23,11 +27,12 @@ from kernelforge.ir.ops.rules import Array, Arrays, ints, mapped, operands
 from kernelforge.ir.types import Type, row_major
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+SHARES = (2, 4)
 PARITY = 0x1BD11BDA
 """Both as in the authors' reference implementation, Random123, whose known answers the tests hold."""
 
-HALF = 16
-"""Elements that lie between the two of a block."""
+LANES = 16
+"""How far apart the elements of a block are."""
 
 Pair = tuple[Any, Any]
 
@@ -46,25 +51,48 @@ def threefry(key: Pair, counter: Pair, constant: Callable[[int], Any]) -> Pair:
     return a, b
 
 
+def shared(words: Pair, constant: Callable[[int], Any]) -> tuple[Any, ...]:
+    """Make of the two words of a block what four elements get of it; works on what ``threefry`` works on."""
+    first, second = words
+    half, low = constant(16), constant(0xFFFF)
+
+    def turned(word: Any) -> Any:
+        return (word << half) | (word >> half)
+
+    return (
+        first ^ (second >> half),
+        turned(first) ^ (second & low),
+        second ^ (first & low),
+        turned(second) ^ (first >> half),
+    )
+
+
 def _typing(types: Sequence[Type], params: Params) -> tuple[Type, ...]:
     operands("random_bits", types, 1)
     (key,) = types
     if key.shape[-1:] != (2,) or key.name != "u32":
         raise DtypeMismatch(op="random_bits", found=str(key), expected="a key of type u32[2]; make one with random.key")
+    if params["share"] not in SHARES:
+        raise InvalidParameter(op="random_bits", name="share", found=params["share"], expected="2 or 4")
     return (Type((*key.shape[:-1], *ints("random_bits", params, "shape")), DTYPES["u32"]),)
 
 
 def _numpy(arrays: Arrays, params: Params) -> tuple[Array, ...]:
     (out,) = _typing([Type(a.shape, a.dtype) for a in arrays], params)
-    (keys,), size = arrays, math.prod(params["shape"])
-    rows = -(-size // (2 * HALF))
-    blocks = np.arange(rows * HALF, dtype=np.uint64)
+    (keys,), size, share = arrays, math.prod(params["shape"]), params["share"]
+    rows = -(-size // (share * LANES))
+    blocks = np.arange(rows * LANES, dtype=np.uint64)
     counter = (blocks & np.uint64(0xFFFFFFFF)).astype(np.uint32), (blocks >> np.uint64(32)).astype(np.uint32)
     key = keys[..., 0:1], keys[..., 1:2]
+
+    def constant(value: int) -> Array:
+        return np.full(1, value, np.uint32)
+
     with np.errstate(over="ignore"):
-        words = threefry(key, counter, lambda value: np.full(1, value, np.uint32))
+        words = threefry(key, counter, constant)
     each = keys.shape[:-1]
-    bits = np.stack([w.reshape((*each, rows, HALF)) for w in words], -2).reshape((*each, 2 * rows * HALF))
+    made = [w.reshape((*each, rows, LANES)) for w in (words if share == 2 else shared(words, constant))]
+    bits = np.stack(made, -2).reshape((*each, share * rows * LANES))
     return (bits[..., :size].reshape(out.shape),)
 
 
@@ -72,14 +100,22 @@ def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, para
     def constant(value: int) -> Expr:
         return Const(value, "u32")
 
-    shape, before = params["shape"], len(types[0].shape) - 1
-    which, place = tuple(index[:before]), tuple(index[before:])
+    shape, share, before = params["shape"], params["share"], len(types[0].shape) - 1
+    mine, place = tuple(index[:before]), tuple(index[before:])
     i = flatten(place, row_major(shape))
-    block = normalize((i // (2 * HALF)) * HALF + i % HALF)
-    high = (block >> 32).cast("u32") if math.prod(shape) > 2**33 else constant(0)
-    key = at(0, (*which, i64(0))), at(0, (*which, i64(1)))
-    first, second = threefry(key, (block.cast("u32"), high), constant)
-    return select(normalize(((i // HALF) % 2).eq(0)), first, second)
+    block = normalize((i // (share * LANES)) * LANES + i % LANES)
+    high = (block >> 32).cast("u32") if math.prod(shape) > share << 32 else constant(0)
+    key = at(0, (*mine, i64(0))), at(0, (*mine, i64(1)))
+    words = threefry(key, (block.cast("u32"), high), constant)
+    # a number, not an index, keeps no Load in range: all words are made before one is chosen
+    which = normalize(normalize((i // LANES) % share).cast("u32"))
+    return _chosen(which, words if share == 2 else shared(words, constant))
+
+
+def _chosen(which: Expr, words: Sequence[Expr]) -> Expr:
+    if len(words) == 1:
+        return words[0]
+    return select(normalize(which.eq(Const(len(words) - 1, "u32"))), words[-1], _chosen(which, words[:-1]))
 
 
 _REASON = "random bits are integers; make floats of them, as random.uniform and random.normal do"
@@ -89,7 +125,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
         "random_bits",
         Kind.MAP,
         "32 random bits for each element of ``shape`` and each key, from the key and the element's position.",
-        ("shape",),
+        ("shape", "share"),
         _typing,
         _numpy,
         _REASON,
@@ -97,8 +133,11 @@ PRIMITIVES: tuple[Primitive, ...] = (
         mapped("random_bits"),
         _lower,
         lambda: [
-            *(Sample((np.array([7, 2**31 + 5], np.uint32),), {"shape": shape}) for shape in ((3, 5), (), (0, 2))),
-            Sample((np.arange(12, dtype=np.uint32).reshape(3, 2, 2),), {"shape": (37,)}),
+            *(
+                Sample((np.array([7, 2**31 + 5], np.uint32),), {"shape": shape, "share": share})
+                for shape, share in (((3, 5), 2), ((), 2), ((0, 2), 2), ((5, 17), 4), ((), 4))
+            ),
+            Sample((np.arange(12, dtype=np.uint32).reshape(3, 2, 2),), {"shape": (37,), "share": 2}),
         ],
         frozenset({"u32"}),
         0.0,

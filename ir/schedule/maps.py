@@ -23,6 +23,9 @@ CHUNK = 16384
 SHORT, SHORTEST = 8, 4
 """Loops of fewer vectors run what is left over in vectors of half the lanes, and so on, down to so many lanes."""
 
+TOGETHER, WORTH = 8, 0.75
+"""How many vectors are made together at most, and what share of the operations of each that must leave."""
+
 TURNS = 4
 """Copies of a map, one for each kind of element, that are made at most."""
 
@@ -168,8 +171,9 @@ def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
     if width == 1 or not unit(loop, NEAR):
         return kernel
     least = SHORTEST if extent < SHORT * width else width
-    if extent >= 2 * width and alike(loop, width):
-        kernel = split(kernel, name, 2 * width, name, f"{name}i", "cut")
+    count = together(loop, width)
+    if count > 1:
+        kernel = split(kernel, name, count * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
         return rest_in_lanes(kernel, name, f"{name}i_t", width, least)
@@ -206,15 +210,25 @@ def rest_in_lanes(kernel: Kernel, name: str, rest: str, width: int, least: int, 
     raise AssertionError
 
 
-def alike(loop: For, width: int) -> bool:
-    """Whether the two vectors of an aligned pair have most of their operations in common, as random bits do."""
-    pair, lane = Var("pair", "i64", (loop.static or 0) // (2 * width)), Var("lane", "i64", width)
-    found = []
-    for first in (0, width):
-        body = substituted(loop.body, {loop.var: pair * (2 * width) + first + lane})
-        every = {e for s in stmts(body) for r in exprs(s) for e in walk(r)}
-        found.append({e for e in every if isinstance(e, Op) and e.dtype != "i64" and lane in free_vars(e)})
-    return 2 * len(found[0] & found[1]) > len(found[0])
+def together(loop: For, width: int) -> int:
+    """Return how many vectors in a row are best made together, up to ``TOGETHER``: those that have most of their
+    operations in common, as random bits do.
+    """
+    every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
+    if not any(e.op in ("floordiv", "mod") and loop.var in free_vars(e) for e in every):
+        return 1
+    extent = loop.static or 0
+    block, lane = Var("block", "i64", extent // (TOGETHER * width) + 1), Var("lane", "i64", width)
+    made: set[Op] = set()
+    best, least = 1, math.inf
+    for k in range(min(TOGETHER, extent // width)):
+        body = substituted(loop.body, {loop.var: block * (TOGETHER * width) + k * width + lane})
+        every = {e for s in stmts(body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
+        made.update(e for e in every if e.dtype != "i64" and lane in free_vars(e))
+        count = k + 1
+        if count & k == 0 and len(made) / count < WORTH * least:
+            best, least = count, len(made) / count
+    return best
 
 
 def group_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:

@@ -28,7 +28,7 @@ from kernelforge.ir.schedule.behind import behind, obstacle
 from kernelforge.ir.schedule.contraction import transposed
 from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import NEAR, Limits
-from kernelforge.ir.schedule.maps import alike, in_lanes
+from kernelforge.ir.schedule.maps import SHORTEST, in_lanes, together
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
@@ -182,7 +182,8 @@ def _evaluated(expr: Expr, seen: dict[Expr, None]) -> None:
 
 
 def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.inf) -> Kernel:
-    """Reduce along memory: four accumulators of one register each, then fewer, then lane by lane in a fixed tree.
+    """Reduce along memory: four accumulators of one register each, then one, then shorter ones, then lane by lane in a
+    fixed tree.
 
     Eight where vectors share work in pairs, so that four chains of it run at once. What does not lie along memory goes
     one element after the other, in shorter blocks.
@@ -204,21 +205,26 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.in
     if n is None:
         kernel = split(kernel, name, width, name, f"{name}v", "cut")
         return bind(rfactor(kernel, name, f"{name}v", f"{name}_lanes"), f"{name}v", "vector")
-    unroll = 1 if n < 8 * width else 8 if 8 * width <= most and n >= 16 * width and alike(loop, width) else 4
+    unroll = 1 if n < 8 * width else 8 if 8 * width <= most and n >= 16 * width and together(loop, width) > 1 else 4
     if unroll > 1:
         kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         kernel = rfactor(kernel, name, f"{name}v", f"{name}_lanes")
         kernel = rfactor(kernel, name, f"{name}u", f"{name}_units")
         kernel = bind(kernel, f"{name}u", "unroll")
+        kernel = bind(kernel, f"{name}v", "vector")
         rest, tail = n % (unroll * width), f"{name}i_t"
     else:
         rest, tail = n, name
-    if rest >= width:
-        kernel = split(kernel, tail, width, f"{tail}o", f"{tail}v", "cut")
-        kernel = rfactor(kernel, f"{tail}o", f"{tail}v", f"{tail}_lanes")
-        kernel = bind(kernel, f"{tail}v", "vector")
-    return bind(kernel, f"{name}v", "vector") if unroll > 1 else kernel
+    while width >= SHORTEST:
+        if rest >= width:
+            lane = f"{tail}v"
+            kernel = split(kernel, tail, width, f"{tail}o", lane, "cut")
+            kernel = rfactor(kernel, f"{tail}o", lane, f"{tail}_lanes")
+            kernel = bind(kernel, lane, "vector")
+            rest, tail = rest % width, f"{lane}_t"
+        width //= 2
+    return kernel
 
 
 def _to_one(loop: For) -> bool:

@@ -14,7 +14,7 @@ from kernelforge.ir.build import apply, build
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops import PRIMITIVES
 from kernelforge.ir.ops.index import missing
-from kernelforge.ir.ops.random import threefry
+from kernelforge.ir.ops.random import shared, threefry
 from kernelforge.ir.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -216,21 +216,61 @@ GOLDEN = [0x257EDF33, 0x87639233, 0x8BB042E4, 0x4836B2F1]
 
 def test_random_bits_depend_on_key_and_position_alone() -> None:
     key = np.array([1, 2], np.uint32)
-    flat = run("random_bits", key, shape=(60,))
-    np.testing.assert_array_equal(run("random_bits", key, shape=(3, 4, 5)).ravel(), flat)
-    np.testing.assert_array_equal(run("random_bits", key, shape=(7,)), flat[:7])
-    assert (run("random_bits", key[::-1].copy(), shape=(60,)) != flat).all()
+    flat = run("random_bits", key, shape=(60,), share=2)
+    np.testing.assert_array_equal(run("random_bits", key, shape=(3, 4, 5), share=2).ravel(), flat)
+    np.testing.assert_array_equal(run("random_bits", key, shape=(7,), share=2), flat[:7])
+    assert (run("random_bits", key[::-1].copy(), shape=(60,), share=2) != flat).all()
     # elements 32*k + j and 32*k + 16 + j are the words of block 16*k + j
     words = [np.array([w], np.uint32) for w in key]
     first, second = threefry((words[0], words[1]), (np.arange(32, dtype=np.uint32), words[0] * 0), np.uint32)
     np.testing.assert_array_equal(flat, np.concatenate([first[:16], second[:16], first[16:], second[16:28]]))
     assert flat[:2].tolist() == GOLDEN[:2]
     assert flat[16:18].tolist() == GOLDEN[2:]
-    many = run("random_bits", key, shape=(1 << 14,)).astype(np.float64) / 2**32
+    many = run("random_bits", key, shape=(1 << 14,), share=2).astype(np.float64) / 2**32
     assert abs(many.mean() - 0.5) < 0.01
     assert abs(many.var() - 1 / 12) < 0.002
     pairs = many.reshape(-1, 2, 16)
     assert abs(np.corrcoef(pairs[:, 0].ravel(), pairs[:, 1].ravel())[0, 1]) < 0.03
+
+
+GOLDEN_OF_FOUR = [0x257E5483, 0xDF33679A, 0x8BB09DD7, 0x42E4AECE]
+"""Elements 0, 16, 32 and 48 for the key (1, 2), where four share a block."""
+
+
+def test_any_two_of_the_four_that_share_a_block_are_independent() -> None:
+    # the map is linear over GF(2): two elements are independent and evenly spread where they determine the block
+    units = [np.uint64(1) << np.uint64(k) for k in range(64)]
+    words = [
+        np.array([u >> s & np.uint64(0xFFFFFFFF) for u in units], np.uint32) for s in (np.uint64(32), np.uint64(0))
+    ]
+    columns = [[int(v) for v in made] for made in shared((words[0], words[1]), np.uint32)]
+    for a, b in itertools.combinations(columns, 2):
+        assert _rank([x << 32 | y for x, y in zip(a, b, strict=True)]) == 64
+    highs = [int("".join(f"{c[k] >> 16:016b}" for c in columns), 2) for k in range(64)]
+    assert _rank(highs) == 64
+
+
+def _rank(rows: list[int]) -> int:
+    """The rank over GF(2) of rows of bits."""
+    rank = 0
+    while rows:
+        pivot = rows.pop()
+        if pivot:
+            rank += 1
+            low = pivot & -pivot
+            rows = [r ^ pivot if r & low else r for r in rows]
+    return rank
+
+
+def test_four_elements_share_a_block() -> None:
+    key = np.array([1, 2], np.uint32)
+    flat = run("random_bits", key, shape=(150,), share=4)
+    np.testing.assert_array_equal(run("random_bits", key, shape=(5, 30), share=4).ravel(), flat)
+    words = [np.array([w], np.uint32) for w in key]
+    block = threefry((words[0], words[1]), (np.arange(48, dtype=np.uint32), words[0] * 0), np.uint32)
+    made = np.stack([m.reshape(3, 16) for m in shared(block, np.uint32)], 1)
+    np.testing.assert_array_equal(flat, made.ravel()[:150])
+    assert flat[:64:16].tolist() == GOLDEN_OF_FOUR
 
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
@@ -294,7 +334,8 @@ REFUSED: list[tuple[str, list[Type], dict[str, Any], type[Exception], str]] = [
     ("scatter", [t(3), t(3), t(2, dtype=I32)], {"axes": (0,), "mode": "add"}, ShapeMismatch, r"expected \(2,\)"),
     ("scatter", [t(3), t(2), t(2, dtype=I32)], {"axes": (0,), "mode": "xor"}, InvalidParameter, "set, add"),
     ("iota", [], {"shape": (3,), "axis": 0, "dtype": "bool"}, InvalidParameter, "one of"),
-    ("random_bits", [t(2, dtype=I32)], {"shape": (3,)}, DtypeMismatch, "random.key"),
+    ("random_bits", [t(2, dtype=U32)], {"shape": (3,), "share": 3}, InvalidParameter, "2 or 4"),
+    ("random_bits", [t(2, dtype=I32)], {"shape": (3,), "share": 2}, DtypeMismatch, "random.key"),
 ]
 
 
