@@ -92,7 +92,7 @@ def _in_turn(kernel: Kernel, parallel: Sequence[For], width: int, copies: int) -
     inner = copies
     for loop in reversed(parallel[1:]):
         count = _turns(loop)
-        if loop is parallel[-1] and inner == 1 and (count < 2 or (loop.static or 0) < count * width):
+        if loop is parallel[-1] and inner == 1 and (count < 2 or (loop.static or 0) < count * min(width, SHORTEST)):
             break
         copies *= count
         if count > 1 and copies <= TURNS:

@@ -229,6 +229,23 @@ def test_running_reductions_of_rows_are_those_of_numpy(shape: tuple[int, ...], d
         np.testing.assert_array_equal(kf.jit(fn)(x), expected)
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 14, 16])
+def test_what_lies_in_turn_in_short_rows_has_a_loop_for_each_kind(size: int) -> None:
+    x = np.random.default_rng(0).normal(size=(40, size, size)).astype(np.float32)
+
+    def enlarged(x: Any) -> Any:
+        return np.repeat(np.repeat(x, 2, 1), 2, 2) * 2
+
+    def woven(x: Any) -> Any:
+        return np.stack([x, x * 2, x + 1], -1).reshape(len(x), -1, 3 * size) + 1
+
+    for fn in (enlarged, woven):
+        made = kf.jit(fn)
+        np.testing.assert_array_equal(made(x), fn(x))
+        (kernel,) = made.lower(x).kernels
+        assert size < 4 or "%" not in str(kernel.ir)
+
+
 @pytest.mark.parametrize("size", [7, 31, 32, 100])
 def test_what_lies_in_turn_is_stored_in_whole_vectors(size: int) -> None:
     """Doubled images: of one channel, and of three, whose six elements in turn stand in the same lanes."""
