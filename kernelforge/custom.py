@@ -152,10 +152,10 @@ class custom_vjp:  # noqa: N801 - a decorator
         nondiff_argnums: arguments that are not arrays; ``bwd`` gets them first.
     """
 
-    def __init__(self, fn: Fn, nondiff_argnums: Sequence[int] = ()) -> None:
+    def __init__(self, fn: Fn, nondiff_argnums: Sequence[int] | int = ()) -> None:
         functools.update_wrapper(self, fn)
         self._fn = fn
-        self._static = tuple(nondiff_argnums)
+        self._static = (nondiff_argnums,) if isinstance(nondiff_argnums, int) else tuple(nondiff_argnums)
         self._rules: tuple[Fn, Fn] | None = None
 
     def defvjp(self, fwd: Fn, bwd: Fn) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 from kernelforge.control import scan
 from kernelforge.custom import custom_vjp
 from kernelforge.errors import DtypeMismatch, ShapeMismatch
-from kernelforge.jit import jit
+from kernelforge.jit import Jit, jit
 from kernelforge.methods import FUNCTIONS
+from kernelforge.told import telling
 
 
 def matrices(op: str, a: Any, square: bool = True) -> Any:
@@ -298,7 +299,7 @@ def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Any:
     return FUNCTIONS["linalg.norm"](x, ord, (-2, -1), keepdims=keepdims)
 
 
-def multi_dot(arrays: Sequence[Any], *, out: Any = None) -> Any:
+def multi_dot(arrays: Sequence[Any]) -> Any:
     """``numpy.linalg.multi_dot``: in the order that takes the fewest multiplications."""
     ends = {0, len(arrays) - 1}
     if len(arrays) < 2 or any(np.ndim(a) != 2 and not (i in ends and np.ndim(a) == 1) for i, a in enumerate(arrays)):
@@ -314,4 +315,5 @@ def multi_dot(arrays: Sequence[Any], *, out: Any = None) -> Any:
 for _fn in (
     solve, inv, slogdet, det, cholesky, matrix_power, multi_dot, tensorsolve, tensorinv, vector_norm, matrix_norm,
 ):  # fmt: skip
-    FUNCTIONS[f"linalg.{_fn.__name__}"] = _fn
+    _name = f"linalg.{_fn.__name__}"
+    FUNCTIONS[_name] = _fn if isinstance(_fn, Jit) else telling(_fn, _name)

@@ -70,12 +70,13 @@ class Told:
         raise InvalidCall(op=self.op, given=given, reason=error, expected=_parameters(self.fn)) from error
 
 
-def telling(fn: F) -> F:
+def telling(fn: F, name: str | None = None) -> F:
     """Make a function of the namespace tell what is wrong with its arguments."""
+    op = f"np.{name or fn.__name__}"
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with Told(f"np.{fn.__name__}", fn, args, kwargs):
+        with Told(op, fn, args, kwargs):
             return fn(*args, **kwargs)
 
     return cast(F, call)

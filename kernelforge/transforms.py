@@ -182,7 +182,7 @@ def vjp(fn: Fn, *primals: Any, has_aux: bool = False) -> Any:
             return frozen(*primals)
 
         out = run(forward, primals, {})
-        value, *aux = out if has_aux else (out,)
+        value, *aux = pair("vjp", fn, out, "(out, aux)") if has_aux else (out,)
 
         def concrete(cotangent: Any) -> Any:
             def both(primals: Any, cotangent: Any) -> Any:

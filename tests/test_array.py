@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+import kernelforge.numpy as knp
 from kernelforge import errors
 from kernelforge.backends import registry
 
@@ -319,3 +320,20 @@ def test_import_is_light() -> None:
     code = f"import sys, kernelforge; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_devices_of_new_arrays() -> None:
+    """The one that is asked for, else that of the array they are like; not silently the default one."""
+    x = kf.asarray(np.ones((2, 3), np.float32), device="reference")
+    asked = [knp.zeros(3, device="reference"), knp.full(3, [1, 2, 3], device="reference")]
+    asked.append(knp.asarray([1, 2], device="reference"))
+    alike = [knp.zeros_like(x), knp.full_like(x, 2), knp.full_like(x, np.ones(3)), knp.asarray(x, dtype="f8")]
+    assert {a.device for a in (*asked, *alike, knp.array(x))} == {"reference"}
+    assert knp.asarray(x, device="cpu").device == knp.ones_like(x, device="cpu").device == "cpu"
+    with pytest.raises(errors.UnknownDevice):
+        knp.zeros(3, device="nowhere")
+
+
+def test_the_path_of_einsum() -> None:
+    x, y = kf.asarray(np.ones((2, 3))), kf.asarray(np.ones((3, 4)))
+    assert np.einsum_path("ij,jk", x, y)[0] == np.einsum_path(x, [0, 1], y, [1, 2])[0] == ["einsum_path", (0, 1)]

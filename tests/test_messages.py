@@ -305,6 +305,14 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ),
     ),
     (
+        jitted(lambda x: x + knp.zeros(3, device="reference")),
+        errors.UnsupportedArgument,
+        (
+            "np.zeros: device='reference' is not supported; leave it out: a compiled function computes where its "
+            "arguments are\n  at HERE"
+        ),
+    ),
+    (
         lambda: kf.asarray(X, device=0),  # type: ignore[arg-type]
         errors.UnknownDevice,
         "no device is named 0; there are cpu, opencl, cuda, reference",

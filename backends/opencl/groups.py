@@ -6,13 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from kernelforge.backends.opencl.lib import Functions
-from kernelforge.backends.opencl.phases import Touched, chain_of, owned
+from kernelforge.backends.opencl.phases import Touched, chain_of
 from kernelforge.backends.opencl.stores import Stores
-from kernelforge.ir.kernel import Alloc, Expr, For, If, Load, Stmt, Store, Var, exprs, i64, stmts, walk
-from kernelforge.ir.repeat import repeats
-
-ONE = Var("kf_one", "i64", 1)
-"""The variable of a group loop around what one work-item of a group does."""
+from kernelforge.ir.kernel import Alloc, Expr, For, If, Load, Stmt, Store, Var, exprs, stmts, walk
 
 
 class Groups(Stores):
@@ -50,17 +46,6 @@ class Groups(Stores):
     def counter(self, var: Var) -> str:
         """Name a loop's variable."""
         raise NotImplementedError
-
-    def alone(self, body: Sequence[Stmt]) -> None:
-        """Print phases, and loops that repeat them, as one work-item or one group runs them by itself."""
-        for stmt in body:
-            if isinstance(stmt, For) and repeats(stmt):
-                self.around(stmt, self.alone)
-            else:
-                kinds = {s.kind for s in stmts((stmt,)) if isinstance(s, For)}
-                nest = stmt if "group" in kinds or not self.grouped else For(ONE, i64(1), "group", (stmt,))
-                self.owned = owned([*stmts((nest,))])  # phases may have registers of one name
-                self.uniform((nest,))
 
     def uniform(self, body: Sequence[Stmt]) -> None:
         """Print statements that every work-item of a group runs alike."""

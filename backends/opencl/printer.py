@@ -78,7 +78,9 @@ def print_opencl(
     functions = Functions()
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
     rest = [s for s in kernel.body if s not in scratch]
-    apart = all(isinstance(s, For) and not repeats(s) for s in rest)
+    repeated = any(isinstance(s, For) and repeats(s) for s in rest)
+    assert workers or not repeated, f"{kernel.name} repeats phases, which no GPU asks for"
+    apart = not repeated and all(isinstance(s, For) for s in rest)
     bodies = [(s,) for s in rest] if apart else [tuple(rest)]
     texts, phases, spilled = [], [], list(scratch)
     for k, body in enumerate(bodies):
@@ -173,10 +175,7 @@ class _Printer(Groups):
             if self.cache_bytes and not self.grouped:
                 self.distances = ahead.distances(grid, body, self.cache_bytes)
                 self.walked = grid[-1].var if grid and ahead.vectors(body) else None
-            if any(isinstance(s, For) and repeats(s) for s in body):
-                self.alone(body)
-            else:
-                self.uniform(body)
+            self.uniform(body)
         self.lines[mark:mark] = self.shared.values()
         arguments = []
         for buffer in used:

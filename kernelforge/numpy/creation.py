@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from kernelforge.array import Array, put
+from kernelforge.backends import registry
+from kernelforge.backends.base import Backend
 from kernelforge.devices import current
 from kernelforge.dtypes import BFLOAT16, as_dtype, short
-from kernelforge.errors import ArrayTooLarge, DeviceOutOfMemory, InvalidParameter
+from kernelforge.errors import ArrayTooLarge, DeviceOutOfMemory, InvalidParameter, UnsupportedArgument
 from kernelforge.ir.build import MOST_BYTES, Operand, Sym, apply, as_sym, tracing
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS
@@ -36,8 +38,26 @@ def shape_of(shape: Any) -> tuple[int, ...]:
     return found
 
 
-def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Any:
-    """Make an array of one value: in a trace a traced array that is known, else an array of the default device.
+def _backend(op: str, device: str | None, a: Any = None) -> Backend | None:
+    """Return the device that is asked for, by default the one ``a`` is on, else that of ``default_device``.
+
+    None in a trace: arrays are where the arguments of the function are.
+
+    Raises:
+        UnsupportedArgument: for a device in a trace.
+    """
+    if tracing() and device is None:
+        return None
+    if tracing():
+        expected = "leave it out: a compiled function computes where its arguments are"
+        raise UnsupportedArgument(op=f"np.{op}", name="device", found=repr(device), expected=expected)
+    if device is None and isinstance(a, Array):
+        device = a.device
+    return current() if device is None else registry.backend(device)
+
+
+def filled(shape: tuple[int, ...], value: float, dtype: Any, backend: Backend | None) -> Any:
+    """Make an array of one value, on a device; in a trace, without one, a traced array that is known.
 
     Raises:
         ArrayTooLarge: beyond what 64-bit indices reach.
@@ -49,11 +69,11 @@ def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Any:
         raise ArrayTooLarge(op="np.zeros", found=type_)
     number = np.array(value, dtype) if type(value) is int else np.asarray(value).astype(dtype)
     known = np.broadcast_to(number, shape)
-    if not tracing():
+    if backend is not None:
         try:
-            return put(np.array(known), current())
+            return put(np.array(known), backend)
         except MemoryError:
-            raise DeviceOutOfMemory(device=current().name, nbytes=type_.nbytes) from None
+            raise DeviceOutOfMemory(device=backend.name, nbytes=type_.nbytes) from None
     return Tracer(
         apply(
             "full", value=number.astype(float if dtype == BFLOAT16 else dtype).item(), shape=shape, dtype=short(dtype)
@@ -65,7 +85,7 @@ def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Any:
 
 def _creator(name: str, value: float, default: Any = np.float64) -> None:
     def plain(shape: Shape, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None) -> Any:
-        return filled(shape_of(shape), value, default if dtype is None else dtype)
+        return filled(shape_of(shape), value, default if dtype is None else dtype, _backend(name, device))
 
     def like(
         a: Any,
@@ -77,7 +97,8 @@ def _creator(name: str, value: float, default: Any = np.float64) -> None:
         device: Any = None,
     ) -> Any:
         given = a if hasattr(a, "dtype") else np.asarray(a)
-        return filled(given.shape if shape is None else shape_of(shape), value, given.dtype if dtype is None else dtype)
+        extents = given.shape if shape is None else shape_of(shape)
+        return filled(extents, value, given.dtype if dtype is None else dtype, _backend(f"{name}_like", device, a))
 
     for fn, title in ((plain, name), (like, f"{name}_like")):
         fn.__name__ = fn.__qualname__ = title
@@ -97,8 +118,8 @@ def full(
     extents = shape_of(shape)
     value = concrete(fill_value)
     if value is not TRACED and np.ndim(value) == 0:
-        return filled(extents, value, np.asarray(value).dtype if dtype is None else dtype)
-    made = FUNCTIONS["broadcast_to"](fill_value, extents)
+        return filled(extents, value, np.asarray(value).dtype if dtype is None else dtype, _backend("full", device))
+    made = FUNCTIONS["broadcast_to"](FUNCTIONS["asarray"](fill_value, device=device), extents)
     return FUNCTIONS["copy"](made if dtype is None else made.astype(dtype))
 
 
@@ -114,7 +135,10 @@ def full_like(
 ) -> Any:
     """``numpy.full_like``."""
     given = a if hasattr(a, "dtype") else np.asarray(a)
-    return full(given.shape if shape is None else shape, fill_value, given.dtype if dtype is None else dtype)
+    extents = given.shape if shape is None else shape
+    backend = _backend("full_like", device, a)
+    on = None if backend is None else backend.name
+    return full(extents, fill_value, given.dtype if dtype is None else dtype, device=on)
 
 
 def _converter(name: str, copies: bool) -> None:
@@ -131,15 +155,17 @@ def _converter(name: str, copies: bool) -> None:
     ) -> Any:
         if isinstance(a, Sym):
             return a if dtype is None else a.astype(dtype)
-        if not tracing():
+        backend = _backend(name, device, a)
+        if backend is not None:
             known = np.array(concrete(a), ndmin=ndmin)
             same = (
                 isinstance(a, Array)
                 and not copies
                 and known.ndim == a.ndim
+                and backend.name == a.device
                 and (dtype is None or as_dtype(dtype) == a.dtype)
             )
-            return a if same else put(known if dtype is None else known.astype(as_dtype(dtype)), current())
+            return a if same else put(known if dtype is None else known.astype(as_dtype(dtype)), backend)
         plain = isinstance(a, Tracer) and not copies and not copy and ndmin <= a.ndim
         if plain and (dtype is None or as_dtype(dtype) == a.dtype):
             return a

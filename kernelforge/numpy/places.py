@@ -122,7 +122,7 @@ def piecewise(x: Any, condlist: Any, funclist: Sequence[Any], *args: Any, **kwar
     return made
 
 
-def _own(op: str, a: Any) -> Tracer:
+def _own(a: Any) -> Tracer:
     if not isinstance(a, Tracer):
         raise ReadOnlyArray(found="the array")
     return a
@@ -130,7 +130,7 @@ def _own(op: str, a: Any) -> Tracer:
 
 def put(a: Any, ind: Any, v: Any, mode: str = "raise") -> None:
     """``numpy.put``, on an array made inside of the function."""
-    flat = FUNCTIONS["reshape"](_own("put", a), -1)
+    flat = FUNCTIONS["reshape"](_own(a), -1)
     index = FUNCTIONS["reshape"](FUNCTIONS["asarray"](ind), -1)
     value = FUNCTIONS["resize"](v, index.shape)
     if mode not in ("raise", "clip", "wrap"):
@@ -152,13 +152,13 @@ def place(arr: Any, mask: Any, vals: Any) -> None:
         expected = "a mask of the array's shape, and at least one value"
         raise ShapeMismatch(op="np.place", found=found, expected=expected)
     value = FUNCTIONS["take"](given, FUNCTIONS["remainder"](ranks - 1, given.size))
-    _own("place", arr).assign("place", FUNCTIONS["where"](chosen, FUNCTIONS["astype"](value, arr.dtype), arr))
+    _own(arr).assign("place", FUNCTIONS["where"](chosen, FUNCTIONS["astype"](value, arr.dtype), arr))
 
 
 def putmask(a: Any, mask: Any, values: Any) -> None:
     """``numpy.putmask``, on an array made inside of the function."""
     value = FUNCTIONS["astype"](FUNCTIONS["resize"](values, a.shape), a.dtype)
-    _own("putmask", a).assign("putmask", FUNCTIONS["where"](mask, value, a))
+    _own(a).assign("putmask", FUNCTIONS["where"](mask, value, a))
 
 
 @array_function("a")
@@ -201,7 +201,7 @@ def delete(arr: Any, obj: Any, axis: int | None = None) -> Any:
     return FUNCTIONS["take"](x, kept, on)
 
 
-def compress(condition: Any, a: Any, axis: int | None = None, out: Any = None) -> Any:
+def compress(condition: Any, a: Any, axis: int | None = None) -> Any:
     """``numpy.compress``, by a condition that is known while tracing."""
     x = FUNCTIONS["reshape"](a, -1) if axis is None else FUNCTIONS["asarray"](a)
     on = 0 if axis is None else normalize_axis_index(axis, x.ndim)

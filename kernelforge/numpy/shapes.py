@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from kernelforge import indexing
 from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Sym, apply, as_sym, full
 from kernelforge.ir.types import broadcast_shapes
-from kernelforge.methods import FUNCTIONS
+from kernelforge.methods import FUNCTIONS, Methods
 from kernelforge.numpy.creation import Shape, iota, shape_of
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.ufuncs import where
+from kernelforge.told import telling
 
 
 def part(x: Sym, axis: int, start: int, stop: int, step: int = 1) -> Sym:
@@ -295,13 +296,13 @@ def _required(a: Any, dtype: Any = None, requirements: Any = None) -> Any:
     return FUNCTIONS["asarray"](a, dtype)
 
 
-def _einsum_path(subscripts: str, *operands: Any, optimize: Any = "greedy", einsum_call: bool = False) -> Any:
+def _einsum_path(subscripts: Any, *operands: Any, optimize: Any = "greedy", einsum_call: bool = False) -> Any:
     """``numpy.einsum_path``, which asks for shapes alone."""
-    like = (np.broadcast_to(0.0, np.shape(x)) for x in operands)
-    return np.einsum_path(subscripts, *like, optimize=optimize)
+    like: Any = (np.broadcast_to(0.0, x.shape) if isinstance(x, Methods) else x for x in (subscripts, *operands))
+    return np.einsum_path(*like, optimize=optimize)
 
 
-FUNCTIONS |= {
+_PLAIN: dict[str, Callable[..., Any]] = {
     "shape": lambda a: a.shape if hasattr(a, "shape") else np.shape(a),
     "ndim": lambda a: len(a.shape) if hasattr(a, "shape") else np.ndim(a),
     "size": _size,
@@ -313,6 +314,7 @@ FUNCTIONS |= {
     "asfortranarray": _required,
     "require": _required,
 }
+FUNCTIONS |= {name: telling(fn, name) for name, fn in _PLAIN.items()}
 
 FUNCTIONS["sliding_window_view"] = FUNCTIONS["lib.stride_tricks.sliding_window_view"]
 ALIASES = {"permute_dims": "transpose"}
