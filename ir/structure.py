@@ -30,6 +30,8 @@ def same(a: Sym, b: Sym) -> bool:
     """Whether two symbols of a trace are one value, or made in the same way of the same values."""
     if a.builder is not b.builder:
         return False
+    if a.value is b.value:
+        return True
     made = {v: n for n in a.builder.nodes for v in n.outputs}
     consts = dict(a.builder.consts)
     pairs, seen = [(a.value, b.value)], set[tuple[Value, Value]]()

@@ -50,7 +50,8 @@ FUNCTIONS = (
     "Py_IncRef", "Py_DecRef", "PyObject_Vectorcall", "PyObject_CallOneArg", "PyObject_CallNoArgs",
     "PyObject_RichCompareBool", "PyContextVar_Get", "PyFloat_AsDouble", "PyLong_AsLongLongAndOverflow",
     "PyLong_AsVoidPtr", "PyLong_FromVoidPtr", "PyTuple_New", "PyTuple_SetItem", "PyTuple_GetItem",
-    "PyType_GenericAlloc", "PyMem_RawMalloc", "PyMem_RawFree", "PyEval_SaveThread", "PyEval_RestoreThread",
+    "PyType_GenericAlloc", "PyMem_RawMalloc", "PyMem_RawFree", "PyErr_NoMemory", "PyEval_SaveThread",
+    "PyEval_RestoreThread",
 )  # fmt: skip
 FIELDS = {
     "Array": ("_buffer", "_host", "shape", "dtype"),

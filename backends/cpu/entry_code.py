@@ -353,6 +353,8 @@ def entry_ir() -> str:
     with c.where("ne", head[Head.SCRATCH], 0):
         room = c.call("PyMem_RawMalloc", head[Head.SCRATCH])
         c.set(room, scratch)
+        with c.where("eq", room, 0):
+            c.call("PyErr_NoMemory")
         c.require("ne", room, 0, _FAILED)
         c.set(c.ins(f"and i64 {c.add(room, LINE)}, {-LINE}"), base)
     c.push(c.get(base), slots)

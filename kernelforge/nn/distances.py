@@ -42,7 +42,10 @@ def pdist(input: Any, p: float = 2.0) -> Any:
     n = x.shape[0]
     first, second = np.triu_indices(n, 1)
     # of all pairs, as derivatives of these are sums along rows, where those of rows that are picked would be scattered
-    full = vector_norm(x[:, None] - x, p, -1, False)
+    # and what is not picked is none: a derivative of zero times the difference of infinities is nan
+    rows = knp.arange(n)
+    apart = knp.where(rows[:, None, None] < rows[:, None], x[:, None] - x, 0)
+    full = vector_norm(apart, p, -1, False)
     return narrow(full.reshape((n * n,))[first * n + second], knp.asarray(input))
 
 

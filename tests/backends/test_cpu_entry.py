@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -322,6 +323,26 @@ def test_nothing_leaks(path: str) -> None:
     after = [sys.getrefcount(w) for w in watched]
     assert grown < 20_000
     assert [abs(a - b) < 100 for a, b in zip(after, before, strict=True)] == [True] * len(watched)
+
+
+def test_memory_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(lambda size: None)
+    known = entry._world
+
+    def without(*classes: type) -> Any:
+        world = known(*classes)
+        if world is None:
+            pytest.skip("calls do not go by the entry")
+        world = type(world)(*world)
+        world[entry.WORLD.index("PyMem_RawMalloc")] = ctypes.cast(allocate, ctypes.c_void_p).value
+        return world
+
+    monkeypatch.setattr(entry, "_world", without)
+    f = kf.jit(lambda x: kf.scan(lambda c, v: (c * 2 + v, c.sum()), x, x[:3])[1])  # the state is in a small arena
+    x = np.ones(4, np.float32)
+    f(x)
+    with pytest.raises(MemoryError):
+        f(x)
 
 
 def test_a_function_can_go(path: str) -> None:

@@ -546,3 +546,12 @@ def test_attention_to_nothing_and_by_nothing(causal: bool) -> None:
     np.testing.assert_allclose(np.asarray(found), np.stack(seen, 1), rtol=1e-6)
     slopes = kf.jit(kf.grad(lambda v: nn.scaled_dot_product_attention(q[..., :0], v[..., :0], v).sum()))(v)
     np.testing.assert_allclose(np.asarray(slopes), 4 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, INF])
+def test_pairs_that_are_not_asked_for_have_no_slope(p: float) -> None:
+    """The distance of a row that holds an infinity to itself is nan."""
+    x = normal(4, 3)
+    x[2, 1] = INF
+    found = np.asarray(kf.grad(lambda x: nn.pdist(x, p).sum())(x))
+    assert np.isfinite(found[:, [0, 2]]).all()
