@@ -63,8 +63,12 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     functions = []
     for part in every(parts):
         within = dataclasses.replace(kernel, params=(*kernel.params, *(loop.var.name for loop in part.turns)))
+        past = large & stored(part.body)
+        if past and _asks(part):
+            functions.append(_Function(within, host, declared, past, asks=True).phase(part.name, part))
+            continue
         functions.append(_Function(within, host, declared).phase(part.name, part))
-        if large & stored(part.body):
+        if past:
             functions.append(_Function(within, host, declared, large).phase(f"{part.name}.stream", part))
     functions.append(_Function(kernel, host, declared, large).entry(parts))
     wide = (
@@ -73,16 +77,32 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
         else ""
     )
     attributes = f'attributes #0 = {{ nounwind {wide}"no-stack-arg-probe" "no-builtins" }}'
-    return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, "!0 = !{i32 1}", ""])
+    marks = "!0 = !{i32 1}", '!1 = !{!"branch_weights", i32 1000, i32 1}'
+    return "\n".join([f"; {kernel.name}", *sorted(declared.values()), *functions, attributes, *marks, ""])
+
+
+def _asks(phase: Phase) -> bool:
+    """Whether each store past the cache asks if it may.
+
+    A phase of several passes takes half as long to compile so, and no longer to run. A map, which does little but to
+    store, has a function of each kind.
+    """
+    return any(isinstance(s, For) and s.kind == "serial" for s in stmts(phase.body))
 
 
 class _Function(Dots):
     """Emits the statements of one function."""
 
     def __init__(
-        self, kernel: Kernel, host: Host, declared: dict[str, str], streamed: frozenset[str] = frozenset()
+        self,
+        kernel: Kernel,
+        host: Host,
+        declared: dict[str, str],
+        streamed: frozenset[str] = frozenset(),
+        asks: bool = False,
     ) -> None:
         super().__init__(kernel.name, host, declared, streamed)
+        self.asks = asks
         self.args = kernel.args
         self.params = kernel.params
         self.block = "entry"
@@ -97,6 +117,8 @@ class _Function(Dots):
 
     def phase(self, name: str, phase: Phase) -> str:
         """Print ``name(frame, low, high)``, which unpacks the frame, and the function it calls."""
+        if self.asks:
+            self.aligned = self.all_aligned()
         for loop in phase.loops:
             self.env.pop(loop.var.name, None)
         self.distances = ahead.distances(phase.loops, phase.body, self.host.cache_bytes[1])
@@ -237,9 +259,9 @@ class _Function(Dots):
             params = (*self.params, *(loop.var.name for loop in part.turns))
             each = self.emit(work(part.loops, part.body, params, self.host.vector_bytes))
             function = f"@{part.name}"
-            if self.streamed & stored(part.body):
+            if self.streamed & stored(part.body) and not _asks(part):
                 function = self.fresh("phase")
-                self.put(f"{function} = select i1 {self.aligned().ref}, ptr @{part.name}.stream, ptr @{part.name}")
+                self.put(f"{function} = select i1 {self.all_aligned().ref}, ptr @{part.name}.stream, ptr @{part.name}")
             self.put(f"call void %fork(ptr %pool, ptr {function}, ptr {frame}, i64 {total.ref}, i64 {each.ref})")
 
     def again(self, part: Repetition, frame: str, words: int) -> None:
@@ -254,7 +276,7 @@ class _Function(Dots):
                 self.run(part.parts, frame, words + 1)
                 self.put(f"{high} = add i64 {self.emit(loop.extent).ref}, 0")
 
-    def aligned(self) -> Val:
+    def all_aligned(self) -> Val:
         """Return whether all streamed buffers begin at a multiple of 64 bytes."""
         low = self.const(0, "i64")
         for name in sorted(self.streamed):

@@ -12,11 +12,16 @@ from kernelforge.ir.schedule.limits import NEAR
 
 
 class Stores(Exprs):
-    """Emits stores; those to ``streamed`` buffers past the cache where they can."""
+    """Emits stores; those to ``streamed`` buffers past the cache where they can.
+
+    Attributes:
+        aligned: whether streamed buffers begin at a multiple of 64 bytes, where each store asks; None where they do.
+    """
 
     def __init__(self, kernel: str, host: Host, declared: dict[str, str], streamed: frozenset[str]) -> None:
         super().__init__(kernel, host, declared)
         self.streamed = streamed
+        self.aligned: Val | None = None
 
     def forget(self, buffer: str) -> None:
         """Let no value read from ``buffer`` outlive a store to it."""
@@ -94,7 +99,7 @@ class Stores(Exprs):
     def past_cache(self, stmt: Store, step: int | None) -> bool:
         """Whether to store past the cache: the buffer is streamed, and whole vectors go to multiples of their size.
 
-        ``run`` has checked that streamed buffers begin at a multiple of 64 bytes.
+        That streamed buffers begin at a multiple of 64 bytes is asked by ``run`` or by each store.
         """
         if stmt.buffer not in self.streamed or stmt.op or step != 1 or self.mask is not None or self.lane is None:
             return False
@@ -117,7 +122,7 @@ class Stores(Exprs):
 
         Args:
             whole: whether the lanes that the mask turns off may be written back as they are.
-            stream: whether to store past the cache; see ``past_cache``.
+            stream: whether to store past the cache, see ``past_cache``; if ``aligned``, where that is asked.
         """
         scalar, align, lanes = MEMORY[buffer.dtype], DTYPES[buffer.dtype].itemsize, self.lanes
         if v.dtype != buffer.dtype:
@@ -150,8 +155,12 @@ class Stores(Exprs):
             v, mask = self.choose(mask, v, old), None
         byte = self.memory(v)
         if step in (1, -1) and mask is None:
-            hint = f"align {min(align * lanes, 64)}, !nontemporal !0" if stream else f"align {align}"
-            self.put(f"store {kind} {byte.ref}, ptr {pointer.ref}, {hint}")
+            through = f"store {kind} {byte.ref}, ptr {pointer.ref}, align {align}"
+            past = f"store {kind} {byte.ref}, ptr {pointer.ref}, align {min(align * lanes, 64)}, !nontemporal !0"
+            if stream and self.aligned is not None:
+                self.either(self.aligned, past, through)
+            else:
+                self.put(past if stream else through)
         elif step in (1, -1):
             assert mask is not None
             if scalar in ("i8", "i16"):
@@ -169,6 +178,17 @@ class Stores(Exprs):
             self.put(
                 f"call void @{fn}({kind} {byte.ref}, <{lanes} x ptr> {ptrs.ref}, i32 {align}, <{lanes} x i1> {on.ref})"
             )
+
+    def either(self, aligned: Val, past: str, through: str) -> None:
+        """Store past the cache if ``aligned``, which is likely, else through it."""
+        n = self.fresh("")[1:]
+        self.put(f"br i1 {aligned.ref}, label %past{n}, label %through{n}, !prof !1")
+        for label, line in ((f"past{n}", past), (f"through{n}", through)):
+            self.put(f"{label}:")
+            self.put(line)
+            self.put(f"br label %stored{n}")
+        self.put(f"stored{n}:")
+        self.block = f"stored{n}"
 
     def memory(self, v: Val) -> Val:
         """Turn a value into what is stored: a bool's bit into a byte."""

@@ -131,6 +131,43 @@ def test_large_outputs_are_stored_past_the_cache(dtype: str, lanes: int) -> None
         np.testing.assert_array_equal(tiny.download(handle, offset * np_dtype.itemsize, (n,), np_dtype), x)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64", "u8", "bool"])
+def test_a_phase_of_several_passes_is_one_function_wherever_its_output_begins(dtype: str) -> None:
+    """Two outputs, of which one or both begin at no multiple of 64 bytes."""
+    tiny = CpuBackend()
+    tiny.host = dataclasses.replace(CPU.host, cache_bytes=(256, 512, 1024))
+    lanes, columns, rows = 64, 1024, 5
+    row, o, lane, r = (
+        Var("i", bound=rows),
+        Var("o", bound=columns // lanes),
+        Var("v", bound=lanes),
+        Var("r", bound=columns),
+    )
+    at = row * columns + o * lanes + lane
+    most = Store("a", (), Load("x", (row * columns + r,), dtype), "max")
+    value = Load("x", (at,), dtype)
+    stores = (Store("y", (at,), value), Store("z", (at,), op("max", value, Load("a", (), dtype))))
+    body = (
+        Alloc("a", dtype, (), "register"),
+        Store("a", (), Const(0, dtype)),
+        For(r, i64(columns), "serial", (most,)),
+        For(o, i64(columns // lanes), "parallel", (For(lane, i64(lanes), "vector", stores),)),
+    )
+    args = tuple(Arg(name, dtype, i64(rows * columns), "in" if name == "x" else "out") for name in "xyz")
+    executable = tiny.compile(Kernel("passes", args, (), (For(row, i64(rows), "grid", body),)))
+    assert "!nontemporal" in executable.source
+    assert ".stream" not in executable.source
+    np_dtype = DTYPES[dtype]
+    x = np.random.default_rng(0).integers(0, 2, rows * columns).astype(np_dtype)
+    z = np.broadcast_to(x.reshape(rows, columns).max(1, keepdims=True), (rows, columns)).reshape(-1)
+    y_at, z_at = (tiny.allocate((rows * columns + 8) * np_dtype.itemsize) for _ in range(2))
+    for first, second in ((0, 0), (0, 1), (4, 0), (1, 4)):
+        places = [(y_at, first * np_dtype.itemsize), (z_at, second * np_dtype.itemsize)]
+        tiny.launch(executable, [(tiny.upload(x), 0), *places], [])
+        for (handle, offset), want in zip(places, (x, z), strict=True):
+            np.testing.assert_array_equal(tiny.download(handle, offset, (rows * columns,), np_dtype), want)
+
+
 def test_outputs_stay_in_a_cache_that_holds_them_twice() -> None:
     tiny = CpuBackend()
     lane, out = Var("v", bound=16), Var("o", bound=64)
