@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,19 +28,54 @@ def is_basic(key: Any) -> bool:
     return all(p is None or p is Ellipsis or isinstance(p, slice) or _is_integer(p) for p in parts)
 
 
-def mask_of(x: Sym, key: Any) -> Sym | None:
-    """Return the traced mask that an index consists of; None for any other index.
+class Masked(NamedTuple):
+    """What an index with a traced mask selects from.
+
+    Attributes:
+        key: the other indices, and slices for the axes of the mask: it is basic.
+        mask: the mask.
+        at: the axis of ``x[key]`` that it begins at.
+        joined: whether NumPy leaves what it selects there: that comes first where integers stand apart from the mask.
+    """
+
+    key: tuple[Any, ...]
+    mask: Sym
+    at: int
+    joined: bool
+
+    def over(self, part: Sym) -> Sym:
+        """Return the mask over the first axes of ``x[key]``; over all of them where it begins at a later one."""
+        if not self.at:
+            return self.mask
+        shape = (*(1,) * self.at, *self.mask.shape)
+        return self.mask.reshape((*shape, *(1,) * (part.ndim - len(shape)))).broadcast(part.shape)
+
+
+def mask_of(x: Sym, key: Any) -> Masked | None:
+    """Return what an index selects from by a traced mask; None for an index without one.
 
     Raises:
-        InvalidIndex: when it is not a mask of the first axes of ``x``, or other indices follow.
+        InvalidIndex: when the mask is not of the extents it selects from, or other arrays are beside it.
     """
-    first, *rest = key if isinstance(key, tuple) and key else (key,)
-    if not (isinstance(first, Sym) and first.dtype.kind == "b" and first.ndim):
+    parts = key if isinstance(key, tuple) else (key,)
+    found = [k for k, p in enumerate(parts) if isinstance(p, Sym) and p.dtype.kind == "b" and p.ndim]
+    if not found:
         return None
-    if first.shape != x.shape[: first.ndim] or any(r is not Ellipsis and r != slice(None) for r in rest):
-        found = f"a mask of shape {first.shape}"
-        raise InvalidIndex(found=found, shape=x.shape, expected="a mask of its first axes alone")
-    return first
+    where, mask = found[0], parts[found[0]]
+    before, after = parts[:where], parts[where + 1 :]
+    if not is_basic((*before, *after)):
+        expected = "no more than slices and integers beside it"
+        raise InvalidIndex(found="a traced mask beside an array", shape=x.shape, expected=expected)
+    basic = (*before, *(slice(None),) * mask.ndim, *after)
+    entries = _expand(x, basic)
+    start = len(entries) - len(after) - mask.ndim if any(p is Ellipsis for p in before) else where
+    at = sum(not _is_integer(e) for e in entries[:start])
+    extents = get(x, basic).shape[at : at + mask.ndim]
+    if mask.shape != extents:
+        expected = f"one of the extents it selects from, {extents}"
+        raise InvalidIndex(found=f"a mask of shape {mask.shape}", shape=x.shape, expected=expected)
+    chosen = [k for k, e in enumerate(entries) if _is_integer(e) or start <= k < start + mask.ndim]
+    return Masked(basic, mask, at, chosen[-1] - chosen[0] < len(chosen))
 
 
 def mode_of(op: str) -> str:
@@ -307,9 +342,9 @@ def put(x: Sym, key: Any, value: Sym, mode: str) -> Sym:
     value = value.astype(x.dtype)
     if x.dtype.kind == "b":
         mode = {"add": "max", "mul": "min"}.get(mode, mode)
-    mask = mask_of(x, key)
-    if mask is not None:
-        return _put_mask(x, mask, value, mode)
+    masked = mask_of(x, key)
+    if masked is not None:
+        return put(x, masked.key, _put_mask(get(x, masked.key), masked, value, mode), "set")
     plan = _plan(x, key)
     value = fitted(value, _result_shape(plan))
     value = value.reshape(tuple(n for n, r in zip(*_labelled(plan, value.shape), strict=True) if r is not None))
@@ -347,13 +382,15 @@ def _combine(mode: str, x: Sym, value: Sym) -> Sym:
     return apply(_COMBINE[mode], x, value)
 
 
-def _put_mask(x: Sym, mask: Sym, value: Sym, mode: str) -> Sym:
-    rest = x.shape[mask.ndim :]
+def _put_mask(x: Sym, masked: Masked, value: Sym, mode: str) -> Sym:
+    mask, lead = masked.mask, x.shape[: masked.at]
+    rest = x.shape[masked.at + mask.ndim :]
+    shape = (*lead, 1, *rest) if masked.joined else (1,)
     try:
-        value = fitted(value, (1, *rest))
+        value = fitted(value, shape)
     except ShapeMismatch:
-        expected = f"one element for all places the mask selects, that is a shape that broadcasts to {(1, *rest)}"
+        expected = f"one element for all places the mask selects, that is a shape that broadcasts to {shape}"
         raise ShapeMismatch(op="x[mask] = v", found=value.shape, expected=expected) from None
-    value = value.reshape((*(1,) * mask.ndim, *rest)).broadcast(x.shape)
-    mask = mask.reshape((*mask.shape, *(1,) * len(rest))).broadcast(x.shape)
+    value = value.reshape((*lead, *(1,) * mask.ndim, *rest) if masked.joined else (1,) * x.ndim).broadcast(x.shape)
+    mask = mask.reshape((*(1,) * len(lead), *mask.shape, *(1,) * len(rest))).broadcast(x.shape)
     return apply("where", mask, value if mode == "set" else _combine(mode, x, value), x)

@@ -212,9 +212,10 @@ class Tracer(_Inplace):
             basic = basic and part.ndim > 0
             return Tracer(None, known=part, base=self if basic else None, key=key, own=not basic and part.ndim > 0)
         symbols = _syms(key)
-        mask = indexing.mask_of(self.sym, symbols)
-        if mask is not None:
-            return Selection.of(self.sym, mask)
+        masked = indexing.mask_of(self.sym, symbols)
+        if masked is not None:
+            view = indexing.get(self.sym, masked.key)
+            return Selection.of(view, masked.over(view))
         sym = indexing.get(self.sym, symbols)
         return Tracer(sym, base=self, key=key) if basic and sym.ndim else Tracer(sym, own=not basic and sym.ndim > 0)
 
@@ -224,7 +225,11 @@ class Tracer(_Inplace):
             return  # a[key] += v has written through a[key] already
         self._require_own()
         if isinstance(value, Selection):
-            self._replace(value.put(self.sym, indexing.mask_of(self.sym, _syms(key))))
+            masked = indexing.mask_of(self.sym, _syms(key))
+            if masked is None:
+                raise TracedMask
+            view = indexing.get(self.sym, masked.key)
+            self._replace(indexing.put(self.sym, masked.key, value.put(view, masked.over(view)), "set"))
             return
         index = concrete(key)
         held = concrete(value)
@@ -360,9 +365,9 @@ class Selection(_Inplace):
             raise TracedMask
         return x
 
-    def put(self, x: Sym, mask: Sym | None) -> Sym:
+    def put(self, x: Sym, mask: Sym) -> Sym:
         """Write the elements to where they are in another array, or in this one."""
-        if mask is None or not same(mask, self.mask) or x.shape != self.value.shape:
+        if not same(mask, self.mask) or x.shape != self.value.shape:
             raise TracedMask
         return apply("where", self.chosen, self.value.astype(x.dtype), x)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -406,6 +406,61 @@ def test_a_mask_that_is_made_again_is_the_same() -> None:
 
     with pytest.raises(errors.TracedMask, match="by the same mask alone"):
         kf.jit(changed)(x)
+
+
+WRITES: dict[str, Callable[[Any, Any], None]] = {
+    "column": lambda y, m: y.__setitem__((slice(None), m), 0.0),
+    "of a row": lambda y, m: y.__setitem__((1, m), y[1, m] + 3),
+    "of the last axis": lambda y, m: y.__setitem__((Ellipsis, m), y[..., m] * 2),
+    "rows of a column": lambda y, m: y.__setitem__((m[:4], 2), 7.0),
+    "rows of columns": lambda y, m: y.__setitem__((m[:4], slice(1, None, 2)), [5.0, 6.0, 7.0]),
+    "a value for each row": lambda y, m: y.__setitem__((slice(None), m), np.arange(4.0)[:, None]),
+    "backwards": lambda y, m: y.__setitem__((slice(None, None, -1), m), np.arange(4.0)[:, None]),
+    "of a view": lambda y, m: y[1:, 1:].__setitem__((0, m[1:]), -1.0),
+    "at": lambda y, m: np.add.at(y, (slice(1, 3), m), 2.0),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize("how", WRITES)
+def test_traced_masks_beside_slices_and_integers(how: str, device: str) -> None:
+    if device not in kf.devices():
+        pytest.skip(f"no {device} here")
+
+    def write(x: Any, m: Any) -> Any:
+        y = x.copy()
+        WRITES[how](y, m)
+        return y, (y[:, m] ** 2).sum(), y[2, m].mean()
+
+    x, m = np.arange(24.0).reshape(4, 6) / 7, np.array([False, True, True, False, True, False])
+    with kf.default_device(device):
+        found = kf.jit(write)(x, m)
+    for got, want in zip(found, write(x, m), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-14)
+
+
+def test_traced_masks_apart_from_integers() -> None:
+    """NumPy puts what is selected first then: one number goes everywhere, and values of rows are refused."""
+
+    def write(x: Any, m: Any, v: Any) -> Any:
+        y = x.copy()
+        y[1, :, m] = v
+        return y
+
+    x, m = np.arange(24.0).reshape(2, 3, 4), np.array([True, False, False, True])
+    np.testing.assert_array_equal(kf.jit(write)(x, m, -1.0), write(x, m, -1.0))
+    with pytest.raises(errors.ShapeMismatch, match=r"one element for all places the mask selects"):
+        kf.jit(write)(x, m, np.arange(3.0))
+
+
+def test_traced_masks_that_do_not_fit() -> None:
+    x, m = np.zeros((4, 6)), np.ones(6, bool)
+    with pytest.raises(
+        errors.InvalidIndex, match=r"a mask of shape \(6,\) .* one of the extents it selects from, \(4,\)"
+    ):
+        kf.jit(lambda x, m: x.at[m, 0].set(1.0))(x, m)
+    with pytest.raises(errors.InvalidIndex, match=r"a traced mask beside an array .* no more than slices and integers"):
+        kf.jit(lambda x, m: x.at[np.array([0, 1]), m].set(1.0))(x, m)
 
 
 @pytest.mark.parametrize(

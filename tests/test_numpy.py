@@ -258,3 +258,19 @@ def test_subtract_at() -> None:
         return y
 
     np.testing.assert_array_equal(kf.jit(fn)(np.ones(2)), fn(np.ones(2)))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x.ravel("F"),
+        lambda x: x.flatten("F"),
+        lambda x: x.reshape(6, 4, order="F"),
+        lambda x: np.reshape(x, (-1, 2), order="F"),
+        lambda x: np.ravel(x.T, order="F"),
+    ],
+)
+def test_first_axes_first(fn: Any) -> None:
+    x = np.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(kf.jit(fn)(x), fn(x))
+    np.testing.assert_array_equal(kf.grad(lambda x: (fn(x) ** 2).sum())(x), 2 * x)

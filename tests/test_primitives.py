@@ -17,10 +17,11 @@ from kernelforge.config import Config
 from kernelforge.dtypes import is_float
 from kernelforge.errors import NotDifferentiable, UnsupportedOnDevice
 from kernelforge.ir import autodiff
-from kernelforge.ir.build import Builder, Sym, build
+from kernelforge.ir.build import Builder, Sym, apply, build, full
 from kernelforge.ir.graph import Graph, Kind, Value
 from kernelforge.ir.interpret import run_graph
 from kernelforge.ir.ops import PRIMITIVES
+from kernelforge.ir.types import Type
 from kernelforge.runtime.memory import download, upload
 from tests import further
 from tests.ir.cases import Arrays, close, dtypes, names, samples, tolerance
@@ -150,3 +151,22 @@ def test_the_table_under_the_cuda_simulator() -> None:
         check=False,
     )
     assert child.returncode == 0, child.stdout[-4000:]
+
+
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_whole_powers(dtype: str, device: str) -> None:
+    """Exponents that the compiler knows are products, whose values are those of powers; so are derivatives."""
+    kinds = {"f32": np.float32, "f64": np.float64}
+    x = np.random.default_rng(0).normal(size=301).astype(kinds[dtype])
+    x[:5] = 0, -0.0, np.inf, -np.inf, np.nan
+
+    def fn(x: Sym) -> list[Sym]:
+        return [apply("power", x, full(float(n), x)) for n in (4, 6, 7, 12, -2, -3, -6)]
+
+    graph = build(fn, [Type(x.shape, x.dtype)])
+    with np.errstate(all="ignore"):
+        for g in (graph, gradient(graph)):
+            assert g is not None
+            for got, want in zip(run(g, [x], device), run_graph(g, [x]), strict=True):
+                np.testing.assert_allclose(got, want, rtol=64 * np.finfo(x.dtype).eps)

@@ -110,7 +110,7 @@ def test_refusals() -> None:
     ):
         with pytest.raises(errors.InvalidParameter, match=message):
             kf.jit(fn)(np.ones(3))
-    for order in (lambda x: np.sort(x, order="x"), lambda x: np.reshape(x, (3, 1), order="F")):
+    for order in (lambda x: np.sort(x, order="x"), lambda x: np.reshape(x, (3, 1), order="A")):
         with pytest.raises(errors.UnsupportedArgument, match="order"):
             kf.jit(order)(np.ones(3))
     with pytest.raises(errors.InvalidParameter, match=r"np.quantile: method=.median. is not valid; expected linear"):

@@ -14,13 +14,19 @@ import numpy as np
 from kernelforge.dtypes import FLOATS, INTEGERS, NARROW_FLOATS, SIGNED, UNSIGNED
 from kernelforge.ir.build import Sym, full
 from kernelforge.ir.graph import Primitive
-from kernelforge.ir.kernel import Const, Expr, op, select
+from kernelforge.ir.kernel import Const, Expr, op, select, unlikely
 from kernelforge.ir.ops.elementwise import ALL, NUMBERS, Array, call, elementwise, where
 
 INF = float("inf")
 WIDTH = {"i8": 8, "i16": 16, "i32": 32, "i64": 64, "u8": 8, "u16": 16, "u32": 32, "u64": 64}
 SIGNED_BITS = {"f16": "i16", "bf16": "i16", "f32": "i32", "f64": "i64"}
 """The signed integer that holds a float's bits."""
+
+WHOLE = 32
+"""The largest whole exponent of which a float's power is made of products."""
+
+PRODUCTS = {"f32": (2.0**-126, 2.0**100), "f64": (2.0**-1022, 2.0**960)}
+"""The range of powers for which products tell what rounding lost: halves of larger ones would overflow."""
 
 
 def _pass(t: Sym, *_: Sym) -> Sym:
@@ -125,8 +131,30 @@ def _float_power(x: Expr, y: Expr) -> Expr:
             return select(x.eq(-INF), 0.0, 1 / op("sqrt", x + 0.0))
         case -1.5:
             return select(x.eq(-INF), 0.0, 1 / (x + 0.0) * (1 / op("sqrt", x + 0.0)))
+        case float(n) if n.is_integer() and abs(n) <= WHOLE:
+            return _products(x, y, int(n))
         case _:
             return op("pow", x, y)
+
+
+def _products(x: Expr, y: Expr, n: int) -> Expr:
+    """A power by squaring, along with what roundings lost, so that it is as near as pow; f16 and bf16 in f32."""
+    if x.dtype in NARROW_FLOATS:
+        return _products(x.cast("f32"), y.cast("f32"), n).cast(x.dtype)
+    least, most = PRODUCTS[x.dtype]
+    high, low = x, None
+    for bit in f"{abs(n):b}"[1:]:
+        lost = op("mul_error", high, high)
+        high, low = high * high, lost if low is None else lost + 2 * high * low
+        if bit == "1":
+            high, low = high * x, op("mul_error", high, x) + low * x
+    assert low is not None
+    size = op("abs", high)
+    result = select(size >= least, high + low, high)
+    far = ~(size <= most)
+    if n < 0:
+        result, far = 1 / result, far | (size < least)
+    return select(unlikely(far), op("pow", x, y), result)
 
 
 def _power_dx(t: Sym, _: Sym, x: Sym, y: Sym) -> Sym:

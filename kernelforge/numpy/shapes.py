@@ -30,8 +30,8 @@ def part(x: Sym, axis: int, start: int, stop: int, step: int = 1) -> Sym:
 
 @array_function("a", view=True)
 def reshape(a: Sym, /, shape: Shape | None = None, order: str = "C", *, newshape: Shape | None = None) -> Sym:
-    if order != "C":
-        raise UnsupportedArgument(op="np.reshape", name="order", found=order, expected="transpose before and after it")
+    if order not in ("C", "F"):
+        raise UnsupportedArgument(op="np.reshape", name="order", found=order, expected="'C' or 'F'")
     given: Any = shape if shape is not None else newshape
     wanted = [operator.index(n) for n in (given if isinstance(given, tuple | list) else (given,))]
     known = math.prod(n for n in wanted if n != -1)
@@ -39,6 +39,8 @@ def reshape(a: Sym, /, shape: Shape | None = None, order: str = "C", *, newshape
         wanted[wanted.index(-1)] = a.size // known
     if -1 in wanted or math.prod(wanted) != a.size:
         raise ShapeMismatch(op="np.reshape", found=a.shape, expected=f"as many elements as in {tuple(wanted)}")
+    if order == "F":
+        return transpose(transpose(a).reshape(tuple(reversed(wanted))))
     return a.reshape(tuple(wanted))
 
 
