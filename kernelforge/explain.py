@@ -184,14 +184,16 @@ class Explanation:
     def summary(self) -> list[str]:
         """Say the whole in a few sentences."""
         plan = self.plan
-        computing = sum(n.prim.kind is not Kind.VIEW for n in plan.graph.nodes)
+        views = sum(n.prim.kind is Kind.VIEW for n in plan.graph.nodes)
+        numbers = sum(n.prim.kind is Kind.MAP and not n.inputs for n in plan.graph.nodes)
+        computing = len(plan.graph.nodes) - views - numbers
         ratio = f", {self.moved / self.least:.2f} times the least" if self.least else ""
         given = ", ".join(f"{n}: {v.type}" for n, v in zip(self.names, plan.graph.inputs, strict=True))
         lines = [
             f"{self.name}({given}) on {plan.backend.name}",
             (
                 f"{count(len(self.kernels), 'kernel')} on {plan.backend.name} for {count(computing, 'operation')} and "
-                f"{count(len(plan.graph.nodes) - computing, 'view')}; "
+                f"{count(views, 'view')}; "
                 f"{count(sum(k.runs for k in self.kernels), 'launch', 'launches')} a call, arena {size(plan.arena)}"
             ),
             f"moves {size(self.moved)}{ratio}: inputs and outputs once are {size(self.least)}",

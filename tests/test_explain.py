@@ -59,6 +59,12 @@ def test_long_sources_are_shown_on_request(lines: int, monkeypatch: pytest.Monke
     assert str(found.text(sources=True)).count("\n    line") == lines
 
 
+def test_numbers_are_no_operations() -> None:
+    """The picture has no dots for them either."""
+    found = kf.jit(lambda x: np.tanh(x + 1.5) * 2).explain(normal(8))
+    assert found.words().splitlines()[1].startswith("1 kernel on cpu for 3 operations and 0 views; ")
+
+
 def test_one_kernel() -> None:
     found = kf.jit(layer).explain(normal(64, 32), normal(32, 16), normal(16))
     text = found.words()
