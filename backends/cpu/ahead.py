@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Const, For, If, Load, Stmt, Var, stmts
+from kernelforge.ir.kernel import Alloc, Const, For, If, Let, Load, Stmt, Var, stmts
 from kernelforge.ir.schedule.nests import loads
 
 AHEAD = 14 << 10
@@ -76,8 +76,9 @@ def walks(loops: Sequence[For], body: Sequence[Stmt]) -> list[list[Walk]]:
 
 
 def vectors(body: Sequence[Stmt]) -> bool:
-    """Whether a loop's body is loops in lanes, or tiles of them, and nothing else."""
-    return bool(body) and all(isinstance(s, For) and s.kind in {"unroll", "vector"} for s in body)
+    """Whether a loop's body is loops in lanes, or tiles of them, and nothing else but names."""
+    found = [s for s in body if not isinstance(s, Let)]
+    return bool(found) and all(isinstance(s, For) and s.kind in {"unroll", "vector"} for s in found)
 
 
 def _walks(body: Sequence[Stmt], around: tuple[For, ...]) -> Iterator[Walk]:

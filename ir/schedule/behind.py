@@ -1,4 +1,4 @@
-"""Software pipelining of rows: the last pass over one runs in the dearest pass over the next."""
+"""Software pipelining of rows: the last pass over one runs in a pass over the next."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule.steps import each, substituted
 
 
-def behind(kernel: Kernel, name: str) -> Kernel:
-    """Let the last loop of each iteration of the loop ``name`` wait for the next iteration, and run in its last loop
-    but one: what the one computes and what the other stores then go on at once.
+def behind(kernel: Kernel, name: str, into: str) -> Kernel:
+    """Let the last loop of each iteration of the loop ``name`` wait for the next iteration, and run in its loop
+    ``into``: what the one computes and what the other stores then go on at once.
 
-    Legal where iterations are independent (``parallel``), the two loops have one extent, nothing stands behind or
-    between them, and the last one stores to arguments alone. A scalar that it reads is copied before the next
-    iteration makes its own. A buffer must be filled by the loop before it, each element in the iteration that the last
-    loop reads it in, so that the old element is read before the new one is stored.
+    Legal where iterations are independent (``parallel``), the two loops have one extent, nothing stands behind the last
+    one, and it stores to arguments alone. A scalar that it reads is copied before the next iteration makes its own. A
+    buffer must be filled by the loop ``into`` alone, each element in the iteration that the last loop reads it in, so
+    that the old element is read before the new one is stored.
 
     The loops of the first iteration, which has none before it, get names of their own, which end with ``_first``.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
-        reason = obstacle(loop)
+        reason = obstacle(loop, into)
         if reason:
             raise IllegalSchedule(step="behind", target=name, reason=reason)
-        *start, made, last = loop.body
+        at = _position(loop, into)
+        start, made, between, last = loop.body[:at], loop.body[at], loop.body[at + 1 : -1], loop.body[-1]
         assert isinstance(made, For)
         assert isinstance(last, For)
         assert loop.static is not None
@@ -55,7 +56,9 @@ def behind(kernel: Kernel, name: str) -> Kernel:
         renamed: dict[Expr, Expr] = {Load(s.buffer, (), s.dtype): Load(scalars[s.buffer], (), s.dtype) for s in kept}
         before = tuple(map_exprs(s, lambda e: substitute(e, renamed)) for s in before)
         first: dict[Expr, Expr] = {
-            s.var: Var(f"{s.var.name}_first", "i64", s.var.bound) for s in stmts((*rest, made)) if isinstance(s, For)
+            s.var: Var(f"{s.var.name}_first", "i64", s.var.bound)
+            for s in stmts((*rest, made, *between))
+            if isinstance(s, For)
         }
         turn = Var(name, "i64", loop.static - 1)
         own: dict[Expr, Expr] = {loop.var: normalize(turn + 1)}
@@ -65,32 +68,41 @@ def behind(kernel: Kernel, name: str) -> Kernel:
         return (
             *allocs,
             *(dataclasses.replace(s, buffer=scalars[s.buffer]) for s in kept),
-            *substituted((*rest, made), {loop.var: i64(0), **first}),
-            For(turn, i64(loop.static - 1), "serial", (*copies, *substituted(rest, own), both)),
+            *substituted((*rest, made, *between), {loop.var: i64(0), **first}),
+            For(
+                turn,
+                i64(loop.static - 1),
+                "serial",
+                (*copies, *substituted(rest, own), both, *substituted(between, own)),
+            ),
             *substituted((last,), {loop.var: i64(loop.static - 1)}),
         )
 
     return each(kernel, "behind", name, change)
 
 
-def obstacle(loop: For) -> str:
-    """Return why ``behind`` is not legal for a loop, or nothing."""
+def _position(loop: For, into: str) -> int:
+    return next((k for k, s in enumerate(loop.body) if isinstance(s, For) and s.var.name == into), -1)
+
+
+def obstacle(loop: For, into: str) -> str:
+    """Return why ``behind`` is not legal for a loop and one of those in it, or nothing."""
     if loop.kind != "parallel" or (loop.static or 0) < 2:
         return "it is not parallel, or not of several iterations"
-    if len(loop.body) < 2 or not all(isinstance(s, For) for s in loop.body[-2:]):
-        return "it does not end with two loops"
-    *start, made, last = loop.body
-    assert isinstance(made, For)
-    assert isinstance(last, For)
+    at, last = _position(loop, into), loop.body[-1]
+    made = loop.body[at]
+    if at < 0 or made is last or not isinstance(made, For) or not isinstance(last, For):
+        return f"it does not end with a loop that could run in {into!r}"
+    others = [s for k, s in enumerate(loop.body[:-1]) if k != at]
     if made.extent is not last.extent or made.kind != "serial" or last.kind != "parallel":
         return "the loops do not have one extent, or are not a sum and what is made with it"
     if not all(isinstance(s, Store) for s in (*made.body, *last.body)):
         return "the loops do more than to store"
-    own = {s.buffer: s for s in start if isinstance(s, Alloc)}
+    own = {s.buffer: s for s in others if isinstance(s, Alloc)}
     stored = {s.buffer for s in last.body if isinstance(s, Store)}
     if stored & set(own) or stored & _read(loop.body):
         return "what the last loop stores is read"
-    filled = {s.buffer for s in stmts(start) if isinstance(s, Store)}
+    filled = {s.buffer for s in stmts(others) if isinstance(s, Store)}
     for buffer in _read((last,)) & set(own):
         if not own[buffer].shape:
             continue

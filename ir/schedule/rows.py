@@ -69,9 +69,9 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
         # a quarter of the cache is for the next row
         kernel = merge(keep(kernel, at, limits.cache_bytes * 3 // 4 - _loaded(row)))
     (row,) = loops(kernel, at)
-    block = _delayed(row, limits)
+    dear, block = _delayed(row, limits)
     if block > 1:
-        kernel = behind(split(kernel, at, block, at, f"{at}r", "exact"), f"{at}r")
+        kernel = behind(split(kernel, at, block, at, f"{at}r", "exact"), f"{at}r", dear)
     (row,) = loops(kernel, at)
     beside = [t for s in row.body if isinstance(s, For) and s.var.name == f"{at}r" for t in s.body]
     for name in [s.var.name for s in (*row.body, *beside) if isinstance(s, For) and s.var.name != f"{at}r"]:
@@ -87,19 +87,27 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
     return kernel
 
 
-def _delayed(row: For, limits: Limits) -> int:
-    """Return how many rows go one after the other, the last pass over each beside the dear one over the next.
+def _delayed(row: For, limits: Limits) -> tuple[str, int]:
+    """Return the dearest pass over a row, and how many rows go one after the other, the last pass over each beside the
+    dear one over the next.
 
     One has memory wait for the processor, the other the processor for memory. Where what is stored does not go past
     the caches, a row is better kept in the output that it becomes, which this rules out.
     """
-    if "stream" not in limits.native or obstacle(row):
-        return 1
-    made, last = (max(operations(r) for t in stmts((s,)) for r in exprs(t)) for s in row.body[-2:])
+    costs = {s.var.name: _dearest(s) for s in row.body if isinstance(s, For)}
+    dear = max((n for n in costs if not obstacle(row, n)), key=costs.__getitem__, default="")
+    if "stream" not in limits.native or not dear or not costs[dear] >= DEAR > [*costs.values()][-1]:
+        return "", 1
     block = math.gcd(row.static or 1, DELAYED)
     while block > 1 and (row.static or 1) < 4 * limits.threads * block:
         block //= 2
-    return block if made >= DEAR > last and block > 2 else 1
+    return dear, block if block > 2 else 1
+
+
+def _dearest(loop: For) -> int:
+    """Return how many operations the dearest expression takes that is made for each element of a pass."""
+    counters = {s.var for s in stmts((loop,)) if isinstance(s, For)}
+    return max((operations(r, counters) for s in stmts((loop,)) for r in exprs(s)), default=0)
 
 
 def _in_order(loop: For) -> bool:

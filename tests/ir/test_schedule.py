@@ -248,7 +248,7 @@ def test_stage_keeps_guards() -> None:
 def delayed(k: Kernel) -> Kernel:
     """Keep what a softmax's rows make, and let the last pass over each wait."""
     e = op("exp", Load("x", (Var("i", "i64", 5) * 3 + Var("rb", "i64", 3),), "f32") - Load("m", (), "f32"))
-    return behind(merge(stage(k, e, "i", ["rb"], "local", "t")), "i")
+    return behind(merge(stage(k, e, "i", ["rb"], "local", "t")), "i", "t_rb")
 
 
 def test_the_last_pass_over_a_row_runs_in_one_over_the_next() -> None:
@@ -290,7 +290,35 @@ kernel softmax(in x: f32[15], out o: f32[15]) {
     assert str(made) == golden
     for rows in (2, 7):
         k = softmax(rows, 4)
-        same(k, behind(k, "i"))
+        same(k, behind(k, "i", "rb"))
+
+
+def test_the_last_pass_runs_in_any_pass_that_makes_what_it_reads() -> None:
+    text = """kernel k(in x: f32[12], out o: f32[12]) {
+ for parallel i < 3 {
+  local t: f32[4]
+  register s: f32[]
+  register v: f32[]
+  s[] = 0.0f32
+  v[] = 0.0f32
+  for serial r < 4 {
+   t[r] = exp(x[i * 4 + r])
+   s[] += exp(x[i * 4 + r])
+  }
+  for serial q < 4 {
+   v[] += (t[q] - s[]) * (t[q] - s[])
+  }
+  for parallel j < 4 {
+   o[i * 4 + j] = (t[j] - s[]) * v[]
+  }
+ }
+}"""
+    k = parse_kernel(text)
+    made = behind(k, "i", "r")
+    same(k, made)
+    assert "o[i * 4 + r] = (t[r] - s_i[]) * v_i[]" in str(made)
+    with pytest.raises(IllegalSchedule, match="elements of t are not made where they are read"):
+        behind(k, "i", "q")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +329,11 @@ kernel softmax(in x: f32[15], out o: f32[15]) {
         ("", "parallel j < 4 {\n o[i * 4 + j] = t[3 - j]\n}", "elements of t are not made where they are read"),
         ("t[2] = 1.0f32\n", "parallel j < 4 {\n o[i * 4 + j] = t[j]\n}", "elements of t are not made where they are"),
         ("", "parallel j < 4 {\n t[j] = t[j]\n}", "what the last loop stores is read"),
-        ("", "parallel j < 4 {\n o[i * 4 + j] = t[j]\n}\ns[] = 0.0f32", "it does not end with two loops"),
+        (
+            "",
+            "parallel j < 4 {\n o[i * 4 + j] = t[j]\n}\ns[] = 0.0f32",
+            "it does not end with a loop that could run in",
+        ),
     ],
 )
 def test_what_a_row_makes_in_another_place_does_not_wait(start: str, last: str, reason: str) -> None:
@@ -318,9 +350,11 @@ def test_what_a_row_makes_in_another_place_does_not_wait(start: str, last: str, 
 }}"""
     k = parse_kernel(text)
     with pytest.raises(IllegalSchedule, match=reason):
-        behind(k, "i")
+        behind(k, "i", "r")
     with pytest.raises(IllegalSchedule, match="not parallel, or not of several iterations"):
-        behind(k, "r")
+        behind(k, "r", "r")
+    with pytest.raises(IllegalSchedule, match="does not end with a loop that could run in 'q'"):
+        behind(k, "i", "q")
 
 
 def test_copy_out_frees_readers_from_registers() -> None:
