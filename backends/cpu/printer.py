@@ -388,8 +388,21 @@ class _Function(Dots):
                 self.once(loop, Val(str(k), "i64"))
         elif loop.kind == "vector" and self.lane is None and static is not None and static <= WIDEST:
             self.vector(loop, static)
+        elif self.aligned is not None and ahead.vectors(loop.body) and self.streamed & stored((loop,)):
+            self.either_loop(loop, self.aligned)
         else:
             self.serial(loop)
+
+    def either_loop(self, loop: For, aligned: Val) -> None:
+        """Ask once before a loop of vectors, which may be made together: stores that ask would part them."""
+        before = self.aligned, self.streamed
+        self.aligned = None
+        with self.branch(aligned):
+            self.serial(loop)
+        self.streamed = frozenset()
+        with self.branch(self.ins(f"xor i1 {aligned.ref}, true", "bool", 0, aligned)):
+            self.serial(loop)
+        self.aligned, self.streamed = before
 
     def once(self, loop: For, value: Val) -> None:
         """Run a loop's body in line for one value of its variable."""

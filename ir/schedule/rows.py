@@ -81,7 +81,9 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
                 if (turned := _turned(kernel, nested(loop), width)) is not None:
                     kernel = turned
                     continue
-                kernel = _lane_reduction(kernel, inner, width, most)
+                # the first row, one of ``DELAYED``, is written out less
+                few = 4 * width if name.endswith("_first") else math.inf
+                kernel = _lane_reduction(kernel, inner, width, min(most, few))
             else:
                 kernel = in_lanes(kernel, inner, width, limits.side)
     return kernel
