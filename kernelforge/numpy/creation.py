@@ -14,7 +14,7 @@ from kernelforge.backends import registry
 from kernelforge.backends.base import Backend
 from kernelforge.devices import current
 from kernelforge.dtypes import BFLOAT16, as_dtype, short
-from kernelforge.errors import ArrayTooLarge, DeviceOutOfMemory, InvalidParameter, UnsupportedArgument
+from kernelforge.errors import ArrayTooLarge, DeviceOutOfMemory, InvalidParameter, NumberOutOfRange, UnsupportedArgument
 from kernelforge.ir.build import MOST_BYTES, Operand, Sym, apply, as_sym, tracing
 from kernelforge.ir.types import Type
 from kernelforge.methods import FUNCTIONS
@@ -62,12 +62,19 @@ def filled(shape: tuple[int, ...], value: float, dtype: Any, backend: Backend | 
     Raises:
         ArrayTooLarge: beyond what 64-bit indices reach.
         DeviceOutOfMemory: when the host has no room for it.
+        NumberOutOfRange: for a Python integer that ``dtype`` cannot hold.
     """
     dtype = as_dtype(dtype)
     type_ = Type(shape, dtype)
     if type_.nbytes >= MOST_BYTES:
         raise ArrayTooLarge(op="np.zeros", found=type_)
-    number = np.array(value, dtype) if type(value) is int else np.asarray(value).astype(dtype)
+    if type(value) is int:
+        try:
+            number = np.array(value, dtype)
+        except OverflowError:
+            raise NumberOutOfRange(op="np.full", found=value, dtype=dtype) from None
+    else:
+        number = np.asarray(value).astype(dtype)
     known = np.broadcast_to(number, shape)
     if backend is not None:
         try:
