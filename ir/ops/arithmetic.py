@@ -151,9 +151,10 @@ def _products(x: Expr, y: Expr, n: int) -> Expr:
     assert low is not None
     size = op("abs", high)
     result = select(size >= least, high + low, high)
-    far = ~(size <= most)
+    # subnormal products have lost more than they tell; zeros are as they should be
+    far = ~(size <= most) | ((size < least) & (size > 0))
     if n < 0:
-        result, far = 1 / result, far | (size < least)
+        result = 1 / result
     return select(unlikely(far), op("pow", x, y), result)
 
 
