@@ -6,6 +6,7 @@ import pydoc
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import optree
 import pytest
@@ -81,10 +82,23 @@ def test_a_mantissa_has_a_slope() -> None:
     np.testing.assert_array_equal(kf.grad(lambda x: knp.frexp(x)[0].sum())(x), 0.5 ** np.frexp(x)[1].astype(float))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "bool"])
+def test_powers_of_two_scale_bfloat16(dtype: str) -> None:
+    x = np.array([1, -3, 0.5, np.inf, np.nan, 1e38, 1e-38, -0.0], ml_dtypes.bfloat16)
+    n = np.array([1, -3, 7, 2, 0, -100, -3, 5]).astype(dtype)
+    found, expected = kf.jit(np.ldexp)(x, n), np.ldexp(x, n)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(np.asarray(found).astype(float), expected.astype(float))
+    assert kf.jit(lambda x: np.ldexp(x, 3))(x).dtype == x.dtype
+
+
 def test_a_bessel_function() -> None:
     x = np.array([-700, -30, -8.5, -1, -1e-9, 0, 0.5, 7.9, 8.1, 100, 713, 800, np.inf, -np.inf, np.nan])
     same(np.i0, x[:11], rtol=2e-13)
     assert np.isinf(kf.jit(np.i0)(x[11:])[0])
+    for dtype in (np.float32, np.float64):
+        huge = np.array([1e4, -1e7, 3e38], dtype)
+        np.testing.assert_array_equal(kf.jit(np.i0)(huge), np.full(3, np.inf, dtype))
     small = np.linspace(-3, 3, 7)
     near = (np.i0(small + 1e-6) - np.i0(small - 1e-6)) / 2e-6
     np.testing.assert_allclose(kf.grad(lambda x: np.i0(x).sum())(small), near, rtol=1e-8, atol=1e-9)

@@ -68,7 +68,8 @@ def i0(x: Sym) -> Sym:
     size = apply("stop_gradient", ufunc("absolute", value))  # exp(x cos t - |x|) does not overflow
     wide = (*value.shape, 1)
     scaled = ufunc("exp", value.reshape(wide) * as_sym(cosines.astype(value.dtype)) - size.reshape(wide))
-    return (FUNCTIONS["mean"](scaled, -1) * ufunc("exp", size)).astype(floating(x).dtype)  # type: ignore[no-any-return]
+    average = ufunc("maximum", FUNCTIONS["mean"](scaled, -1), 1e-30)  # of large x, 0 times inf would be NaN
+    return (average * ufunc("exp", size)).astype(floating(x).dtype)
 
 
 def _shifts(op: str, bitorder: str) -> np.ndarray[Any, Any]:

@@ -57,7 +57,7 @@ def loop(name: str, kinds: tuple[Kindred, ...], dtype: np.dtype[Any] | None = No
         DtypeMismatch: when it has no such loop.
     """
     ufunc: np.ufunc = getattr(np, name)
-    if BFLOAT16 in kinds and dtype is None:
+    if BFLOAT16 in kinds and dtype is None and name != "ldexp":  # whose operands are not promoted to one dtype
         strong = promote(
             [k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)]
         )
