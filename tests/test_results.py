@@ -129,3 +129,11 @@ def test_first_calls_from_many_threads(device: str) -> None:
     for y in found:
         np.testing.assert_array_equal(y, found[0])
     np.testing.assert_allclose(found[0], softmax(np.tanh(x) @ x.T), rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", [np.uint8, np.uint16])
+def test_negative_numbers_wrap_as_small_unsigned_integers(device: str, target: type) -> None:
+    x = np.array([-2.75, -1.0, -0.5, 200.0, 255.9, -100.0, -1000.0, 300.0, -3e4, 6e4] * 5, np.float32)
+    for dtype in (np.float32, np.float64):
+        found = kf.jit(lambda x: x.astype(target))(x.astype(dtype))
+        np.testing.assert_array_equal(found, x.astype(dtype).astype(target))

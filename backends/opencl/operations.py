@@ -166,6 +166,16 @@ class Operations:
             # a narrow scalar's text may be an int, and as_ wants the exact size
             inner = code.text if lanes > 1 else f"({ctype(source)})({code.text})"
             return Code(f"as_{ctype(target, lanes)}({inner})", target, lanes)
+        if target in ("u8", "u16") and source in (
+            "f16",
+            "f32",
+            "f64",
+        ):  # C leaves open what negative ones become; they wrap
+            code = self._converted(code, "i32")
+        return self._converted(code, target)
+
+    def _converted(self, code: Code, target: str) -> Code:
+        lanes = code.lanes
         if lanes == 1:
             return Code(f"(({ctype(target)})({code.text}))", target)
         return Code(f"kf_convert({code.text}, {ctype(target, lanes)})", target, lanes)
