@@ -43,12 +43,13 @@ def behind(kernel: Kernel, name: str, into: str) -> Kernel:
         if reason:
             raise IllegalSchedule(step="behind", target=name, reason=reason)
         at = _position(loop, into)
-        start, made, between, last = loop.body[:at], loop.body[at], loop.body[at + 1 : -1], loop.body[-1]
+        allocs = [t for t in loop.body if isinstance(t, Alloc)]
+        rest = [t for t in loop.body[:at] if not isinstance(t, Alloc)]
+        between = [t for t in loop.body[at + 1 : -1] if not isinstance(t, Alloc)]
+        made, last = loop.body[at], loop.body[-1]
         assert isinstance(made, For)
         assert isinstance(last, For)
         assert loop.static is not None
-        allocs = [s for s in start if isinstance(s, Alloc)]
-        rest = [s for s in start if not isinstance(s, Alloc)]
         kept = [s for s in allocs if not s.shape and s.buffer in _read((last,))]
         scalars = {s.buffer: f"{s.buffer}_{name}" for s in kept}
         copies = [Store(scalars[s.buffer], (), Load(s.buffer, (), s.dtype)) for s in kept]

@@ -298,13 +298,13 @@ def test_the_last_pass_runs_in_any_pass_that_makes_what_it_reads() -> None:
  for parallel i < 3 {
   local t: f32[4]
   register s: f32[]
-  register v: f32[]
   s[] = 0.0f32
-  v[] = 0.0f32
   for serial r < 4 {
    t[r] = exp(x[i * 4 + r])
    s[] += exp(x[i * 4 + r])
   }
+  register v: f32[]
+  v[] = 0.0f32
   for serial q < 4 {
    v[] += (t[q] - s[]) * (t[q] - s[])
   }
