@@ -20,6 +20,7 @@ from kernelforge.errors import (
     InvalidParameter,
     LengthMismatch,
     NotAPredicate,
+    TracedNumber,
     TreeMismatch,
 )
 from kernelforge.functions import Flat, flat, pair, require_functions, run
@@ -121,6 +122,8 @@ def scan(f: Fn, init: Any, xs: Any = None, length: int | None = None, reverse: b
 def _length(leaves: Sequence[Any], names: Sequence[str], length: int | None) -> int:
     try:
         length = None if length is None else operator.index(length)
+    except TracedNumber:
+        raise
     except TypeError:
         raise InvalidParameter(op="scan", name="length", found=length, expected="an integer") from None
     for leaf, name in zip(leaves, names, strict=True):
