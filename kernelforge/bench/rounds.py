@@ -21,8 +21,6 @@ SHORT_S = 5e-3
 """Calls shorter than this are made twice, untimed, before a turn's first timed one; longer ones once."""
 LONG_S = 0.1
 """Calls longer than this are not made untimed: what the turn before left behind does not show in them."""
-PAUSE_S = 0.03
-"""Between turns; OpenBLAS's idle threads spin for 26 ms and would slow the next candidate."""
 FEWEST = 3
 """Rounds that a candidate takes part in, however slow it is."""
 
@@ -92,8 +90,8 @@ def order(count: int, number: int) -> list[int]:
     return forwards[::-1] if number % 2 else forwards
 
 
-def interleave(turns: Sequence[Turn], effort: Effort, pause: float = PAUSE_S, tick: Callable[[], Any] = int) -> None:
-    """Measure all in turn; ``tick`` is called after each round."""
+def interleave(turns: Sequence[Turn], effort: Effort, tick: Callable[[], Any] = int) -> None:
+    """Measure all in turn, each when the one before is idle; ``tick`` is called after each round."""
     share = effort.seconds / max(1, len(turns))
     begun = time.perf_counter()
     for number in range(effort.rounds):
@@ -104,7 +102,6 @@ def interleave(turns: Sequence[Turn], effort: Effort, pause: float = PAUSE_S, ti
             if turn.failed or (number >= FEWEST and turn.spent > share):
                 continue
             turn.take()
-            time.sleep(pause)
         tick()
 
 

@@ -24,6 +24,8 @@ from typing import IO, Any
 
 LONG_S = 0.1
 """A call that takes longer is tried once to learn its pace."""
+IDLE_S, USED_S, PATIENCE_S = 0.01, 0.001, 1.0
+"""A process is idle that takes less than ``USED_S`` of the processors in ``IDLE_S``; it is waited for so long."""
 BATCH_S = 50e-6
 """Calls that are quicker than this are timed several at once, for the clock's own cost not to show."""
 
@@ -99,6 +101,7 @@ class _Served:
                 result = call()
             wait(result)
             seconds.append((clock() - begun) / (batch * self._peer.share))
+        _settle()
         return {"seconds": seconds}, []
 
     def pace(self) -> tuple[dict[str, Any], list[Any]]:
@@ -130,6 +133,16 @@ class _Served:
         self._call = None
         gc.collect()
         return {}, []
+
+
+def _settle() -> None:
+    """Wait until no thread of this process runs: those of idle pools may spin, OpenBLAS's for 0.1 s."""
+    end, used = time.perf_counter() + PATIENCE_S, time.process_time()
+    while time.perf_counter() < end:
+        time.sleep(IDLE_S)
+        before, used = used, time.process_time()
+        if used - before < USED_S:
+            return
 
 
 def _kilobytes(status: pathlib.Path, field: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,16 @@ SLEEPS = {
     "picky": 0.004,
     "stuck": 0.0,
     "raises": 0.0,
+    "spins": 0.0,
 }
+SPIN_S = 0.15
+"""How long a thread of "spins" goes on after a call."""
+
+
+def _spin() -> None:
+    end = time.perf_counter() + SPIN_S
+    while time.perf_counter() < end:
+        pass
 
 
 def _twice(x: Any) -> Any:
@@ -47,6 +57,8 @@ class Fake(Peer):
         def call() -> Any:
             print("candidates may print")
             time.sleep(SLEEPS[name])
+            if name == "spins":
+                threading.Thread(target=_spin, daemon=True).start()
             return inputs[0] * factor
 
         return call

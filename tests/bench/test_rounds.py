@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,14 @@ def test_what_is_not_installed_says_so(crew: Crew) -> None:
         crew.worker(entrant("nowhere", "tests.bench.nowhere"))
 
 
+def test_a_turn_ends_when_no_thread_spins_any_more(crew: Crew) -> None:
+    prepared = prepare(Problem.of(fake.TABLE["first"], 0), entrant("spins"), crew)
+    assert isinstance(prepared, Prepared)
+    begun = time.perf_counter()
+    (seconds,) = crew.worker(entrant("spins")).ask("run", warm=0, count=1, batch=1)["seconds"]
+    assert time.perf_counter() - begun > fake.SPIN_S > seconds
+
+
 class Watched:
     """Answers at once, and writes down who was asked."""
 
@@ -95,7 +104,7 @@ def test_order_rotates() -> None:
     assert [order(3, n) for n in range(4)] == [[0, 1, 2], [0, 2, 1], [2, 0, 1], [2, 1, 0]]
     log: list[str] = []
     turns = [Turn(name, Watched(name, log), 1e-3, 1) for name in "abc"]
-    interleave(turns, Effort(6, 60.0), pause=0.0)
+    interleave(turns, Effort(6, 60.0))
     rounds = [log[k : k + 3] for k in range(0, 18, 3)]
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     for place in (0, 2):
@@ -107,7 +116,7 @@ def test_who_fails_takes_no_more_turns_and_who_is_slow_fewer() -> None:
     log: list[str] = []
     broken, slow, quick = (Turn(n, Watched(n, log, n == "broken"), 1.0, 1) for n in ("broken", "slow", "quick"))
     slow.spent = 1e9
-    interleave([broken, slow, quick], Effort(8, 60.0), pause=0.0)
+    interleave([broken, slow, quick], Effort(8, 60.0))
     assert [log.count(n) for n in ("broken", "slow", "quick")] == [1, FEWEST, 8]
     assert broken.failed == "gone"
 
