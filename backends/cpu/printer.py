@@ -65,7 +65,7 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
         within = dataclasses.replace(kernel, params=(*kernel.params, *(loop.var.name for loop in part.turns)))
         past = large & stored(part.body)
         if past and _asks(part):
-            functions.append(_Function(within, host, declared, past, asks=True).phase(part.name, part))
+            functions.append(_Function(within, host, declared, past).phase(part.name, part, asks=True))
             continue
         functions.append(_Function(within, host, declared).phase(part.name, part))
         if past:
@@ -94,15 +94,9 @@ class _Function(Dots):
     """Emits the statements of one function."""
 
     def __init__(
-        self,
-        kernel: Kernel,
-        host: Host,
-        declared: dict[str, str],
-        streamed: frozenset[str] = frozenset(),
-        asks: bool = False,
+        self, kernel: Kernel, host: Host, declared: dict[str, str], streamed: frozenset[str] = frozenset()
     ) -> None:
         super().__init__(kernel.name, host, declared, streamed)
-        self.asks = asks
         self.args = kernel.args
         self.params = kernel.params
         self.block = "entry"
@@ -115,9 +109,13 @@ class _Function(Dots):
 
     # Functions
 
-    def phase(self, name: str, phase: Phase) -> str:
-        """Print ``name(frame, low, high)``, which unpacks the frame, and the function it calls."""
-        if self.asks:
+    def phase(self, name: str, phase: Phase, asks: bool = False) -> str:
+        """Print ``name(frame, low, high)``, which unpacks the frame, and the function it calls.
+
+        Args:
+            asks: whether streamed buffers may begin anywhere.
+        """
+        if asks:
             self.aligned = self.all_aligned()
         for loop in phase.loops:
             self.env.pop(loop.var.name, None)
@@ -388,10 +386,15 @@ class _Function(Dots):
                 self.once(loop, Val(str(k), "i64"))
         elif loop.kind == "vector" and self.lane is None and static is not None and static <= WIDEST:
             self.vector(loop, static)
-        elif self.aligned is not None and ahead.vectors(loop.body) and self.streamed & stored((loop,)):
+        elif self.aligned is not None and ahead.vectors(loop.body) and self.passing(loop):
             self.either_loop(loop, self.aligned)
         else:
             self.serial(loop)
+
+    def passing(self, loop: For) -> bool:
+        """Whether lanes in a loop store past the cache."""
+        lanes = [s for s in stmts(loop.body) if isinstance(s, For) and s.kind == "vector"]
+        return any(isinstance(s, Store) and self.may_pass(s, v.var, v.static or 0) for v in lanes for s in v.body)
 
     def either_loop(self, loop: For, aligned: Val) -> None:
         """Ask once before a loop of vectors, which may be made together: stores that ask would part them."""

@@ -7,7 +7,7 @@ from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val, identity, suffix, typed
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import poly
-from kernelforge.ir.kernel import Expr, Op, Store
+from kernelforge.ir.kernel import Expr, Op, Store, Var
 from kernelforge.ir.schedule.limits import NEAR
 
 
@@ -101,12 +101,16 @@ class Stores(Exprs):
 
         That streamed buffers begin at a multiple of 64 bytes is asked by ``run`` or by each store.
         """
-        if stmt.buffer not in self.streamed or stmt.op or step != 1 or self.mask is not None or self.lane is None:
+        if step != 1 or self.mask is not None or self.lane is None:
             return False
-        unit = min(self.lanes, 64 // DTYPES[stmt.value.dtype].itemsize)
-        return self.lanes % unit == 0 and all(
-            c % unit == 0 for m, c in poly(stmt.index[0]).items() if m != (self.lane,)
-        )
+        return self.may_pass(stmt, self.lane, self.lanes)
+
+    def may_pass(self, stmt: Store, lane: Var, lanes: int) -> bool:
+        """Whether what lanes store one after the other may go past the cache."""
+        if stmt.buffer not in self.streamed or stmt.op:
+            return False
+        unit = min(lanes, 64 // DTYPES[stmt.value.dtype].itemsize)
+        return lanes % unit == 0 and all(c % unit == 0 for m, c in poly(stmt.index[0]).items() if m != (lane,))
 
     def write(
         self,

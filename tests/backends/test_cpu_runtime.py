@@ -168,6 +168,17 @@ def test_a_phase_of_several_passes_is_one_function_wherever_its_output_begins(dt
             np.testing.assert_array_equal(tiny.download(handle, offset, (rows * columns,), np_dtype), want)
 
 
+@pytest.mark.parametrize(("columns", "copies"), [(1024, 2), (1000, 1)])
+def test_only_loops_that_store_past_the_cache_ask_if_they_may(columns: int, copies: int) -> None:
+    host = dataclasses.replace(CPU.host, cache_bytes=(256, 512, 1024))
+    row, step, lane = Var("i", bound=5), Var("o", bound=columns // 16), Var("v", bound=16)
+    at = row * columns + step * 16 + lane
+    vectors = For(lane, i64(16), "vector", (Store("y", (at,), Load("x", (at,), "f32") * 3.0),))
+    body = (For(row, i64(5), "grid", (For(step, i64(columns // 16), "serial", (vectors,)),)),)
+    args = tuple(Arg(name, "f32", i64(5 * columns), mode) for name, mode in (("x", "in"), ("y", "out")))
+    assert print_kernel(Kernel("rows", args, (), body), host).count("fmul") == copies
+
+
 def test_outputs_stay_in_a_cache_that_holds_them_twice() -> None:
     tiny = CpuBackend()
     lane, out = Var("v", bound=16), Var("o", bound=64)
