@@ -71,6 +71,12 @@ class Graph:
     outputs: tuple[Value, ...]
     consts: tuple[tuple[Value, np.ndarray[Any, Any]], ...] = ()
 
+    @property
+    def unused(self) -> int:
+        """The first of the numbers that no value has."""
+        made = (v.id for n in self.nodes for v in n.outputs)
+        return 1 + max([*made, *(v.id for v in self.inputs), *(v.id for v, _ in self.consts)], default=-1)
+
     def __repr__(self) -> str:
         return f"<Graph: {len(self.inputs)} inputs, {len(self.nodes)} nodes, {len(self.outputs)} outputs>"
 

@@ -220,9 +220,7 @@ def row_major_inside(graph: Graph, layout: Sequence[tuple[int, ...] | None]) -> 
     strided = [v for v, s in zip(graph.inputs, layout, strict=True) if s is not None and v in read]
     if not strided:
         return graph
-    first = 1 + max(
-        v.id for v in [*graph.inputs, *(c[0] for c in graph.consts), *(v for n in graph.nodes for v in n.outputs)]
-    )
+    first = graph.unused
     copies = {v: Value(first + k, Type(v.type.shape, v.type.dtype)) for k, v in enumerate(strided)}
     nodes = [Node(primitive("barrier"), (v,), {}, (copy,)) for v, copy in copies.items()]
     for node in graph.nodes:

@@ -45,8 +45,10 @@ class Masked(NamedTuple):
 
     def over(self, part: Sym) -> Sym:
         """Return the mask over the first axes of ``x[key]``; over all of them where it begins at a later one."""
-        if not self.at:
-            return self.mask
+        return self.spread(part) if self.at else self.mask
+
+    def spread(self, part: Sym) -> Sym:
+        """Return the mask over all axes of ``x[key]``."""
         shape = (*(1,) * self.at, *self.mask.shape)
         return self.mask.reshape((*shape, *(1,) * (part.ndim - len(shape)))).broadcast(part.shape)
 
@@ -383,14 +385,13 @@ def _combine(mode: str, x: Sym, value: Sym) -> Sym:
 
 
 def _put_mask(x: Sym, masked: Masked, value: Sym, mode: str) -> Sym:
-    mask, lead = masked.mask, x.shape[: masked.at]
-    rest = x.shape[masked.at + mask.ndim :]
+    ndim, lead = masked.mask.ndim, x.shape[: masked.at]
+    rest = x.shape[masked.at + ndim :]
     shape = (*lead, 1, *rest) if masked.joined else (1,)
     try:
         value = fitted(value, shape)
     except ShapeMismatch:
         expected = f"one element for all places the mask selects, that is a shape that broadcasts to {shape}"
         raise ShapeMismatch(op="x[mask] = v", found=value.shape, expected=expected) from None
-    value = value.reshape((*lead, *(1,) * mask.ndim, *rest) if masked.joined else (1,) * x.ndim).broadcast(x.shape)
-    mask = mask.reshape((*(1,) * len(lead), *mask.shape, *(1,) * len(rest))).broadcast(x.shape)
-    return apply("where", mask, value if mode == "set" else _combine(mode, x, value), x)
+    value = value.reshape((*lead, *(1,) * ndim, *rest) if masked.joined else (1,) * x.ndim).broadcast(x.shape)
+    return apply("where", masked.spread(x), value if mode == "set" else _combine(mode, x, value), x)

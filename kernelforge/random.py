@@ -173,8 +173,13 @@ def _word(dtype: np.dtype[Any]) -> tuple[Any, int, int]:
 
 def _unit(key: Sym, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Sym:
     """Make multiples of the least spacing below 1: all that are in [0, 1) are as likely."""
-    word, width, kept = _word(dtype)
-    whole = ufunc("right_shift", bits(key, shape, word), width - kept)
+    return _fraction(bits(key, shape, _word(dtype)[0]), dtype)
+
+
+def _fraction(drawn: Sym, dtype: np.dtype[Any]) -> Sym:
+    """Take the high bits of random words as what stands behind the point."""
+    _, width, kept = _word(dtype)
+    whole = ufunc("right_shift", drawn, width - kept)
     wide = np.dtype(np.float32) if dtype.itemsize == 2 else dtype
     return (whole.astype(wide) * 2.0**-kept).astype(dtype)
 
@@ -194,11 +199,11 @@ def normal(key: Sym, shape: Shape = (), dtype: Any = np.float32) -> Sym:
 def bernoulli(key: Operand, p: Operand = 0.5, shape: Shape | None = None) -> Sym:
     """Make bools that are true with probability ``p``; of its shape where ``shape`` is not given."""
     extents = (p.shape if isinstance(p, Sym | np.generic) else ()) if shape is None else shape_of(shape)
-    _, width, kept = BITS["f32"]
     drawn = _bits(key, extents, 4)
     if isinstance(p, Sym):
-        return ufunc("less", ufunc("right_shift", drawn, width - kept).astype(np.float32) * 2.0**-kept, p)
+        return ufunc("less", _fraction(drawn, np.dtype(np.float32)), p)
     # the same comparison on integers: the float is the word's high bits, scaled
+    _, width, kept = BITS["f32"]
     exact = float(np.float32(p))
     count = math.ceil(min(exact, 1.0) * (1 << kept)) if exact > 0 else 0
     if count == 1 << kept:

@@ -36,6 +36,13 @@ def few_programs() -> Iterator[None]:
     forget()
 
 
+@pytest.fixture(scope="module")
+def reference() -> Iterator[None]:
+    """Run a module's tests on the interpreter, whose compile time is nothing."""
+    with kf.default_device("reference"):
+        yield
+
+
 @pytest.fixture(params=["cpu", "opencl", "reference"])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     try:

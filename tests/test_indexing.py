@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -20,10 +19,7 @@ R = np.array([2, 0, -1])
 B = X[:, :, 0] % 3 == 0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def reference() -> Iterator[None]:
-    with kf.default_device("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("reference")
 
 
 BASIC: list[Any] = [

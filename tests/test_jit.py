@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,7 @@ X = np.linspace(-1.0, 2.0, 6)
 M = X.reshape(2, 3)
 
 
-@pytest.fixture(autouse=True)
-def reference() -> Iterator[None]:
-    with kf.default_device("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("reference")
 
 
 def test_trees() -> None:

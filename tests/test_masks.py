@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,7 @@ R = np.array([2, 0, -1])
 B = X[:, :, 0] % 3 == 0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def reference() -> Iterator[None]:
-    with kf.default_device("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("reference")
 
 
 def test_masks() -> None:

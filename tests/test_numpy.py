@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,7 @@ from kernelforge import errors
 from kernelforge.methods import FUNCTIONS
 from tests.numpy_calls import CASES, EMPTY, S8, SPECIAL, U8, B, K, M, V, X, Y
 
-
-@pytest.fixture(autouse=True)
-def reference() -> Iterator[None]:
-    with kf.default_device("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("reference")
 
 
 def same(found: Any, expected: Any, rtol: float | None = None) -> None:

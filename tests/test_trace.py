@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,7 @@ X = np.linspace(-1.0, 2.0, 6)
 M = X.reshape(2, 3)
 
 
-@pytest.fixture(autouse=True)
-def reference() -> Iterator[None]:
-    with kf.default_device("reference"):
-        yield
+pytestmark = pytest.mark.usefixtures("reference")
 
 
 def agrees(fn: Callable[..., Any], *args: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kernelforge.backends.opencl.lib import MASKS, Functions, ctype, has_function, size, unsigned
-from kernelforge.dtypes import INTEGERS, SIGNED
+from kernelforge.dtypes import FLOATS, INTEGERS, SIGNED
 from kernelforge.ir.kernel import COMPARE, Op
 
 INFIX = {
@@ -166,11 +166,8 @@ class Operations:
             # a narrow scalar's text may be an int, and as_ wants the exact size
             inner = code.text if lanes > 1 else f"({ctype(source)})({code.text})"
             return Code(f"as_{ctype(target, lanes)}({inner})", target, lanes)
-        if target in ("u8", "u16") and source in (
-            "f16",
-            "f32",
-            "f64",
-        ):  # C leaves open what negative ones become; they wrap
+        if target in ("u8", "u16") and source in FLOATS:
+            # C leaves open what negative ones become; they wrap
             code = self._converted(code, "i32")
         return self._converted(code, target)
 

@@ -27,9 +27,10 @@ from kernelforge.ir.ops.rules import Array, Arrays, ints, mapped, operands
 from kernelforge.ir.types import Type, row_major
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
-SHARES = (2, 4)
 PARITY = 0x1BD11BDA
 """Both as in the authors' reference implementation, Random123, whose known answers the tests hold."""
+
+SHARES = (2, 4)
 
 LANES = 16
 """How far apart the elements of a block are."""
@@ -51,8 +52,10 @@ def threefry(key: Pair, counter: Pair, constant: Callable[[int], Any]) -> Pair:
     return a, b
 
 
-def shared(words: Pair, constant: Callable[[int], Any]) -> tuple[Any, ...]:
-    """Make of the two words of a block what four elements get of it; works on what ``threefry`` works on."""
+def shared(words: Pair, share: int, constant: Callable[[int], Any]) -> tuple[Any, ...]:
+    """Make of the two words of a block what each of its elements gets; works on what ``threefry`` works on."""
+    if share == 2:
+        return words
     first, second = words
     half, low = constant(16), constant(0xFFFF)
 
@@ -91,7 +94,7 @@ def _numpy(arrays: Arrays, params: Params) -> tuple[Array, ...]:
     with np.errstate(over="ignore"):
         words = threefry(key, counter, constant)
     each = keys.shape[:-1]
-    made = [w.reshape((*each, rows, LANES)) for w in (words if share == 2 else shared(words, constant))]
+    made = [w.reshape((*each, rows, LANES)) for w in shared(words, share, constant)]
     bits = np.stack(made, -2).reshape((*each, share * rows * LANES))
     return (bits[..., :size].reshape(out.shape),)
 
@@ -109,7 +112,7 @@ def _lower(at: At, index: Sequence[Expr], types: Sequence[Type], out: Type, para
     words = threefry(key, (block.cast("u32"), high), constant)
     # a number, not an index, keeps no Load in range: all words are made before one is chosen
     which = normalize(normalize((i // LANES) % share).cast("u32"))
-    return _chosen(which, words if share == 2 else shared(words, constant))
+    return _chosen(which, shared(words, share, constant))
 
 
 def _chosen(which: Expr, words: Sequence[Expr]) -> Expr:

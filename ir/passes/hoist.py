@@ -21,8 +21,7 @@ def hoist(graph: Graph) -> Graph:
     """Give the constants of the graphs that nodes hold to ``graph`` itself."""
     if not any(inner.consts for n in graph.nodes for inner in n.graphs.values()):
         return graph
-    used = [*graph.inputs, *(v for v, _ in graph.consts), *(v for n in graph.nodes for v in n.outputs)]
-    number = 1 + max((v.id for v in used), default=-1)
+    number = graph.unused
     consts: dict[Value, tuple[Value, np.ndarray[Any, Any]]] = {}
 
     def lift(inner: Graph) -> list[Value]:
@@ -67,8 +66,7 @@ def _cond(node: Node, lift: Lift) -> Node:
 
 def _unread(other: Graph, graph: Graph) -> list[Value]:
     """Return new values of ``graph`` for the constants of the other branch."""
-    made = [*graph.inputs, *(v for v, _ in graph.consts), *(v for n in graph.nodes for v in n.outputs)]
-    first = 1 + max((v.id for v in made), default=-1)
+    first = graph.unused
     return [Value(first + k, v.type) for k, (v, _) in enumerate(other.consts)]
 
 

@@ -37,8 +37,7 @@ class Rewriter(Builder):
         self.consts = list(graph.consts)
         self.arrays = dict(graph.consts)
         self.producers: dict[Value, Node] = {}
-        made = (v.id for n in graph.nodes for v in n.outputs)
-        self._next = 1 + max([*made, *(v.id for v in graph.inputs), *(v.id for v, _ in graph.consts)], default=-1)
+        self._next = graph.unused
 
     @functools.cached_property
     def _uses(self) -> collections.Counter[Value]:

@@ -243,7 +243,7 @@ def test_any_two_of_the_four_that_share_a_block_are_independent() -> None:
     words = [
         np.array([u >> s & np.uint64(0xFFFFFFFF) for u in units], np.uint32) for s in (np.uint64(32), np.uint64(0))
     ]
-    columns = [[int(v) for v in made] for made in shared((words[0], words[1]), np.uint32)]
+    columns = [[int(v) for v in made] for made in shared((words[0], words[1]), 4, np.uint32)]
     for a, b in itertools.combinations(columns, 2):
         assert _rank([x << 32 | y for x, y in zip(a, b, strict=True)]) == 64
     highs = [int("".join(f"{c[k] >> 16:016b}" for c in columns), 2) for k in range(64)]
@@ -268,7 +268,7 @@ def test_four_elements_share_a_block() -> None:
     np.testing.assert_array_equal(run("random_bits", key, shape=(5, 30), share=4).ravel(), flat)
     words = [np.array([w], np.uint32) for w in key]
     block = threefry((words[0], words[1]), (np.arange(48, dtype=np.uint32), words[0] * 0), np.uint32)
-    made = np.stack([m.reshape(3, 16) for m in shared(block, np.uint32)], 1)
+    made = np.stack([m.reshape(3, 16) for m in shared(block, 4, np.uint32)], 1)
     np.testing.assert_array_equal(flat, made.ravel()[:150])
     assert flat[:64:16].tolist() == GOLDEN_OF_FOUR
 
