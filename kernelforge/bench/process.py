@@ -69,6 +69,7 @@ class Worker:
         options = {"setting": setting, "module": entrant.module, "table": table, "ours": entrant.ours}
         options["path"] = "" if entrant.python or entrant.isolated else str(ROOT)
         env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **(extra or {})}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip installs has its bytecode: so has a candidate from a clone
         if recycling:
             env["GLIBC_TUNABLES"] = RECYCLING
         if entrant.isolated:

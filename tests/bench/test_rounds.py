@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from kernelforge.bench.candidates import Entrant
-from kernelforge.bench.process import Crew, WorkerFailed
+from kernelforge.bench.process import Crew, Worker, WorkerFailed
 from kernelforge.bench.rounds import (
     FEWEST,
     Effort,
@@ -75,6 +76,12 @@ def test_patience_ends(crew: Crew) -> None:
 def test_what_is_not_installed_says_so(crew: Crew) -> None:
     with pytest.raises(WorkerFailed, match=r"tests\.bench\.nowhere is not installed in"):
         crew.worker(entrant("nowhere", "tests.bench.nowhere"))
+
+
+def test_a_candidate_has_its_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    Worker(entrant("double"), "cpu", 1, "tests.bench.fake", 20.0, extra={"PYTHONPYCACHEPREFIX": str(tmp_path)}).close()
+    assert list(tmp_path.rglob("record.*.pyc"))
 
 
 def test_a_turn_ends_when_no_thread_spins_any_more(crew: Crew) -> None:
