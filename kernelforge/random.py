@@ -3,7 +3,7 @@
 A key is an array ``u32[2]``. Use each one once: ``split`` makes new ones. Bits are those of Threefry-2x32 with 20
 rounds (Salmon et al. 2011) on counters: in row-major order, elements 32*k + j and 32*k + 16 + j, for j below 16, are
 the first and the second word of block 16*k + j. Floats take the high bits. ``bernoulli``, and with it dropout, makes 4
-elements of a block, of which any two are independent (``kernelforge.ir.ops.random``).
+elements of a block, of which any two are independent, and of 13 rounds (``kernelforge.ir.ops.random`` says why).
 
 For eager convenience ``next_key`` draws keys from a default stream that each thread of each process has for itself: it
 starts from the operating system's entropy, or from ``seed``, and a forked child starts anew. A compiled function never
