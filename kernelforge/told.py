@@ -70,9 +70,9 @@ class Told:
         raise InvalidCall(op=self.op, given=given, reason=error, expected=_parameters(self.fn)) from error
 
 
-def telling(fn: F, name: str | None = None) -> F:
-    """Make a function of the namespace tell what is wrong with its arguments."""
-    op = f"np.{name or fn.__name__}"
+def telling(fn: F, name: str | None = None, space: str = "np") -> F:
+    """Make a function of the namespace, or of another module, tell what is wrong with its arguments."""
+    op = f"{space}.{name or fn.__name__}"
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ from kernelforge.trace import TRACED, Tracer, concrete
 Shape = int | Sequence[int]
 
 
-def shape_of(shape: Any) -> tuple[int, ...]:
+def shape_of(shape: Any, op: str = "np.zeros") -> tuple[int, ...]:
     """Return a shape as a tuple of Python integers.
 
     Raises:
@@ -34,7 +34,7 @@ def shape_of(shape: Any) -> tuple[int, ...]:
     """
     found = (operator.index(shape),) if not isinstance(shape, tuple | list) else tuple(operator.index(n) for n in shape)
     if any(n < 0 for n in found):
-        raise InvalidParameter(op="np.zeros", name="shape", found=found, expected="extents of at least 0")
+        raise InvalidParameter(op=op, name="shape", found=found, expected="extents of at least 0")
     return found
 
 
@@ -92,7 +92,7 @@ def filled(shape: tuple[int, ...], value: float, dtype: Any, backend: Backend | 
 
 def _creator(name: str, value: float, default: Any = np.float64) -> None:
     def plain(shape: Shape, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None) -> Any:
-        return filled(shape_of(shape), value, default if dtype is None else dtype, _backend(name, device))
+        return filled(shape_of(shape, f"np.{name}"), value, default if dtype is None else dtype, _backend(name, device))
 
     def like(
         a: Any,
@@ -238,6 +238,8 @@ def linspace(
     dtype: Any = None,
     axis: int = 0,
 ) -> Any:
+    if operator.index(num) < 0:
+        raise InvalidParameter(op="np.linspace", name="num", found=num, expected="0 or more")
     first, last = (as_sym(v) for v in (start, stop))
     kind = common_dtype((start, stop, 1.0)) if dtype is None else as_dtype(dtype)
     first, last = (v.astype(np.float64) for v in (first, last))

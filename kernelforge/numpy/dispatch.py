@@ -89,7 +89,7 @@ class Function:
     """A function of the namespace; see ``array_function``, whose arguments these are."""
 
     def __init__(
-        self, fn: Fn, title: str, arrays: Sequence[str], view: bool, numbers: bool, weak: bool, maps: bool
+        self, fn: Fn, title: str, arrays: Sequence[str], view: bool, numbers: bool, weak: bool, maps: bool, space: str
     ) -> None:
         functools.update_wrapper(self, fn)
         self.__name__ = self.__qualname__ = title
@@ -98,6 +98,7 @@ class Function:
         self._single = [a for a in arrays if a[0] != "*"]
         self._several = [a[1:] for a in arrays if a[0] == "*"]
         self._view, self._numbers, self._weak, self._maps = view, numbers, weak, maps
+        self._space = space
 
     @functools.cached_property
     def _signature(self) -> inspect.Signature:
@@ -118,7 +119,7 @@ class Function:
         return jit(body, static_argnums=0)
 
     def __repr__(self) -> str:
-        return f"<kernelforge.numpy.{self.__name__}>"
+        return f"<kernelforge.{'numpy' if self._space == 'np' else self._space}.{self.__name__}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -141,7 +142,7 @@ class Function:
 
     def _known(self, bound: inspect.BoundArguments, out: Tracer) -> np.ndarray[Any, Any] | None:
         """Return the result as NumPy has it, where the values of all arguments are known while tracing."""
-        original = getattr(np, self.__name__, None)
+        original = getattr(np, self.__name__, None) if self._space == "np" else None
         arrays = [concrete(bound.arguments.get(name)) for name in (*self._single, *self._several)]
         if original is None or any(x is TRACED or _size(x) > MOST_KNOWN for x in arrays):
             return None
@@ -174,7 +175,7 @@ class Function:
         return out if symbols else wrap(out, base, self._weak)
 
     def _told(self, bound: inspect.BoundArguments) -> Told:
-        return Told(f"np.{self.__name__}", self._fn, (), bound.arguments)
+        return Told(f"{self._space}.{self.__name__}", self._fn, (), bound.arguments)
 
     def _select(self, bound: inspect.BoundArguments, selection: Selection) -> Any:
         """Run on elements that a traced mask selects: on all there are, then of these the ones it selects.
@@ -225,6 +226,7 @@ def array_function(
     weak: bool = False,
     maps: bool = False,
     table: dict[str, Fn] = FUNCTIONS,
+    space: str = "np",
 ) -> Callable[[F], F]:
     """Enter a function on symbols into the namespace.
 
@@ -236,10 +238,11 @@ def array_function(
         weak: whether the result may stand for a Python number.
         maps: whether each element of the result depends on one of each array.
         table: where to enter it.
+        space: the module that errors name it by.
     """
 
     def decorate(fn: F) -> F:
-        made = table[name or fn.__name__] = Function(fn, name or fn.__name__, arrays, view, numbers, weak, maps)
+        made = table[name or fn.__name__] = Function(fn, name or fn.__name__, arrays, view, numbers, weak, maps, space)
         return cast(F, made)
 
     return decorate
