@@ -38,9 +38,9 @@ from kernelforge.ir.structure import structure
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
 from kernelforge.ir.verify import verify_kernel
-from kernelforge.runtime import cache, tuned
+from kernelforge.runtime import cache, kept, tuned
 from kernelforge.runtime.memory import pool, size_class
-from kernelforge.runtime.plan import Compiled, Launch, Plan, Planner, Step, identity
+from kernelforge.runtime.plan import Code, Compiled, Detailed, Launch, Plan, Planner, Step, identity
 
 Strides = Sequence[tuple[int, ...] | None]
 
@@ -107,12 +107,13 @@ def compile_graph(
     given: frozenset[int] = frozenset(),
 ) -> Plan:
     """Compile for a device; graphs of the same structure share one plan, as long as anyone has it or it is among
-    the recent ones.
+    the recent ones, and find it on disk afterwards.
 
     Args:
         strides: for each input of the graph its strides in elements, or None where it is row-major; only host devices
             take others.
-        located: for people to look at: share the plan only with graphs whose nodes stand on the same lines.
+        located: for people to look at: the plan is ``Detailed``, made in this process, and shared only with graphs
+            whose nodes stand on the same lines.
         given: the inputs in whose memory outputs may be made.
 
     Raises:
@@ -121,17 +122,42 @@ def compile_graph(
     """
     layout = tuple(strides) if strides is not None else (None,) * len(graph.inputs)
     places = tuple(n.loc for n in graph.nodes) if located else None
-    key = (structure(graph), places, layout, given, backend, config, tuned.state(backend))
+    made_of = structure(graph), layout, tuple(sorted(given)), config, tuned.state(backend)
+    key = (made_of, places, backend)
     with _lock:
         found = _plans.get(key)
         if found is None:
             with _UNCOLLECTED:
-                found = _plans[key] = _compile(graph, backend, config, layout, located, given)
+                if located:
+                    found = _compile(graph, backend, config, layout, True, given)
+                else:
+                    name = kept.key(made_of, backend)
+                    found = _found(name, graph, backend)
+                    if found is None:
+                        found = _keep(name, _compile(graph, backend, config, layout, False, given), graph)
+                _plans[key] = found
         _recent[found] = None
         _recent.move_to_end(found)
         while len(_recent) > RECENT:
             _recent.popitem(last=False)
         return found
+
+
+def _found(name: str, graph: Graph, backend: Backend) -> Plan | None:
+    """Return the plan that an earlier process kept under a name."""
+    content = cache.load(name)
+    if content is None:
+        return None
+    return kept.loads(content, backend, [a for _, a in graph.consts], lambda k, key: _executable(k, key, backend)())
+
+
+def _keep(name: str, made: Detailed, graph: Graph) -> Plan:
+    """Keep a plan of a graph under a name; return what runs of it."""
+    plan = made.plan()
+    content = kept.dumps(plan, [a for _, a in made.graph.consts], [a for _, a in graph.consts])
+    if content is not None:
+        cache.store(name, content)
+    return plan
 
 
 def _compile(
@@ -141,7 +167,7 @@ def _compile(
     layout: tuple[tuple[int, ...] | None, ...],
     located: bool,
     given: frozenset[int],
-) -> Plan:
+) -> Detailed:
     optimized, fusion = _fused(graph, backend, config, layout)
     strides = {v: s for v, s in zip(optimized.inputs, layout, strict=True) if s is not None}
     steps: list[Step] = []
@@ -157,20 +183,20 @@ def _compile(
             assert region.opaque is not None
             step, inner = planner.opaque(region.opaque, lambda g: compile_graph(g, backend, config, located=located))
             steps.append(step)
-            kernels += inner
+            kernels += (k for plan in inner if isinstance(plan, Detailed) for k in plan.kernels)
         else:
             compiled = order.compiled(region)
             named = zip(compiled.ir.args, order.applied.values, strict=False)
             slots = [planner.at(v, order.applied.starts.get(a.name, 0)) for a, v in named]
             slots += [planner.scratch(k, nbytes(a)) for a in compiled.ir.args if a.mode == "scratch"]
-            steps.append(Launch(compiled, tuple(slots), ()))
+            steps.append(Launch(compiled.code, tuple(slots), ()))
             kernels.append(compiled)
     places, arena = planner.places()
-    return Plan(
-        optimized, backend, fusion, tuple(dict.fromkeys(kernels)), tuple(steps), planner.consts,
-        places, arena, pool(backend),
+    return Detailed(
+        backend, tuple(steps), planner.consts, places, arena, pool(backend),
         tuple(size_class(v.type.nbytes) for v in optimized.outputs),
         tuple(planner.slots[v] if v in donations.taken else None for v in optimized.outputs),
+        sum(k.work for k in kernels), optimized, fusion, tuple(dict.fromkeys(kernels)),
     )  # fmt: skip
 
 
@@ -236,17 +262,20 @@ class _Order(NamedTuple):
         naive: before its schedule.
         applied: after it.
         parameters: that tuning found.
+        key: of the machine code.
         wait: returns the executable.
     """
 
     naive: Kernel
     applied: Applied
     parameters: Parameters
+    key: str
     wait: Callable[[], Executable]
 
     def compiled(self, region: Region) -> Compiled:
         found, kernel = cost(self.naive), self.applied.kernel
-        return Compiled(kernel.name, kernel, self.naive, self.wait(), found.bytes, found.flops, region, self.parameters)
+        code = Code(self.key, kernel, self.wait())
+        return Compiled(kernel.name, code, self.naive, found.bytes, found.flops, region, self.parameters)
 
 
 def _ordered(
@@ -259,7 +288,7 @@ def _ordered(
     """Lower and schedule the kernels of regions; the device's compiler is at one while the next is prepared."""
     orders: list[_Order | None] = []
     known: Known = {}
-    started: dict[Kernel, Callable[[], Executable]] = {}
+    started: dict[Kernel, tuple[str, Callable[[], Executable]]] = {}
     with _compilers(min(backend.limits.compilers, len(regions))) as start:
         for k, region in enumerate(regions):
             made = _kernel(region, strides, backend, config, known)
@@ -273,10 +302,9 @@ def _ordered(
                 applied = donations.settled(k, applied)
             kernel = applied.kernel
             if kernel not in started:
-                text = print_kernel(kernel)
-                name = cache.key(text, backend.limits.fingerprint)
-                started[kernel] = start(_executable(kernel, text, name, backend))
-            orders.append(_Order(naive.kernel, applied, parameters, started[kernel]))
+                key = cache.key(print_kernel(kernel), backend.limits.fingerprint)
+                started[kernel] = key, start(_executable(kernel, key, backend))
+            orders.append(_Order(naive.kernel, applied, parameters, *started[kernel]))
     return orders
 
 
@@ -371,32 +399,32 @@ def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | 
     return kernel
 
 
-def _executable(kernel: Kernel, text: str, name: str, backend: Backend) -> Callable[[], Executable]:
+def _executable(kernel: Kernel, name: str, backend: Backend) -> Callable[[], Executable]:
     """Find a kernel's executable in memory or on disk, where ``name`` is its key, or print it; return what gets it."""
     found = _kernels.get((name, backend))
     if found is not None:
         return lambda: found
-    kept = cache.load(name)
+    binary = cache.load(name)
     compiled = functools.partial(backend.compile, kernel)
-    if kept is None and isinstance(backend, Printing):
+    if binary is None and isinstance(backend, Printing):
         compiled = functools.partial(backend.build, kernel, backend.printed(kernel))
 
     def make() -> Executable:
-        executable = _kernels[name, backend] = _load(kernel, name, backend, kept, compiled)
+        executable = _kernels[name, backend] = _load(kernel, name, backend, binary, compiled)
         dump = os.environ.get("KERNELFORGE_DUMP_DIR")
         if dump:
-            _dump(pathlib.Path(dump), kernel.name, backend.name, text, executable.source)
+            _dump(pathlib.Path(dump), kernel, backend.name, executable.source)
         return executable
 
     return make
 
 
 def _load(
-    kernel: Kernel, name: str, backend: Backend, kept: bytes | None, compiled: Callable[[], Executable]
+    kernel: Kernel, name: str, backend: Backend, binary: bytes | None, compiled: Callable[[], Executable]
 ) -> Executable:
-    if kept is not None:
+    if binary is not None:
         try:
-            return backend.compile(kernel, kept)
+            return backend.compile(kernel, binary)
         except DamagedBinary:
             cache.discard(name)
     executable = compiled()
@@ -405,9 +433,10 @@ def _load(
     return executable
 
 
-def _dump(where: pathlib.Path, name: str, device: str, text: str, source: str) -> None:
+def _dump(where: pathlib.Path, kernel: Kernel, device: str, source: str) -> None:
     where.mkdir(parents=True, exist_ok=True)
-    stem = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-{device.replace(':', '')}"
+    text = print_kernel(kernel)
+    stem = f"{kernel.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-{device.replace(':', '')}"
     (where / f"{stem}.kernel").write_text(text)
     (where / f"{stem}.source").write_text(source)
 
@@ -425,4 +454,4 @@ def forget() -> None:
         _recent.clear()
 
 
-__all__ = ["Compiled", "Plan", "compile_graph", "distinct", "forget"]
+__all__ = ["Compiled", "Detailed", "Plan", "compile_graph", "distinct", "forget"]

@@ -28,7 +28,7 @@ from kernelforge.ir.fuse import Residual
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.ir.types import Type
-from kernelforge.runtime.plan import Compiled, Cond, Launch, Plan, Scan, Step, While, identity
+from kernelforge.runtime.plan import Code, Compiled, Cond, Detailed, Launch, Plan, Scan, Step, While, identity
 from kernelforge.words import assembly_of, count, duration, label, reported, schedule_words, size
 
 LAUNCH_SECONDS = 2e-6
@@ -105,7 +105,7 @@ class Explanation:
     """
 
     name: str
-    plan: Plan
+    plan: Detailed
     names: tuple[str, ...]
     kernels: tuple[Facts, ...]
     apart: tuple[Apart, ...]
@@ -264,7 +264,7 @@ def checkpointed(graph: Graph) -> list[str]:
     return list(found)
 
 
-def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measure: bool = False) -> Explanation:
+def explain(plan: Detailed, name: str = "function", names: Sequence[str] = (), measure: bool = False) -> Explanation:
     """Gather what is known of a plan.
 
     Args:
@@ -299,7 +299,7 @@ def explain(plan: Plan, name: str = "function", names: Sequence[str] = (), measu
                 predicted,
                 timed(kernel, backend) if measure else None,
                 bound,
-                *launched[kernel],
+                *launched[kernel.code],
                 _assumed(_nodes(kernel)),
             )
         )
@@ -330,35 +330,36 @@ def _assumed(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(words for name, words in ASSUMED.items() if name in names)
 
 
-def _decided(plan: Plan) -> Iterator[Node]:
+def _decided(plan: Detailed) -> Iterator[Node]:
     """Yield what kernels compute and what stands around them."""
     for inner in _plans(plan):
         for region in inner.regions:
             yield from _within(region.nodes)
 
 
-def _plans(plan: Plan) -> Iterator[Plan]:
+def _plans(plan: Plan) -> Iterator[Detailed]:
     """Yield a plan and those inside of it."""
+    assert isinstance(plan, Detailed)
     yield plan
     for step in plan.steps:
         for inner, _, _ in _inner(step):
             yield from _plans(inner)
 
 
-def _launched(plan: Plan) -> dict[Compiled, tuple[int, str]]:
+def _launched(plan: Plan) -> dict[Code, tuple[int, str]]:
     """Return how often a call launches each kernel, and the control flow it stands in."""
-    found: dict[Compiled, tuple[int, str]] = {}
+    found: dict[Code, tuple[int, str]] = {}
     for step in plan.steps:
         if isinstance(step, Launch):
-            found[step.kernel] = (1 + found.get(step.kernel, (0, ""))[0], "")
+            found[step.code] = (1 + found.get(step.code, (0, ""))[0], "")
         for inner, times, where in _inner(step):
-            for kernel, (runs, deeper) in _launched(inner).items():
-                before = found.get(kernel, (0, ""))[0]
-                found[kernel] = before + times * runs, ", ".join(filter(None, (where, deeper)))
+            for code, (runs, deeper) in _launched(inner).items():
+                before = found.get(code, (0, ""))[0]
+                found[code] = before + times * runs, ", ".join(filter(None, (where, deeper)))
     return found
 
 
-def _makers(plan: Plan) -> dict[Value, Node]:
+def _makers(plan: Detailed) -> dict[Value, Node]:
     return {v: n for p in _plans(plan) for n in p.graph.nodes for v in n.outputs}
 
 
@@ -401,7 +402,7 @@ def _here(file: str) -> str:
     return file if below.startswith("..") else below
 
 
-def _traffic(kernel: Compiled, called: Mapping[Value, str], plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _traffic(kernel: Compiled, called: Mapping[Value, str], plan: Detailed) -> tuple[tuple[str, ...], tuple[str, ...]]:
     made = _makers(plan)
     results = {v: k for k, v in enumerate(plan.graph.outputs, 1)}
     reads = kernel.region.inputs
@@ -415,7 +416,7 @@ def _traffic(kernel: Compiled, called: Mapping[Value, str], plan: Plan) -> tuple
     return tuple(map(read, reads)), tuple(map(written, kernel.region.outputs))
 
 
-def _apart(plan: Plan) -> Iterator[Apart]:
+def _apart(plan: Detailed) -> Iterator[Apart]:
     """Yield the kernels that share data, with the last reason why they were not fused."""
     made = _makers(plan)
     plans = list(_plans(plan))
@@ -493,6 +494,8 @@ def random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 
 def _copying(backend: Backend) -> float:
     """Measure how many bytes a second a device copies."""
-    plan = compile_graph(identity([Value(0, Type((COPIED,), np.dtype(np.float32)))]), backend, current_config())
+    graph = identity([Value(0, Type((COPIED,), np.dtype(np.float32)))])
+    plan = compile_graph(graph, backend, current_config(), located=True)
+    assert isinstance(plan, Detailed)
     (kernel,) = plan.kernels
     return kernel.bytes / timed(kernel, backend)

@@ -19,7 +19,7 @@ from kernelforge.ir.graph import Graph, Value
 from kernelforge.ir.text import print_graph, print_kernel
 from kernelforge.leaves import IN_PLACE, INT, Leaf, check_donated, donated, given, leaf_of, number
 from kernelforge.runtime.memory import Buffer, Pooled, size_class
-from kernelforge.runtime.plan import Plan
+from kernelforge.runtime.plan import Detailed, Plan
 from kernelforge.trace import Tracer, trace
 
 Fn = Callable[..., Any]
@@ -85,7 +85,7 @@ class Program:
             backend, Array, Buffer, Pooled, tuple(self._given), GONE,
             tuple(b.handle for b in self.plan.consts), results,
             functools.partial(take, size_class(arena)) if arena else None, arena, self.plan.places,
-            launches, sum(k.work for k in self.plan.kernels),
+            launches, self.plan.work,
             None if self._single else tuple if flat else self._tree.unflatten,
         )  # fmt: skip
         return backend.entry(call, leaves)
@@ -106,6 +106,7 @@ class Lowered:
     """
 
     def __init__(self, plan: Plan) -> None:
+        assert isinstance(plan, Detailed)
         self.plan = plan
         self.graph = plan.graph
         self.regions = plan.regions

@@ -1,8 +1,12 @@
-"""What all tests share: a cache folder of their own, programs of one module at a time, the same examples under CI."""
+"""What all tests share: a cache folder of their own, programs of one module at a time, the same examples under CI.
+
+Plans on disk are found by the tests of them alone: others would get what was compiled before they changed the compiler.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +30,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERNELFORGE_CACHE_DIR", str(folder))
+        patch.setattr(sys.modules["kernelforge.compile"], "_found", lambda *_: None)
         yield folder
 
 

@@ -273,13 +273,13 @@ def test_garbage_waits_for_a_compilation_and_is_collected_again(monkeypatch: pyt
 
 def test_garbage_waits_for_the_outer_of_nested_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    plan = compiling.Plan
+    planner = compiling.Planner
 
     def look(*args: Any) -> Any:
         seen.append(gc.isenabled())
-        return plan(*args)
+        return planner(*args)
 
-    monkeypatch.setattr(compiling, "Plan", look)
+    monkeypatch.setattr(compiling, "Planner", look)
     with kf.config(fusion=False):  # the plan runs loops step by step, and has plans for what they hold
         kf.jit(lambda x: kf.while_loop(lambda c: c.sum() < 9, lambda c: c * c + np.cosh(c), x[0] * 5))(X)
     assert len(seen) > 1

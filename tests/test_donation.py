@@ -31,7 +31,7 @@ from kernelforge.ir.passes.overwrite import Overwriting
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.verify import verify_kernel
 from kernelforge.runtime.memory import download, upload
-from kernelforge.runtime.plan import Plan
+from kernelforge.runtime.plan import Detailed
 from tests.ir.cases import dtypes, samples
 from tests.ir.passes.random_graphs import random_graph
 from tests.programs import PROGRAMS, TRAINING, Program
@@ -414,9 +414,10 @@ def test_random_graphs(device: str) -> None:
     assert taken > inside > 15
 
 
-def ran(graph: Graph, inputs: Sequence[Any], backend: Any, given: frozenset[int]) -> tuple[list[np.ndarray], Plan]:
-    plan = compile_graph(graph, backend, Config(), None, False, given)
+def ran(graph: Graph, inputs: Sequence[Any], backend: Any, given: frozenset[int]) -> tuple[list[np.ndarray], Detailed]:
+    plan = compile_graph(graph, backend, Config(), None, True, given)
     buffers = [upload(backend, np.array(a, order="C")) for a in inputs]
+    assert isinstance(plan, Detailed)
     results = zip(plan.run(buffers), plan.graph.outputs, strict=True)
     return [np.array(download(b, 0, v.type.shape, v.type.dtype)) for b, v in results], plan
 

@@ -45,7 +45,7 @@ def run(graph: Graph, inputs: Arrays, device: str) -> Arrays:
     plan = compile_graph(graph, backend, Config())  # type: ignore[arg-type]
     buffers = [upload(backend, np.ascontiguousarray(a).reshape(a.shape)) for a in inputs]  # type: ignore[arg-type]
     made = plan.run(buffers)
-    return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(made, plan.graph.outputs, strict=True)]
+    return [download(b, 0, v.type.shape, v.type.dtype) for b, v in zip(made, graph.outputs, strict=True)]
 
 
 def check(cases: list[tuple[Graph, Arrays]], device: str, rtol: float) -> None:

@@ -1,9 +1,9 @@
-"""The disk cache of compiled kernels: one file per key, written whole and renamed into place.
+"""The disk cache of compiled kernels and plans: one file per key, written whole and renamed into place.
 
 Several processes may use one folder at once: the last writer of a key wins and all of them wrote the same bytes. A
 file begins with a digest of its key and content: one that is cut, damaged or another key's is compiled anew and written
 again, and so is one that the backend refuses (``DamagedBinary``). A folder that cannot be written costs a warning, not
-the result.
+the result. The folder is trusted as the package's own is: what stands in it is run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kernelforge import errors
 
 SUFFIX = ".kernel"
 DIGEST = 16
-"""Bytes at the beginning of a file: a digest of its key and of the binary that follows."""
+"""Bytes at the beginning of a file: a digest of its key and of what follows."""
 
 
 def folder() -> pathlib.Path:
@@ -48,12 +48,12 @@ def sources() -> str:
 
 
 def key(text: str, fingerprint: str) -> str:
-    """Return the name under which a kernel's binary is kept."""
+    """Return the name under which what is made of a text is kept, such as a kernel's binary."""
     return hashlib.sha256(f"{text}\0{fingerprint}\0{sources()}".encode()).hexdigest()
 
 
 def load(name: str) -> bytes | None:
-    """Return the kept binary, or None where there is none that is whole."""
+    """Return what is kept, or None where there is nothing that is whole."""
     try:
         content = (folder() / f"{name}{SUFFIX}").read_bytes()
     except OSError:
@@ -67,7 +67,7 @@ def _digest(name: str, binary: bytes) -> bytes:
 
 
 def store(name: str, binary: bytes) -> None:
-    """Keep a binary; warn once where the folder cannot be written."""
+    """Keep bytes; warn once where the folder cannot be written."""
     write(folder() / f"{name}{SUFFIX}", _digest(name, binary) + binary)
 
 
@@ -96,7 +96,7 @@ def write(path: pathlib.Path, content: bytes) -> None:
 
 
 def discard(name: str) -> None:
-    """Forget a binary that could not be loaded."""
+    """Forget what could not be loaded."""
     with contextlib.suppress(OSError):
         (folder() / f"{name}{SUFFIX}").unlink()
 

@@ -27,12 +27,26 @@ class Step(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Code:
+    """What a launch runs.
+
+    Attributes:
+        key: under which the disk cache keeps its machine code.
+        ir: the scheduled kernel; ``str`` gives its text.
+    """
+
+    key: str
+    ir: Kernel
+    executable: Executable
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Compiled:
     """One kernel of a plan, for people to look at.
 
     Attributes:
         name: of the kernel.
-        ir: the scheduled kernel; ``str`` gives its text.
+        code: what is launched of it.
         naive: the loop nest that defines it, before any schedule.
         bytes: the least that must be moved: each buffer once.
         flops: floating-point operations of the naive nest.
@@ -41,9 +55,8 @@ class Compiled:
     """
 
     name: str
-    ir: Kernel
+    code: Code
     naive: Kernel
-    executable: Executable
     bytes: int
     flops: int
     region: Region
@@ -51,6 +64,15 @@ class Compiled:
 
     def __repr__(self) -> str:
         return f"<kernel {self.name}: {self.bytes} bytes, {self.flops} flops>"
+
+    @property
+    def ir(self) -> Kernel:
+        """The scheduled kernel; ``str`` gives its text."""
+        return self.code.ir
+
+    @property
+    def executable(self) -> Executable:
+        return self.code.executable
 
     @property
     def source(self) -> str:
@@ -75,17 +97,21 @@ def _turns(stmt: Stmt) -> float:
 class Launch:
     """One kernel over slots of the plan's memory."""
 
-    kernel: Compiled
+    code: Code
     slots: tuple[int, ...]
     params: tuple[int, ...]
 
     def run(self, backend: Backend, memory: Memory) -> None:
-        backend.launch(self.kernel.executable, [memory[s] for s in self.slots], self.params)
+        backend.launch(self.code.executable, [memory[s] for s in self.slots], self.params)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Scan:
-    """A plan run once for each element of the leading axis of its last inputs."""
+    """A plan run once for each element of the leading axis of its last inputs.
+
+    Attributes:
+        state, row, made: bytes of each value of the carry, of each ``xs`` at one step, and of each ``ys``.
+    """
 
     body: Plan
     consts: tuple[int, ...]
@@ -96,6 +122,9 @@ class Scan:
     length: int
     reverse: bool
     copy: Plan
+    state: tuple[int, ...]
+    row: tuple[int, ...]
+    made: tuple[int, ...]
 
     def run(self, backend: Backend, memory: Memory) -> None:
         carry = [memory[s] for s in self.init]
@@ -104,14 +133,11 @@ class Scan:
             self.copy.execute(carry, final)
             return
         consts = [memory[s] for s in self.consts]
-        types = self.body.graph.outputs
-        spare = _ping_pong(backend, [v.type.nbytes for v in types[: len(carry)]])
-        x_steps = [v.type.nbytes for v in self.body.graph.inputs[len(consts) + len(carry) :]]
-        y_steps = [v.type.nbytes for v in types[len(carry) :]]
+        spare = _ping_pong(backend, self.state)
         for t in range(self.length):
             k = self.length - 1 - t if self.reverse else t
-            xs = [(memory[s][0], memory[s][1] + k * n) for s, n in zip(self.xs, x_steps, strict=True)]
-            ys = [(memory[s][0], memory[s][1] + k * n) for s, n in zip(self.ys, y_steps, strict=True)]
+            xs = [(memory[s][0], memory[s][1] + k * n) for s, n in zip(self.xs, self.row, strict=True)]
+            ys = [(memory[s][0], memory[s][1] + k * n) for s, n in zip(self.ys, self.made, strict=True)]
             following = final if t == self.length - 1 else [(b.handle, 0) for b in spare[t % 2]]
             self.body.execute([*consts, *carry, *xs], [*following, *ys])
             carry = following
@@ -134,7 +160,11 @@ class Cond:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class While:
-    """A plan run as long as another one says so."""
+    """A plan run as long as another one says so.
+
+    Attributes:
+        state: bytes of each value of the carry.
+    """
 
     cond: Plan
     body: Plan
@@ -143,12 +173,13 @@ class While:
     init: tuple[int, ...]
     outputs: tuple[int, ...]
     copy: Plan
+    state: tuple[int, ...]
 
     def run(self, backend: Backend, memory: Memory) -> None:
         carry = [memory[s] for s in self.init]
         cond_consts = [memory[s] for s in self.cond_consts]
         body_consts = [memory[s] for s in self.body_consts]
-        spare = _ping_pong(backend, [v.type.nbytes for v in self.body.graph.outputs])
+        spare = _ping_pong(backend, self.state)
         flag = allocate(backend, 1)
         turn = 0
         while True:
@@ -172,26 +203,21 @@ def _flag(backend: Backend, argument: Argument) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Plan:
-    """A graph ready to run on one device.
+    """A graph ready to run on one device: all that a call needs.
 
     Memory is a list of slots: the graph's inputs, its constants, its outputs, the arena, then places in these: what
     only the plan needs lies in the arena, and launches may read what is anywhere from an element on.
 
     Attributes:
-        graph: after the passes, as it was compiled.
-        fusion: its regions in the order they run, and why they are what they are.
-        kernels: in the order of their first launch, those of inner plans included.
         places: the slot that each is in, and how many bytes from its beginning.
         arena: bytes needed besides inputs and outputs.
         pool: of the device.
         sizes: size class of each output, in bytes.
         taken: for each output the input in whose memory it is made, None where it has its own.
+        work: bytes moved and operations done by its launches, as ``Compiled`` has it.
     """
 
-    graph: Graph
     backend: Backend
-    fusion: Fusion
-    kernels: tuple[Compiled, ...]
     steps: tuple[Step, ...]
     consts: tuple[Buffer, ...]
     places: tuple[tuple[int, int], ...]
@@ -199,15 +225,12 @@ class Plan:
     pool: Pool
     sizes: tuple[int, ...]
     taken: tuple[int | None, ...]
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        return self.fusion.regions
+    work: float
 
     def launches(self) -> tuple[tuple[Executable, tuple[int, ...]], ...] | None:
         """Return the executables and the slots each takes; None where there is more to do than to launch them."""
         steps = [s for s in self.steps if isinstance(s, Launch) and not s.params]
-        return tuple((s.kernel.executable, s.slots) for s in steps) if len(steps) == len(self.steps) else None
+        return tuple((s.code.executable, s.slots) for s in steps) if len(steps) == len(self.steps) else None
 
     def __repr__(self) -> str:
         return f"<Plan: {len(self.steps)} steps on {self.backend.name}>"
@@ -235,6 +258,29 @@ class Plan:
             memory.append((handle, start + offset))
         for step in self.steps:
             step.run(self.backend, memory)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Detailed(Plan):
+    """A plan, with what people look at; those that run within it have it, too.
+
+    Attributes:
+        graph: after the passes, as it was compiled.
+        fusion: its regions in the order they run, and why they are what they are.
+        kernels: in the order of their first launch, those of inner plans included.
+    """
+
+    graph: Graph
+    fusion: Fusion
+    kernels: tuple[Compiled, ...]
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return self.fusion.regions
+
+    def plan(self) -> Plan:
+        """Return what runs alone."""
+        return Plan(*[getattr(self, f.name) for f in dataclasses.fields(Plan)])
 
 
 class Planner:
@@ -302,8 +348,8 @@ class Planner:
         places = tuple((slot, offset) for (slot, _), offset in zip(self._places, found, strict=True))
         return places, max((o + n for _, o, n in placed.values()), default=0)
 
-    def opaque(self, node: Node, compile_graph: Callable[[Graph], Plan]) -> tuple[Step, list[Compiled]]:
-        """Make the step of a node that holds graphs."""
+    def opaque(self, node: Node, compile_graph: Callable[[Graph], Plan]) -> tuple[Step, tuple[Plan, ...]]:
+        """Make the step of a node that holds graphs; return it with the plans whose kernels it runs."""
         slots = [self.slots[v] for v in node.inputs]
         outs = tuple(self.slots[v] for v in node.outputs)
         p = node.params
@@ -311,21 +357,28 @@ class Planner:
             case "scan":
                 body = compile_graph(p["body"])
                 a, b = p["consts"], p["consts"] + p["carry"]
-                copy = compile_graph(identity(p["body"].outputs[: p["carry"]]))
+                copy_of = p["body"].outputs[: p["carry"]]
+                copy = compile_graph(identity(copy_of))
                 step: Step = Scan(
                     body, tuple(slots[:a]), tuple(slots[a:b]), tuple(slots[b:]), outs[: p["carry"]], outs[p["carry"] :],
                     p["length"], p["reverse"], copy,
+                    _sizes(copy_of), _sizes(p["body"].inputs[b:]), _sizes(p["body"].outputs[p["carry"] :]),
                 )  # fmt: skip
-                return step, [*body.kernels]
+                return step, (body,)
             case "cond":
                 true, false = compile_graph(p["true"]), compile_graph(p["false"])
-                return Cond(slots[0], true, false, tuple(slots[1:]), outs), [*true.kernels, *false.kernels]
+                return Cond(slots[0], true, false, tuple(slots[1:]), outs), (true, false)
             case _:
                 cond, body = compile_graph(p["cond"]), compile_graph(p["body"])
                 a, b = p["cond_consts"], p["cond_consts"] + p["body_consts"]
                 copy = compile_graph(identity(p["body"].outputs))
-                step = While(cond, body, tuple(slots[:a]), tuple(slots[a:b]), tuple(slots[b:]), outs, copy)
-                return step, [*cond.kernels, *body.kernels]
+                state = _sizes(p["body"].outputs)
+                step = While(cond, body, tuple(slots[:a]), tuple(slots[a:b]), tuple(slots[b:]), outs, copy, state)
+                return step, (cond, body)
+
+
+def _sizes(values: Sequence[Value]) -> tuple[int, ...]:
+    return tuple(v.type.nbytes for v in values)
 
 
 def identity(values: Sequence[Value]) -> Graph:
