@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from kernelforge.errors import InvalidParameter
 from kernelforge.ir.schedule.choices import Choices
 
 Form = Literal["serial", "vector", "group"]
@@ -24,6 +25,25 @@ def core_rate(vector_bytes: int) -> float:
 
 NEAR = 8
 """Elements from one lane to the next up to which CPUs read or write whole vectors, and shuffle."""
+
+
+NATIVE = {
+    "f16": "converts f16 itself; kernels hold it as bits elsewhere",
+    "bf16": "converts bf16 itself; kernels hold it as bits elsewhere",
+    "fma": "adds products with one rounding; expansions of functions use it",
+    "mad": "adds products with one rounding or two, as is quicker; likewise",
+    "scaleb": "scales by powers of two; likewise",
+    "masks": "reads vectors in some of their lanes as quickly as in all",
+    "calls": "has functions of its own, for what is rare in each function (``math.function``)",
+    "async": "copies memory to local memory by the way",
+    "mma": "has warps multiply narrow floats",
+    "tf32": "has warps multiply f32, so rounded",
+    "repeat": "has launches repeat phases",
+    "repeat_alone": "has launches of one worker repeat phases",
+    "stream": "stores past the caches what is large",
+    "bf16dot": "adds pairs of products of bf16 to an f32 by one instruction",
+}
+"""What a printer may have instructions for: names in ``Limits.native``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,15 +68,7 @@ class Limits:
         rate: operations on f32 a second, likewise.
         side: vectors that a loop of lanes may hold side by side (``vector`` form), 1 where one is the most: while a
             function's steps wait for each other in one, the processor works on the others.
-        native: what the printer has instructions for: ``f16`` and ``bf16`` where it converts them itself (kernels hold
-            them as bits elsewhere), ``fma``, ``mad`` and ``scaleb`` where the expansions of functions may use them,
-            ``masks`` where vectors are read in some of their lanes as quickly as in all,
-            ``calls`` where it prints functions of its own, for what is rare in each function (``math.function``),
-            ``async`` where memory is copied to local memory by the way, ``mma`` where warps multiply narrow floats,
-            ``tf32`` where they multiply f32 so rounded, too, ``repeat`` where a launch may repeat phases,
-            ``repeat_alone`` where one worker alone may,
-            ``stream`` where what large kernels store goes past the caches,
-            ``bf16dot`` where pairs of products of bf16 are added to an f32 by one instruction.
+        native: what the printer has instructions for: keys of ``NATIVE``.
         choices: parameters of recipes for one kernel, from the tuner.
     """
 
@@ -77,6 +89,12 @@ class Limits:
     rate: float = 0.0
     compilers: int = 1
     choices: Choices | None = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if unknown := self.native - NATIVE.keys():
+            raise InvalidParameter(
+                op="Limits", name="native", found=min(unknown), expected=f"one of {', '.join(NATIVE)}"
+            )
 
     def choose(self, name: str, default: int, others: Sequence[int]) -> int:
         """Return a parameter of a recipe: ``default``, by its formula, unless ``choices`` has one of ``others``.

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from kernelforge.dtypes import DTYPES
-from kernelforge.errors import IllegalSchedule
+from kernelforge.errors import IllegalSchedule, InvalidParameter
 from kernelforge.ir import interpret
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Stmt, Store, Var, i64, op, stmts
 from kernelforge.ir.schedule import tiles
@@ -82,8 +82,8 @@ def test_layouts(layout: str, limits: Limits) -> None:
 @pytest.mark.parametrize("sizes", [(8, 8, 8), (8, 4, 16), (4, 8, 8), (2, 2, 32)])
 def test_sizes(shape: tuple[int, int, int], sizes: tuple[int, int, int]) -> None:
     given = dict(zip(("rows", "columns", "step"), sizes, strict=True))
-    for native in ("async", "none"):
-        limits = dataclasses.replace(TINY, group=4, native=frozenset({native}), choices=Choices(given))
+    for native in (frozenset({"async"}), frozenset[str]()):
+        limits = dataclasses.replace(TINY, group=4, native=native, choices=Choices(given))
         made = schedule(gemm(*shape), limits)
         verify_kernel(made)
         same(gemm(*shape), made)
@@ -211,3 +211,8 @@ def test_pad() -> None:
     for name in ("a", "nothing"):
         with pytest.raises(IllegalSchedule, match="no local buffer of constant rows"):
             pad(before, name, 1, 1)
+
+
+def test_what_no_recipe_asks_for_is_no_instruction() -> None:
+    with pytest.raises(InvalidParameter, match=r"Limits: native='asynch' is not valid; expected one of f16, bf16, fma"):
+        dataclasses.replace(TINY, native=frozenset({"asynch", "mma"}))
