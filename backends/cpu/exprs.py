@@ -8,6 +8,7 @@ from kernelforge.backends.cpu.ahead import Distances
 from kernelforge.backends.cpu.alignment import Halved
 from kernelforge.backends.cpu.arithmetic import Arithmetic
 from kernelforge.backends.cpu.host import Host
+from kernelforge.backends.cpu.meanwhile import Requests
 from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val, suffix, typed
 from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.ir.index import affine, bounds, free_vars, normalize, poly
@@ -48,6 +49,7 @@ class Exprs(Arithmetic):
         self.live = True  # whether at least one lane of the mask is known to be on
         self.walked: Var | None = None  # the loop along which vectors of arguments are fetched ahead
         self.distances: Distances = {}
+        self.requests: Requests | None = None
         self.halved: Halved = frozenset()
 
     def emit(self, e: Expr) -> Val:

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from kernelforge.backends.cpu import ahead, alignment
+from kernelforge.backends.cpu import ahead, alignment, meanwhile
 from kernelforge.backends.cpu.abreast import abreast
 from kernelforge.backends.cpu.dots import Dots
 from kernelforge.backends.cpu.exprs import DUMMY, DUMMY_BYTES, WIDEST
@@ -120,6 +120,10 @@ class _Function(Dots):
         for loop in phase.loops:
             self.env.pop(loop.var.name, None)
         self.distances = ahead.distances(phase.loops, phase.body, self.host.cache_bytes[1])
+        self.requests = meanwhile.requests(phase.loops, phase.body, self.host.cache_bytes[1])
+        if self.requests is not None:
+            for request in self.requests.wanted:
+                self.distances.pop((self.requests.loop.var, request.buffer), None)
         self.halved = alignment.halved(phase.loops, phase.body, self.distances, self.host.cache_bytes[0])
         for arg, rows in alignment.copied(phase.loops, phase.body, self.args) if self.halved else ():
             self.copy(arg, rows)
@@ -419,6 +423,9 @@ class _Function(Dots):
         if high.lanes:
             raise NotVectorError
         with self.loop(loop.var, "0", high.ref, stored(loop.body), nonempty=loop.static is not None):
+            for request in self.requests.wanted if self.requests is not None and loop is self.requests.loop else ():
+                pointer, _ = self.address(request.buffer, (request.at,))
+                self.fetch(pointer, 0)
             self.walk(loop.var, loop.body)
 
     def walk(self, var: Var, body: Sequence[Stmt]) -> None:

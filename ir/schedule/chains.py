@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Space, Stmt, Store, i64, stmts
 from kernelforge.ir.schedule import skips
-from kernelforge.ir.schedule.contraction import DEPTH, contiguous, transposed
+from kernelforge.ir.schedule.contraction import DEPTH, contiguous, lies, transposed
 from kernelforge.ir.schedule.factors import factor_by
 from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import Limits
@@ -18,9 +18,6 @@ from kernelforge.ir.schedule.nests import filled, lanes, summed
 from kernelforge.ir.schedule.rows import passes
 from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import bind, each, fission, loops, partial, place, reorder, split
-
-TILE = 6
-"""Rows of a register tile; a block of rows is a multiple of it."""
 
 ACROSS = 4
 """Columns of a register tile of a sum over rows: a divisor of what columns are skipped by."""
@@ -31,7 +28,7 @@ LINE = 16
 SHARES = 8
 """Iterations for each thread that outer loops have at least to be shared by themselves."""
 
-MOST = 48
+MOST = 64
 """Rows of a block at most: so many walk through a packed operand while it is in the first-level cache."""
 
 
@@ -52,7 +49,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     row = inside or parallel[-1]
     outer = [p.var.name for p in (parallel if inside else parallel[:-1])]
     i = row.var.name
-    rows = _rows(row.body, math.prod(p.static or 1 for p in parallel) * (row.var.bound or 1 if inside else 1), limits)
+    every = math.prod(p.static or 1 for p in parallel) * (row.var.bound or 1 if inside else 1)
+    rows = _rows(row, every, limits)
     starts = parallel[-1].body[:-1] if inside else ()
     for start in starts:
         if isinstance(start, For):
@@ -99,7 +97,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         inner = _inside(nest, f"{i}b").body
         if skip is not None:
             shorter = next((k for k in part if k in skip.masked | skip.zero), None)
-            inner = inner if shorter is None else skips.shorten(inner, skip, shorter, TILE, rows)
+            inner = inner if shorter is None else skips.shorten(inner, skip, shorter, _tile(limits)[0], rows)
             inner = (*inner, *skip.after.get(part[-1], ()))
         made += inner
     if inside:
@@ -166,13 +164,23 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     return bind(kernel, f"{j}r", "unroll")
 
 
-def _rows(body: Sequence[Stmt], rows: int, limits: Limits) -> int:
-    """Return how many rows make a block: their buffers take half of a thread's cache, and there is work for all."""
-    shapes = [s.shape[0] for s in body if isinstance(s, Alloc) and s.shape]
-    row = sum(4 * int(n.value) for n in shapes if isinstance(n, Const))
-    fit = limits.cache_bytes // 2 // max(row, 1)
-    share = -(-rows // (SHARES * limits.threads))
-    return max(TILE, min(MOST, fit, share) // TILE * TILE)
+def _tile(limits: Limits) -> tuple[int, int]:
+    """Return the rows and the registers of columns of a tile; a block of rows is a multiple of these."""
+    return (8, 2) if limits.vector_registers >= 32 else (6, 2)
+
+
+def _rows(row: For, every: int, limits: Limits) -> int:
+    """Return how many rows make a block: their buffers take half of a thread's cache, and there is work for all.
+
+    Blocks of equal size have no tiles in part.
+    """
+    shapes = [s.shape[0] for s in row.body if isinstance(s, Alloc) and s.shape]
+    nbytes = sum(4 * int(n.value) for n in shapes if isinstance(n, Const))
+    fit = limits.cache_bytes // 2 // max(nbytes, 1)
+    share = -(-every // (SHARES * limits.threads))
+    tile, _ = _tile(limits)
+    most = max(tile, min(MOST, fit, share) // tile * tile)
+    return next((n for n in range(most, most // 2, -tile) if (row.static or 1) % n == 0), most)
 
 
 def _parts(
@@ -238,10 +246,11 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
         kernel = split(kernel, walked[0], share, block[0], walked[0], "clip")
         kernel = partial(kernel, walked[0], f"{name}b")
         accumulators.append(f"{name}b")
+    rows, most = _tile(limits)
     vectors = -(-n // width)
-    registers = -(-vectors // -(-vectors // (4 if limits.vector_registers >= 32 else 2)))
+    registers = -(-vectors // -(-vectors // most))
     jn = j.name
-    kernel = split(kernel, i, TILE, f"{i}o", f"{i}r", "guard")
+    kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
     kernel = split(kernel, jn, registers * width, f"{jn}o", f"{jn}r", "guard")
     kernel = sink_guard(kernel, f"{i}o")
     kernel = reorder(kernel, f"{i}r", f"{jn}o")
@@ -257,7 +266,10 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
         kernel = reorder(kernel, f"{i}o", block[0])
     left, right = factor_by(kernel, [f"{i}r"]), factor_by(kernel, [f"{jn}r"])
     own = {f"{name}_rows", f"{name}_columns", *accumulators, *buffers}
-    if not (isinstance(left, Load) and left.buffer in buffers):
+    whole = (nest.static or 1) % rows == 0 and not block
+    if isinstance(left, Load) and (left.buffer in buffers or (whole and lies(kernel, left, f"{i}r", walked, limits))):
+        own.add(left.buffer)
+    else:
         apart = [c.var.name for c in columns[:-1] if c.var in free_vars(left)]
         by = [*apart, f"{i}o", f"{i}r", *block, *walked]
         kernel = stage(kernel, left, around[-1], by, "local", f"{name}_rows")
@@ -302,6 +314,7 @@ def _packed(kernel: Kernel, buffer: str, by: Sequence[str], width: int) -> Kerne
     kernel = split(kernel, last, width, f"{last}u", f"{last}v", "exact")
     if contiguous(kernel, along, width):
         kernel = transposed(kernel, along, [f"{last}u", f"{last}v"], width)
+        kernel = reorder(kernel, along, f"{last}u")  # few lines of memory are read at a time, each to its end
     else:
         kernel = bind(bind(kernel, f"{last}v", "vector"), f"{last}u", "unroll")
     return kernel

@@ -1,0 +1,65 @@
+"""What products ask memory for."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from kernelforge.backends.cpu import CpuBackend
+from kernelforge.backends.cpu.meanwhile import requests
+from kernelforge.backends.cpu.printer import print_kernel
+from kernelforge.ir.interpret import evaluate
+from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Store, Var, i64, op
+
+HEADS, TILES, DEPTH, LANES = 8, 4, 128, 16
+HEAD, LINE = DEPTH * LANES, 16
+GRID, TILE, STEP, LANE = Var("h", bound=HEADS), Var("t", bound=TILES), Var("k", bound=DEPTH), Var("v", bound=LANES)
+CACHE = 1 << 20
+
+
+def head(extent: Expr, apart: int = HEAD) -> tuple[For]:
+    """Tiles of the product of all heads' weights with a matrix of each head; these lie ``apart`` elements apart."""
+    weight = Load("w", (TILE * DEPTH + STEP,), "f32")
+    value = weight * Load("x", (GRID * apart + STEP * LANES + LANE,), "f32")
+    vectors = For(LANE, i64(LANES), "vector", (Store("y", ((GRID * TILES + TILE) * LANES + LANE,), value, "add"),))
+    zero = For(LANE, i64(LANES), "vector", (Store("y", ((GRID * TILES + TILE) * LANES + LANE,), Const(0.0, "f32")),))
+    return (For(TILE, i64(TILES), "parallel", (zero, For(STEP, extent, "serial", (vectors,)))),)
+
+
+def grid(extent: Expr, apart: int = HEAD) -> For:
+    return For(GRID, i64(HEADS), "grid", head(extent, apart))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_products_ask_for_each_line_of_the_next_head(early: bool) -> None:
+    extent = op("min", i64(DEPTH), TILE * 32 + 32) if early else i64(DEPTH)
+    asked = requests([grid(extent)], head(extent), CACHE)
+    assert asked is not None
+    assert asked.loop.var is STEP
+    (wanted,) = asked.wanted
+    assert wanted.buffer == "x"
+    lines = set()
+    for tile, step in itertools.product(range(TILES), range(DEPTH)):
+        if step < evaluate(extent, {"t": tile}):
+            lines.add(evaluate(wanted.at, {"h": 2, "t": tile, "k": step}) // LINE)
+    assert lines == set(range(3 * HEAD // LINE, 4 * HEAD // LINE))
+    args = [Arg("w", "f32", i64(TILES * DEPTH), "in"), Arg("x", "f32", i64(HEADS * HEAD), "in")]
+    args.append(Arg("y", "f32", i64(HEADS * TILES * LANES), "out"))
+    kernel = Kernel("heads", tuple(args), (), (grid(extent),))
+    assert "call void @llvm.prefetch" in print_kernel(kernel, CpuBackend().host)
+
+
+@pytest.mark.parametrize(("apart", "cache"), [(2 * HEAD, CACHE), (HEAD // 2, CACHE), (0, CACHE), (HEAD, HEAD)])
+def test_products_do_not_ask_for_parts_or_for_what_no_cache_holds(apart: int, cache: int) -> None:
+    assert requests([grid(i64(DEPTH), apart)], head(i64(DEPTH), apart), cache) is None
+
+
+def test_what_computes_little_does_not_ask() -> None:
+    (tiles,) = head(i64(DEPTH))
+    step = tiles.body[1]
+    assert isinstance(step, For)
+    lone = (For(STEP, i64(DEPTH), "serial", step.body),)
+    assert requests([], head(i64(DEPTH)), CACHE) is None
+    assert requests([grid(i64(DEPTH))], lone, CACHE) is not None
+    assert requests([grid(i64(DEPTH))], (For(STEP, i64(DEPTH), "parallel", step.body),), CACHE) is None
