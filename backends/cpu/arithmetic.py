@@ -182,6 +182,9 @@ class Arithmetic(Values):
             natural: whether the dividend is known not to be negative.
         """
         dtype, signed, quotient = n.dtype, n.dtype in SIGNED, name == "floordiv"
+        if n.literal is not None and constant is not None:
+            known = n.literal // constant if quotient else n.literal % constant
+            return n._replace(ref=str(known), bind=max(n.bind, d.bind))
         if constant is None:
             d = self.ins(f"freeze {d.type} {d.ref}", dtype, d.lanes, d)
             d = self.choose(self.binary("icmp eq", d, self.const(0, dtype), "bool"), self.const(1, dtype), d)

@@ -54,6 +54,19 @@ def test_a_nan_stays_in_an_extremum_whichever_operand_has_it(dtype: str, name: s
         compare(Kernel(name, args, (), (nest,)), {"x0": x, "y": np.ones(1, DTYPES[dtype])})
 
 
+def test_what_iterations_written_out_have_in_common_is_printed_once() -> None:
+    unit, lane = Var("u", bound=8), Var("v", bound=16)
+    at = unit * 16 + lane
+    value = (Load("x", (unit // 4 * 16 + lane,), "i32") ^ Const(77, "i32")) + (unit % 4).cast("i32")
+    body = For(unit, i64(8), "unroll", (For(lane, i64(16), "vector", (Store("y", (at,), value),)),))
+    kernel = Kernel("shared", (Arg("x", "i32", i64(32), "in"), Arg("y", "i32", i64(128), "out")), (), (body,))
+    compare(kernel, {"x": np.arange(32, dtype=np.int32), "y": np.zeros(128, np.int32)})
+    text = print_kernel(kernel, CPU.host)
+    assert text.count(" xor ") == 2
+    assert "udiv" not in text
+    assert "urem" not in text
+
+
 @pytest.mark.parametrize("dtype", sorted(INTEGERS))
 def test_integer_operations(dtype: str) -> None:
     for name in INT_BINARY:
