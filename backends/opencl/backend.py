@@ -123,7 +123,7 @@ def limits_of(device: Any) -> Limits:
         max_args=(device.max_parameter_size - 128) // 16,
         fingerprint=f"opencl|{version}",
         bandwidth=device.max_compute_units * CORE_BANDWIDTH if cpu else 0.0,
-        native=frozenset({"mad", *_instructions(device)}) | ({"repeat_alone"} if cpu else frozenset()),
+        native=frozenset({"mad", *_instructions(device)}) | ({"repeat_alone", "stream"} if cpu else frozenset()),
         rate=device.max_compute_units * core_rate(max(width, 16)) if cpu else 0.0,
         side=registers // 8 if cpu else 1,
     )

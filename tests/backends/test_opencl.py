@@ -37,6 +37,7 @@ from kernelforge.ir.kernel import (
     i64,
     op,
     select,
+    stmts,
 )
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.schedule.recipes import schedule
@@ -206,6 +207,18 @@ def test_the_schedules_of_a_gpu(made: Kernel, device: Any) -> None:
     rng = np.random.default_rng(0)
     arrays = {a.name: rng.random(a.size.value, np.float32) for a in made.args}  # type: ignore[attr-defined]
     compare(device, kernel, arrays, rtol=1e-5)
+
+
+@each_device
+@pytest.mark.parametrize(("rows", "columns"), [(96, 16), (32, 33), (40, 1000)])
+def test_a_cpu_stores_a_row_while_it_makes_the_next(rows: int, columns: int, device: Any) -> None:
+    if device.limits.form != "vector":
+        pytest.skip("a GPU has other rows to go on with")
+    limits = dataclasses.replace(device.limits, threads=2)
+    kernel = finish(schedule(naive.softmax(rows, columns), limits), limits.native)
+    assert any(isinstance(s, For) and s.var.name == "ir" for s in stmts(kernel.body))
+    x = np.random.default_rng(0).normal(size=rows * columns).astype(np.float32)
+    compare(device, kernel, {"x": x, "o": np.zeros_like(x)}, rtol=1e-5)
 
 
 @each_device
