@@ -119,18 +119,20 @@ def cycles(rows: int, registers: int, aligned: bool) -> int:
     return max(rows * registers, rows + registers * (1 if aligned else 2), FLIGHT)
 
 
-def tile(m: int, n: int, limits: Limits, width: int, aligned: bool = True) -> tuple[int, int]:
+def tile(m: int, n: int, limits: Limits, width: int, depth: int = 0, aligned: bool = True) -> tuple[int, int]:
     """Return how many rows and how many registers of columns a tile has for a result of ``m`` by ``n``.
 
-    The fewest cycles for the whole result are best.
+    The fewest cycles for the whole result are best; of tiles that take as many, those whose panel of columns, ``depth``
+    elements long, the first-level cache keeps while rows go by.
     """
-    best = (math.inf, 0, 0, 0)
+    best = (math.inf, 0, False, 0, 0)
     for registers in range(1, 5):
         rows = (limits.vector_registers - registers - 1) // registers
         for r in range(min(rows, m, 16), 0, -1):
             tiles = -(-m // r) * -(-n // (registers * width))
-            best = min(best, (tiles * cycles(r, registers, aligned), -r * registers, r, registers))
-    _, _, rows, registers = best
+            leaves = depth * registers * limits.vector_bytes > limits.local_bytes * 3 // 4
+            best = min(best, (tiles * cycles(r, registers, aligned), -r * registers, leaves, r, registers))
+    *_, rows, registers = best
     return min(limits.choose("rows", rows, (4, 5, 6, 8, 12)), m), limits.choose("columns", registers, (1, 2, 3, 4))
 
 
@@ -225,12 +227,12 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     parallel = parallel_loops(kernel)
     i, j = parallel[-2].var.name, parallel[-1].var.name
     m, n = parallel[-2].static or 1, parallel[-1].static or 1
-    rows, registers = tile(m, n, limits, width)
     accumulators = [accumulator(kernel)]
     kernel, block = blocked(kernel, limits)
     whole = sum_loops(kernel)[len(block) :]
     walked = [s.var.name for s in whole]
     depth = math.prod(s.var.bound or 1 for s in whole)
+    rows, registers = tile(m, n, limits, width, depth)
     if block:
         accumulators.append("block")
     narrow = [] if pairs or not _in_pairs(kernel, i, j, limits) else [f"{walked[-1]}p"]

@@ -105,6 +105,13 @@ def test_a_product_is_packed_and_accumulated_in_registers() -> None:
     assert not [a.name for a in made.args if a.mode == "scratch"]
 
 
+@pytest.mark.parametrize(("depth", "tile"), [(64, (4, 64)), (128, (8, 32)), (300, (4, 64))])
+def test_of_tiles_as_quick_the_one_whose_panel_stays_in_the_cache_is_taken(depth: int, tile: tuple[int, int]) -> None:
+    made = schedule(gemm(64, 128, depth), DEVICES["avx512"])
+    (found,) = (s.shape for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "register")
+    assert found == tuple(map(i64, tile))
+
+
 @pytest.mark.parametrize(("m", "packed"), [(2, False), (4, False), (64, True)])
 def test_columns_are_packed_for_several_tiles_of_rows(m: int, packed: bool) -> None:
     made = schedule(gemm(m, 128, 64), DEVICES["avx512"])
