@@ -2,6 +2,7 @@
 
 Where NumPy raises ``LinAlgError``, as a matrix is singular or not positive definite, elements are NaN. Of the
 determinant the gradient is finite everywhere, and second derivatives are where the rank lacks one at most.
+A matrix is factored without its right sides, so that a loop around many systems of one matrix does it once.
 A step of a scan reads the whole matrix: time goes with the third power of the extent, at the speed of memory.
 """
 
@@ -21,6 +22,10 @@ from kernelforge.errors import DtypeMismatch, ShapeMismatch
 from kernelforge.jit import Jit, jit
 from kernelforge.methods import FUNCTIONS
 from kernelforge.told import telling
+from kernelforge.transforms import stop_gradient
+
+Factors = tuple[Any, Any, Any, Any]
+"""The columns, pivots, places and turns of ``_factored``."""
 
 
 def matrices(op: str, a: Any, square: bool = True) -> Any:
@@ -38,63 +43,124 @@ def matrices(op: str, a: Any, square: bool = True) -> Any:
     return x if x.dtype.kind == "f" else x.astype(np.float64)
 
 
-def _eliminated(m: Any) -> tuple[Any, Any, Any]:
-    """Bring the square part of ``(..., n, n + k)`` to the identity by Gauss and Jordan, with the largest pivots.
+def _factored(a: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """Eliminate by Gauss and Jordan with the largest pivots, whose rows stay where they are.
 
-    Returns what became of the other columns, the pivots of all steps, and how often rows were exchanged.
+    Returns for each step, along the first axis, how often the pivot's row is taken from the others, zero for itself,
+    the pivot, its row, and how many rows above it come later; then the step of each row.
     """
-    n = m.shape[-2]
+    n = a.shape[-1]
     rows = np.arange(n)
 
-    def step(m: Any, k: Any) -> tuple[Any, Any]:
-        p = np.argmax(np.where(rows >= k, np.abs(np.take(m, k, -1)), -1), -1)[..., None]
-        m = np.take_along_axis(m, np.where(rows == k, p, np.where(rows == p, k, rows))[..., None], -2)
-        row, column = np.take(m, k, -2), np.take(m, k, -1)
+    def step(carry: tuple[Any, Any], k: Any) -> tuple[Any, Any]:
+        m, turns = carry
+        left = turns == n
+        column = np.take(m, k, -1)
+        p = np.argmax(np.where(left, np.abs(column), -1), -1)[..., None]
+        row = np.take_along_axis(m, p[..., None], -2)
         pivot = np.take(row, k, -1)
-        row = row / np.where(pivot == 0, 1, pivot)[..., None]
-        m = m - np.where(rows == k, 0, column)[..., None] * row[..., None, :]
-        return np.where((rows == k)[:, None], row[..., None, :], m), (pivot, p[..., 0] != k)
+        row = row / _divisor(pivot)[..., None]
+        at = rows == p
+        column = np.where(at, 0, column)
+        later = (left & (rows < p)).sum(-1)
+        m = np.where(at[..., None], row, m - column[..., None] * row)
+        return (m, np.where(at, k, turns)), (column, pivot, p, later)
 
-    m, (pivots, exchanged) = scan(step, m, np.arange(n))
-    return m[..., n:], pivots, exchanged.sum(0)
+    (_, turns), (columns, pivots, places, later) = scan(step, (a, np.full(a.shape[:-1], n)), rows)
+    return columns, pivots[..., 0], places[..., 0], later, turns
+
+
+def _divisor(pivot: Any) -> Any:
+    return np.where(pivot == 0, 1, pivot)
+
+
+def _forward(columns: Any, pivots: Any, places: Any, turns: Any, b: Any) -> Any:
+    """Do to ``b`` what elimination did to the matrix."""
+    rows = np.arange(b.shape[-2])
+
+    def step(y: Any, given: tuple[Any, Any, Any]) -> tuple[Any, None]:
+        column, pivot, p = given
+        row = np.take_along_axis(y, p[..., None, None], -2) / _divisor(pivot)[..., None, None]
+        return np.where((rows == p[..., None])[..., None], row, y - column[..., None] * row), None
+
+    y, _ = scan(step, b, (columns, pivots, places))
+    return np.take_along_axis(y, np.moveaxis(places, 0, -1)[..., None], -2)
+
+
+def _backward(columns: Any, pivots: Any, places: Any, turns: Any, b: Any) -> Any:
+    """Solve the system of the transposed matrix: the transposed steps, the last one first."""
+    rows = np.arange(b.shape[-2])
+
+    def step(y: Any, given: tuple[Any, Any, Any]) -> tuple[Any, None]:
+        column, pivot, p = given
+        row = np.take_along_axis(y, p[..., None, None], -2) - (column[..., None] * y).sum(-2, keepdims=True)
+        return np.where((rows == p[..., None])[..., None], row / _divisor(pivot)[..., None, None], y), None
+
+    start = np.take_along_axis(b, turns[..., None], -2)
+    return scan(step, start, (columns, pivots, places), reverse=True)[0]
 
 
 def identity_like(a: Any) -> Any:
     return np.broadcast_to(FUNCTIONS["eye"](a.shape[-1], dtype=a.dtype), a.shape)
 
 
-def _solved(a: Any, *bs: Any) -> list[Any]:
-    m, pivots, _ = _eliminated(np.concatenate([a, *bs], -1))
-    singular = (pivots == 0).any(0)[..., None, None]
-    ends = np.cumsum([b.shape[-1] for b in bs])
-    return [
-        np.where(singular, np.nan, m[..., e - b.shape[-1] : e]).astype(a.dtype) for e, b in zip(ends, bs, strict=True)
-    ]
+@functools.partial(custom_vjp, nondiff_argnums=0)
+def _applied(transposed: bool, factors: Factors, a: Any, b: Any) -> Any:
+    """Solve a system of ``a``, or of its transpose, whose factors are given, for as many right sides as there are.
+
+    The derivative by ``a`` is that of the system, so that there is none by what made the factors.
+    """
+    x = (_backward if transposed else _forward)(*factors, b)
+    return np.where((factors[1] == 0).any(0)[..., None, None], np.nan, x).astype(b.dtype)
+
+
+def _applied_fwd(transposed: bool, factors: Factors, a: Any, b: Any) -> tuple[Any, Any]:
+    return _applied(transposed, factors, a, b), (factors, a, b)
+
+
+def _applied_bwd(transposed: bool, kept: tuple[Any, Any, Any], ct: Any) -> tuple[Any, Any, Any]:
+    # the solution is asked for again: one that is kept would have no derivative by the matrix
+    x, of_b = _applied(transposed, *kept), _applied(not transposed, *kept[:2], ct)
+    return None, -(x @ of_b.mT if transposed else of_b @ x.mT), of_b
+
+
+_applied.defvjp(_applied_fwd, _applied_bwd)
+
+
+def _factors(a: Any) -> Factors:
+    columns, pivots, places, _, turns = _factored(stop_gradient(a))
+    return columns, pivots, places, turns
+
+
+def _spread(factors: Factors, lead: tuple[int, ...]) -> Factors:
+    """Repeat factors for a batch."""
+    columns, pivots, places, turns = factors
+    n = columns.shape[0]
+    pivots, places = (np.broadcast_to(x, (n, *lead)) for x in (pivots, places))
+    return np.broadcast_to(columns, (n, *lead, n)), pivots, places, np.broadcast_to(turns, (*lead, n))
 
 
 @custom_vjp
-def _solve(a: Any, b: Any) -> Any:
-    return _solved(a, b)[0]
+def _inverse(a: Any) -> Any:
+    return _applied(False, _factors(a), a, identity_like(a))
 
 
-def _solve_fwd(a: Any, b: Any) -> tuple[Any, tuple[Any, Any]]:
-    x, inverse = _solved(a, b, identity_like(a))
-    return x, (x, inverse)
+def _inverse_fwd(a: Any) -> tuple[Any, Any]:
+    x = _inverse(a)
+    return x, x
 
 
-def _solve_bwd(kept: tuple[Any, Any], ct: Any) -> tuple[Any, Any]:
-    x, inverse = kept
-    of_b = inverse.mT @ ct
-    return -of_b @ x.mT, of_b
+def _inverse_bwd(x: Any, ct: Any) -> tuple[Any]:
+    return (-(x.mT @ ct @ x.mT),)
 
 
-_solve.defvjp(_solve_fwd, _solve_bwd)
+_inverse.defvjp(_inverse_fwd, _inverse_bwd)
 
 
 def _pivots(a: Any) -> tuple[Any, Any]:
-    """Return the pivots, of which the determinant is the product, and the sign that exchanges of rows give it."""
-    _, pivots, exchanged = _eliminated(a)
-    return pivots, (1 - 2 * (exchanged % 2)).astype(a.dtype)
+    """Return the pivots, whose product is the determinant, and the sign that the order of their rows gives it."""
+    _, pivots, _, later, _ = _factored(a)
+    return pivots, (1 - 2 * (later.sum(0) % 2)).astype(a.dtype)
 
 
 @custom_vjp
@@ -159,7 +225,7 @@ def _slogdet(a: Any) -> tuple[Any, Any]:
 
 
 def _slogdet_fwd(a: Any) -> tuple[Any, Any]:
-    return _slogdet(a), _solved(a, identity_like(a))[0]
+    return _slogdet(a), _inverse(a)
 
 
 def _slogdet_bwd(inverse: Any, ct: tuple[Any, Any]) -> tuple[Any]:
@@ -183,14 +249,14 @@ def _cholesky(a: Any) -> Any:
     return np.where((pivots > 0).all(0)[..., None, None], factor, np.nan).astype(a.dtype)
 
 
-def _cholesky_fwd(a: Any) -> tuple[Any, tuple[Any, Any]]:
-    factor = _cholesky(a)
-    return factor, (factor, _solved(factor, identity_like(factor))[0])
+def _cholesky_fwd(a: Any) -> tuple[Any, Any]:
+    return _cholesky(a), a
 
 
-def _cholesky_bwd(kept: tuple[Any, Any], ct: Any) -> tuple[Any]:
+def _cholesky_bwd(a: Any, ct: Any) -> tuple[Any]:
     """Murray 2016, Differentiation of the Cholesky decomposition, equation 9; symmetric."""
-    factor, inverse = kept
+    factor = _cholesky(a)  # with a derivative of its own, as a factor that is kept has none
+    inverse = _inverse(factor)
     inner = np.tril(factor.mT @ ct) * (1 - 0.5 * identity_like(factor))
     whole = inverse.mT @ inner @ inverse
     return (0.5 * (whole + whole.mT),)
@@ -210,8 +276,10 @@ def solve(a: Any, b: Any) -> Any:
         expected = f"{a.shape[-1]} rows in the second"
         raise ShapeMismatch(op="np.linalg.solve", found=f"{a.shape} and {b.shape}", expected=expected)
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    # a matrix that several systems share is factored once
+    own = a.astype(kind).reshape((*(1,) * (len(lead) + 2 - a.ndim), *a.shape))
     a, b = (np.broadcast_to(x.astype(kind), (*lead, *x.shape[-2:])) for x in (a, b))
-    x = _solve(a, b) if a.size and b.size else b
+    x = _applied(False, _spread(_factors(own), lead), a, b) if a.size and b.size else b
     return x[..., 0] if vector else x
 
 
@@ -219,7 +287,7 @@ def solve(a: Any, b: Any) -> Any:
 def inv(a: Any) -> Any:
     """``numpy.linalg.inv``; NaN where ``a`` is singular."""
     a = matrices("inv", a)
-    return _solve(a, identity_like(a)) if a.size else a
+    return _inverse(a) if a.size else a
 
 
 @jit

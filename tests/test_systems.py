@@ -37,6 +37,18 @@ def test_systems(dtype: str, device: str) -> None:
         agree(several, a, b, tol=1e-3 if dtype == "f4" else 1e-9)
 
 
+@pytest.mark.parametrize(("matrices", "systems"), [((2,), (2,)), ((), (2,)), ((3, 1), (2,)), ((1,), ())])
+def test_many_systems(matrices: tuple[int, ...], systems: tuple[int, ...], device: str) -> None:
+    a, b = RNG.standard_normal((*matrices, 16, 16)), RNG.standard_normal((*systems, 16, 2))
+    agree(lambda a, b: (np.linalg.solve(a, b),), a, b)
+
+    def grads(solve: Callable[[Any, Any], Any]) -> Any:
+        return kf.grad(lambda a, b: (solve(a, b) ** 2).sum(), (0, 1))(a, b)
+
+    for found, expected in zip(grads(np.linalg.solve), grads(lambda a, b: np.linalg.inv(a) @ b), strict=True):
+        np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-6, atol=1e-8)
+
+
 def test_batches_vectors_and_powers() -> None:
     agree(several, RNG.standard_normal((2, 3, 4, 4)), RNG.standard_normal((3, 4, 2)))
     agree(several, np.eye(4)[[2, 0, 3, 1]], np.eye(4))
@@ -49,6 +61,26 @@ def test_batches_vectors_and_powers() -> None:
         A, B,
     )  # fmt: skip
     agree(lambda n: (np.linalg.matrix_power(n, 5),), np.array([[1, 1], [1, 0]]))
+
+
+def test_hessian_of_a_marginal_likelihood() -> None:
+    x = np.linspace(0, 3, 7)[:, None]
+    y = np.sin(2 * x[:, 0])
+
+    def likelihood(p: Any) -> Any:
+        k = np.exp(p[0] - 0.5 * np.exp(p[1]) * (x - x.T) ** 2) + np.exp(p[2]) * np.eye(7)
+        factor = np.linalg.cholesky(k)
+        a = np.linalg.solve(factor.T, np.linalg.solve(factor, y))
+        return 0.5 * y @ a + np.log(np.diag(factor)).sum()
+
+    p, step = np.array([0.1, -0.5, -2.0]), 1e-5
+    slope = kf.jit(kf.grad(likelihood))
+    expected = [(np.asarray(slope(p + e)) - np.asarray(slope(p - e))) / (2 * step) for e in step * np.eye(3)]
+    hessian = kf.jit(kf.hessian(likelihood))
+    np.testing.assert_allclose(np.asarray(hessian(p)), expected, rtol=1e-6)
+    scans = [n for n in hessian.lower(p).graph.nodes if n.prim.name == "scan"]
+    # a factor, two eliminations, and otherwise but right sides: two of the function, three of each derivative
+    assert sum(len(n.outputs) > 2 for n in scans) <= 2, [n.outputs for n in scans]
 
 
 def gaussian_process(x: Any) -> Any:

@@ -315,7 +315,11 @@ class Exprs(Arithmetic):
             ahead = self.distances.get((self.walked, e.buffer), 0)
             for line in range(0, self.lanes * DTYPES[e.dtype].itemsize if ahead else 0, LINE):
                 self.fetch(pointer, ahead + line)
-        return self.load_at(e.buffer, pointer, step, None if whole else self.mask)
+        v = self.load_at(e.buffer, pointer, step, None if whole else self.mask)
+        if buffer.shape is not None and v.dtype in INTEGERS and not v.lanes:
+            # hides what a loop has reduced from loop strength reduction, which aborts where addresses are made of it
+            return self.call("expect", v.dtype, v, self.const(0, v.dtype))
+        return v
 
     def fetch(self, pointer: Val, ahead: int) -> None:
         """Ask for the line that lies so many bytes further; it need not exist."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from kernelforge.ir.graph import Graph, Node, Value
-from kernelforge.ir.structure import exact
+from kernelforge.ir.structure import exact, structure
 
 COMMUTATIVE = frozenset({"add", "multiply", "equal", "not_equal", "bitwise_and", "bitwise_or", "bitwise_xor"})
 """Where the order of operands is of no consequence to the bit. (For maximum it is: of -0.0 and 0.0.)"""
@@ -15,7 +15,8 @@ COMMUTATIVE = frozenset({"add", "multiply", "equal", "not_equal", "bitwise_and",
 def _key(node: Node, inputs: tuple[Value, ...]) -> Hashable:
     order = sorted(inputs, key=lambda v: v.id) if node.prim.name in COMMUTATIVE else inputs
     types = tuple(v.type for v in node.outputs)
-    return (node.prim.name, tuple(order), types, *((k, exact(v)) for k, v in sorted(node.params.items())))
+    params = ((k, structure(v) if isinstance(v, Graph) else exact(v)) for k, v in sorted(node.params.items()))
+    return (node.prim.name, tuple(order), types, *params)
 
 
 def _equal_constants(graph: Graph) -> dict[Value, Value]:

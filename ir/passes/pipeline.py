@@ -13,6 +13,7 @@ from kernelforge.ir.passes.dce import dce
 from kernelforge.ir.passes.fold import fold
 from kernelforge.ir.passes.hoist import hoist
 from kernelforge.ir.passes.inline import inline
+from kernelforge.ir.passes.invariants import invariants
 from kernelforge.ir.passes.prune import prune
 from kernelforge.ir.passes.simplify import simplify
 from kernelforge.ir.verify import verify_graph
@@ -51,7 +52,7 @@ def optimize(graph: Graph, verify: bool) -> Graph:
             if verify and after is not graph:
                 verify_graph(after)
             graph = after
-        graph = hoist(_inside(graph, verify))
+        graph = invariants(hoist(_inside(graph, verify)))
         if graph is before:
             break
     return graph
