@@ -131,9 +131,13 @@ def test_first_calls_from_many_threads(device: str) -> None:
     np.testing.assert_allclose(found[0], softmax(np.tanh(x) @ x.T), rtol=1e-4)
 
 
-@pytest.mark.parametrize("target", [np.uint8, np.uint16])
-def test_negative_numbers_wrap_as_small_unsigned_integers(device: str, target: type) -> None:
+@pytest.mark.parametrize("target", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_negative_numbers_wrap_as_unsigned_integers(device: str, target: type) -> None:
     x = np.array([-2.75, -1.0, -0.5, 200.0, 255.9, -100.0, -1000.0, 300.0, -3e4, 6e4] * 5, np.float32)
+    if target in (np.uint32, np.uint64):
+        x = np.append(x, [-1e6, -2e9, 2e9, 2.0**31, 3e9, 4e9, np.nextafter(np.float32(2**32), 0)] * 5)
+    if target is np.uint64:
+        x = np.append(x, [-3e9, -9e18, 9e18, 2.0**63, 1.8e19] * 5)
     for dtype in (np.float32, np.float64):
         found = kf.jit(lambda x: x.astype(target))(x.astype(dtype))
         np.testing.assert_array_equal(found, x.astype(dtype).astype(target))

@@ -225,11 +225,19 @@ def _cast_numpy(arrays: Sequence[Array], params: Params) -> tuple[Array, ...]:
 
 
 def convert(x: Expr, dtype: str) -> Expr:
-    """Cast one element as NumPy does; bool means "is not zero", and bfloat16 is rounded from float32."""
+    """Cast one element as NumPy does; bool means "is not zero", and bfloat16 is rounded from float32.
+
+    What is below zero wraps in wide unsigned integers, too: up to half their range goes by way of the signed ones.
+    """
     if dtype == "bool" and x.dtype != "bool":
         return x.cast("f32").ne(0) if x.dtype in NARROW_FLOATS else x.ne(0)
     if dtype == "bf16":
         return x.cast("f32").cast("bf16")
+    if dtype in ("u32", "u64") and x.dtype in FLOATS:
+        x = x.cast("f32") if x.dtype in NARROW_FLOATS else x
+        signed, half = f"i{dtype[1:]}", 2.0 ** (int(dtype[1:]) - 1)
+        low, high = (y.cast(signed).cast(dtype) for y in (x, x - half))
+        return select(x >= half, high ^ (1 << (int(dtype[1:]) - 1)), low)
     return x.cast(dtype)
 
 
