@@ -286,8 +286,9 @@ def _arg(name: str, x: Sym, axis: int | None, keepdims: bool) -> Sym:
     chosen = ufunc("equal", x, best)
     if x.dtype.kind == "f" or x.dtype == BFLOAT16:
         chosen = chosen | apply("isnan", x)
-    index = apply("iota", shape=x.shape, axis=on, dtype="i64")
-    first: Sym = apply("min", where(chosen, index, n), axes=(on,))
+    # a vector holds twice as many narrow numbers
+    index = apply("iota", shape=x.shape, axis=on, dtype="i32" if n < 1 << 31 else "i64")
+    first = apply("min", where(chosen, index, n), axes=(on,)).astype(np.int64)
     if not keepdims:
         return first
     return first.reshape((1,) * ndim) if axis is None else keep(first, x, (on,))
