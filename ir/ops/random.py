@@ -38,7 +38,8 @@ ROUNDS = {2: 20, 4: 13}
 The authors take 20, and know of no statistical flaw from 13 on (the documentation of Random123 about Threefry2x32_R, as
 of September 2011): keys and words that numbers are made of keep the margin, masks are quick. Of 13 rounds SmallCrush of
 TestU01 1.2.3 finds nothing wrong with the words of blocks, with the high halves of elements and their highest bits, nor
-with one element of successive keys.
+with one element of successive keys; the first 59 of the 96 tests of Crush nothing with the high
+halves (89 p-values from 0.003 to 0.990).
 """
 
 LANES = 16
