@@ -147,6 +147,15 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         ),
         (M, V),
     ),
+    "diagonal of nothing": (
+        lambda x: (
+            np.diagonal(x[:0], 0, 1, 2),
+            np.diagonal(x[:, :0], 1, 0, 2),
+            np.diagonal(x[:, :0], 0, 0, 1),
+            np.trace(x[:0], 0, 2, 1),
+        ),
+        (X,),
+    ),
     "diagonal 3": (lambda x: (np.diagonal(x, 0, 0, 2), np.trace(x, 1, 1, 2), x.diagonal(-1, 2, 1)), (X,)),
     "meshgrid": (
         lambda v, w: (np.meshgrid(v, w), np.meshgrid(v, w, indexing="ij"), np.meshgrid(v, w, sparse=True)),

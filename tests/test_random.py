@@ -179,6 +179,10 @@ NOTHING_TO_CHOOSE: list[tuple[Callable[[], Any], str]] = [
     (lambda: R.choice(KEY, 3, p=np.array([0.5, -0.5, 1])), "p=-0.5 is not valid; expected probabilities of 0 or more"),
     (lambda: R.choice(KEY, 3, p=np.ones(2)), r"shapes \(2,\) do not fit; expected one probability for each of 3"),
     (lambda: R.poisson(KEY, -1.0), "random.poisson: lam=-1.0 is not valid; expected 0 or more"),
+    (lambda: R.poisson(KEY, np.inf), "random.poisson: lam=inf is not valid; expected 0 or more, and finite"),
+    (lambda: R.binomial(KEY, np.nan, 0.5), "random.binomial: n=nan is not valid; expected 0 or more, and finite"),
+    (lambda: R.choice(KEY, 2, p=np.array([np.nan, 1])), "p=nan is not valid; expected probabilities of 0 or more"),
+    (lambda: R.gamma(KEY), r"random.gamma\(u32\[2\]\): missing a required argument: 'a'; its parameters are \(key, a,"),
     (lambda: R.binomial(KEY, 3, 1.5), "random.binomial: p=1.5 is not valid; expected a probability, from 0 to 1"),
     (lambda: R.geometric(KEY, 0.0), "random.geometric: p=0.0 is not valid; expected a probability above 0, at most 1"),
     (lambda: R.beta(KEY, 0.0, 1.0), "random.beta: a=0.0 is not valid; expected a positive number"),
@@ -506,3 +510,47 @@ def test_rows_that_begin_within_a_block_make_each_block_once_a_vector(n: int) ->
     (kernel,) = kf.jit(drop).lower(x, kf.random.key(0)).kernels
     # a choice among words by an index that is read in each arm apart would make all words in each
     assert not any(is_lazy(e) for s in stmts(kernel.naive.body) for r in exprs(s) for e in walk(r))
+
+
+@pytest.mark.parametrize("low", [-7, np.int32(-7), np.full(3, -7)], ids=["number", "scalar", "array"])
+def test_negative_bounds_beside_arrays(low: Any) -> None:
+    high = np.array([-6, 0, 5])
+    wanted = np.asarray(kf.jit(lambda k: R.randint(k, (500, 3), low, high))(KEY))
+    assert [set(x) for x in wanted.T.tolist()] == [set(range(-7, h)) for h in high]
+    np.testing.assert_array_equal(R.randint(KEY, (500, 3), low, high), wanted)
+    # found while it runs: of a number that arguments are
+    np.testing.assert_array_equal(kf.jit(lambda n: R.randint(KEY, (500, 3), n, high))(-7), wanted)
+
+
+def test_parameters_that_only_a_run_shows_to_be_wrong_make_no_count() -> None:
+    wrong = np.array([-1, np.inf, -np.inf, np.nan], np.float32)
+    assert (np.asarray(kf.jit(lambda x: R.poisson(KEY, x))(wrong)) == -1).all()
+    assert (np.asarray(kf.jit(lambda x: R.binomial(KEY, x, 0.5))(wrong)) == -1).all()
+    assert (np.asarray(kf.jit(lambda x: R.binomial(KEY, 50, x))(wrong)) == -1).all()
+
+
+def test_beta_keeps_what_f32_tells_apart() -> None:
+    large = np.asarray(R.beta(KEY, 1e8, 1e8, (N,)))
+    assert len(np.unique(large)) > 2000  # those that are likely
+    assert st.kstest(large.astype(np.float64), st.norm(0.5, 8**-0.5 * 1e-4).cdf).pvalue > 1e-3
+    small = np.asarray(R.beta(KEY, 1e-3, 2e-3, (N,)))
+    assert np.isfinite(small).all()
+    assert abs(small.mean() - 1 / 3) < 5 * 0.5 / np.sqrt(N)
+
+
+def test_orthogonal_matrices_of_any_number_and_dtype() -> None:
+    assert R.orthogonal(KEY, 3, (0,)).shape == (0, 3, 3)
+    half = np.asarray(R.orthogonal(KEY, 3, dtype=np.float16))
+    np.testing.assert_array_equal(half, np.asarray(R.orthogonal(KEY, 3)).astype(np.float16))
+    cov, mean = np.array([[2, 0.5], [0.5, 1]], np.float16), np.zeros(2, np.float16)
+    made = np.asarray(R.multivariate_normal(KEY, mean, cov, (5,), np.float16))
+    np.testing.assert_array_equal(made, np.asarray(R.multivariate_normal(KEY, mean, cov, (5,))).astype(np.float16))
+
+
+def test_choices_from_a_list() -> None:
+    np.testing.assert_array_equal(R.choice(KEY, [5, 6, 7], (9,)), R.choice(KEY, np.array([5, 6, 7]), (9,)))
+
+
+def test_no_derivative_by_parameters_of_gamma_variates() -> None:
+    for fn in (lambda v: R.t(KEY, v, (20,)), lambda v: R.beta(KEY, v, 2 * v, (20,)), lambda v: R.gamma(KEY, v, (20,))):
+        assert kf.grad(lambda v, fn=fn: fn(v).sum())(np.float32(2.5)) == 0

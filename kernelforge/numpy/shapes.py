@@ -224,10 +224,10 @@ def diagonal(a: Sym, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Sym:
     rows, columns = x.shape[-2:]
     count = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
     lead = x.shape[:-2]
-    if not count or not x.size:
-        return part(x.reshape((*lead, rows * columns)), len(lead), 0, 0).reshape((*lead, count if x.size else 0))
-    start = offset if offset >= 0 else -offset * columns
     flat = x.reshape((*lead, rows * columns))
+    if not count:
+        return part(flat, len(lead), 0, 0)
+    start = offset if offset >= 0 else -offset * columns
     return part(flat, len(lead), start, start + (count - 1) * (columns + 1) + 1, columns + 1)
 
 

@@ -19,7 +19,6 @@ from kernelforge.dtypes import as_dtype
 from kernelforge.ir.build import Operand, Sym, apply, as_sym
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.numpy.ufuncs import operand, ufunc, where
-from kernelforge.random.continuous import NOT_NEGATIVE
 from kernelforge.random.keys import checked, drawn, rows, split
 from kernelforge.random.uniforms import BITS, Shape, full_shape, inside
 from kernelforge.trace import TRACED, concrete
@@ -33,7 +32,8 @@ STEPS = 48
 TRIES = 24
 """Candidates of a count. The hats take one of four or more, so all fail once in 10**14 times."""
 
-PROBABILITY = (lambda p: (p < 0) | (p > 1), "a probability, from 0 to 1")
+COUNT = (lambda x: ~((x >= 0) & (x < np.inf)), "0 or more, and finite")
+PROBABILITY = (lambda p: ~((p >= 0) & (p <= 1)), "a probability, from 0 to 1")
 
 
 def _laid(op: str, shape: Shape | None, *parameters: Operand) -> tuple[tuple[int, ...], list[Sym]]:
@@ -113,14 +113,14 @@ def _joined(mean: Sym, sizes: tuple[bool, bool], small: Callable[[], Sym], large
     return where(mean < SMALL, small(), large())
 
 
-@checked(lam=NOT_NEGATIVE)
+@checked(lam=COUNT)
 def poisson(key: Any, lam: Any, shape: Shape | None = None, dtype: Any = np.int32) -> Any:
     """Make counts of events of which ``lam`` are expected.
 
     Computed in f32, which tells whole numbers apart up to 2**24, unless ``lam`` is f64.
 
     Raises:
-        InvalidParameter: where ``lam`` is negative; -1 where that is not known while a function is compiled.
+        InvalidParameter: where ``lam`` is negative or not finite; -1 where a compiled function finds that.
     """
     return _poisson(key, lam, shape, as_dtype(dtype), _sizes(lam))
 
@@ -143,17 +143,18 @@ def _poisson(key: Operand, lam: Operand, shape: Shape | None, dtype: np.dtype[An
 
         return _rejected(as_sym(key), high + 0.43, hat, log_probability)
 
-    return _counted(_joined(mu, sizes, small, large), mu >= 0, dtype)
+    return _counted(_joined(mu, sizes, small, large), (mu >= 0) & (mu < np.inf), dtype)
 
 
-@checked(n=NOT_NEGATIVE, p=PROBABILITY)
+@checked(n=COUNT, p=PROBABILITY)
 def binomial(key: Any, n: Any, p: Any, shape: Shape | None = None, dtype: Any = np.int32) -> Any:
     """Make counts of successes in ``n`` trials, each of which succeeds with probability ``p``.
 
     Computed in f32, which tells whole numbers apart up to 2**24, unless ``n`` or ``p`` is f64.
 
     Raises:
-        InvalidParameter: where ``n`` is negative or ``p`` no probability; -1 where a compiled function finds that.
+        InvalidParameter: where ``n`` is negative or not finite, or ``p`` no probability; -1 where a compiled function
+            finds that.
     """
     known = concrete((n, p))
     mean = TRACED if known is TRACED else np.asarray(known[0]) * np.minimum(known[1], 1 - np.asarray(known[1]))
@@ -193,11 +194,11 @@ def _binomial(
         return _rejected(as_sym(key), centre + 0.5, hat, lambda k: log_probability(k) - mode)
 
     made = ufunc("minimum", _joined(mean, sizes, small, large), trials)
-    valid = (trials >= 0) & (chance >= 0) & (chance <= 1)
+    valid = (trials >= 0) & (trials < np.inf) & (chance >= 0) & (chance <= 1)
     return _counted(where(mirrored, trials - made, made), valid, dtype)
 
 
-@checked(p=(lambda p: (p <= 0) | (p > 1), "a probability above 0, at most 1"))
+@checked(p=(lambda p: ~((p > 0) & (p <= 1)), "a probability above 0, at most 1"))
 @drawn("p")
 def geometric(key: Operand, p: Operand, shape: Shape | None = None, dtype: Any = np.int32) -> Sym:
     """Make numbers of trials up to the first success, of probability ``p``; from 1 on."""

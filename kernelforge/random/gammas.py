@@ -80,8 +80,10 @@ def loggamma(key: Operand, a: Operand, shape: Shape | None = None, dtype: Any = 
 def beta(key: Operand, a: Operand, b: Operand, shape: Shape | None = None, dtype: Any = np.float32) -> Sym:
     """Make floats of the beta distribution: x / (x + y) of two gamma variates."""
     kind, _, _, both = laid("beta", dtype, shape, a, b)
-    x, y = (_logarithm(k, alpha) for k, alpha in zip(rows(split(as_sym(key))), both, strict=True))
-    return ufunc("exp", x - ufunc("logaddexp", x, y)).astype(kind)
+    (x, first), (y, second) = (_variate(k, alpha) for k, alpha in zip(rows(split(as_sym(key))), both, strict=True))
+    most = ufunc("maximum", first, second)
+    x, y = x * ufunc("exp", first - most), y * ufunc("exp", second - most)
+    return where((both[0] >= 0) & (both[1] >= 0), x / (x + y), np.nan).astype(kind)
 
 
 @checked(alpha=POSITIVE)
@@ -96,8 +98,9 @@ def dirichlet(key: Operand, alpha: Operand, shape: Shape | None = None, dtype: A
     given = as_sym(alpha)
     full = None if shape is None else (*shape_of(shape, "random.dirichlet"), *given.shape[-1:])
     kind, _, _, (wide,) = laid("dirichlet", dtype, full, given)
-    x = _logarithm(key, wide)
-    made = ufunc("exp", x - FUNCTIONS["max"](x, -1, keepdims=True, initial=-np.inf))
+    x, scale = _variate(key, wide)
+    most = FUNCTIONS["max"](scale, -1, keepdims=True, initial=-np.inf)
+    made = where(wide >= 0, x * ufunc("exp", scale - most), np.nan)
     total: Sym = FUNCTIONS["sum"](made, -1, keepdims=True)
     return (made / total).astype(kind)
 
@@ -113,8 +116,9 @@ def chisquare(key: Operand, df: Operand, shape: Shape | None = None, dtype: Any 
 @checked(df=POSITIVE)
 @drawn("df")
 def t(key: Operand, df: Operand, shape: Shape | None = None, dtype: Any = np.float32) -> Sym:
-    """Make floats of Student's t distribution with ``df`` degrees of freedom."""
+    """Make floats of Student's t distribution with ``df`` degrees of freedom, by which there is no derivative."""
     kind, wide, extents, (degrees,) = laid("t", dtype, shape, df)
+    degrees = apply("stop_gradient", degrees)
     first, second = rows(split(as_sym(key)))
     # in logarithms: the root of what few degrees make may be smaller than any float
     spread = (_logarithm(second, degrees * 0.5) + np.log(2.0) - ufunc("log", degrees)) * -0.5

@@ -54,7 +54,10 @@ def checked(**conditions: tuple[Callable[[Any], Any], str]) -> Callable[[F], F]:
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(*error.args) from None  # of this frame: beyond it ``telling`` takes it for the user's
             for name, (wrong, expected) in conditions.items():
                 value = concrete(given.get(name, signature.parameters[name].default))
                 if value is not None and value is not TRACED and np.any(mask := wrong(np.asarray(value))):

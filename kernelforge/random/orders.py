@@ -74,7 +74,7 @@ def permutation(key: Any, x: Any, axis: int = 0) -> Any:
     return _numbers(key, n)
 
 
-@checked(p=(lambda p: p < 0, "probabilities of 0 or more"))
+@checked(p=(lambda p: ~(p >= 0), "probabilities of 0 or more"))
 def choice(key: Any, a: Any, shape: Shape = (), replace: bool = True, p: Any = None, axis: int = 0) -> Any:
     """Choose among the numbers below ``a``, or among the elements of an array along ``axis``; ``numpy.random.choice``.
 
@@ -88,6 +88,7 @@ def choice(key: Any, a: Any, shape: Shape = (), replace: bool = True, p: Any = N
         ShapeMismatch: where ``p`` is not of shape ``(n,)``.
     """
     op, extents = "random.choice", shape_of(shape, "random.choice")
+    a = FUNCTIONS["asarray"](a) if isinstance(a, list | tuple) else a
     n = np.shape(a)[axis] if np.ndim(a) else whole("choice", "a", a)
     if n < 0:
         raise InvalidParameter(op=op, name="a", found=n, expected="0 or more, or an array")

@@ -129,7 +129,8 @@ def _within(key: Operand, shape: Shape, low: Sym, high: Sym, dtype: np.dtype[Any
     for name, x in (("minval", low), ("maxval", high)):
         if x.dtype.kind not in "iub":
             raise InvalidParameter(op="random.randint", name=name, found=f"a {short(x.dtype)}", expected="integers")
-    start, end = (x.astype(np.uint64) for x in (low, high))
+    # by way of i64, as a negative Python number has no place in u64
+    start, end = ((x.astype(np.int64) if x.type.weak else x).astype(np.uint64) for x in (low, high))
     count = where(ufunc("less", low, high), ufunc("subtract", end, start), np.uint64(1))
     large = any(x.dtype.itemsize == 8 and not x.type.weak for x in (low, high))
     return _offset(key, shape_of(shape, "random.randint"), start, count, large).astype(dtype)
