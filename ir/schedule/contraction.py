@@ -66,12 +66,12 @@ def _operations(kernel: Kernel, accumulator: str) -> int:
 
 
 def tiled(
-    kernel: Kernel, i: str, j: str, walked: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
+    kernel: Kernel, j: str, walked: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
 ) -> Kernel:
     """From loops over tiles and in tiles, make the register tile: accumulators by row and column inside the loops
     ``walked``, at each of their levels.
 
-    ``rows`` and ``columns`` are the loops inside the tile, outermost first; the tile loops are ``i`` and ``j``.
+    ``rows`` and ``columns`` are the loops inside the tile, outermost first; ``j`` is the loop over tiles of columns.
     """
     for row in reversed(rows):
         kernel = reorder(kernel, row, j)
@@ -241,7 +241,7 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
     kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
     kernel = sink_guard(kernel, f"{i}o")
-    kernel = tiled(kernel, f"{i}o", f"{j}o", [block, walked] if block else [walked], [f"{i}r"], [f"{j}r"])
+    kernel = tiled(kernel, f"{j}o", [block, walked] if block else [walked], [f"{i}r"], [f"{j}r"])
 
     across = math.prod(p.static or 1 for p in parallel[:-2]) * -(-n // (registers * width))
     outer = [p.var.name for p in parallel[:-2]]

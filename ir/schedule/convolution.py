@@ -126,7 +126,7 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
     kernel = split(kernel, j, registers * width, f"{j}o", f"{j}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
-    kernel = product.tiled(kernel, f"{i}o", f"{j}o", [blocks, walked] if blocks else [walked], [f"{i}r"], [f"{j}r"])
+    kernel = product.tiled(kernel, f"{j}o", [blocks, walked] if blocks else [walked], [f"{i}r"], [f"{j}r"])
     filters = o * math.prod(s.static or 1 for s in sums) * limits.vector_bytes // width
     if in_columns and filters <= limits.cache_bytes // 2:  # else the image is what stays in the cache
         kernel = reorder(kernel, f"{i}o", f"{j}o")
@@ -348,7 +348,7 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     kernel = split(kernel, lane, width if across else VECTORS * width, f"{lane}o", f"{lane}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
     walked = [s.var.name for s in sum_loops(kernel)]
-    kernel = product.tiled(kernel, "", f"{lane}o", [walked], tile, [f"{lane}r"])
+    kernel = product.tiled(kernel, f"{lane}o", [walked], tile, [f"{lane}r"])
     if lies:
         kernel = _kept(kernel, image, now)
     else:
@@ -435,7 +435,7 @@ def filtered(kernel: Kernel, pairs: Sequence[Slide], width: int) -> Kernel:
     while width > SHORTEST and width // 2 >= (pairs[-1].inner.static or 0):
         width //= 2
     kernel = _sums_ordered(kernel, [*around, *walked])
-    kernel = product.tiled(kernel, "", "", [around], [], inside)
+    kernel = product.tiled(kernel, "", [around], [], inside)
     (image,) = {e for e in next(multiplied(kernel)) if all(slides(e, s.outer, s.inner) for s in pairs)}
     at = (around or outer)[-1]
     kernel = stage(kernel, image, at, list(zip(inside, walked, strict=True)), "local", "image")
@@ -448,7 +448,7 @@ def filtered(kernel: Kernel, pairs: Sequence[Slide], width: int) -> Kernel:
         kernel = split(kernel, inside[0], rows, f"{inside[0]}o", tile[0], "exact")
     kernel = sink_guard(split(kernel, lane, width, f"{lane}o", f"{lane}v", "guard"), at)
     walked[-1] = f"{lane}o"
-    kernel = product.tiled(rfactor(kernel, walked[0], f"{lane}v", "part"), "", "", [walked], [], tile)
+    kernel = product.tiled(rfactor(kernel, walked[0], f"{lane}v", "part"), "", [walked], [], tile)
     if (loops(kernel, walked[-1])[0].static or UNROLL) < UNROLL:
         tile.append(walked[-1])  # which lanes are beyond the end is known then
     for name in tile:
