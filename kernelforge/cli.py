@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(bench)
     bench.set_defaults(run=_bench)
 
-    cache = commands.add_parser("cache", help="look at the disk cache of compiled kernels, or empty it")
+    cache = commands.add_parser("cache", help="look at the disk cache of compiled kernels and plans, or empty it")
     cache.add_argument("action", nargs="?", choices=("info", "clear"), default="info", help="(default: %(default)s)")
     cache.set_defaults(run=_cache)
     return parser
