@@ -190,7 +190,7 @@ def _adjugate(a: Any) -> Any:
         order = np.take_along_axis(order, exchanged, -1)
         row, column = np.concatenate([np.take(square, k, -2), np.take(m[..., n:], k, -2)], -1), np.take(square, k, -1)
         pivot = np.take(row, k, -1)
-        row = row / np.where(pivot == 0, 1, pivot)[..., None]
+        row = row / _divisor(pivot)[..., None]
         m = np.concatenate([square, m[..., n:]], -1)
         m = m - np.where(rows == k, 0, column)[..., None] * row[..., None, :]
         m = np.where((rows == k)[:, None], row[..., None, :], m)

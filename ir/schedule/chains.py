@@ -19,6 +19,9 @@ from kernelforge.ir.schedule.rows import passes
 from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import bind, each, fission, loops, partial, place, reorder, split
 
+COLUMNS = 2
+"""Vectors of columns of a register tile at most."""
+
 ACROSS = 4
 """Columns of a register tile of a sum over rows: a divisor of what columns are skipped by."""
 
@@ -97,7 +100,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         inner = _inside(nest, f"{i}b").body
         if skip is not None:
             shorter = next((k for k in part if k in skip.masked | skip.zero), None)
-            inner = inner if shorter is None else skips.shorten(inner, skip, shorter, _tile(limits)[0], rows)
+            inner = inner if shorter is None else skips.shorten(inner, skip, shorter, _tile(limits), rows)
             inner = (*inner, *skip.after.get(part[-1], ()))
         made += inner
     if inside:
@@ -164,9 +167,9 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     return bind(kernel, f"{j}r", "unroll")
 
 
-def _tile(limits: Limits) -> tuple[int, int]:
-    """Return the rows and the registers of columns of a tile; a block of rows is a multiple of these."""
-    return (8, 2) if limits.vector_registers >= 32 else (6, 2)
+def _tile(limits: Limits) -> int:
+    """Return the rows of a register tile of up to ``COLUMNS`` vectors; a block of rows is a multiple of them."""
+    return 8 if limits.vector_registers >= 32 else 6
 
 
 def _rows(row: For, every: int, limits: Limits) -> int:
@@ -178,7 +181,7 @@ def _rows(row: For, every: int, limits: Limits) -> int:
     nbytes = sum(4 * int(n.value) for n in shapes if isinstance(n, Const))
     fit = limits.cache_bytes // 2 // max(nbytes, 1)
     share = -(-every // (SHARES * limits.threads))
-    tile, _ = _tile(limits)
+    tile = _tile(limits)
     most = max(tile, min(MOST, fit, share) // tile * tile)
     return next((n for n in range(most, most // 2, -tile) if (row.static or 1) % n == 0), most)
 
@@ -246,9 +249,9 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
         kernel = split(kernel, walked[0], share, block[0], walked[0], "clip")
         kernel = partial(kernel, walked[0], f"{name}b")
         accumulators.append(f"{name}b")
-    rows, most = _tile(limits)
+    rows = _tile(limits)
     vectors = -(-n // width)
-    registers = -(-vectors // -(-vectors // most))
+    registers = -(-vectors // -(-vectors // COLUMNS))
     jn = j.name
     kernel = split(kernel, i, rows, f"{i}o", f"{i}r", "guard")
     kernel = split(kernel, jn, registers * width, f"{jn}o", f"{jn}r", "guard")
