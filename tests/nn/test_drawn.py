@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import kernelforge as kf
 from kernelforge import nn
 from tests.nn import drawn_losses, drawn_windows
 from tests.nn.case import TORCH, check_derivatives, check_value
 from tests.nn.drawn import DRAWN, Draw
-from tests.nn.test_values import OPENCL
 
 assert drawn_losses.__name__ < drawn_windows.__name__  # imported for what they enter
 LONG = hypothesis.settings.get_current_profile_name() == "long"
@@ -37,7 +37,7 @@ def test_values(name: str, data: st.DataObject) -> None:
     hypothesis.note(f"{case}: {[getattr(a, 'shape', a) for a in case.args]}")
     check_value(case, "cpu", np.float64)
     if LONG:
-        for device in OPENCL[:1]:
+        for device in (d for d in kf.devices() if d.startswith("opencl")):
             check_value(case, device, np.float32)
 
 
