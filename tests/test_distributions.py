@@ -185,6 +185,16 @@ NOTHING_TO_CHOOSE: list[tuple[Callable[[], Any], str]] = [
     (lambda: R.split(KEY, -1), r"random.split: shape=\(-1,\) is not valid; expected extents of at least 0"),
     (lambda: R.randint(KEY, (3,), 0.5, 2), "random.randint: minval=0.5 is not valid; expected an integer"),
     (lambda: R.randint(KEY, (3,), 5, 5), "random.randint: maxval=5 is not valid; expected one above minval, 5"),
+    (
+        lambda: R.randint(KEY, (2,), np.arange(2), 5, np.float32),
+        "random.randint: dtype='float32' is not valid; expected an",
+    ),
+    (
+        lambda: kf.jit(lambda n: R.randint(KEY, (2,), 0, n, np.float32))(5),
+        "dtype='float32' is not valid; expected an integer",
+    ),
+    (lambda: R.truncated_normal(KEY, -1, 1, 2.5), r"random.truncated_normal\(key=u32\[2\], lower="),
+    (lambda: kf.jit(lambda x: np.broadcast_to(x, (-3,)))(1.0), "np.broadcast_to: shape="),
     (lambda: R.randint(KEY, (2,), np.zeros(2), 5), "random.randint: minval='a f64' is not valid; expected integers"),
     (lambda: R.normal(KEY, 2.5), r"random.normal\(key=u32\[2\], shape=2.5\): 'float' object cannot be interpreted"),
     (lambda: kf.jit(lambda x: np.linspace(x, 1, -4))(0.0), "np.linspace: num=-4 is not valid; expected 0 or more"),

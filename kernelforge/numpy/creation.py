@@ -26,7 +26,7 @@ from kernelforge.trace import TRACED, Tracer, concrete
 Shape = int | Sequence[int]
 
 
-def shape_of(shape: Any, op: str = "np.zeros") -> tuple[int, ...]:
+def shape_of(shape: Any, op: str) -> tuple[int, ...]:
     """Return a shape as a tuple of Python integers.
 
     Raises:
@@ -104,7 +104,7 @@ def _creator(name: str, value: float, default: Any = np.float64) -> None:
         device: Any = None,
     ) -> Any:
         given = a if hasattr(a, "dtype") else np.asarray(a)
-        extents = given.shape if shape is None else shape_of(shape)
+        extents = given.shape if shape is None else shape_of(shape, f"np.{name}_like")
         return filled(extents, value, given.dtype if dtype is None else dtype, _backend(f"{name}_like", device, a))
 
     for fn, title in ((plain, name), (like, f"{name}_like")):
@@ -122,7 +122,7 @@ def full(
     shape: Shape, fill_value: Any, dtype: Any = None, order: str = "C", *, device: Any = None, like: Any = None
 ) -> Any:
     """``numpy.full``."""
-    extents = shape_of(shape)
+    extents = shape_of(shape, "np.full")
     value = concrete(fill_value)
     if value is not TRACED and np.ndim(value) == 0:
         return filled(extents, value, np.asarray(value).dtype if dtype is None else dtype, _backend("full", device))

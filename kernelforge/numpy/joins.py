@@ -117,7 +117,7 @@ def unstack(x: Sym, *, axis: int = 0) -> tuple[Sym, ...]:
 
 @array_function("A")
 def tile(A: Sym, reps: int | Sequence[int]) -> Sym:
-    counts = shape_of(reps)
+    counts = shape_of(reps, "np.tile")
     ndim = max(len(counts), A.ndim)
     counts = (*(1,) * (ndim - len(counts)), *counts)
     shape = (*(1,) * (ndim - A.ndim), *A.shape)
@@ -132,7 +132,7 @@ def repeat(a: Sym, repeats: int | Sequence[int], axis: int | None = None) -> Sym
         a, axis = a.reshape((a.size,)), 0
     on = normalize_axis_index(axis, a.ndim)
     n = a.shape[on]
-    times = shape_of(tuple(np.atleast_1d(np.asarray(repeats)).tolist()))
+    times = shape_of(tuple(np.atleast_1d(np.asarray(repeats)).tolist()), "np.repeat")
     if len(times) == 1:
         spread = a.reshape((*a.shape[: on + 1], 1, *a.shape[on + 1 :]))
         spread = spread.broadcast((*a.shape[: on + 1], times[0], *a.shape[on + 1 :]))

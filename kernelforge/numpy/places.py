@@ -34,7 +34,7 @@ FEW = 512
 
 @array_function("indices")
 def unravel_index(indices: Sym, shape: Any, order: str = "C") -> tuple[Sym, ...]:
-    extents = shape_of(shape)
+    extents = shape_of(shape, "np.unravel_index")
     found: list[Sym] = []
     rest = indices.astype(np.int64)
     for n in extents[:0:-1] if order == "C" else extents[:-1]:
@@ -47,7 +47,7 @@ def unravel_index(indices: Sym, shape: Any, order: str = "C") -> tuple[Sym, ...]
 @array_function("*multi_index")
 def ravel_multi_index(multi_index: Sequence[Sym], dims: Any, mode: str = "raise", order: str = "C") -> Sym:
     """``numpy.ravel_multi_index``; ``mode="raise"`` looks at nothing."""
-    extents = shape_of(dims)
+    extents = shape_of(dims, "np.ravel_multi_index")
     if order != "C" or len(multi_index) != len(extents):
         raise UnsupportedArgument(
             op="np.ravel_multi_index", name="order", found=order, expected="'C', and an index for each extent"
@@ -163,7 +163,7 @@ def putmask(a: Any, mask: Any, values: Any) -> None:
 
 @array_function("a")
 def resize(a: Sym, new_shape: Any) -> Sym:
-    shape = shape_of(new_shape)
+    shape = shape_of(new_shape, "np.resize")
     size, flat = math.prod(shape), a.reshape((a.size,))
     if not a.size:
         return apply("full", value=0, shape=shape, dtype=a.type.name)

@@ -113,7 +113,7 @@ def squeeze(a: Sym, axis: int | Sequence[int] | None = None) -> Sym:
 
 @array_function("array", view=True)
 def broadcast_to(array: Sym, shape: Shape) -> Sym:
-    extents = shape_of(shape)
+    extents = shape_of(shape, "np.broadcast_to")
     fits = array.ndim <= len(extents) and all(
         n in (1, m) for n, m in zip(reversed(array.shape), reversed(extents), strict=False)
     )
@@ -274,7 +274,7 @@ def meshgrid(*xi: Sym, copy: bool = True, sparse: bool = False, indexing: str = 
 
 @array_function("x", name="lib.stride_tricks.sliding_window_view", view=True)
 def sliding_window_view(x: Sym, window_shape: Shape, axis: int | Sequence[int] | None = None) -> Sym:
-    sizes = shape_of(window_shape)
+    sizes = shape_of(window_shape, "np.lib.stride_tricks.sliding_window_view")
     axes = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim, allow_duplicate=False)
     if len(sizes) != len(axes) or any(s > x.shape[a] for s, a in zip(sizes, axes, strict=True)):
         expected = f"a window for each of axes {axes}, at most as long as the axis"

@@ -92,7 +92,7 @@ def _counted(k: Sym, valid: Sym, dtype: np.dtype[Any]) -> Sym:
     """Turn floats into counts: those that the dtype does not hold into its largest, invalid ones into -1."""
     if dtype.kind in "iu":
         most = k.dtype.type(np.iinfo(dtype).max)
-        while int(most) > np.iinfo(dtype).max:
+        if int(most) > np.iinfo(dtype).max:
             most = np.nextafter(most, k.dtype.type(0))
         k = ufunc("minimum", k, float(most))
     return where(valid, k, -1.0).astype(dtype)
@@ -100,10 +100,9 @@ def _counted(k: Sym, valid: Sym, dtype: np.dtype[Any]) -> Sym:
 
 def _sizes(mean: Any) -> tuple[bool, bool]:
     """Tell whether means may be small, and whether they may be large."""
-    known = concrete(mean)
-    if known is TRACED:
+    if mean is TRACED:
         return True, True
-    small = np.asarray(known) < SMALL
+    small = np.asarray(mean) < SMALL
     return bool(np.any(small)), bool(np.any(~small))
 
 
@@ -122,7 +121,7 @@ def poisson(key: Any, lam: Any, shape: Shape | None = None, dtype: Any = np.int3
     Raises:
         InvalidParameter: where ``lam`` is negative or not finite; -1 where a compiled function finds that.
     """
-    return _poisson(key, lam, shape, as_dtype(dtype), _sizes(lam))
+    return _poisson(key, lam, shape, as_dtype(dtype), _sizes(concrete(lam)))
 
 
 @drawn("lam", name="poisson")
@@ -158,7 +157,7 @@ def binomial(key: Any, n: Any, p: Any, shape: Shape | None = None, dtype: Any = 
     """
     known = concrete((n, p))
     mean = TRACED if known is TRACED else np.asarray(known[0]) * np.minimum(known[1], 1 - np.asarray(known[1]))
-    return _binomial(key, n, p, shape, as_dtype(dtype), (True, True) if mean is TRACED else _sizes(mean))
+    return _binomial(key, n, p, shape, as_dtype(dtype), _sizes(mean))
 
 
 @drawn("n", "p", name="binomial")

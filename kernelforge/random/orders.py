@@ -111,19 +111,22 @@ def choice(key: Any, a: Any, shape: Shape = (), replace: bool = True, p: Any = N
     return FUNCTIONS["take"](a, places, axis) if np.ndim(a) else places
 
 
+def _weights(p: Sym) -> Sym:
+    return p.astype(widened(p.dtype if p.dtype.kind == "f" else np.float32)[1])
+
+
 @drawn("p", numbers=False, name="choice")
 def _weighted(key: Sym, p: Sym, shape: tuple[int, ...]) -> Sym:
     """Find where random parts of the whole fall among the sums of probabilities."""
-    _, wide = widened(p.dtype if p.dtype.kind == "f" else np.float32)
-    sums = FUNCTIONS["cumsum"](p, dtype=wide)
+    sums: Sym = FUNCTIONS["cumsum"](_weights(p))
     # from (0, 1], so that a probability of 0 is never met
-    parts = (1.0 - uniform(key, shape, wide)) * part(sums, 0, p.shape[0] - 1, p.shape[0]).reshape(())
+    parts = (1.0 - uniform(key, shape, sums.dtype)) * part(sums, 0, p.shape[0] - 1, p.shape[0]).reshape(())
     return FUNCTIONS["searchsorted"](sums, parts)  # type: ignore[no-any-return]
 
 
 @drawn("p", numbers=False, name="choice")
 def _several(key: Sym, p: Sym) -> Sym:
     """Order places by logarithms of probabilities with Gumbel noise; Efraimidis and Spirakis 2006."""
-    _, wide = widened(p.dtype if p.dtype.kind == "f" else np.float32)
-    noisy = ufunc("log", p.astype(wide)) + gumbel(key, p.shape, wide)
+    weights = _weights(p)
+    noisy = ufunc("log", weights) + gumbel(key, p.shape, weights.dtype)
     return FUNCTIONS["argsort"](-noisy)  # type: ignore[no-any-return]

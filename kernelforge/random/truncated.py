@@ -96,7 +96,7 @@ def truncated_normal(key: Any, lower: Any, upper: Any, shape: Shape | None = Non
     return _truncated_normal(key, lower, upper, shape, dtype, bool(far))
 
 
-@drawn("lower", "upper")
+@drawn("lower", "upper", name="truncated_normal")
 def _truncated_normal(
     key: Operand, lower: Operand, upper: Operand, shape: Shape | None, dtype: Any, may_be_far: bool
 ) -> Sym:

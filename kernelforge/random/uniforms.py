@@ -103,10 +103,12 @@ def randint(key: Any, shape: Shape, minval: Any, maxval: Any, dtype: Any = np.in
     """
     kind = as_dtype(dtype)
     held = np.iinfo(kind) if kind.kind in "iu" else None
-    ends = {"minval": concrete(minval), "maxval": concrete(maxval)}
-    if held is not None and any(x is TRACED or np.ndim(x) for x in ends.values()):
+    ends = [concrete(x) for x in (minval, maxval)]
+    if any(x is TRACED or np.ndim(x) for x in ends):
+        if held is None:
+            raise InvalidParameter(op="random.randint", name="dtype", found=str(kind), expected="an integer dtype")
         return _within(key, shape, minval, maxval, kind)
-    low, high = (whole("randint", name, x) for name, x in ends.items() if x is not TRACED)
+    low, high = (whole("randint", name, x) for name, x in zip(("minval", "maxval"), ends, strict=True))
     if low >= high:
         raise InvalidParameter(op="random.randint", name="maxval", found=high, expected=f"one above minval, {low}")
     if held is None or not held.min <= low < high <= held.max + 1:
