@@ -300,4 +300,4 @@ def _cache(args: argparse.Namespace) -> None:
             file.unlink(missing_ok=True)
         print(f"removed {len(files)} files, {total:,} bytes, from {cache.folder()}")
     else:
-        print(f"{len(files)} files, {total:,} bytes, in {cache.folder()}")
+        print(f"{len(files)} files, {total:,} bytes of at most {cache.MOST:,}, in {cache.folder()}")

@@ -60,7 +60,7 @@ def test_cache_is_described_and_emptied(
 ) -> None:
     monkeypatch.setenv("KERNELFORGE_CACHE_DIR", str(tmp_path / "cache"))
     assert main(["cache"]) == 0
-    assert capsys.readouterr().out == f"0 files, 0 bytes, in {tmp_path / 'cache'}\n"
+    assert capsys.readouterr().out == f"0 files, 0 bytes of at most 268,435,456, in {tmp_path / 'cache'}\n"
     cache.store("a" * 64, b"12345")
     assert main(["cache", "clear"]) == 0
     assert capsys.readouterr().out == f"removed 1 files, 21 bytes, from {tmp_path / 'cache'}\n"

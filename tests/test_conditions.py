@@ -166,6 +166,79 @@ def test_an_interrupt_leaves_nothing_behind(
     np.testing.assert_allclose(fn(X), program(X), rtol=1e-4)
 
 
+def _kept(folder: pathlib.Path, count: int = 40) -> list[str]:
+    """Write files of a kilobyte each, each a second older than the next."""
+    names = [f"{k:064x}" for k in range(count)]
+    for k, name in enumerate(names):
+        cache.store(name, bytes([k]) * 1000)
+        os.utime(folder / f"{name}{cache.SUFFIX}", (1e9 + k, 1e9 + k))
+    return names
+
+
+def test_what_was_used_longest_ago_goes_where_the_folder_is_full(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = _kept(folder)
+    other = folder / "tuned.txt"
+    other.write_text("not the cache's" * 10000)
+    cache.evict()
+    assert len(cache.files()) == 40
+    assert cache.load(names[3]) == bytes([3]) * 1000  # used now
+    monkeypatch.setattr(cache, "MOST", 40 * (1000 + cache.DIGEST))
+    cache.evict()
+    assert len(cache.files()) == 40
+    monkeypatch.setattr(cache, "MOST", 20 * (1000 + cache.DIGEST))
+    cache.evict()
+    assert {f.stem for f in cache.files()} == {names[3], *names[-14:]}
+    assert other.exists()
+
+
+def test_whoever_writes_looks_at_the_folder_now_and_then(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(cache, "evict", lambda: looked.append(1))
+    for k in range(1000):
+        cache.store(f"{k:064x}", b"")
+    assert 1 <= len(looked) <= 16
+    looked.clear()
+    monkeypatch.setattr(cache, "MOST", cache.SELDOM * 1000)
+    for k in range(10):
+        cache.store(f"{k:064x}", bytes(1001))
+    assert len(looked) == 10
+
+
+def test_a_folder_that_is_emptied_while_a_file_is_written(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def emptied(source: str, target: pathlib.Path) -> None:
+        assert main(["cache", "clear"]) == 0
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", emptied)
+    cache.store("a" * 64, b"12345")
+    assert cache.files() == []
+
+
+def test_a_full_folder_serves_many_processes(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They remove what others read and write; no one is told, and what is not there is made."""
+    code = (
+        "from kernelforge.runtime import cache\n"
+        "cache.MOST, cache.SELDOM = 20000, 1\n"
+        "for k in range(300):\n"
+        "    name = f'{k % 50:064x}'\n"
+        "    found = cache.load(name)\n"
+        "    assert found in (None, name.encode() * 10)\n"
+        "    if found is None: cache.store(name, name.encode() * 10)\n"
+    )
+    for process in [python(code, folder) for _ in range(2)]:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+        assert not told
+    assert sum(f.stat().st_size for f in cache.files()) <= 20000
+    assert {f.suffix for f in cache.files()} == {cache.SUFFIX}
+
+
 # Processes
 
 
@@ -177,11 +250,11 @@ def test_two_processes_at_once(folder: pathlib.Path) -> None:
         assert process.returncode == 0, problems
     files = sorted(folder.iterdir())
     assert {f.suffix for f in files} == {".kernel"}
-    written = [f.stat().st_mtime_ns for f in files]
+    written = [f.stat().st_ino for f in files]  # who writes a file puts another in its place
     third = python(RUN + "assert sys.platform != 'linux' or 'llvmlite.binding' not in sys.modules\n", folder)
     _, problems = third.communicate(timeout=120)
     assert third.returncode == 0, problems
-    assert [f.stat().st_mtime_ns for f in files] == written
+    assert [f.stat().st_ino for f in files] == written
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processes are not killed by signals here")

@@ -4,6 +4,9 @@ Several processes may use one folder at once: the last writer of a key wins and 
 file begins with a digest of its key and content: one that is cut, damaged or another key's is compiled anew and written
 again, and so is one that the backend refuses (``DamagedBinary``). A folder that cannot be written costs a warning, not
 the result. The folder is trusted as the package's own is: what stands in it is run.
+
+The folder keeps to ``MOST`` bytes: a file's time of change is when it was last written or read, and whoever writes
+removes now and then what nobody used for longest. A file may go at any time: what was in it is compiled again.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ from kernelforge import errors
 SUFFIX = ".kernel"
 DIGEST = 16
 """Bytes at the beginning of a file: a digest of its key and of what follows."""
+MOST = 256 << 20
+"""Bytes that the folder holds: some thousands of kernels with their plans."""
+SELDOM = 256
+"""One file in so many is followed by a look at the whole folder, and so is each of that part of ``MOST``."""
 
 
 def folder() -> pathlib.Path:
@@ -54,10 +61,13 @@ def key(text: str, fingerprint: str) -> str:
 
 def load(name: str) -> bytes | None:
     """Return what is kept, or None where there is nothing that is whole."""
+    path = folder() / f"{name}{SUFFIX}"
     try:
-        content = (folder() / f"{name}{SUFFIX}").read_bytes()
+        content = path.read_bytes()
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # of a folder that cannot be written
+        os.utime(path)
     binary = content[DIGEST:]
     return binary if content[:DIGEST] == _digest(name, binary) else None
 
@@ -68,7 +78,28 @@ def _digest(name: str, binary: bytes) -> bytes:
 
 def store(name: str, binary: bytes) -> None:
     """Keep bytes; warn once where the folder cannot be written."""
-    write(folder() / f"{name}{SUFFIX}", _digest(name, binary) + binary)
+    digest = _digest(name, binary)
+    write(folder() / f"{name}{SUFFIX}", digest + binary)
+    if int.from_bytes(digest) % SELDOM == 0 or len(binary) * SELDOM > MOST:
+        evict()
+
+
+def evict() -> None:
+    """Remove what was used longest ago, down to three quarters of ``MOST``, where the folder holds more than that."""
+    found = []
+    for entry in _entries():
+        with contextlib.suppress(OSError):  # gone since, by another process
+            status = entry.stat()
+            found.append((status.st_mtime_ns, entry.path, status.st_size))
+    total = sum(size for _, _, size in found)
+    if total <= MOST:
+        return
+    for _, path, size in sorted(found):
+        with contextlib.suppress(OSError):  # gone since, or open on a system that then removes no files
+            os.unlink(path)
+        total -= size
+        if total <= MOST // 4 * 3:
+            return
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
@@ -80,7 +111,8 @@ def write(path: pathlib.Path, content: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=where, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.replace(temporary, path)
+        with contextlib.suppress(FileNotFoundError):  # somebody emptied the folder meanwhile
+            os.replace(temporary, path)
         temporary = None
     except OSError as problem:
         warnings.warn(
@@ -103,5 +135,12 @@ def discard(name: str) -> None:
 
 def files() -> list[pathlib.Path]:
     """Return the files of the cache, unfinished ones of killed processes included."""
-    where = folder()
-    return sorted(p for p in where.glob("*") if p.suffix in {SUFFIX, ".part"} and p.is_file())
+    return sorted(pathlib.Path(entry.path) for entry in _entries())
+
+
+def _entries() -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder()) as found:
+            return [e for e in found if e.name.endswith((SUFFIX, ".part")) and e.is_file()]
+    except OSError:
+        return []
