@@ -28,7 +28,7 @@ LAYERS = (
     "cdist", "kl_div", "conv2d", "conv_transpose2d", "fold", "max_pool2d", "adaptive_avg_pool2d", "pad",
     "scaled_dot_product_attention", "ctc_loss", "lstm_cell", "grid_sample", "pixel_shuffle",
 )  # fmt: skip
-"""Functions of ``kernelforge.nn`` whose values it computes."""
+"""Functions of ``kernelforge.nn`` that it computes and differentiates."""
 
 
 def is_further(device: str) -> bool:

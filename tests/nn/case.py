@@ -110,8 +110,13 @@ def check_value(case: Case, device: str, dtype: Any) -> None:
         close(case.call(*case.cast(dtype)), case.expected(*case.args, **case.options), tolerance, str(case))
 
 
-def check_derivatives(case: Case) -> None:
-    """Check gradients against the slope of ``expected`` in a random direction, and against PyTorch."""
+def check_derivatives(case: Case, device: str) -> None:
+    """Check gradients in float64 against the slope of ``expected`` in a random direction, and against PyTorch."""
+    with kf.default_device(device):
+        _check_derivatives(case)
+
+
+def _check_derivatives(case: Case) -> None:
     out = case.expected(*case.args, **case.options)
     cts = weights(out)
     moves = [normal(*np.shape(case.args[i]), seed=70 + i) for i in case.wrt]

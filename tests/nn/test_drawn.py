@@ -1,6 +1,6 @@
 """Every function on shapes and options that are drawn: against loops of NumPy, and where it is installed PyTorch.
 
-``pytest --hypothesis-profile=long tests/nn/test_drawn.py`` draws more, and checks derivatives and OpenCL too.
+``pytest --hypothesis-profile=long tests/nn/test_drawn.py`` draws more, and on every OpenCL device too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.nn.drawn import DRAWN, Draw
 
 assert drawn_losses.__name__ < drawn_windows.__name__  # imported for what they enter
 LONG = hypothesis.settings.get_current_profile_name() == "long"
+OPENCL = [d for d in kf.devices() if LONG and d.startswith("opencl")]
 PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate)
 """Without shrinking, as each smaller example is compiled anew."""
 
@@ -30,23 +31,22 @@ def test_every_function_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("name", DRAWN)
-@hypothesis.settings(max_examples=40 if LONG else 2, deadline=None, phases=PHASES)
+@hypothesis.settings(max_examples=20 if LONG else 2, deadline=None, phases=PHASES)
 @hypothesis.given(data=st.data())
 def test_values(name: str, data: st.DataObject) -> None:
     case = DRAWN[name](Draw(data))
     hypothesis.note(f"{case}: {[getattr(a, 'shape', a) for a in case.args]}")
     check_value(case, "cpu", np.float64)
-    if LONG:
-        for device in (d for d in kf.devices() if d.startswith("opencl")):
-            check_value(case, device, np.float32)
+    for device in OPENCL:
+        check_value(case, device, np.float32)
 
 
 @pytest.mark.skipif(not TORCH, reason="PyTorch is not installed")
 @pytest.mark.parametrize("name", DRAWN)
-@hypothesis.settings(max_examples=20 if LONG else 1, deadline=None, phases=PHASES)
+@hypothesis.settings(max_examples=10 if LONG else 1, deadline=None, phases=PHASES)
 @hypothesis.given(data=st.data())
 def test_derivatives_are_pytorchs(name: str, data: st.DataObject) -> None:
     case = DRAWN[name](Draw(data))
     hypothesis.note(f"{case}: {[getattr(a, 'shape', a) for a in case.args]}")
-    if case.wrt:
-        check_derivatives(case)
+    for device in ["cpu", *OPENCL] if case.wrt else []:
+        check_derivatives(case, device)

@@ -35,6 +35,8 @@ def test_what_a_further_runtime_runs_is_there() -> None:
     assert set(further.LAYERS) <= {c.name for c in CASES}
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.wrt], ids=str)
-def test_derivatives(case: Case) -> None:
-    check_derivatives(case)
+@pytest.mark.parametrize(
+    ("case", "device"), [(c, d) for c, d in [*((c, "cpu") for c in CASES), *OPENCL] if c.wrt], ids=str
+)
+def test_derivatives(case: Case, device: str) -> None:
+    check_derivatives(case, device)
