@@ -49,7 +49,7 @@ class Exprs(Arithmetic):
         self.live = True  # whether at least one lane of the mask is known to be on
         self.walked: Var | None = None  # the loop along which vectors of arguments are fetched ahead
         self.distances: Distances = {}
-        self.requests: Requests | None = None
+        self.requests: list[Requests] = []
         self.halved: Halved = frozenset()
 
     def emit(self, e: Expr) -> Val:

@@ -26,6 +26,13 @@ class Request(NamedTuple):
     at: Expr
 
 
+class Level(NamedTuple):
+    """A loop around a product, or the product's own, and what stands behind it in the same body."""
+
+    loop: For
+    rest: Sequence[Stmt]
+
+
 class Requests(NamedTuple):
     """What a loop asks for in each of its iterations."""
 
@@ -33,51 +40,107 @@ class Requests(NamedTuple):
     wanted: tuple[Request, ...]
 
 
-def requests(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Requests | None:
-    """Return what to ask for in which loop, if anything.
+def requests(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Requests]:
+    """Return what products ask for.
 
-    Products read what caches hold, and packing reads memory as fast as it can, one after the other; so the last and
-    longest of the products asks step by step for the arrays that the next iteration of the loops around will read.
-    They have to be dense, and to leave room in the cache.
+    Products read what caches hold, while packing, and what follows on a finished tile, read memory as fast as it can,
+    one after the other. So products ask for it step by step: each of them for what is read next beside its own tile,
+    and the last and longest for the arrays that the next iteration of the loops around will read.
 
     Args:
         loops: of the grid, the outermost first.
         body: inside of them.
         cache: bytes of the second-level cache.
     """
-    path = max(_products(body, ()), key=_steps, default=())
-    if not loops or not path:
-        return None
-    wanted = _regions(loops, body)
-    nbytes = sum(size * DTYPES[load.dtype].itemsize for load, size in wanted.items())
-    if not wanted or nbytes > cache // 2 or nbytes > LINE * _steps(path):
-        return None
-    *around, last = path
-    tile: Expr = i64(0)
-    for loop in around:
-        tile = tile * _count(loop) + loop.var
+    products = list(_products(body, ()))
+    longest = max(products, key=_steps, default=())
     out = []
+    for path in products:
+        wanted = [
+            *_following(loops, body, path, cache),
+            *(_further(loops, body, path, cache) if path is longest else ()),
+        ]
+        if wanted:
+            out.append(Requests(path[-1].loop, tuple(wanted)))
+    return out
+
+
+def _following(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level], cache: int) -> Iterator[Request]:
+    """Yield what the statements behind a product read in the same iteration of the loop around both."""
+    depth = max((k for k, level in enumerate(path) if level.rest), default=0)
+    around = [*loops, *(level.loop for level in path[:depth])]
+    if not around or any(level.loop.static is None for level in path[depth:]):
+        return
+    rest, steps, turn = path[depth].rest, _steps(path[depth:]), _turn(path[depth:])
+    start: dict[Expr, Expr] = {s.var: i64(0) for s in stmts(rest) if isinstance(s, For)}
+    for load, length, rows in _tiles(rest, around, body):
+        elements = LINE // DTYPES[load.dtype].itemsize
+        in_row = -(-length // elements)
+        lines = in_row * math.prod(_count(row) for row in rows)
+        if lines <= steps and lines * LINE <= cache // 8:
+            line: Expr = turn * lines // steps
+            part, row = line % in_row * elements, line // in_row
+            at = dict(start)
+            for loop in rows:
+                at[loop.var], row = row % _count(loop), row // _count(loop)
+            yield Request(load.buffer, normalize(substitute(load.index[0], at) + part))
+
+
+def _tiles(rest: Sequence[Stmt], around: Sequence[For], body: Sequence[Stmt]) -> Iterator[tuple[Load, int, list[For]]]:
+    """Yield loads of arguments of which each iteration around reads a tile of its own.
+
+    Beside them, how many elements lie side by side in a tile, and the loops over the others.
+    """
+    own = {s.buffer for s in stmts(body) if isinstance(s, Alloc)}
+    loops = [s for s in stmts(rest) if isinstance(s, For)]
+    for load in dict.fromkeys(loads(rest)):
+        if load.buffer in own:
+            continue
+        moved = free_vars(load.index[0])
+        steps = {v: affine(load.index[0], v) for v in moved}
+        inside = sorted((s for s in loops if s.var in moved), key=lambda s: abs(steps[s.var] or 0))
+        known = {s.var for s in (*around, *inside)}
+        if (
+            not moved <= known
+            or not all(steps.get(loop.var) for loop in around)
+            or not all(steps[s.var] and s.static for s in inside)
+        ):
+            continue
+        length, rows = 1, []
+        for loop in inside:
+            if steps[loop.var] == length:
+                length *= _count(loop)
+            else:
+                rows.append(loop)
+        yield load, length, rows
+
+
+def _further(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level], cache: int) -> Iterator[Request]:
+    """Yield what the next iteration of the loops around reads, if that is dense and leaves room in the cache."""
+    wanted = _regions(loops, body) if loops else {}
+    nbytes = sum(size * DTYPES[load.dtype].itemsize for load, size in wanted.items())
+    if nbytes > cache // 2 or nbytes > LINE * _steps(path):
+        return
+    last = path[-1].loop
     for load, size in wanted.items():
-        share = -(-size // _steps(around))
+        share = -(-size // _steps(path[:-1]))
         rate = share * (1 if last.static is not None else EARLY)
         step = op("min", i64(share - 1), last.var * rate // _count(last))
         inside = free_vars(load.index[0]) - {loop.var for loop in loops}
         start = substitute(load.index[0], {**dict.fromkeys(inside, i64(0)), loops[-1].var: loops[-1].var + 1})
-        out.append(Request(load.buffer, normalize(start + tile * share + step)))
-    return Requests(last, tuple(out))
+        yield Request(load.buffer, normalize(start + _turn(path[:-1]) * share + step))
 
 
-def _products(body: Sequence[Stmt], around: tuple[For, ...]) -> Iterator[tuple[For, ...]]:
+def _products(body: Sequence[Stmt], around: tuple[Level, ...]) -> Iterator[tuple[Level, ...]]:
     """Yield the loops down to each that adds up products in vectors, the last ones first."""
-    for s in reversed(body):
+    for k, s in reversed([*enumerate(body)]):
+        here = (*around, Level(s, body[k + 1 :])) if isinstance(s, For) else around
         if isinstance(s, For) and s.kind == "serial" and vectors(s.body):
             stores = [t for t in stmts(s.body) if isinstance(t, Store)]
             if all(t.op == "add" and isinstance(t.value, Op) and t.value.op == "mul" for t in stores):
-                yield (*around, s)
-        elif isinstance(s, For):
-            yield from _products(s.body, (*around, s))
-        elif isinstance(s, If):
-            yield from _products(s.body, around)
+                yield here
+        elif isinstance(s, For | If):
+            yield from _products(s.body, here)
 
 
 def _regions(loops: Sequence[For], body: Sequence[Stmt]) -> dict[Load, int]:
@@ -99,8 +162,16 @@ def _regions(loops: Sequence[For], body: Sequence[Stmt]) -> dict[Load, int]:
     return dict(out.values())
 
 
-def _steps(path: Sequence[For]) -> int:
-    return math.prod(_count(s) for s in path)
+def _steps(path: Sequence[Level]) -> int:
+    return math.prod(_count(level.loop) for level in path)
+
+
+def _turn(path: Sequence[Level]) -> Expr:
+    """Return how many iterations of nested loops are over."""
+    turn: Expr = i64(0)
+    for level in path:
+        turn = turn * _count(level.loop) + level.loop.var
+    return turn
 
 
 def _count(loop: For) -> int:

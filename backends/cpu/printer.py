@@ -121,9 +121,9 @@ class _Function(Dots):
             self.env.pop(loop.var.name, None)
         self.distances = ahead.distances(phase.loops, phase.body, self.host.cache_bytes[1])
         self.requests = meanwhile.requests(phase.loops, phase.body, self.host.cache_bytes[1])
-        if self.requests is not None:
-            for request in self.requests.wanted:
-                self.distances.pop((self.requests.loop.var, request.buffer), None)
+        for asked in self.requests:
+            for request in asked.wanted:
+                self.distances.pop((asked.loop.var, request.buffer), None)
         self.halved = alignment.halved(phase.loops, phase.body, self.distances, self.host.cache_bytes[0])
         for arg, rows in alignment.copied(phase.loops, phase.body, self.args) if self.halved else ():
             self.copy(arg, rows)
@@ -423,7 +423,7 @@ class _Function(Dots):
         if high.lanes:
             raise NotVectorError
         with self.loop(loop.var, "0", high.ref, stored(loop.body), nonempty=loop.static is not None):
-            for request in self.requests.wanted if self.requests is not None and loop is self.requests.loop else ():
+            for request in (r for asked in self.requests if asked.loop is loop for r in asked.wanted):
                 pointer, _ = self.address(request.buffer, (request.at,))
                 self.fetch(pointer, 0)
             self.walk(loop.var, loop.body)

@@ -34,8 +34,7 @@ def grid(extent: Expr, apart: int = HEAD) -> For:
 @pytest.mark.parametrize("early", [False, True])
 def test_products_ask_for_each_line_of_the_next_head(early: bool) -> None:
     extent = op("min", i64(DEPTH), TILE * 32 + 32) if early else i64(DEPTH)
-    asked = requests([grid(extent)], head(extent), CACHE)
-    assert asked is not None
+    (asked,) = requests([grid(extent)], head(extent), CACHE)
     assert asked.loop.var is STEP
     (wanted,) = asked.wanted
     assert wanted.buffer == "x"
@@ -52,7 +51,7 @@ def test_products_ask_for_each_line_of_the_next_head(early: bool) -> None:
 
 @pytest.mark.parametrize(("apart", "cache"), [(2 * HEAD, CACHE), (HEAD // 2, CACHE), (0, CACHE), (HEAD, HEAD)])
 def test_products_do_not_ask_for_parts_or_for_what_no_cache_holds(apart: int, cache: int) -> None:
-    assert requests([grid(i64(DEPTH), apart)], head(i64(DEPTH), apart), cache) is None
+    assert not requests([grid(i64(DEPTH), apart)], head(i64(DEPTH), apart), cache)
 
 
 def test_what_computes_little_does_not_ask() -> None:
@@ -60,6 +59,42 @@ def test_what_computes_little_does_not_ask() -> None:
     step = tiles.body[1]
     assert isinstance(step, For)
     lone = (For(STEP, i64(DEPTH), "serial", step.body),)
-    assert requests([], head(i64(DEPTH)), CACHE) is None
-    assert requests([grid(i64(DEPTH))], lone, CACHE) is not None
-    assert requests([grid(i64(DEPTH))], (For(STEP, i64(DEPTH), "parallel", step.body),), CACHE) is None
+    assert not requests([], head(i64(DEPTH)), CACHE)
+    assert requests([grid(i64(DEPTH))], lone, CACHE)
+    assert not requests([grid(i64(DEPTH))], (For(STEP, i64(DEPTH), "parallel", step.body),), CACHE)
+
+
+ROWS, COLUMNS, WIDE = 6, 2, 40
+ROW, COLUMN, PART = Var("r", bound=ROWS), Var("j", bound=COLUMNS), Var("u", bound=2)
+
+
+def finished(steps: int, *reads: Expr) -> tuple[For, For]:
+    """A product of rows of 32 elements, and what follows on its tile: rows of 32 elements of each array."""
+    lanes = PART * LANES + LANE
+    at = COLUMN * 2 * LANES + ROW * WIDE + lanes
+    value = Load("w", (STEP,), "f32") * Load("x", (STEP * 2 * LANES + lanes,), "f32")
+    product = (For(LANE, i64(LANES), "vector", (Store("y", (at,), value, "add"),)),)
+    result = sum((Load(name, (read,), "f32") for name, read in zip("ab", reads, strict=False)), Const(0.0, "f32"))
+    finish = (For(LANE, i64(LANES), "vector", (Store("y", (at,), result),)),)
+    unrolled = (For(PART, i64(2), "unroll", finish),)
+    return (
+        For(STEP, i64(steps), "serial", (For(PART, i64(2), "unroll", product),)),
+        For(ROW, i64(ROWS), "parallel", unrolled),
+    )
+
+
+def test_products_ask_for_each_line_of_what_is_read_beside_their_tile() -> None:
+    lanes = PART * LANES + LANE
+    body = finished(DEPTH, COLUMN * 2 * LANES + ROW * 2 * WIDE + lanes, ROW * 2 * LANES + lanes)
+    around = For(COLUMN, i64(COLUMNS), "parallel", body)
+    (asked,) = requests([], (around,), CACHE)
+    (wanted,) = asked.wanted  # the other array is read again for each column, from a cache
+    assert (asked.loop, wanted.buffer) == (body[0], "a")
+    lines = {evaluate(wanted.at, {"j": 1, "k": step}) for step in range(DEPTH)}
+    assert lines == {2 * LANES + row * 2 * WIDE + part * LINE for row in range(ROWS) for part in range(2)}
+
+
+def test_short_products_do_not_ask_for_what_follows() -> None:
+    body = finished(ROWS * 2 - 1, COLUMN * 2 * LANES + ROW * 2 * WIDE + PART * LANES + LANE)
+    assert not requests([], (For(COLUMN, i64(COLUMNS), "parallel", body),), CACHE)
+    assert not requests([], body, CACHE)
