@@ -34,6 +34,15 @@ def test_sort_in_columns(dtype: str, device: str) -> None:
             agree(lambda x: (np.sort(x), np.argsort(x, kind="stable")), x)
 
 
+@pytest.mark.parametrize("device", kf.devices())
+def test_rows_side_by_side(device: str) -> None:
+    """From eight rows on they are columns of blocks, which have up to 32 and may be filled up."""
+    with kf.default_device(device):
+        for shape in ((8, 2), (9, 3), (33, 20), (2, 35, 70), (100, 64)):
+            x = RNG.integers(-9, 9, shape).astype("f4")
+            agree(lambda x: (np.sort(x), np.argsort(x, kind="stable"), np.sort(x, 0)), x)
+
+
 @pytest.mark.parametrize("device", ["cpu", "reference"])
 @pytest.mark.parametrize("dtype", ["?", "i1", "u4", "i8", "u8", "f2", "f4", "f8"])
 def test_sort(dtype: str, device: str) -> None:

@@ -2,12 +2,13 @@
 
 Elements become integers that order as NumPy orders them, NaN behind all; ties go by place, so every sort is stable. A
 key of 32 bits and a place are one word; keys of 64 bits are sorted by their lower halves, then by their upper ones. n
-words take log2(n) * (log2(n) + 1) / 2 stages. They lie in columns, so that whole vectors meet whole vectors in nearly
-all of these, and a launch makes two.
+words take log2(n) * (log2(n) + 1) / 2 stages, two in a turn of a loop. They lie in columns, each of them a row to be
+sorted or a part of one, so that whole vectors meet whole vectors in nearly all stages.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,46 +27,72 @@ from kernelforge.numpy.ufuncs import common_dtype, ufunc, where
 from kernelforge.trace import TRACED, concrete
 
 LANES = 8
-"""Columns that are sorted side by side: as many as a vector has words."""
+"""Columns that are sorted side by side: as many as a vector has words. Where so many are not given, rows are cut."""
+
+
+def _columns(batch: int) -> int:
+    """Return how many of so many rows lie side by side: up to four vectors full, of each block as many."""
+    return -(-batch // (-(-batch // (4 * LANES)) * LANES)) * LANES
 
 
 def network(words: Sym) -> Sym:
     """Sort integers along the last axis, whose extent is a power of two; equal ones are not to be told apart."""
-    whole = words.shape[-1]
-    lanes = LANES if whole >= LANES * LANES else 1
-    rows = whole // lanes
-    made = words.reshape((*words.shape[:-1], rows, lanes))
-    waiting: list[tuple[int, int]] = []
+    whole, batch = words.shape[-1], math.prod(words.shape[:-1])
+    if whole == 1:
+        return words
+    many = batch >= LANES
+    lanes = _columns(batch) if many else LANES if whole >= LANES * LANES else 1
+    rows = whole if many else whole // lanes
+    across, along = ([1 << k for k in reversed(range(n.bit_length() - 1))] for n in (whole // rows, rows))
 
     def stage(x: Sym, size: Any, apart: Any, partner: Sym, axis: int) -> Sym:
         """Of two places ``apart`` the lesser goes first, or last in every other run of ``size``."""
         other = FUNCTIONS["take"](x, partner, axis)
-        place = iota((rows, lanes), 0) + iota((rows, lanes), 1) * rows  # those of a column follow each other
+        place = iota((rows, lanes), 0)
+        if across:
+            place = place + iota((rows, lanes), 1) * rows  # those of a column follow each other
         first = ufunc("equal", ufunc("bitwise_and", place, apart), 0)
         rising = ufunc("equal", ufunc("bitwise_and", place, size), 0)
         return where(ufunc("equal", ufunc("less", x, other), ufunc("equal", first, rising)), x, other)
 
     def two_stages(x: Sym, *given: Sym) -> list[Sym]:
         for size, apart in (given[:2], given[2:]):
-            x = stage(x, size, apart, ufunc("bitwise_xor", iota((rows,), 0), apart), -2)
+            x = stage(x, size, apart, ufunc("bitwise_xor", iota((rows,), 0), apart), 1)
         return [x]
 
-    def meet_rows(x: Sym) -> Sym:
-        if len(waiting) % 2:
-            waiting.append((0, 0))  # a place meets itself
-        pairs = [(*a, *b) for a, b in zip(waiting[::2], waiting[1::2], strict=True)]
-        waiting.clear()
-        numbers = [as_sym(np.array(column)) for column in zip(*pairs, strict=True)]
-        return emit_scan(two_stages, [x], numbers, len(pairs), False)[0] if pairs else x
+    def pairs(numbers: list[int]) -> list[Sym]:
+        """Return numbers of stages, of each first and each second one; one over is 0: there a place meets itself."""
+        padded = np.array([*numbers, *[0] * (len(numbers) % 2)])
+        return [as_sym(padded[k::2]) for k in range(2)]
 
-    for width in range(1, whole.bit_length()):
-        for apart in (1 << k for k in reversed(range(width))):
-            if apart < rows:
-                waiting.append((1 << width, apart))
-            else:
-                partner = ufunc("bitwise_xor", iota((lanes,), 0), apart // rows)
-                made = stage(meet_rows(made), 1 << width, apart, partner, -1)
-    return FUNCTIONS["swapaxes"](meet_rows(made), -1, -2).reshape(words.shape)  # type: ignore[no-any-return]
+    def merge(x: Sym, size: Sym) -> list[Sym]:
+        """Join runs of several columns to one of ``size``."""
+
+        def columns_meet(x: Sym, k: Sym) -> list[Sym]:
+            apart = ufunc("multiply", k, rows)
+            met = stage(x, size, apart, ufunc("bitwise_xor", iota((lanes,), 0), k), -1)
+            return [where(ufunc("less", apart, size), met, x)]
+
+        (x,) = emit_scan(columns_meet, [x], [as_sym(np.array(across))], len(across), False)
+        first, second = pairs(along)
+        return list(
+            emit_scan(lambda x, a, b: two_stages(x, size, a, size, b), [x], [first, second], first.shape[0], False)
+        )
+
+    made = words.reshape((batch, whole))
+    if many:
+        made = apply("pad", made, as_sym(0).astype(made.dtype), low=(0, 0), high=(-batch % lanes, 0), interior=(0, 0))
+        made = made.reshape((made.shape[0] // lanes, lanes, whole)).transpose((0, 2, 1))
+    else:
+        made = made.reshape((batch, rows, lanes))
+    stages = [(2 * n, k) for n in reversed(along) for k in along if k <= n]
+    (size, again), (apart, after) = (pairs(list(column)) for column in zip(*stages, strict=True))
+    (made,) = emit_scan(two_stages, [made], [size, apart, again, after], size.shape[0], False)
+    if across:
+        sizes = as_sym(np.array([2 * rows * k for k in reversed(across)]))
+        (made,) = emit_scan(merge, [made], [sizes], len(across), False)
+    made = made.transpose((0, 2, 1)).reshape((made.size // whole, whole))
+    return part(made, 0, 0, batch).reshape(words.shape)
 
 
 def _ordered(x: Sym) -> Sym:
