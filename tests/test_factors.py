@@ -59,9 +59,10 @@ def test_qr_of_dependent_columns() -> None:
 def test_svd(where: tuple[int, ...], dtype: str) -> None:
     a = RNG.standard_normal(where).astype(dtype)
     tol = 1e-4 if dtype == "f4" else 1e-10
-    close(kf.jit(np.linalg.svdvals)(a), np.linalg.svdvals(a), tol)
-    for full in (False, True):
-        u, s, vh = (np.asarray(x) for x in kf.jit(lambda a, full=full: np.linalg.svd(a, full))(a))
+    values, *both = kf.jit(lambda a: (np.linalg.svdvals(a), np.linalg.svd(a, False), np.linalg.svd(a, True)))(a)
+    close(values, np.linalg.svdvals(a), tol)
+    for full, found in zip((False, True), both, strict=True):
+        u, s, vh = (np.asarray(x) for x in found)
         assert (u.shape, vh.shape) == tuple(x.shape for x in np.linalg.svd(a, full)[::2])
         k = s.shape[-1]
         np.testing.assert_allclose(u[..., :k] * s[..., None, :] @ vh[..., :k, :], a, atol=tol)
@@ -76,8 +77,9 @@ def test_svd(where: tuple[int, ...], dtype: str) -> None:
 def test_eigh(where: int, dtype: str) -> None:
     a = RNG.standard_normal((2, where, where)).astype(dtype)
     tol = 1e-4 if dtype == "f4" else 1e-10
-    for side in ("L", "U"):
-        w, v = (np.asarray(x) for x in kf.jit(lambda a, side=side: np.linalg.eigh(a, side))(a))
+    both = kf.jit(lambda a: (np.linalg.eigh(a, "L"), np.linalg.eigh(a, "U")))(a)
+    for side, found in zip(("L", "U"), both, strict=True):
+        w, v = (np.asarray(x) for x in found)
         close(w, np.linalg.eigvalsh(a, side), tol)
         whole = np.tril(a) + np.tril(a, -1).mT if side == "L" else np.triu(a) + np.triu(a, 1).mT
         np.testing.assert_allclose(v * w[:, None, :] @ v.mT, whole, atol=tol)
