@@ -1,4 +1,6 @@
-"""Software pipelining of rows: the last pass over one runs in a pass over the next."""
+"""Software pipelining of rows: what reads one, what computes with the next and what stores the one after that run in
+one loop.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from kernelforge.errors import IllegalSchedule
+from kernelforge.ir.accesses import redirected
 from kernelforge.ir.index import normalize, reads
 from kernelforge.ir.kernel import (
     Alloc,
+    Const,
     Expr,
     For,
     Kernel,
@@ -19,6 +23,7 @@ from kernelforge.ir.kernel import (
     exprs,
     i64,
     map_exprs,
+    op,
     stmts,
     substitute,
     walk,
@@ -80,6 +85,88 @@ def behind(kernel: Kernel, name: str, into: str) -> Kernel:
         )
 
     return each(kernel, "behind", name, change)
+
+
+def early(kernel: Kernel, name: str, first: str, into: str) -> Kernel:
+    """Let the loop ``first`` of each iteration of the loop ``name`` run in the loop ``into`` of the iteration before:
+    what it reads comes from memory while the other one computes.
+
+    Legal where ``first`` does nothing but combine what no iteration stores into scalars, which are its own and begin as
+    constants. The last iteration, which has none after it, makes its own ones again. The loops that stand before the
+    first iteration get names of their own, which end with ``_early``.
+    """
+
+    def change(loop: For) -> Sequence[Stmt]:
+        reason = hindrance(loop, first, into)
+        if reason:
+            raise IllegalSchedule(step="early", target=name, reason=reason)
+        made, host = (loop.body[_position(loop, n)] for n in (first, into))
+        assert isinstance(made, For)
+        assert isinstance(host, For)
+        assert loop.static is not None
+        sums = {s.buffer: s.value.dtype for s in made.body if isinstance(s, Store)}
+        renamed = {s: f"{s}_early" for s in sums}
+        starts = [s for s in loop.body if isinstance(s, Store) and s.buffer in sums]
+
+        def moved(body: Sequence[Stmt], replace: dict[Expr, Expr]) -> tuple[Stmt, ...]:
+            return redirected(substituted(body, replace), set(sums), lambda b, index: (renamed[b], index))
+
+        following = normalize(op("min", loop.var + 1, i64(loop.static - 1)))
+        body: list[Stmt] = []
+        for s in loop.body:
+            if s is made:
+                body += [Store(b, (), Load(renamed[b], (), dtype)) for b, dtype in sums.items()]
+            elif s is host:
+                beside = moved(made.body, {made.var: host.var, loop.var: following})
+                body += [*moved(starts, {}), dataclasses.replace(host, body=(*host.body, *beside))]
+            elif s not in starts:
+                body.append(s)
+        own = Var(f"{first}_early", "i64", made.var.bound)
+        before = dataclasses.replace(made, var=own, body=moved(made.body, {made.var: own, loop.var: i64(0)}))
+        return (
+            *(Alloc(renamed[b], dtype, (), "register") for b, dtype in sums.items()),
+            *moved(starts, {}),
+            before,
+            dataclasses.replace(loop, kind="serial", body=tuple(body)),
+        )
+
+    return each(kernel, "early", name, change)
+
+
+def hindrance(loop: For, first: str, into: str) -> str:
+    """Return why ``early`` is not legal for two of the loops in a loop, or nothing."""
+    here, there = (_position(loop, n) for n in (first, into))
+    made, host = loop.body[here], loop.body[there]
+    if not 0 <= here < there or not isinstance(made, For) or not isinstance(host, For) or not loop.static:
+        return f"there is no loop {first!r} before a loop {into!r}, or it is not known how often they run"
+    if made.extent is not host.extent or not made.kind == host.kind == "serial":
+        return "the loops do not have one extent, or are not both serial"
+    if not all(isinstance(s, Store) and s.op and not s.index for s in made.body):
+        return f"{first!r} does more than to combine into scalars"
+    own = {s.buffer for s in made.body if isinstance(s, Store)}
+    if _read((made,)) & {s.buffer for s in stmts(loop.body) if isinstance(s, Store)}:
+        return f"what {first!r} reads is stored"
+    starts = [k for k, s in enumerate(loop.body) if isinstance(s, Store) and s.buffer in own]
+    others = {
+        s.buffer
+        for k, t in enumerate(loop.body)
+        if k not in (here, *starts)
+        for s in stmts((t,))
+        if isinstance(s, Store)
+    }
+    constant = all(
+        isinstance(s, Store) and not s.op and isinstance(s.value, Const) for s in (loop.body[k] for k in starts)
+    )
+    between = loop.body[min(starts, default=here) : here]
+    if (
+        own & others
+        or own & _read(between)
+        or not constant
+        or len(starts) != len(own)
+        or max(starts, default=-1) > here
+    ):
+        return f"what {first!r} makes is not its own"
+    return ""
 
 
 def _position(loop: For, into: str) -> int:

@@ -24,7 +24,7 @@ from kernelforge.ir.kernel import (
     stmts,
     substitute,
 )
-from kernelforge.ir.schedule.behind import behind, obstacle
+from kernelforge.ir.schedule.behind import behind, early, hindrance, obstacle
 from kernelforge.ir.schedule.contraction import transposed
 from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import NEAR, Limits
@@ -43,6 +43,9 @@ SHORTER = 16
 
 DELAYED = 32
 """Rows at most that go one after the other where each waits for the next: one in so many is stored by itself."""
+
+LINE = 64
+"""Bytes of a line of the cache."""
 
 DEAR = 16
 """Operations of a pass, for each element, from which on it is worth its while to store the row before it beside it: a
@@ -71,7 +74,10 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
     (row,) = loops(kernel, at)
     dear, block = _delayed(row, limits)
     if block > 1:
+        first = next(s.var.name for s in row.body if isinstance(s, For))
         kernel = behind(split(kernel, at, block, at, f"{at}r", "exact"), f"{at}r", dear)
+        if _whole_lines(row) and not hindrance(loops(kernel, f"{at}r")[0], first, dear):
+            kernel = early(kernel, f"{at}r", first, dear)
     (row,) = loops(kernel, at)
     beside = [t for s in row.body if isinstance(s, For) and s.var.name == f"{at}r" for t in s.body]
     for name in [s.var.name for s in (*row.body, *beside) if isinstance(s, For) and s.var.name != f"{at}r"]:
@@ -82,7 +88,7 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
                     kernel = turned
                     continue
                 # the first row, one of ``DELAYED``, is written out less
-                few = 4 * width if name.endswith("_first") else math.inf
+                few = 4 * width if name.endswith(("_first", "_early")) else math.inf
                 kernel = _lane_reduction(kernel, inner, width, min(most, few))
             else:
                 kernel = in_lanes(kernel, inner, width, limits.side)
@@ -94,16 +100,32 @@ def _delayed(row: For, limits: Limits) -> tuple[str, int]:
     dear one over the next.
 
     One has memory wait for the processor, the other the processor for memory. Where what is stored does not go past
-    the caches, a row is better kept in the output that it becomes, which this rules out.
+    the caches, a row is better kept in the output that it becomes, which this rules out. Passes that are not dear save
+    the time between two loops: they run together where one array is read and rows go past the caches line by line. (A
+    layer norm of 1 MB takes 0.8 times as long, one of 16 MB 0.9 to 1.0; with the sum of two arrays 1.0 to 1.2, of rows
+    that begin between lines 1.5.)
     """
     costs = {s.var.name: _dearest(s) for s in row.body if isinstance(s, For)}
     dear = max((n for n in costs if not obstacle(row, n)), key=costs.__getitem__, default="")
-    if "stream" not in limits.native or not dear or not costs[dear] >= DEAR > [*costs.values()][-1]:
+    if "stream" not in limits.native or not dear or [*costs.values()][-1] >= DEAR:
+        return "", 1
+    read = {e.buffer for e in loads(row.body) if e.index and row.var in free_vars(e.index[0])}
+    if costs[dear] < DEAR and not (_whole_lines(row) and len(read) == 1):
         return "", 1
     block = math.gcd(row.static or 1, DELAYED)
-    while block > 1 and (row.static or 1) < 4 * limits.threads * block:
+    while block > 1 and (row.static or 1) < 2 * limits.threads * block:
         block //= 2
-    return dear, block if block > 2 else 1
+    return dear, block if block > 4 else 1
+
+
+def _whole_lines(row: For) -> bool:
+    """Whether what the last loop over each row stores begins at a line where the first row's does."""
+    steps = [
+        (affine(s.index[0], row.var), DTYPES[s.value.dtype].itemsize)
+        for s in stmts(row.body[-1:])
+        if isinstance(s, Store)
+    ]
+    return all(c is not None and c * itemsize % LINE == 0 for c, itemsize in steps)
 
 
 def _dearest(loop: For) -> int:

@@ -236,7 +236,8 @@ def test_a_row_keeps_what_its_passes_share() -> None:
 
 
 def test_a_dear_pass_over_a_row_has_the_last_one_over_the_row_before_beside_it() -> None:
-    """As many rows in a block as leave each thread four, where the stores go past the caches."""
+    """As many rows in a block as leave each thread two blocks, where the stores go past the caches; the first pass over
+    the row after the next stands there, too, if rows are whole lines."""
     avx512 = DEVICES["avx512"]
 
     def block(k: Kernel, limits: Limits = avx512) -> int:
@@ -248,9 +249,47 @@ def test_a_dear_pass_over_a_row_has_the_last_one_over_the_row_before_beside_it()
     def size(k: Kernel) -> int:
         return k.body[0].static or 1  # type: ignore[union-attr]
 
-    assert [block(softmax(n, 40)) for n in (4096, 512, 64, 24, 16, 8, 4, 61)] == [32, 32, 8, 1, 1, 1, 1, 1]
+    assert [block(softmax(n, 40)) for n in (4096, 512, 64, 32, 24, 16, 4, 61)] == [32, 32, 16, 8, 1, 1, 1, 1]
     assert block(softmax(64, 40), dataclasses.replace(avx512, native=frozenset())) == 1
     assert block(softmax(64, 40), dataclasses.replace(avx512, cache_bytes=256)) == 1  # it would make each row twice
+    for length, whole in ((40, False), (48, True)):
+        made = schedule(softmax(64, length), avx512)
+        same(softmax(64, length), made)
+        assert any(s.buffer.endswith("_early") for s in stmts(made.body) if isinstance(s, Alloc)) == whole
+
+
+def test_light_passes_over_rows_run_together_where_one_array_is_read() -> None:
+    def norm(columns: int, element: Expr) -> Kernel:
+        """Squares about the mean, of which each element is divided by the sum."""
+        i, a, b, c = (Var(n, "i64", e) for n, e in (("i", 64), ("a", columns), ("b", columns), ("c", columns)))
+
+        def at(k: Var) -> Expr:
+            return substitute(element, {Var("k", "i64", columns): k})
+
+        m, q = Load("m", (), "f32"), Load("q", (), "f32")
+        body = (
+            Alloc("m", "f32", (), "register"),
+            Store("m", (), Const(0.0, "f32")),
+            For(a, i64(columns), "serial", (Store("m", (), at(a), "add"),)),
+            Alloc("q", "f32", (), "register"),
+            Store("q", (), Const(0.0, "f32")),
+            For(b, i64(columns), "serial", (Store("q", (), (at(b) - m) * (at(b) - m), "add"),)),
+            For(c, i64(columns), "parallel", (Store("o", (i * columns + c,), (at(c) - m) / q),)),
+        )
+        loop = For(i, i64(64), "parallel", body)
+        return kernel("norm", (("x", 64 * columns), ("z", 64 * columns)), 64 * columns, loop)
+
+    def together(columns: int, second: bool) -> bool:
+        at = (Var("i", "i64", 64) * columns + Var("k", "i64", columns),)
+        element: Expr = Load("x", at, "f32")
+        k = norm(columns, element + Load("z", at, "f32") if second else element)
+        made = schedule(k, DEVICES["avx512"])
+        same(k, made)
+        return bool(steps.loops(made, "ir"))
+
+    assert together(48, False)
+    assert not together(40, False)
+    assert not together(48, True)
 
 
 def test_long_work_on_a_tile_is_not_unrolled() -> None:

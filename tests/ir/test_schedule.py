@@ -30,7 +30,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.parse import parse_kernel
 from kernelforge.ir.schedule import phases, steps
-from kernelforge.ir.schedule.behind import behind
+from kernelforge.ir.schedule.behind import behind, early
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.staging import copy_out, stage, store_after
 from tests.ir.naive import arrays, columns, double, gemm, kernel, running, same, softmax
@@ -355,6 +355,76 @@ def test_what_a_row_makes_in_another_place_does_not_wait(start: str, last: str, 
         behind(k, "r", "r")
     with pytest.raises(IllegalSchedule, match="does not end with a loop that could run in 'q'"):
         behind(k, "i", "q")
+
+
+def test_the_first_pass_over_a_row_runs_in_one_over_the_row_before() -> None:
+    k = softmax(5, 3)
+    made = early(delayed(k), "i", "ra", "t_rb")
+    same(k, made)
+    golden = """\
+  register m_early: f32[]
+  m_early[] = -inff32
+  for serial ra_early < 3 {
+    m_early[] max= x[ra_early + 3]
+  }
+  for serial i < 4 {
+    s_i[] = s[]
+    s[] = 0.0f32
+    m[] = m_early[]
+    m_early[] = -inff32
+    for serial t_rb < 3 {
+      o[i * 3 + t_rb] = t[t_rb] / s_i[]
+      t[t_rb] = exp(x[i * 3 + t_rb + 3] - m[])
+      s[] += exp(x[i * 3 + t_rb + 3] - m[])
+      m_early[] max= x[t_rb + min(i + 1, 3) * 3 + 3]
+    }
+  }
+"""
+    assert golden in str(made)
+    for rows in (1, 2, 7):
+        k = softmax(rows, 4)
+        same(k, early(k, "i", "ra", "rb"))
+    k = softmax(7, 4)
+    same(k, early(behind(k, "i", "rb"), "i", "ra", "rb"))
+
+
+@pytest.mark.parametrize(
+    ("start", "first", "between", "reason"),
+    [
+        ("m[] = 0.0f32\n", "serial a < 3 {\n m[] += x[i * 4 + a]\n}", "", "do not have one extent"),
+        ("m[] = 0.0f32\n", "parallel a < 4 {\n t[a] = x[i * 4 + a]\n}", "", "are not both serial"),
+        ("m[] = 0.0f32\n", "serial a < 4 {\n t[a] = x[i * 4 + a]\n}", "", "does more than to combine into scalars"),
+        ("m[] = 0.0f32\n", "serial a < 4 {\n m[] += x[i * 4 + a] * s[]\n}", "", "what 'a' reads is stored"),
+        ("m[] = 0.0f32\n", "serial a < 4 {\n m[] += x[i * 4 + a]\n}", "m[] += 1.0f32\n", "makes is not its own"),
+        ("m[] = x[i]\n", "serial a < 4 {\n m[] += x[i * 4 + a]\n}", "", "makes is not its own"),
+        ("", "serial a < 4 {\n m[] += x[i * 4 + a]\n}", "", "makes is not its own"),
+        ("m[] = 0.0f32\nt[0] = m[]\n", "serial a < 4 {\n m[] += x[i * 4 + a]\n}", "", "makes is not its own"),
+    ],
+)
+def test_what_a_row_does_not_make_alone_is_not_made_early(start: str, first: str, between: str, reason: str) -> None:
+    text = f"""kernel k(in x: f32[12], out o: f32[12]) {{
+ register m: f32[]
+ register s: f32[]
+ local t: f32[4]
+ for serial i < 3 {{
+  {start}
+  s[] = 0.0f32
+  for {first}
+  {between}
+  for serial b < 4 {{
+   s[] += x[i * 4 + b] * m[]
+  }}
+  for parallel j < 4 {{
+   o[i * 4 + j] = s[]
+  }}
+ }}
+}}"""
+    k = parse_kernel(text)
+    with pytest.raises(IllegalSchedule, match=reason):
+        early(k, "i", "a", "b")
+    for pair in (("b", "a"), ("a", "q")):
+        with pytest.raises(IllegalSchedule, match=f"there is no loop '{pair[0]}' before a loop '{pair[1]}'"):
+            early(k, "i", *pair)
 
 
 def test_copy_out_frees_readers_from_registers() -> None:
