@@ -23,8 +23,9 @@ CHUNK = 16384
 SHORT, SHORTEST = 8, 4
 """Loops of fewer vectors run what is left over in vectors of half the lanes, and so on, down to so many lanes."""
 
-TOGETHER, WORTH = 8, 0.75
-"""How many vectors are made together at most, and what share of the operations of each that must leave."""
+TOGETHER, WORTH, BRIEF = 8, 0.75, 400
+"""How many vectors are made together at most, what share of the operations of each that must leave, and of how many
+operations a vector may be: values of more do not stay in registers (normals of f64 took 1.6 times as long so)."""
 
 TURNS = 4
 """Copies of a map, one for each kind of element, that are made at most."""
@@ -215,7 +216,7 @@ def together(loop: For, width: int) -> int:
     operations in common, as random bits do.
     """
     every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op)}
-    if not any(e.op in ("floordiv", "mod") and loop.var in free_vars(e) for e in every):
+    if len(every) > BRIEF or not any(e.op in ("floordiv", "mod") and loop.var in free_vars(e) for e in every):
         return 1
     extent = loop.static or 0
     block, lane = Var("block", "i64", extent // (TOGETHER * width) + 1), Var("lane", "i64", width)
