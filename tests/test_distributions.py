@@ -254,9 +254,11 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: R.randint(KEY, (3,), 0, 257, np.uint8), "an integer dtype that holds 0 to 256"),
     (lambda: R.randint(KEY, (3,), -1, 2, np.uint32), "an integer dtype that holds -1 to 1"),
     (lambda: R.randint(KEY, (3,), 0, 2, np.float32), "an integer dtype that holds 0 to 1"),
-    (lambda: R.normal(KEY, (3,), np.int32), "expected a float dtype"),
-    (lambda: R.gumbel(KEY, (3,), np.int32), "expected a float dtype"),
-    (lambda: R.categorical(KEY, np.zeros(3, np.int32)), "expected a float dtype"),
+    (lambda: R.normal(KEY, (3,), np.int32), "random.normal: dtype='int32' is not valid; expected a float dtype"),
+    (lambda: R.gumbel(KEY, (3,), np.int32), "random.gumbel: dtype='int32' is not valid; expected a float dtype"),
+    (lambda: R.uniform(KEY, (3,), np.int32), "random.uniform: dtype='int32' is not valid; expected a float dtype"),
+    (lambda: R.orthogonal(KEY, 3, (), np.int32), "random.orthogonal: dtype='int32' is not valid; expected a float"),
+    (lambda: R.categorical(KEY, np.zeros(3, np.int32)), "random.categorical: dtype='int32' is not valid; expected"),
 ]
 
 
@@ -322,6 +324,67 @@ def test_quantile_of_the_normal_distribution() -> None:
     p = np.concatenate([np.logspace(-300, -1, 400), np.linspace(0.01, 0.99, 99), 1 - np.logspace(-15, -1, 50)])
     found = kf.jit(lambda p: result(normal_quantile(to_sym(p))))(p)
     np.testing.assert_allclose(found, st.norm.ppf(p), rtol=1e-13, atol=1e-15)
+
+
+BATCH = R.split(KEY, 3)
+MISUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    *(
+        (
+            call,
+            errors.DtypeMismatch,
+            rf"random.{name}: dtypes u32\[3,2\] do not fit; expected one key, of type u32\[2\]; take one for each",
+        )
+        for name, call in {
+            "normal": lambda: R.normal(BATCH, (3,)),
+            "gumbel": lambda: kf.jit(lambda k: R.gumbel(k, (3,)))(BATCH),
+            "choice": lambda: R.choice(BATCH, 5),
+            "permutation": lambda: kf.jit(lambda k: R.permutation(k, 5))(BATCH),
+            "orthogonal": lambda: R.orthogonal(BATCH, 3),
+        }.items()
+    ),
+    (
+        lambda: R.normal((3,), key=KEY),
+        errors.InvalidCall,
+        r"random.normal\(\(3,\), key=u32\[2\]\): multiple values for argument 'key'; its parameters are \(key, shape",
+    ),
+    (
+        lambda: R.choice(KEY, np.zeros((3, 4)), axis=2),
+        errors.InvalidAxis,
+        "random.choice: axis 2 is none of an array of 2 axes; expected integers from -2 to 1",
+    ),
+    (
+        lambda: kf.jit(lambda x: R.permutation(KEY, x, -3))(np.zeros((3, 4))),
+        errors.InvalidAxis,
+        "random.permutation: axis -3 is none of an array of 2 axes; expected integers from -2 to 1",
+    ),
+    *(
+        (
+            call,
+            errors.InvalidParameter,
+            f"random.uniform: maxval={most} is not valid; expected minval, {least}, or more, .* that {dtype} holds",
+        )
+        for call, least, most, dtype in [
+            (lambda: R.uniform(KEY, (3,), minval=5, maxval=2), 5.0, 2.0, "f32"),
+            (lambda: R.uniform(KEY, (3,), minval=np.array([1, 5]), maxval=2), 5.0, 2.0, "f32"),
+            (lambda: R.uniform(KEY, (3,), np.float16, -60000, 60000), -60000.0, 60000.0, "f16"),
+            (lambda: R.uniform(KEY, (3,), maxval=np.inf), 0.0, "inf", "f32"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), MISUSED, ids=[str(i) for i in range(len(MISUSED))])
+def test_calls_that_are_wrong_are_refused_by_the_functions_name(
+    call: Callable[[], Any], kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        call()
+
+
+def test_bounds_that_are_equal_or_of_a_run_make_numbers() -> None:
+    np.testing.assert_array_equal(R.uniform(KEY, (3,), minval=2, maxval=2), np.full(3, 2, np.float32))
+    drawn = np.asarray(kf.jit(lambda low: R.uniform(KEY, (9,), minval=low, maxval=3))(np.float32(1)))
+    assert ((drawn >= 1) & (drawn < 3)).all()
 
 
 def test_parameters_that_make_no_distribution() -> None:

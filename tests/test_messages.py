@@ -196,7 +196,7 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: kf.random.normal(3, (2,)),
         errors.DtypeMismatch,
         (
-            "kf.random: dtypes i64[] do not fit; expected one key, of type u32[2]; make one with "
+            "random.normal: dtypes i64[] do not fit; expected one key, of type u32[2]; make one with "
             "kf.random.key(seed)\n  at HERE"
         ),
     ),

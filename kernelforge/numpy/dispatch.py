@@ -125,7 +125,8 @@ class Function:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.__name__}(): {error}") from None
+            with Told(f"{self._space}.{self.__name__}", self._fn, args, kwargs):
+                raise TypeError(*error.args) from None  # of this frame: beyond it, it would be the user's
         if not tracing():
             return self._run(bound)
         selection = next((x for x in bound.arguments.values() if isinstance(x, Selection)), None)

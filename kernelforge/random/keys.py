@@ -13,11 +13,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from kernelforge.dtypes import short
+from kernelforge.dtypes import as_dtype, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, TracedStream
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing
 from kernelforge.ir.types import Type
-from kernelforge.methods import FUNCTIONS
+from kernelforge.methods import FUNCTIONS, is_array
 from kernelforge.numpy.creation import shape_of
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.shapes import part
@@ -39,7 +39,30 @@ def drawn(*arrays: str, numbers: bool = True, name: str | None = None) -> Callab
         numbers: whether the body takes Python numbers as they are.
         name: what users call it, where that is another name.
     """
-    return array_function("key", *arrays, numbers=numbers, name=name, table={}, space=SPACE)
+
+    def decorate(fn: F) -> F:
+        title = name or fn.__name__
+
+        @functools.wraps(fn)
+        def body(key: Any, *args: Any, **kwargs: Any) -> Any:
+            _one_key(title, key)
+            return fn(key, *args, **kwargs)
+
+        entered = array_function("key", *arrays, numbers=numbers, name=title, table={}, space=SPACE)
+        return cast(F, entered(body))
+
+    return decorate
+
+
+def _one_key(op: str, key: Any) -> None:
+    """Refuse arrays and numbers that are not one key."""
+    if not isinstance(key, Sym) and not is_array(key):
+        return
+    shape, dtype = np.shape(key), as_dtype(getattr(key, "dtype", np.result_type(key)))
+    if shape != (2,) or dtype != np.uint32:
+        more = "take one for each example with vmap" if len(shape) > 1 else "make one with kf.random.key(seed)"
+        expected = f"one key, of type u32[2]; {more}"
+        raise DtypeMismatch(op=f"{SPACE}.{op}", found=str(Type(shape, dtype)), expected=expected)
 
 
 def checked(**conditions: tuple[Callable[[Any], Any], str]) -> Callable[[F], F]:
@@ -63,6 +86,7 @@ def checked(**conditions: tuple[Callable[[Any], Any], str]) -> Callable[[F], F]:
                 if value is not None and value is not TRACED and np.any(mask := wrong(np.asarray(value))):
                     found = np.asarray(value)[mask].flat[0].item()
                     raise InvalidParameter(op=f"{SPACE}.{fn.__name__}", name=name, found=found, expected=expected)
+            _one_key(fn.__name__, given["key"])
             return fn(*args, **kwargs)
 
         return cast(F, telling(call, space=SPACE))
@@ -135,12 +159,7 @@ def next_key() -> np.ndarray[Any, Any]:
 
 def words(k: Operand, shape: tuple[int, ...], share: int = 2) -> Sym:
     """Make random words of ``shape``; see ``kernelforge.ir.ops.random`` for ``share``."""
-    one = as_sym(k)
-    if one.shape != (2,) or one.dtype != np.uint32:
-        more = "take one for each example with vmap" if one.ndim > 1 else "make one with kf.random.key(seed)"
-        expected = f"one key, of type u32[2]; {more}"
-        raise DtypeMismatch(op="kf.random", found=str(Type(one.shape, one.dtype)), expected=expected)
-    return apply("random_bits", one, shape=shape, share=share)
+    return apply("random_bits", as_sym(k), shape=shape, share=share)
 
 
 @drawn()

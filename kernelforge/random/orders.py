@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.errors import InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym
@@ -16,7 +17,7 @@ from kernelforge.numpy.sorting import network
 from kernelforge.numpy.ufuncs import ufunc, where
 from kernelforge.random.continuous import gumbel
 from kernelforge.random.keys import checked, drawn, whole
-from kernelforge.random.uniforms import Shape, bits, randint, uniform, widened
+from kernelforge.random.uniforms import Shape, bits, floating, randint, uniform, widened
 from kernelforge.trace import TRACED, concrete
 
 
@@ -35,7 +36,7 @@ def categorical(key: Sym, logits: Sym, axis: int = -1, shape: Shape | None = Non
         expected = f"one that ends with {moved.shape[:-1]}, the shape of logits without axis {axis}"
         raise InvalidParameter(op="random.categorical", name="shape", found=extents, expected=expected)
     # a narrow float has few values near the largest noise: ties would favour the places that come first
-    noise = gumbel(key, (*extents, moved.shape[-1]), widened(moved.dtype)[1])
+    noise = gumbel(key, (*extents, moved.shape[-1]), widened(floating("categorical", moved.dtype))[1])
     return FUNCTIONS["argmax"](ufunc("add", moved, noise), -1)  # type: ignore[no-any-return]
 
 
@@ -56,7 +57,7 @@ def _numbers(key: Operand, n: int) -> Sym:
 
 @drawn("x", numbers=False, name="permutation")
 def _elements(key: Sym, x: Sym, axis: int) -> Sym:
-    return FUNCTIONS["take"](x, _order(key, x.shape[axis]), axis)  # type: ignore[no-any-return]
+    return FUNCTIONS["take"](x, _order(key, x.shape[normalize_axis_index(axis, x.ndim)]), axis)  # type: ignore[no-any-return]
 
 
 @checked()
@@ -89,7 +90,7 @@ def choice(key: Any, a: Any, shape: Shape = (), replace: bool = True, p: Any = N
     """
     op, extents = "random.choice", shape_of(shape, "random.choice")
     a = FUNCTIONS["asarray"](a) if isinstance(a, list | tuple) else a
-    n = np.shape(a)[axis] if np.ndim(a) else whole("choice", "a", a)
+    n = np.shape(a)[normalize_axis_index(axis, np.ndim(a))] if np.ndim(a) else whole("choice", "a", a)
     if n < 0:
         raise InvalidParameter(op=op, name="a", found=n, expected="0 or more, or an array")
     known = TRACED if p is None else concrete(p)

@@ -35,12 +35,30 @@ def bits(key: Operand, shape: Shape = (), dtype: Any = np.uint32) -> Sym:
     return ufunc("bitwise_or", ufunc("left_shift", high, 32), low)
 
 
-@drawn("minval", "maxval")
-def uniform(
-    key: Operand, shape: Shape = (), dtype: Any = np.float32, minval: Operand = 0.0, maxval: Operand = 1.0
-) -> Sym:
-    """Make floats in [minval, maxval), evenly spread."""
-    kind, extents = as_dtype(dtype), shape_of(shape, "random.uniform")
+@checked()
+def uniform(key: Any, shape: Shape = (), dtype: Any = np.float32, minval: Any = 0.0, maxval: Any = 1.0) -> Any:
+    """Make floats in [minval, maxval), evenly spread; ``minval`` where the two are equal.
+
+    Raises:
+        InvalidParameter: for bounds in the wrong order, or too far apart for ``dtype``, where they are known while
+            the function is compiled.
+    """
+    kind = floating("uniform", dtype)
+    ends = [concrete(x) for x in (minval, maxval)]
+    if not any(x is TRACED for x in ends):
+        low, high = (np.asarray(x, np.float64) for x in ends)
+        with np.errstate(all="ignore"):
+            wrong = ~np.isfinite((high - low).astype(kind)) | (low > high)
+        if np.any(wrong):
+            least, found = (np.broadcast_to(x, wrong.shape)[wrong].flat[0].item() for x in (low, high))
+            expected = f"minval, {least}, or more, and a difference that {short(kind)} holds"
+            raise InvalidParameter(op="random.uniform", name="maxval", found=found, expected=expected)
+    return _uniform(key, shape, kind, minval, maxval)
+
+
+@drawn("minval", "maxval", name="uniform")
+def _uniform(key: Operand, shape: Shape, kind: np.dtype[Any], minval: Operand, maxval: Operand) -> Sym:
+    extents = shape_of(shape, "random.uniform")
     low, high = (operand(v, kind, extents, "uniform") for v in (minval, maxval))
     made = unit(as_sym(key), extents, kind)
     # rounding may reach the upper end, which is not included
@@ -48,21 +66,22 @@ def uniform(
     return where(value < high, value, low)
 
 
-def word_of(dtype: np.dtype[Any]) -> tuple[Any, int, int]:
-    """Look a float dtype up in ``BITS``."""
-    if short(dtype) not in BITS:
-        raise InvalidParameter(op="random", name="dtype", found=str(dtype), expected="a float dtype")
-    return BITS[short(dtype)]
+def floating(op: str, dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of a function's numbers, which must be floats."""
+    kind = as_dtype(dtype)
+    if short(kind) not in BITS:
+        raise InvalidParameter(op=f"{SPACE}.{op}", name="dtype", found=str(kind), expected="a float dtype")
+    return kind
 
 
 def unit(key: Sym, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Sym:
     """Make multiples of the least spacing below 1: all that are in [0, 1) are as likely."""
-    return fraction(bits(key, shape, word_of(dtype)[0]), dtype)
+    return fraction(bits(key, shape, BITS[short(dtype)][0]), dtype)
 
 
 def fraction(drawn: Sym, dtype: np.dtype[Any]) -> Sym:
     """Take the high bits of random words as what stands behind the point."""
-    _, width, kept = word_of(dtype)
+    _, width, kept = BITS[short(dtype)]
     whole = ufunc("right_shift", drawn, width - kept)
     wide = np.dtype(np.float32) if dtype.itemsize == 2 else dtype
     return (whole.astype(wide) * 2.0**-kept).astype(dtype)
@@ -155,7 +174,7 @@ def widened(dtype: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
 
 def inside(key: Sym, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Sym:
     """Make floats in (0, 1), evenly spaced and neither end included."""
-    word, width, kept = word_of(dtype)
+    word, width, kept = BITS[short(dtype)]
     whole = ufunc("right_shift", bits(key, shape, word), width - kept + 1).astype(dtype)
     return (whole + 0.5) * 2.0 ** (1 - kept)
 
@@ -172,7 +191,6 @@ Laid = tuple[np.dtype[Any], np.dtype[Any], tuple[int, ...], list[Sym]]
 
 def laid(op: str, dtype: Any, shape: Shape | None, *parameters: Operand) -> Laid:
     """Return a float dtype, the one its numbers are computed in, the shape, and the parameters in both."""
-    kind, wide = widened(dtype)
+    kind, wide = widened(floating(op, dtype))
     extents = full_shape(op, shape, *parameters)
-    word_of(kind)
     return kind, wide, extents, [operand(x, wide, extents, op) for x in parameters]

@@ -11,7 +11,7 @@ from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
 from kernelforge.random.continuous import normal
 from kernelforge.random.keys import checked, whole
-from kernelforge.random.uniforms import Shape, widened
+from kernelforge.random.uniforms import Shape, floating, widened
 
 
 @checked()
@@ -24,7 +24,7 @@ def multivariate_normal(key: Any, mean: Any, cov: Any, shape: Shape | None = Non
         shape: of the result without its last axis; by default what the leading axes of both broadcast to.
     """
     op = "random.multivariate_normal"
-    kind, wide = widened(dtype)
+    kind, wide = widened(floating("multivariate_normal", dtype))
     mean, cov = (FUNCTIONS["asarray"](x, wide) for x in (mean, cov))
     if mean.ndim < 1 or cov.shape[-2:] != 2 * mean.shape[-1:]:
         found = f"{mean.shape} and {cov.shape}"
@@ -38,7 +38,7 @@ def multivariate_normal(key: Any, mean: Any, cov: Any, shape: Shape | None = Non
 def orthogonal(key: Any, n: int, shape: Shape = (), dtype: Any = np.float32) -> Any:
     """Make orthogonal matrices ``(*shape, n, n)``, evenly spread: Q of a matrix of normal numbers (Stewart 1980)."""
     side = whole("orthogonal", "n", n)
-    kind, wide = widened(dtype)
+    kind, wide = widened(floating("orthogonal", dtype))
     drawn = normal(key, (*shape_of(shape, "random.orthogonal"), side, side), wide)
     q, r = FUNCTIONS["linalg.qr"](drawn)
     # the signs that make the factors unique, without which Q is not evenly spread
