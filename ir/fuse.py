@@ -26,6 +26,9 @@ MOST = 256
 """Nodes, at most, of a nest that others join by trial: each trial lowers all of it, so unbounded ones would take the
 square of their nodes. What needs no trial joins on."""
 
+SERIAL_MAPS, SERIAL = 8, 1 << 14
+"""Maps, and those times the elements, that a scatter computes at most: in a kernel before it they go by vectors."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Region:
@@ -230,13 +233,11 @@ class _Fuser:
         kinds = a.kinds | b.kinds
         if Kind.OPAQUE in kinds:
             return "the steps of control flow share a kernel with nothing else"
-        costly = any(i.node is not None and (i.node.prim.name in EXPENSIVE or i.kind is Kind.INDEX) for i in a.items)
-        if costly:
-            scattered = [i for i in b.items if i.kind is Kind.SCATTER]
-            if any(r.group is a for i in scattered for r in i.reads):
-                return "the scatter would compute it one element after the other"
-            if self._looked_up(a, b):
-                return "what is read where data says would be computed again for each use of an element"
+        costly = any(map(_costly, a.items))
+        if Kind.SCATTER in b.kinds and self._too_serial(a, b):
+            return "the scatter would compute it one element after the other"
+        if costly and self._looked_up(a, b):
+            return "what is read where data says would be computed again for each use of an element"
         reductions = a.reductions + b.reductions
         if reductions and self._stacked(b):
             return "each result would be stored once for each copy, a row apart"
@@ -271,6 +272,24 @@ class _Fuser:
             return self._too_many()
         a.join(b, None)
         return ""
+
+    def _too_serial(self, a: Group, b: Group) -> bool:
+        """Whether a scatter of ``b`` would compute for each element what is costly in ``a``, or much with it."""
+        found: set[Item] = set()
+        added = 0
+        stack: list[Item] = []
+        for item in b.items:
+            if item.kind is Kind.SCATTER and item.node is not None:
+                behind = {v for x in item.node.inputs[1:] for v in self._sources(x)}
+                stack += [i for i in item.reads if not behind.isdisjoint(i.outputs)]
+                added = max(added, item.node.inputs[1].type.size)
+        while stack:
+            item = stack.pop()
+            if item.group in (a, b) and item not in found:
+                found.add(item)
+                stack += item.reads
+        mine = [i for i in found if i.group is a]
+        return any(map(_costly, mine)) or (bool(mine) and len(found) > SERIAL_MAPS and len(found) * added > SERIAL)
 
     def _looked_up(self, a: Group, b: Group) -> bool:
         """Whether gathers of ``b`` read a value of ``a`` more often than it may be computed again."""
@@ -414,6 +433,11 @@ def inputs(part: Part) -> list[Value]:
 def _buffers(part: Part) -> int:
     """Return how many buffers a part takes at most."""
     return len(part.outputs) + len(inputs(part))
+
+
+def _costly(item: Item) -> bool:
+    """Whether an element of it is better kept than computed again."""
+    return item.node is not None and (item.node.prim.name in EXPENSIVE or item.kind is Kind.INDEX)
 
 
 def _reads_all(node: Node) -> bool:

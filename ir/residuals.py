@@ -28,6 +28,10 @@ LONG = 128
 """Nodes of a kernel from which on none is added to it: each way to do so is lowered to be weighed."""
 
 
+ONE_BY_ONE = 16
+"""How many times as long an operation takes in a scatter, which goes one element after the other."""
+
+
 def plan_residuals(graph: Graph, fusion: Fusion, max_args: int = 64) -> Fusion:
     """Decide for each value that one kernel stores and another one reads; report the decisions."""
     planner = _Planner(graph, fusion, max_args)
@@ -236,7 +240,9 @@ class _Planner:
     def work(self, part: Part) -> int:
         found = self.works.get(part)
         if found is None:
-            found = self.works[part] = operations(lower(part).body)[1] if _elements(part) else 0
+            found = operations(lower(part).body)[1] if _elements(part) else 0
+            scattered = any(n.prim.kind is Kind.SCATTER for n in part.nodes)
+            found = self.works[part] = found * (ONE_BY_ONE if scattered else 1)
         return found
 
     def regions(self) -> Iterator[Region]:

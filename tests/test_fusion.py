@@ -285,6 +285,32 @@ def test_what_is_costly_is_not_made_inside_of_a_scatter() -> None:
     assert "2.0" in str(added.ir)
 
 
+def test_much_work_goes_by_vectors_before_a_scatter() -> None:
+    """Neither fused nor recomputed in it, although what it is made of is smaller."""
+
+    def turned(image: Any, angles: Any) -> Any:
+        c = np.arange(32, dtype=np.float32) - 15.5
+        s, u = np.sin(angles)[:, None, None], np.cos(angles)[:, None, None]
+        y, x = s * c + u * c[:, None] + 15.5, u * c - s * c[:, None] + 15.5
+        i, j = np.floor(y), np.floor(x)
+        w = (1 - (y - i)) * (1 - (x - j))
+        return (w * image[np.clip(i, 0, 31).astype(np.int32), np.clip(j, 0, 31).astype(np.int32)]).sum(1)
+
+    rng = np.random.default_rng(0)
+    image, angles = rng.random((32, 32), np.float32), np.linspace(0, 3, 45, dtype=np.float32)
+    pulled = kf.jit(kf.grad(lambda image, angles: (turned(image, angles) ** 2).sum()))
+    (last,) = (k for k in pulled.lower(image, angles).kernels if "scatter" in k.name)
+    assert "floor" not in str(last.ir)
+    assert "sin" not in last.name
+    for device in kf.devices():
+        with kf.default_device(device):
+            found = np.asarray(pulled(image, angles))
+        step = np.float64(1e-3) * rng.standard_normal(image.shape)
+        wide = image.astype(np.float64)
+        slope = ((turned(wide + step, angles) ** 2).sum() - (turned(wide - step, angles) ** 2).sum()) / 2
+        np.testing.assert_allclose((found * step).sum(), slope, rtol=1e-3)
+
+
 def test_what_gathers_read_often_is_made_once() -> None:
     a, order, v = np.linspace(0, 1, 100), np.arange(100)[::-1].copy(), np.linspace(0, 1, 4096)
     sort, _ = kf.jit(lambda a, v, order: np.searchsorted(a, v, sorter=order)).lower(a, v, order).kernels

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, stmts, walk
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, i64, stmts, walk
+from kernelforge.ir.schedule.guards import lift_guard
 from kernelforge.ir.schedule.limits import NEAR, Limits
-from kernelforge.ir.schedule.maps import SHORT, SHORTEST, in_lanes, rest_in_lanes, shortened
-from kernelforge.ir.schedule.nests import grid, loads, perfect, size
+from kernelforge.ir.schedule.maps import SHORT, SHORTEST, in_lanes, rest_in_lanes, shortened, solo
+from kernelforge.ir.schedule.nests import grid, loads, perfect, size, unit
 from kernelforge.ir.schedule.staging import nested, stage, store_after
 from kernelforge.ir.schedule.steps import bind, fission, loops, place, reorder, split
 
@@ -52,6 +54,30 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     kernel = _tile(kernel, tile)
     kernel = rest_in_lanes(kernel, name, f"{name}i_t", width if unroll > 1 else width // 2, least, _lanes)
     return grid(kernel, names, enough)
+
+
+def vector_found(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel | None:
+    """Walk rows that data finds with lanes side by side along each; threads own columns. None where memory does not
+    run along the last loop.
+    """
+    last = parallel[-1]
+    name, n = last.var.name, last.static or 0
+    width = shortened(width, n)
+    if width == 1 or not unit(last):
+        return None
+    pieces = -(-limits.threads // size(parallel[:-1]))
+    chunk = -(-n // (pieces * width)) * width
+    names = [p.var.name for p in parallel]
+    if pieces > 1 and chunk < n:
+        names[-1] = f"{name}g"
+        kernel = split(kernel, name, chunk, names[-1], name, "clip")
+        last = dataclasses.replace(last, extent=i64(chunk))
+    else:
+        names.pop()
+    for inner in list(_inside(kernel, name, ())):
+        kernel = reorder(kernel, name, inner)
+    kernel = in_lanes(lift_guard(kernel, name), last, width)
+    return grid(kernel, names, 8 * limits.threads) if names else solo(kernel)
 
 
 def vector_running(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel | None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.kernel import Alloc, Expr, For, If, Kernel, Load, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.kernel import Alloc, Expr, For, If, Kernel, Let, Load, Stmt, Store, exprs, stmts, walk
 from kernelforge.ir.schedule.steps import each
 
 
@@ -35,6 +35,22 @@ def _sunk(body: Sequence[Stmt], guards: tuple[Expr, ...] = ()) -> tuple[Stmt, ..
                 s = If(cond, (s,))
             out.append(s)
     return tuple(out)
+
+
+def lift_guard(kernel: Kernel, name: str) -> Kernel:
+    """Ask a condition around all that a loop does, if it is the same for each iteration, once before the loop."""
+
+    def change(loop: For) -> Sequence[Stmt]:
+        *lets, guarded = loop.body
+        if not isinstance(guarded, If) or not all(isinstance(s, Let) for s in lets):
+            return (loop,)
+        written = {s.buffer for s in stmts(loop.body) if isinstance(s, Store)}
+        asked = [guarded.cond, *(s.value for s in lets if isinstance(s, Let))]
+        if any(e == loop.var or (isinstance(e, Load) and e.buffer in written) for a in asked for e in walk(a)):
+            return (loop,)
+        return (*lets, dataclasses.replace(guarded, body=(dataclasses.replace(loop, body=guarded.body),)))
+
+    return each(kernel, "lift_guard", name, change)
 
 
 def unguard(kernel: Kernel, buffer: str, padded: Callable[[Load], bool]) -> Kernel:

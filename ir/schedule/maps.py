@@ -49,7 +49,7 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
     across = "" if turned is not kernel else _across(kernel, parallel, width)
     kernel, last = turned, loops(turned, name)[0]
     kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side)
-    return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else _solo(kernel)
+    return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else solo(kernel)
 
 
 def _in_columns(kernel: Kernel, parallel: Sequence[For], width: int) -> tuple[Kernel, Sequence[For], int]:
@@ -151,7 +151,7 @@ def _tiled(kernel: Kernel, parallel: Sequence[For], across: str, width: int) -> 
     return bind(kernel, tile[1], "vector")
 
 
-def _solo(kernel: Kernel) -> Kernel:
+def solo(kernel: Kernel) -> Kernel:
     """Put a small nest under one grid iteration."""
     return dataclasses.replace(kernel, body=(For(Var("g", "i64", 1), i64(1), "grid", kernel.body),))
 

@@ -26,7 +26,7 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
-from kernelforge.ir.schedule.columns import vector_block, vector_column, vector_running
+from kernelforge.ir.schedule.columns import vector_block, vector_column, vector_found, vector_running
 from kernelforge.ir.schedule.factors import LEAST, arranged, factors, parallel_loops
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.maps import SHORTEST, group_map, in_lanes, vector_map
@@ -160,7 +160,7 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
         return convolution.windowed(kernel, sliding, limits, width)
     outer = [p.var.name for p in parallel]
     if not any(isinstance(s, Alloc) for s in body):
-        return grid(kernel, outer, enough)
+        return vector_found(kernel, parallel, limits, width) or grid(kernel, outer, enough)
     running = any(
         isinstance(s, For) and s.kind == "serial" and any(isinstance(t, Store) and not t.op for t in s.body)
         for s in body

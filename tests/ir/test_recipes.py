@@ -409,6 +409,74 @@ def test_rows_that_are_only_added_up_are_read_several_at_a_time(rows: int, colum
     same(made, after)
 
 
+def found(planes: int, rows: int, columns: int, stride: int, mode: str = "+") -> Kernel:
+    """Rows of planes that data finds, in any of which values of other rows are added or written."""
+    at = f"(d * {rows} + t) * {columns} + e * {stride}"
+    n = planes * rows * columns
+    return parse_kernel(f"""kernel k(in v: f32[{planes * 9 * columns}], in x: i32[9], out o: f32[{n}]) {{
+  for parallel c < {n} {{
+    o[c] = 0.5f32
+  }}
+  for parallel d < {planes} {{
+    for parallel e < {columns // stride} {{
+      for serial u < 9 {{
+        let t = i64(x[u])
+        if t >= 0 & t < {rows} {{
+          o[{at}] {mode}= v[(u * {planes} + d) * {columns} + e * {stride}]
+        }}
+      }}
+    }}
+  }}
+}}""")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["+", ""])
+@pytest.mark.parametrize(
+    ("planes", "rows", "columns", "stride"),
+    [(1, 3, 64, 1), (1, 2, 75, 1), (1, 4, 3, 1), (2, 3, 17, 1), (70, 1, 8, 1), (1, 3, 64, 2), (1, 2, 1, 1)],
+)
+def test_rows_that_data_finds_are_walked_once(
+    planes: int, rows: int, columns: int, stride: int, mode: str, device: str
+) -> None:
+    before = found(planes, rows, columns, stride, mode)
+    made = schedule(before, DEVICES[device])
+    verify_kernel(share(guard(made)))
+    same(before, made)
+    walks = [s for s in stmts(made.body) if isinstance(s, For) and s.var.name == "u"]
+    lanes = any(isinstance(s, For) and s.kind == "vector" for s in stmts(walks[0].body))
+    assert lanes == (device in ("avx512", "sse") and columns >= 4 and stride == 1)
+
+
+def test_threads_own_columns_of_rows_that_data_finds() -> None:
+    made = schedule(found(1, 5, 32, 1), DEVICES["avx512"])
+    golden = """\
+kernel k(in v: f32[288], in x: i32[9], out o: f32[160]) {
+  for grid g < 1 {
+    for parallel c < 10 {
+      for vector cv < 16 {
+        o[c * 16 + cv] = 0.5f32
+      }
+    }
+  }
+  for grid d < 1 {
+    for grid eg < 2 {
+      for serial u < 9 {
+        let t = i64(x[u])
+        if t >= 0 & t < 5 {
+          for parallel e < 1 {
+            for vector ev < 16 {
+              o[(d * 5 + t) * 32 + (e * 16 + eg * 16 + ev)] += v[d * 32 + e * 16 + eg * 16 + ev + u * 32]
+            }
+          }
+        }
+      }
+    }
+  }
+}"""
+    assert str(made) == golden
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("m", "n"), [(16, 16), (33, 40), (200, 190), (700, 17), (5, 300)])
 @pytest.mark.parametrize("combined", ["+= x[{a}] * z[{b}]", "max= x[{a}] - z[{b}]"])
