@@ -125,6 +125,7 @@ CASES = [
     Case(2, 6, 8, (12, 18), (3, 3), stride=2, groups=2, last=True),
     Case(2, 6, 6, (15, 21), (3, 3), stride=2, padding=1, groups=6),
     Case(2, 4, 4, (20, 40), (7, 7), padding=3, groups=4),
+    Case(1, 2, 2, (89, 130), (3, 3), padding=1, groups=2),
     Case(2, 4, 4, (70,), (5,), padding=2, groups=4),
     Case(8, 16, 16, (7, 7), (3, 3), padding=1),
     Case(3, 16, 32, (14, 14), (1, 1), stride=2),

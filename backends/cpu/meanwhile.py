@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kernelforge.backends.cpu.ahead import vectors
+from kernelforge.backends.cpu.ahead import AHEAD, vectors
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars, normalize
 from kernelforge.ir.kernel import Alloc, Expr, For, If, Load, Op, Stmt, Store, i64, op, stmts, substitute
@@ -17,6 +17,9 @@ LINE = 64
 
 EARLY = 4
 """How many times as fast as they would have to, loops ask that may end early."""
+
+WORK = 2
+"""Vectors that a tile of windows combines at least for each line that it asks for."""
 
 
 class Request(NamedTuple):
@@ -41,11 +44,12 @@ class Requests(NamedTuple):
 
 
 def requests(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Requests]:
-    """Return what products ask for.
+    """Return what products ask for, and windows where there are none.
 
     Products read what caches hold, while packing, and what follows on a finished tile, read memory as fast as it can,
     one after the other. So products ask for it step by step: each of them for what is read next beside its own tile,
-    and the last and longest for the arrays that the next iteration of the loops around will read.
+    and the last and longest for the arrays that the next iteration of the loops around will read. Windows that are
+    read where they lie ask for those of the next image, or of the rows below.
 
     Args:
         loops: of the grid, the outermost first.
@@ -58,11 +62,11 @@ def requests(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Req
     for path in products:
         wanted = [
             *_following(loops, body, path, cache),
-            *(_further(loops, body, path, cache) if path is longest else ()),
+            *(_further(loops, _regions(loops, body, _given(body)), path, cache) if path is longest and loops else ()),
         ]
         if wanted:
             out.append(Requests(path[-1].loop, tuple(wanted)))
-    return out
+    return out if products else _windows(loops, body, cache)
 
 
 def _following(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level], cache: int) -> Iterator[Request]:
@@ -115,20 +119,68 @@ def _tiles(rest: Sequence[Stmt], around: Sequence[For], body: Sequence[Stmt]) ->
         yield load, length, rows
 
 
-def _further(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level], cache: int) -> Iterator[Request]:
-    """Yield what the next iteration of the loops around reads, if that is dense and leaves room in the cache."""
-    wanted = _regions(loops, body) if loops else {}
+def _windows(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Requests]:
+    """Return what the loop that makes tiles of windows asks for: regions of the innermost loop around that has any."""
+    chain = (*loops, *max(_tiling(body, ()), key=lambda path: math.prod(map(_count, path)), default=()))
+    if not chain or not _makes_tile(chain[-1]):
+        return []
+    last = chain[-1]
+    reading = [e for e in _given(body) if e in loads((last,)) and last.var in free_vars(e.index[0])]
+    for k in range(len(chain) - 1, 0, -1):
+        if _count(chain[k - 1]) > 1:
+            path = [Level(loop, ()) for loop in chain[k:]]
+            lines = max(1, _combined(last.body) // WORK)
+            wanted = _further(chain[:k], _regions(chain[:k], chain[k : k + 1], reading), path, cache, lines)
+            if found := tuple(wanted):
+                return [Requests(last, found)]
+    return []
+
+
+def _tiling(body: Sequence[Stmt], around: tuple[For, ...]) -> Iterator[tuple[For, ...]]:
+    """Yield the loops down to each that makes tiles."""
+    for s in body:
+        here = (*around, s) if isinstance(s, For) else around
+        if isinstance(s, For) and _makes_tile(s):
+            yield here
+        elif isinstance(s, For | If):
+            yield from _tiling(s.body, here)
+
+
+def _makes_tile(loop: For) -> bool:
+    """Whether each iteration makes a tile of vectors in registers, by combining what it reads."""
+    made = [s for s in loop.body if isinstance(s, Alloc) and s.space == "register"]
+    return bool(made) and _combined(loop.body) > 0 and vectors([s for s in loop.body if s not in made])
+
+
+def _combined(body: Sequence[Stmt]) -> int:
+    """Return how many vectors are combined."""
+    inner = sum(_combined(s.body) * (_count(s) if s.kind == "unroll" else 1) for s in body if isinstance(s, For))
+    return inner + sum(isinstance(s, Store) and s.op is not None for s in body)
+
+
+def _further(
+    loops: Sequence[For], wanted: dict[Load, int], path: Sequence[Level], cache: int, lines: int = 1
+) -> Iterator[Request]:
+    """Yield what the next iteration of the loops around reads, if that leaves room in the cache.
+
+    Args:
+        lines: that an iteration of the last loop asks for at most. Those that ask for several are short, and ask for
+            what lies far enough ahead.
+    """
     nbytes = sum(size * DTYPES[load.dtype].itemsize for load, size in wanted.items())
-    if nbytes > cache // 2 or nbytes > LINE * _steps(path):
+    if nbytes > cache // 2 or nbytes > LINE * lines * _steps(path):
         return
     last = path[-1].loop
     for load, size in wanted.items():
+        itemsize = DTYPES[load.dtype].itemsize
         share = -(-size // _steps(path[:-1]))
         rate = share * (1 if last.static is not None else EARLY)
         step = op("min", i64(share - 1), last.var * rate // _count(last))
         inside = free_vars(load.index[0]) - {loop.var for loop in loops}
-        start = substitute(load.index[0], {**dict.fromkeys(inside, i64(0)), loops[-1].var: loops[-1].var + 1})
-        yield Request(load.buffer, normalize(start + _turn(path[:-1]) * share + step))
+        ahead = loops[-1].var + (max(1, AHEAD // (size * itemsize)) if lines > 1 else 1)
+        start = substitute(load.index[0], {**dict.fromkeys(inside, i64(0)), loops[-1].var: ahead})
+        for line in range(0, -(-share // _count(last)) if lines > 1 else 1, LINE // itemsize):
+            yield Request(load.buffer, normalize(start + _turn(path[:-1]) * share + step + line))
 
 
 def _products(body: Sequence[Stmt], around: tuple[Level, ...]) -> Iterator[tuple[Level, ...]]:
@@ -143,21 +195,28 @@ def _products(body: Sequence[Stmt], around: tuple[Level, ...]) -> Iterator[tuple
             yield from _products(s.body, here)
 
 
-def _regions(loops: Sequence[For], body: Sequence[Stmt]) -> dict[Load, int]:
-    """Return a load of each argument of which iterations of a loop read one part after the other, and its elements."""
-    extents = {s.var: s.static or s.var.bound for s in stmts(body) if isinstance(s, For)}
+def _given(body: Sequence[Stmt]) -> list[Load]:
+    """Return what is loaded from arguments."""
     own = {s.buffer for s in stmts(body) if isinstance(s, Alloc)}
+    return [load for load in loads(body) if load.buffer not in own]
+
+
+def _regions(loops: Sequence[For], body: Sequence[Stmt], reading: Sequence[Load]) -> dict[Load, int]:
+    """Return a load of each argument of which iterations of the last loop read one part after the other, perhaps with
+    some of the next one or without a rest, and its elements.
+    """
+    extents = {s.var: s.static or s.var.bound for s in stmts(body) if isinstance(s, For)}
     known = {*extents, *(loop.var for loop in loops)}
     out: dict[str, tuple[Load, int]] = {}
-    for load in loads(body):
-        if load.buffer in own or not free_vars(load.index[0]) <= known:
+    for load in reading:
+        if not free_vars(load.index[0]) <= known:
             continue
         size = affine(load.index[0], loops[-1].var) or 0
         inside = free_vars(load.index[0]) & extents.keys()
         steps = {v: affine(load.index[0], v) or 0 for v in inside}
         count = math.prod(extents[v] or 1 for v in inside)
         most = 1 + sum(c * ((extents[v] or 1) - 1) for v, c in steps.items())
-        if size * 7 <= most * 8 and most * 7 <= size * 8 and count >= size:
+        if size * 2 <= most * 3 and most * 2 <= size * 3 and count >= size:
             out[load.buffer] = load, size
     return dict(out.values())
 

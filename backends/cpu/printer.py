@@ -131,7 +131,7 @@ class _Function(Dots):
             self.body(phase.body)
         elif len(phase.loops) == 1:
             with self.loop(phase.loops[0].var, "%low", "%high", stored(phase.body), nonempty=True):
-                self.walk(phase.loops[0].var, phase.body)
+                self.walk(phase.loops[0])
         else:
             self.rows(phase)
         pointers = [(f"%{_safe(a.name)}", "ptr" + " noalias" * (a.mode != "in")) for a in self.args]
@@ -218,7 +218,7 @@ class _Function(Dots):
             self.env[outer[0].var.name] = rest
             last = self.binary("add", first, length)
             with self.loop(inner.var, first.ref, last.ref, stored(phase.body), nonempty=True):
-                self.walk(inner.var, phase.body)
+                self.walk(inner)
             row.step = length.ref
 
     def entry(self, parts: Sequence[Phase | Repetition]) -> str:
@@ -423,15 +423,15 @@ class _Function(Dots):
         if high.lanes:
             raise NotVectorError
         with self.loop(loop.var, "0", high.ref, stored(loop.body), nonempty=loop.static is not None):
-            for request in (r for asked in self.requests if asked.loop is loop for r in asked.wanted):
-                pointer, _ = self.address(request.buffer, (request.at,))
-                self.fetch(pointer, 0)
-            self.walk(loop.var, loop.body)
+            self.walk(loop)
 
-    def walk(self, var: Var, body: Sequence[Stmt]) -> None:
-        """Emit the body of a loop; one of vectors alone asks for what it will read."""
-        before, self.walked = self.walked, var if ahead.vectors(body) else None
-        self.body(body)
+    def walk(self, loop: For) -> None:
+        """Emit the body of a loop, which may ask for what will be read."""
+        for request in (r for asked in self.requests if asked.loop is loop for r in asked.wanted):
+            pointer, _ = self.address(request.buffer, (request.at,))
+            self.fetch(pointer, 0)
+        before, self.walked = self.walked, loop.var if ahead.vectors(loop.body) else None
+        self.body(loop.body)
         self.walked = before
 
     def vector(self, loop: For, lanes: int) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-from kernelforge.ir.index import affine, free_vars, normalize
+from kernelforge.ir.index import affine, bounds, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -45,8 +45,10 @@ SUMS = 28
 """Elements of a window whose sums are in registers together."""
 
 VECTORS = 4
-"""Vectors of positions that share each element of such a window, and what lies in several of them."""
+"""Vectors of positions that share each element of such a window, at least."""
 
+ROWS = 4
+"""Registers for each vector of positions below each other, whose windows begin an element apart and so share most."""
 
 PACKED = 8
 """Cycles that a vector takes to be packed."""
@@ -315,17 +317,27 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     """Reduce windows: the padded image is in the first-level cache, the results of a tile of positions in registers.
 
     Positions below each other are a tile, so that what their windows share is loaded once. All results of an image are
-    made while it is there. One that this cache holds as a whole is read where it lies, a strip of lanes after the
-    other, if its padding is a matter of few masks: strips of larger ones are too far apart in memory.
+    made while it is there. It is read where it lies if its padding is a matter of few masks: a strip of lanes after the
+    other where this cache holds it as a whole, tiles side by side where it holds a few rows of them, as strips would be
+    far apart in memory.
     """
     parallel = parallel_loops(kernel)
     places = [s.outer.var.name for s in pairs]
     first = places[0]
-    named = free_vars(cast("Expr", _image(cast("Expr", _summed(kernel)), pairs)))
+    image = cast("Expr", _image(cast("Expr", _summed(kernel)), pairs))
+    named = free_vars(image)
     outer = [p.var.name for p in parallel if p.var.name not in places and p.var in named]
     inside = [p.var.name for p in parallel if p.var.name not in places and p.var not in named]
+    rows = pairs[0].outer.static or 1
+    most = max(VECTORS, limits.vector_registers // (ROWS * pairs[max(len(pairs) - 2, 0)].step))
+    held, room = limits.vector_bytes // width, limits.local_bytes // 2
+    cached = _block(pairs, held, room, 1)
+    fits = cached >= rows
+    few = "masks" in limits.native and (pairs[-1].inner.static or MASKS + 1) <= MASKS
+    once = len(pairs) <= 2 and not inside and cached >= 2 * most
+    lies = few and (fits or once) and _lies(image, pairs[-1])
     count = math.prod(p.static or 1 for p in parallel if p.var.name in outer)
-    block = _block(pairs, limits.vector_bytes // width, limits.local_bytes // 2, count / (4 * limits.threads))
+    block = rows if lies else _block(pairs, held, room, count / (4 * limits.threads))
     accumulator = product.accumulator(kernel)
     kernel = split(kernel, first, block, f"{first}b", first, "clip")
     outer.append(f"{first}b")
@@ -336,15 +348,12 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     ]
     image = cast("Expr", _image(cast("Expr", _summed(kernel)), now))
     *across, lane = places
-    whole = block >= (pairs[0].outer.static or 1) and (pairs[-1].inner.static or MASKS + 1) <= MASKS
-    lies = "masks" in limits.native and whole and _lies(image, now[-1])
     if not lies:
         kernel = stage(kernel, image, f"{first}b", by, "local", "image")
     tile = [f"{name}r" for name in across[-1:]]
-    for name in across[-1:]:  # tiles of about so many, lest the last one be mostly beyond the end
-        n = loops(kernel, name)[0].var.bound or VECTORS
-        rows = -(-n // max(n // VECTORS, 1))
-        kernel = split(kernel, name, rows, f"{name}o", f"{name}r", "guard")
+    for name in across[-1:]:
+        n = loops(kernel, name)[0].var.bound or 1
+        kernel = split(kernel, name, -(-n // -(-n // most)), f"{name}o", f"{name}r", "guard")
     kernel = split(kernel, lane, width if across else VECTORS * width, f"{lane}o", f"{lane}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
     walked = [s.var.name for s in sum_loops(kernel)]
@@ -360,8 +369,13 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     tiled = {f"{name}{part}" for name in places for part in "or"}
     read = _read(image).buffer if lies else "image"
     kernel = unguard(kernel, accumulator, lambda e: e.buffer == read or not any(v.name in tiled for v in free_vars(e)))
-    for name in across[-1:] if lies else ():  # which lanes are in the padding is known for all of its tiles
-        kernel = reorder(kernel, f"{name}o", f"{lane}o")
+    for name in across[-1:] if lies else ():
+        if fits:  # which lanes are in the padding is known for all tiles of a strip
+            kernel = reorder(kernel, f"{name}o", f"{lane}o")
+        below, row = loops(kernel, f"{name}o")[0], loops(kernel, f"{name}r")[0]
+        whole = (now[-2].outer.static or 0) // (row.static or 1)
+        if 0 < whole < (below.static or 0):  # else each row of all tiles asks whether it is in range
+            kernel = split(kernel, f"{name}o", whole, f"{name}w", f"{name}o", "cut")
     kernel = split(kernel, f"{lane}r", width, f"{lane}u", f"{lane}v", "exact")
     kernel = bind(kernel, f"{lane}v", "vector")
     for name in (f"{lane}u", *tile):
@@ -393,8 +407,10 @@ def _kept(kernel: Kernel, image: Expr, pairs: Sequence[Slide]) -> Kernel:
     """Read an image only as far as windows reach that begin in range, where tiles of positions go on beyond."""
     kept, read, fill = image.args if isinstance(image, Op) else (Const(True, "bool"), image, 0)
     for s in pairs:
-        reached = (s.outer.extent - 1) * s.step + (s.inner.extent - 1) * s.stride
-        kept = kept & (s.outer.var * s.step + s.inner.var * s.stride <= reached)
+        reached = normalize((s.outer.extent - 1) * s.step + (s.inner.extent - 1) * s.stride)
+        total = s.outer.var * s.step + s.inner.var * s.stride
+        if not any(_within(e, total, reached) for e in walk(kept)):
+            kept = kept & (total <= reached)
     at: dict[Expr, Expr] = {}
     for s in pairs:
         tiles, inside = (loops(kernel, f"{s.outer.var.name}{part}") for part in "or")
@@ -402,6 +418,14 @@ def _kept(kernel: Kernel, image: Expr, pairs: Sequence[Slide]) -> Kernel:
             at[s.outer.var] = tiles[0].var * (inside[0].static or 1) + inside[0].var
     held: dict[Expr, Expr] = {normalize(substitute(image, at)): normalize(substitute(select(kept, read, fill), at))}
     return dataclasses.replace(kernel, body=tuple(map_exprs(s, lambda e: substitute(e, held)) for s in kernel.body))
+
+
+def _within(cond: Expr, total: Expr, reached: Expr) -> bool:
+    """Whether a condition lets ``total`` be no more than ``reached``."""
+    if not isinstance(cond, Op) or cond.op != "lt" or cond.args[0].dtype != "i64":
+        return False
+    least = bounds(normalize(reached - total + cond.args[0] - cond.args[1] + 1))[0]
+    return least is not None and least >= 0
 
 
 def filtering(kernel: Kernel) -> list[Slide]:

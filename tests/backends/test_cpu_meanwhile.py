@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
 from kernelforge.backends.cpu import CpuBackend
+from kernelforge.backends.cpu.ahead import AHEAD
 from kernelforge.backends.cpu.meanwhile import requests
+from kernelforge.backends.cpu.phases import every, phases
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.ir.interpret import evaluate
-from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Store, Var, i64, op
+from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Store, Var, i64, op, stmts
+from kernelforge.ir.parse import parse_kernel
+from kernelforge.ir.schedule.recipes import schedule
+from tests.ir.naive import AVX512
 
 HEADS, TILES, DEPTH, LANES = 8, 4, 128, 16
 HEAD, LINE = DEPTH * LANES, 16
@@ -98,3 +104,44 @@ def test_short_products_do_not_ask_for_what_follows() -> None:
     body = finished(ROWS * 2 - 1, COLUMN * 2 * LANES + ROW * 2 * WIDE + PART * LANES + LANE)
     assert not requests([], (For(COLUMN, i64(COLUMNS), "parallel", body),), CACHE)
     assert not requests([], body, CACHE)
+
+
+WINDOWS = """kernel windows(in x: f32[{size}], out y: f32[{size}]) {{
+  for parallel n < {images} {{
+    for parallel i < {rows} {{
+      for parallel j < {columns} {{
+        register a: f32[]
+        a[] = 0.0f32
+        for serial p < 3 {{
+          for serial q < 3 {{
+            a[] += select({inside}, x[n * {image} + i * {columns} + p * {columns} + j + q - {back}], 0.0f32)
+          }}
+        }}
+        y[n * {image} + i * {columns} + j] = a[]
+      }}
+    }}
+  }}
+}}"""
+
+
+@pytest.mark.parametrize(("images", "rows", "columns"), [(20, 19, 37), (1, 128, 90)], ids=["images", "rows"])
+def test_windows_ask_for_each_line_that_will_be_read(images: int, rows: int, columns: int) -> None:
+    """Those of images to come where the cache holds one, else those of rows below."""
+    inside = f"i + p - 1 >= 0 & i + p - 1 < {rows} & j + q - 1 >= 0 & j + q - 1 < {columns}"
+    image = rows * columns
+    given = {"images": images, "rows": rows, "columns": columns, "image": image, "size": images * image}
+    naive = parse_kernel(WINDOWS.format(**given, inside=inside, back=columns + 1))
+    limits = dataclasses.replace(AVX512, native=frozenset({"masks"}))
+    (phase,) = every(phases(schedule(naive, limits).body))
+    (asked,) = requests(phase.loops, phase.body, CACHE)
+    assert asked.loop.var.name == ("io" if images > 1 else "jo")
+    loops = [s for s in (*phase.loops[:-1], *stmts((phase.loops[-1],))) if isinstance(s, For)]
+    path = [s for s in loops[: loops.index(asked.loop) + 1] if s.var.name != "io_t"]
+    lines = []
+    for at in itertools.product(*(range(s.static or 0) for s in path)):
+        env = {s.var.name: k for s, k in zip(path, at, strict=True)}
+        lines += [evaluate(wanted.at, env) // LINE for wanted in asked.wanted]
+    first, last = min(lines), images * image // LINE
+    assert 0 < first * 64 <= AHEAD
+    assert set(range(first, last)) <= set(lines)
+    assert len(lines) < 1.7 * len(set(lines))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.index import affine
+from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import (
     Alloc,
@@ -34,18 +34,20 @@ from kernelforge.ir.schedule.staging import stage
 from kernelforge.ir.schedule.steps import bind, fuse, loops, split
 from kernelforge.ir.schedule.windows import cross, flat, lengthen, slides
 from kernelforge.ir.verify import verify_kernel
-from tests.ir.naive import DEVICES, kernel
+from tests.ir.naive import DEVICES, kernel, same
 
 ROWS, COLUMNS = 5, 21
 
 
-def pooling(step: int = 1, stride: int = 1, pad: int = 1, op: str = "add") -> Kernel:
-    """Sum windows of 3 by 3 elements of a padded image of 5 by 21."""
-    y, x = (Var(n, "i64", (m + 2 * pad - (k - 1) * stride - 1) // step + 1) for n, m, k in (("i", 5, 3), ("j", 21, 3)))
+def pooling(
+    step: int = 1, stride: int = 1, pad: int = 1, op: str = "add", rows: int = ROWS, columns: int = COLUMNS
+) -> Kernel:
+    """Sum windows of 3 by 3 elements of a padded image."""
+    y, x = (Var(n, "i64", (m + 2 * pad - 2 * stride - 1) // step + 1) for n, m in (("i", rows), ("j", columns)))
     p, q = Var("p", "i64", 3), Var("q", "i64", 3)
     u, v = (a * step + b * stride - pad for a, b in ((y, p), (x, q)))
-    inside = (u >= 0) & (u < ROWS) & (v >= 0) & (v < COLUMNS)
-    value = select(inside, Load("x", (u * COLUMNS + v,), "f32"), 0)
+    inside = (u >= 0) & (u < rows) & (v >= 0) & (v < columns)
+    value = select(inside, Load("x", (u * columns + v,), "f32"), 0)
     body: tuple[Stmt, ...] = (Store("a", (), value, op),)
     for r in (q, p):
         body = (For(r, i64(r.bound or 0), "serial", body),)
@@ -53,7 +55,7 @@ def pooling(step: int = 1, stride: int = 1, pad: int = 1, op: str = "add") -> Ke
     body = (Alloc("a", "f32", (), "register"), Store("a", (), Const(0, "f32")), *body, out)
     for r in (x, y):
         body = (For(r, i64(r.bound or 0), "parallel", body),)
-    return kernel("pooling", (("x", ROWS * COLUMNS),), (y.bound or 0) * (x.bound or 0), body[0])
+    return kernel("pooling", (("x", rows * columns),), (y.bound or 0) * (x.bound or 0), body[0])
 
 
 def results(k: Kernel) -> np.ndarray:
@@ -136,3 +138,28 @@ def test_windows_are_reduced(limits: Limits, step: int, stride: int, pad: int) -
     assert packed == (limits.form == "vector" and step < 3 and (limits is not MASKS or step > 1))
     np.testing.assert_allclose(results(made), results(naive), rtol=1e-6)
     assert bool(convolution.reduced(naive)) == (step < 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "order"),
+    [(16, 21, ["jo", "io"]), (19, 37, ["jo", "io"]), (70, 90, ["io", "jo"]), (40, 700, None)],
+    ids=["whole tiles", "a rest", "large", "wide"],
+)
+def test_images_are_read_where_they_lie_as_far_as_the_cache_holds_rows_of_tiles(
+    rows: int, columns: int, order: list[str] | None
+) -> None:
+    """By strips if it holds them whole; rows that make no whole tile are a tile of their own, and others do not ask."""
+    naive = pooling(rows=rows, columns=columns)
+    made = schedule(naive, MASKS)
+    verify_kernel(made)
+    same(naive, made)
+    packed = any(isinstance(s, Alloc) and s.buffer == "image" for s in stmts(made.body))
+    assert packed == (order is None)
+    if order is not None:
+        nest = [s.var.name for s in stmts(made.body) if isinstance(s, For) and s.var.name in order]
+        assert nest[:2] == order
+        (tiles,) = loops(made, "io")
+        assert not any(
+            isinstance(s, If) and Var("io", "i64", tiles.static) in free_vars(s.cond) for s in stmts((tiles,))
+        )
+        assert len(loops(made, "io_t")) == (rows % 8 != 0)
