@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from kernelforge.ir.index import affine, free_vars, normalize
+from kernelforge.ir.index import free_vars, normalize
 from kernelforge.ir.kernel import (
     Const,
     Expr,
@@ -32,7 +32,7 @@ def abreast(loop: For) -> tuple[Stmt, ...]:
 
     A processor has room for some hundred instructions that wait: for the end of one long chain, as the rounds of a
     cipher are, or for the steps of several that run at once. Empty where the statements are no chains, or where one
-    touches what another one stores, unless each iteration has elements of its own there: their order may matter.
+    touches what another one stores, so that their order may matter.
     """
     inner = [s for s in loop.body if isinstance(s, For)]
     simple = all(isinstance(s, Let | For) for s in loop.body) and all(
@@ -43,10 +43,7 @@ def abreast(loop: For) -> tuple[Stmt, ...]:
     leaves = [s for s in stmts(loop.body) if isinstance(s, Let | Store)]
     touched = [_touched(s) for s in leaves]
     for k, s in enumerate(leaves):
-        if not isinstance(s, Store):
-            continue
-        others = set().union(*(t.get(s.buffer, set()) for j, t in enumerate(touched) if j != k))
-        if others and not (others == {s.index} and _apart(s.index, loop)):
+        if isinstance(s, Store) and any(s.buffer in other for j, other in enumerate(touched) if j != k):
             return ()
     names: list[dict[Expr, Expr]] = [{loop.var: i64(k)} for k in range(loop.static or 0)]
     return _used(each(loop.body, names), set())
@@ -94,25 +91,7 @@ def _used(body: Sequence[Stmt], wanted: set[Var]) -> tuple[Stmt, ...]:
     return tuple(reversed(out))
 
 
-def _touched(stmt: Let | Store) -> dict[str, set[tuple[Expr, ...]]]:
-    """Return which elements of which buffers a statement reads or writes."""
-    found: dict[str, set[tuple[Expr, ...]]] = {}
-    for e in (e for root in exprs(stmt) for e in walk(root) if isinstance(e, Load)):
-        found.setdefault(e.buffer, set()).add(e.index)
-    if isinstance(stmt, Store):
-        found.setdefault(stmt.buffer, set()).add(stmt.index)
-    return found
-
-
-def _apart(index: tuple[Expr, ...], loop: For) -> bool:
-    """Whether the elements of each iteration, of all lanes together, are its own."""
-    lanes = [s for s in loop.body if isinstance(s, For)]
-    named = {s.name for s in stmts(loop.body) if isinstance(s, Let)}
-    for i in index:
-        steps = [affine(i, s.var) for s in (loop, *lanes)]
-        plain = None not in steps and named.isdisjoint(v.name for v in free_vars(i))
-        if plain and abs(steps[0] or 0) > sum(
-            abs(c or 0) * ((s.static or 1) - 1) for c, s in zip(steps[1:], lanes, strict=True)
-        ):
-            return True
-    return False
+def _touched(stmt: Let | Store) -> set[str]:
+    """Return the buffers that a statement reads or writes."""
+    found = {e.buffer for root in exprs(stmt) for e in walk(root) if isinstance(e, Load)}
+    return found | {stmt.buffer} if isinstance(stmt, Store) else found

@@ -245,23 +245,6 @@ def test_chains_run_side_by_side() -> None:
     check("chains", over(Alloc("s", "f32", (i64(32),), "register"), loop, rows=1))
 
 
-def test_chains_run_side_by_side_where_each_has_elements_of_its_own() -> None:
-    """What an iteration stores is read in it alone, before."""
-    at = U * 8 + V
-    body = (Store("y", (at,), f32("s", at)), Let("a", f32("x", at) * 3.0), Store("s", (at,), Var("a", "f32")))
-    loop = chains(4, *body)[0]
-    assert isinstance(loop, For)
-    (made,) = abreast(loop)
-    assert isinstance(made, For)
-    assert [s.name if isinstance(s, Let) else s.buffer for s in made.body] == [
-        *"yyyy",
-        *(f"a_{k}" for k in range(4)),
-        *"ssss",
-    ]
-    (filled,) = chains(4, Store("s", (at,), f32("x", at)))
-    check("own", over(Alloc("s", "f32", (i64(32),), "register"), filled, loop, rows=1))
-
-
 def test_a_wide_loop_is_a_narrow_one_over_its_parts() -> None:
     """Statement by statement, with what stands under a condition part by part."""
     lane = Var("v", bound=32)
@@ -296,9 +279,6 @@ def test_a_wide_loop_is_a_narrow_one_over_its_parts() -> None:
             (Let("a", f32("x", V)), Store("s", (V,), Var("a", "f32")), Store("s", (V,), Var("a", "f32") * 2.0, "add")),
             id="stores twice",
         ),
-        pytest.param(
-            (Let("a", f32("s", U * 4 + V)), Store("s", (U * 4 + V,), Var("a", "f32") + 1.0)), id="elements of others"
-        ),
         pytest.param((Let("a", f32("x", V)), If(V < 3, (Store("y", (V,), Var("a", "f32")),))), id="under a condition"),
     ],
 )
@@ -309,9 +289,8 @@ def test_iterations_whose_order_may_matter_stay_in_order(body: tuple[Stmt, ...])
     check(
         "ordered",
         over(
-            Alloc("s", "f32", (i64(16),), "register"),
+            Alloc("s", "f32", (i64(8),), "register"),
             *nest("vector", Store("s", (V,), Const(0.0, "f32"))),
-            *nest("vector", Store("s", (V + 8,), Const(1.0, "f32"))),
             loop,
             *nest("vector", Store("y", (V + 32,), f32("s", V))),
             rows=1,
