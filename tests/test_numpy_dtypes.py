@@ -179,3 +179,12 @@ def test_errors(call: Callable[..., Any], error: type[Exception], text: str) -> 
 
 def test_parts_that_only_complex_numbers_have() -> None:
     agree(lambda x: (x.imag, x.real, x.flat[2], np.sum(list(x.flat))), np.arange(4.0).reshape(2, 2))
+
+
+@pytest.mark.parametrize("device", kf.devices())
+def test_narrow_sums_of_powers_keep_what_is_small(device: str) -> None:
+    x, y = np.array([-1.199, -1, 3], np.float16), np.array([-0.8076, -1, 2], np.float16)
+    with kf.default_device(device):
+        found = np.asarray(kf.jit(np.logaddexp2)(x, y))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, np.logaddexp2(x, y), rtol=1e-3, atol=1e-6)

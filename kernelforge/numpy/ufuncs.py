@@ -280,9 +280,12 @@ def rad2deg(x: Operand, /) -> Sym:
 @elementwise("x1", "x2")
 def logaddexp2(x1: Operand, x2: Operand, /) -> Sym:
     dtype = loop("logaddexp2", (kindred(x1), kindred(x2)))[0]
-    x, y = (operand(v, dtype, shape_of((x1, x2), "logaddexp2"), "logaddexp2") for v in (x1, x2))
+    given = (operand(v, dtype, shape_of((x1, x2), "logaddexp2"), "logaddexp2") for v in (x1, x2))
+    # near 0 a narrow sum has lost most of what its parts hold
+    x, y = (v.astype(np.float32) if dtype.itemsize == 2 else v for v in given)
     apart = where(x.eq(y), 0, ufunc("absolute", x - y))
-    return ufunc("maximum", x, y) + ufunc("log1p", ufunc("exp2", -apart)) * (1 / math.log(2))
+    made = ufunc("maximum", x, y) + ufunc("log1p", ufunc("exp2", -apart)) * (1 / math.log(2))
+    return made.astype(dtype)
 
 
 @elementwise("x1", "x2")
