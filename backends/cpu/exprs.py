@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernelforge.backends.cpu.ahead import Distances
+from kernelforge.backends.cpu.ahead import LINE, Distances
 from kernelforge.backends.cpu.alignment import Halved
 from kernelforge.backends.cpu.arithmetic import Arithmetic
 from kernelforge.backends.cpu.host import Host
@@ -20,7 +20,6 @@ from kernelforge.ir.schedule.limits import NEAR
 DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""
 DUMMY_BYTES = 512
-LINE = 64
 NARROW = 1 << 30
 """What multiples of a lane are less than to be compared in 32 bits."""
 WIDEST = 64

@@ -6,14 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kernelforge.backends.cpu.ahead import AHEAD, vectors
+from kernelforge.backends.cpu.ahead import AHEAD, LINE, vectors
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars, normalize
 from kernelforge.ir.kernel import Alloc, Expr, For, If, Load, Op, Stmt, Store, i64, op, stmts, substitute
 from kernelforge.ir.schedule.nests import loads
-
-LINE = 64
-"""Bytes that memory answers with at least."""
 
 EARLY = 4
 """How many times as fast as they would have to, loops ask that may end early."""
