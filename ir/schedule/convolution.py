@@ -27,7 +27,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.schedule import contraction as product
 from kernelforge.ir.schedule.factors import factors, multiplied, parallel_loops, sum_loops
-from kernelforge.ir.schedule.guards import sink_guard, unguard
+from kernelforge.ir.schedule.guards import conjuncts, sink_guard, unguard
 from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import SHORTEST
 from kernelforge.ir.schedule.nests import loads, perfect, size
@@ -409,7 +409,7 @@ def _kept(kernel: Kernel, image: Expr, pairs: Sequence[Slide]) -> Kernel:
     for s in pairs:
         reached = normalize((s.outer.extent - 1) * s.step + (s.inner.extent - 1) * s.stride)
         total = s.outer.var * s.step + s.inner.var * s.stride
-        if not any(_within(e, total, reached) for e in walk(kept)):
+        if not any(_within(e, total, reached) for e in conjuncts(kept)):
             kept = kept & (total <= reached)
     at: dict[Expr, Expr] = {}
     for s in pairs:

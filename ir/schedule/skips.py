@@ -36,6 +36,7 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )  # fmt: skip
+from kernelforge.ir.schedule.guards import conjuncts
 
 LIVE = 64
 """Columns are computed in multiples of so many: whole register tiles, and what the passes over a row take at a time."""
@@ -123,19 +124,11 @@ def _guarded(
         yield expr, conds
     elif isinstance(expr, Op) and is_lazy(expr):
         yield from _guarded(expr.args[0], buffer, conds, seen)
-        yield from _guarded(expr.args[1], buffer, (*conds, *_parts(expr.args[0])), seen)
+        yield from _guarded(expr.args[1], buffer, (*conds, *conjuncts(expr.args[0])), seen)
         yield from _guarded(expr.args[2], buffer, conds, seen)
     elif isinstance(expr, Op):
         for a in expr.args:
             yield from _guarded(a, buffer, conds, seen)
-
-
-def _parts(cond: Expr) -> Iterator[Expr]:
-    if isinstance(cond, Op) and cond.op == "and":
-        for a in cond.args:
-            yield from _parts(a)
-    else:
-        yield cond
 
 
 def _conditions(body: Sequence[Stmt], buffer: str) -> list[Expr]:
@@ -181,7 +174,7 @@ class _Search:
         cond = normalize(substitute(self.cond, {COLUMN: column}))
 
         def change(e: Expr) -> Expr:
-            chosen = isinstance(e, Op) and e.op == "select" and cond in _parts(e.args[0])
+            chosen = isinstance(e, Op) and e.op == "select" and cond in conjuncts(e.args[0])
             return e.args[2] if chosen and isinstance(e, Op) else e
 
         return normalize(rebuild(expr, change, {}))
