@@ -368,6 +368,8 @@ MISUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
             (lambda: R.uniform(KEY, (3,), minval=np.array([1, 5]), maxval=2), 5.0, 2.0, "f32"),
             (lambda: R.uniform(KEY, (3,), np.float16, -60000, 60000), -60000.0, 60000.0, "f16"),
             (lambda: R.uniform(KEY, (3,), maxval=np.inf), 0.0, "inf", "f32"),
+            (lambda: R.uniform(KEY, (3,), np.float16, 100000, 100001), 100000.0, 100001.0, "f16"),
+            (lambda: R.uniform(KEY, (3,), minval=1e39, maxval=1e39), r"1e\+39", r"1e\+39", "f32"),
         ]
     ),
 ]

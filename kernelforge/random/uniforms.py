@@ -40,18 +40,18 @@ def uniform(key: Any, shape: Shape = (), dtype: Any = np.float32, minval: Any = 
     """Make floats in [minval, maxval), evenly spread; ``minval`` where the two are equal.
 
     Raises:
-        InvalidParameter: for bounds in the wrong order, or too far apart for ``dtype``, where they are known while
-            the function is compiled.
+        InvalidParameter: for bounds in the wrong order, or too large or too far apart for ``dtype``, where they are
+            known while the function is compiled.
     """
     kind = floating("uniform", dtype)
     ends = [concrete(x) for x in (minval, maxval)]
     if not any(x is TRACED for x in ends):
         low, high = (np.asarray(x, np.float64) for x in ends)
         with np.errstate(all="ignore"):
-            wrong = ~np.isfinite((high - low).astype(kind)) | (low > high)
+            wrong = ~np.isfinite(high.astype(kind) - low.astype(kind)) | (low > high)
         if np.any(wrong):
             least, found = (np.broadcast_to(x, wrong.shape)[wrong].flat[0].item() for x in (low, high))
-            expected = f"minval, {least}, or more, and a difference that {short(kind)} holds"
+            expected = f"minval, {least}, or more, and bounds and a difference that {short(kind)} holds"
             raise InvalidParameter(op="random.uniform", name="maxval", found=found, expected=expected)
     return _uniform(key, shape, kind, minval, maxval)
 
