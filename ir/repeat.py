@@ -14,10 +14,8 @@ from kernelforge.ir.applied import Applied
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.index import normalize
 from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Mode, Stmt, Store, Var, i64, select
+from kernelforge.ir.schedule.limits import LINE
 from kernelforge.ir.types import Type
-
-LINE = 64
-"""Bytes; both halves of a state's buffer begin at a multiple, as the buffer does."""
 
 FOREVER = 1 << 62
 """Iterations of a loop that goes on."""

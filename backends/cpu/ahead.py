@@ -11,9 +11,6 @@ from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Const, For, If, Let, Load, Stmt, Var, stmts
 from kernelforge.ir.schedule.nests import loads
 
-LINE = 64
-"""Bytes that memory answers with at least."""
-
 AHEAD = 14 << 10
 """Bytes ahead of their use at which a walk over memory asks for lines: as far as the third-level cache needs to answer
 (56 steps of 256 bytes, measured)."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from kernelforge.backends.base import Call, Guards, Result
 from kernelforge.backends.cpu.threads import POOL
+from kernelforge.ir.schedule.limits import LINE
 
 Function = Callable[..., Any]
 
@@ -41,8 +42,6 @@ SMALL = 1 << 15
 """Bytes of a result, or of an arena, up to which the system's allocator is as fast as the pool or faster: it maps no
 pages for them, and no object of the interpreter holds them.
 """
-LINE = 64
-"""Bytes of a line of the cache, on which a small arena begins."""
 HEAVY = 1 << 16
 """Bytes and operations, a microsecond or some, from which on a call releases the GIL."""
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kernelforge.backends.cpu.entry import ALIGNED, FEW, LINE, NDARRAY, TAKEN, TYPE, WORLD, WRITEABLE, Head, Kind
+from kernelforge.backends.cpu.entry import ALIGNED, FEW, NDARRAY, TAKEN, TYPE, WORLD, WRITEABLE, Head, Kind
+from kernelforge.ir.schedule.limits import LINE
 
 _EQUAL = 2
 """``Py_EQ``."""

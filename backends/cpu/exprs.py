@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernelforge.backends.cpu.ahead import LINE, Distances
+from kernelforge.backends.cpu.ahead import Distances
 from kernelforge.backends.cpu.alignment import Halved
 from kernelforge.backends.cpu.arithmetic import Arithmetic
 from kernelforge.backends.cpu.host import Host
@@ -15,7 +15,7 @@ from kernelforge.ir.index import affine, bounds, free_vars, normalize, poly
 from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, substitute, walk
 from kernelforge.ir.math import BOUNDS, Function, function
 from kernelforge.ir.memo import memo
-from kernelforge.ir.schedule.limits import NEAR
+from kernelforge.ir.schedule.limits import LINE, NEAR
 
 DUMMY = "%dummy"
 """Zeros on the stack: what a load that must not happen reads instead. Wide enough for the widest vector."""

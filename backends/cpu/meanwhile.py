@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kernelforge.backends.cpu.ahead import AHEAD, LINE, vectors
+from kernelforge.backends.cpu.ahead import AHEAD, vectors
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars, normalize
 from kernelforge.ir.kernel import Alloc, Expr, For, If, Load, Op, Stmt, Store, i64, op, stmts, substitute
+from kernelforge.ir.schedule.limits import LINE
 from kernelforge.ir.schedule.nests import loads
 
 EARLY = 4
@@ -213,7 +214,7 @@ def _regions(loops: Sequence[For], body: Sequence[Stmt], reading: Sequence[Load]
         steps = {v: affine(load.index[0], v) or 0 for v in inside}
         count = math.prod(extents[v] or 1 for v in inside)
         most = 1 + sum(c * ((extents[v] or 1) - 1) for v, c in steps.items())
-        if size * 2 <= most * 3 and most * 2 <= size * 3 and count >= size:
+        if 0 < size * 2 <= most * 3 and most * 2 <= size * 3 and count >= size:
             out[load.buffer] = load, size
     return dict(out.values())
 

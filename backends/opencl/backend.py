@@ -24,7 +24,6 @@ from kernelforge.backends.cpu.host import host
 from kernelforge.backends.opencl.icd import TARGET, discover, options
 from kernelforge.backends.opencl.phases import Phase
 from kernelforge.backends.opencl.printer import print_opencl
-from kernelforge.backends.opencl.stores import LINE
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import (
     CompilationFailed,
@@ -38,7 +37,7 @@ from kernelforge.ir.cost import streamed
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Alloc, Const, Expr, Kernel, exprs, stmts, walk
 from kernelforge.ir.passes.in_place import in_place
-from kernelforge.ir.schedule.limits import CORE_BANDWIDTH, Limits, core_rate
+from kernelforge.ir.schedule.limits import CORE_BANDWIDTH, LINE, Limits, core_rate
 
 MAGIC = b"kernelforge-opencl\n"
 

@@ -24,7 +24,6 @@ from kernelforge.backends.opencl.groups import Groups
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.operations import Code
 from kernelforge.backends.opencl.phases import Phase, Source, chain_of, owned, strides_of, touched_buffers
-from kernelforge.backends.opencl.stores import LINE
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
@@ -46,6 +45,7 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.repeat import repeats
+from kernelforge.ir.schedule.limits import LINE
 from kernelforge.ir.schedule.nests import loads
 
 ITEMS = 64

@@ -11,10 +11,7 @@ from kernelforge.backends.opencl.operations import Code
 from kernelforge.ir.index import poly
 from kernelforge.ir.kernel import Expr, For, Load, Op, Store, i64, substitute
 from kernelforge.ir.pairs import pairs
-
-LINE = 64
-"""Bytes of a cache line. Vectors stored past the cache are lines or even parts of one."""
-
+from kernelforge.ir.schedule.limits import LINE
 
 DOTS = 16
 """Lanes to which products of bf16 are added in pairs."""

@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Container, Mapping, Sequence
 
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Space, Stmt, Store, i64, stmts
 from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, lies, transposed
 from kernelforge.ir.schedule.factors import factor_by
 from kernelforge.ir.schedule.guards import sink_guard, unguard
-from kernelforge.ir.schedule.limits import Limits
+from kernelforge.ir.schedule.limits import LINE, Limits
 from kernelforge.ir.schedule.maps import in_lanes
 from kernelforge.ir.schedule.nests import filled, lanes, summed
 from kernelforge.ir.schedule.rows import passes
@@ -24,9 +25,6 @@ COLUMNS = 2
 
 ACROSS = 4
 """Columns of a register tile of a sum over rows: a divisor of what columns are skipped by."""
-
-LINE = 16
-"""Elements of a cache line, for f32."""
 
 SHARES = 8
 """Iterations for each thread that outer loops have at least to be shared by themselves."""
@@ -118,7 +116,8 @@ def _apart(n: Expr) -> Expr:
     """Lengthen a row to an odd number of whole cache lines: rows then lie in different sets of the cache, and tiles of
     columns need not end within the row.
     """
-    return i64((-(-int(n.value) // LINE) | 1) * LINE) if isinstance(n, Const) else n
+    line = LINE // DTYPES["f32"].itemsize
+    return i64((-(-int(n.value) // line) | 1) * line) if isinstance(n, Const) else n
 
 
 def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> Kernel:

@@ -23,6 +23,9 @@ def core_rate(vector_bytes: int) -> float:
     return CORE_CLOCK * CORE_PIPES * 2 * vector_bytes / 4
 
 
+LINE = 64
+"""Bytes of a line of a CPU's caches, which memory answers with at least."""
+
 NEAR = 8
 """Elements from one lane to the next up to which CPUs read or write whole vectors, and shuffle."""
 

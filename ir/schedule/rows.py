@@ -27,7 +27,7 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule.behind import behind, early, hindrance, obstacle
 from kernelforge.ir.schedule.contraction import transposed
 from kernelforge.ir.schedule.guards import sink_guard
-from kernelforge.ir.schedule.limits import NEAR, Limits
+from kernelforge.ir.schedule.limits import LINE, NEAR, Limits
 from kernelforge.ir.schedule.maps import SHORTEST, in_lanes, together
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
@@ -43,9 +43,6 @@ SHORTER = 16
 
 DELAYED = 32
 """Rows at most that go one after the other where each waits for the next: one in so many is stored by itself."""
-
-LINE = 64
-"""Bytes of a line of the cache."""
 
 DEAR = 16
 """Operations of a pass, for each element, from which on it is worth its while to store the row before it beside it: a
