@@ -137,6 +137,8 @@ def interpolate(
         align_corners: whether the centres of the elements at the corners stay where they are, and not their corners.
         recompute_scale_factor: take the ratio of the extents where elements lie, not ``scale_factor`` itself.
         antialias: widen the filters of modes for two axes where the result is smaller, so that all elements count.
+            An axis whose extent stays, as 3 does by ``scale_factor=1.25``, then stays as it is, as PyTorch's does;
+            PyTorch's gradient there is that of a filtered one, ours that of the value.
     """
     op = "interpolate"
     like = knp.asarray(input)
@@ -163,6 +165,8 @@ def interpolate(
     for a, (n, places) in enumerate(zip(extents, sizes, strict=True)):
         ratio = ratios[a] if ratios else n / places
         if antialias:
+            if n == places:
+                continue
             ends = (n - 1) / max(places - 1, 1) * (places > 1)
             x = _smoothed(x, a + 2, places, ends if align_corners else ratio, mode)
             continue

@@ -257,7 +257,10 @@ def _interpolate(d: Draw, name: str) -> Case:
         options["scale_factor"] = tuple(d.one(*small, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0) for _ in range(count))
     else:
         options["size"] = d.one(tuple(d.whole(1, 8) for _ in range(count)), d.whole(1, 8))
-    return Case(name, (x,), resizing._interpolate, options, loose=10)
+    # of axes that stay PyTorch's gradient is not that of its value
+    factors = options.get("scale_factor", (1,) * count) if smooth else ()
+    stays = any(f != 1 and int(n * f) == n for n, f in zip(x.shape[2:], factors, strict=False))
+    return Case(name, (x,), resizing._interpolate, options, loose=10, torch=None if stays else "same")
 
 
 @drawn("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
