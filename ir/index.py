@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,6 +22,15 @@ Poly = dict[Monomial, int]
 """Coefficient of each product of atoms; the empty product is the constant term."""
 
 TRUE, FALSE = Const(True, "bool"), Const(False, "bool")
+
+
+def conjuncts(cond: Expr) -> Iterator[Expr]:
+    """Yield the conditions that hold wherever one does."""
+    if isinstance(cond, Op) and cond.op == "and":
+        for part in cond.args:
+            yield from conjuncts(part)
+    else:
+        yield cond
 
 
 @memo

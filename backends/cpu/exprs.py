@@ -11,7 +11,7 @@ from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.meanwhile import Requests
 from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val, suffix, typed
 from kernelforge.dtypes import DTYPES, INTEGERS
-from kernelforge.ir.index import affine, bounds, free_vars, normalize, poly
+from kernelforge.ir.index import affine, bounds, conjuncts, free_vars, normalize, poly
 from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, substitute, walk
 from kernelforge.ir.math import BOUNDS, Function, function
 from kernelforge.ir.memo import memo
@@ -134,10 +134,7 @@ class Exprs(Arithmetic):
 
     def together(self, e: Op) -> Val:
         """And conditions, first those that change least often."""
-        parts: list[Expr] = [e]
-        while any(isinstance(p, Op) and p.op == "and" for p in parts):
-            parts = [q for p in parts for q in (p.args if isinstance(p, Op) and p.op == "and" else (p,))]
-        first, *others = sorted((self.emit(p) for p in parts), key=lambda v: v.level)
+        first, *others = sorted((self.emit(p) for p in conjuncts(e)), key=lambda v: v.level)
         for v in others:
             first = self.binary("and", first, v)
         return first

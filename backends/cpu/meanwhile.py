@@ -93,10 +93,9 @@ def _tiles(rest: Sequence[Stmt], around: Sequence[For], body: Sequence[Stmt]) ->
 
     Beside them, how many elements lie side by side in a tile, and the loops over the others.
     """
-    own = {s.buffer for s in stmts(body) if isinstance(s, Alloc)}
-    loops = [s for s in stmts(rest) if isinstance(s, For)]
+    loops, given = [s for s in stmts(rest) if isinstance(s, For)], {*_given(body)}
     for load in dict.fromkeys(loads(rest)):
-        if load.buffer in own:
+        if load not in given:
             continue
         moved = free_vars(load.index[0])
         steps = {v: affine(load.index[0], v) for v in moved}

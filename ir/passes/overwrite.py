@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from kernelforge.ir.accesses import redirected
-from kernelforge.ir.index import bounds, free_vars, normalize
+from kernelforge.ir.index import bounds, conjuncts, free_vars, normalize
 from kernelforge.ir.kernel import (
     Const,
     Expr,
@@ -118,12 +119,8 @@ def _once(at: Expr, store: _Access) -> bool:
 def _single(var: Var, conditions: Sequence[Expr]) -> bool:
     """Whether conditions leave one value of a variable."""
     low, high = 0, math.inf if var.bound is None else var.bound
-    left = list(conditions)
-    while left:
-        c = left.pop()
-        if isinstance(c, Op) and c.op == "and":
-            left += c.parts
-        elif isinstance(c, Op) and c.parts[0] == var and isinstance(c.parts[-1], Const):
+    for c in itertools.chain.from_iterable(map(conjuncts, conditions)):
+        if isinstance(c, Op) and c.parts[0] == var and isinstance(c.parts[-1], Const):
             limit = int(c.parts[-1].value)
             low = max(low, limit) if c.op == "ge" else low
             high = min(high, limit) if c.op == "lt" else high

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-from kernelforge.ir.index import affine, bounds, free_vars, normalize
+from kernelforge.ir.index import affine, bounds, conjuncts, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -27,7 +27,7 @@ from kernelforge.ir.kernel import (
 )
 from kernelforge.ir.schedule import contraction as product
 from kernelforge.ir.schedule.factors import factors, multiplied, parallel_loops, sum_loops
-from kernelforge.ir.schedule.guards import conjuncts, sink_guard, unguard
+from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import NEAR, Limits
 from kernelforge.ir.schedule.maps import SHORTEST
 from kernelforge.ir.schedule.nests import loads, perfect, size

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.kernel import Alloc, Expr, For, If, Kernel, Let, Load, Op, Stmt, Store, exprs, stmts, walk
+from kernelforge.ir.kernel import Alloc, Expr, For, If, Kernel, Let, Load, Stmt, Store, exprs, stmts, walk
 from kernelforge.ir.schedule.steps import each
 
 
@@ -51,15 +51,6 @@ def lift_guard(kernel: Kernel, name: str) -> Kernel:
         return (*lets, dataclasses.replace(guarded, body=(dataclasses.replace(loop, body=guarded.body),)))
 
     return each(kernel, "lift_guard", name, change)
-
-
-def conjuncts(cond: Expr) -> Iterator[Expr]:
-    """Yield the conditions that hold wherever one does."""
-    if isinstance(cond, Op) and cond.op == "and":
-        for part in cond.args:
-            yield from conjuncts(part)
-    else:
-        yield cond
 
 
 def unguard(kernel: Kernel, buffer: str, padded: Callable[[Load], bool]) -> Kernel:

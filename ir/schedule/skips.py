@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from kernelforge.ir.index import affine, free_vars, is_lazy, normalize, poly, reads
+from kernelforge.ir.index import affine, conjuncts, free_vars, is_lazy, normalize, poly, reads
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -36,7 +36,6 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )  # fmt: skip
-from kernelforge.ir.schedule.guards import conjuncts
 
 LIVE = 64
 """Columns are computed in multiples of so many: whole register tiles, and what the passes over a row take at a time."""
