@@ -22,6 +22,10 @@ REDUCTIONS = frozenset({Kind.REDUCE, Kind.CONTRACT, Kind.CUMULATE})
 DEEP = 16
 """Maps that follow each other in one expression at most."""
 
+BESIDE = 24
+"""The same beside a contraction, whose kernel ends there: an activation's derivative has more than ``DEEP``, and what
+it would read in place of the products takes more memory than they do."""
+
 DRAWS = 3
 """Random bits in one expression whose keys are made of each other, at most: each is some hundred operations."""
 
@@ -105,16 +109,17 @@ class Lowering:
         return found
 
     def _steps(self) -> dict[Value, int]:
-        """Number the maps that follow each other, through views too; each that ends ``DEEP`` of them, or ``DRAWS`` keys
+        """Number the maps that follow each other, through views too; each that ends as many as may, or ``DRAWS`` keys
         that are made of each other, counts as none.
         """
         steps: dict[Value, int] = {}
         drawn: dict[Value, int] = {}
         products = any(n.prim.kind is Kind.CONTRACT for n in self.part.nodes)  # which are not scheduled around names
+        most = BESIDE if products else DEEP
         for node in self.part.nodes:
             if node.prim.kind in (Kind.MAP, Kind.VIEW) and node.inputs:
                 before = max(steps.get(v, 0) for v in node.inputs)
-                steps[node.output] = (before + 1) % DEEP if node.prim.kind is Kind.MAP else before
+                steps[node.output] = (before + 1) % most if node.prim.kind is Kind.MAP else before
                 drawn[node.output] = max(drawn.get(v, 0) for v in node.inputs)
                 if node.prim.name == "random_bits":
                     drawn[node.output] += 1
@@ -125,8 +130,8 @@ class Lowering:
         return steps
 
     def _before(self, value: Value, index: tuple[Expr, ...]) -> list[Node]:
-        """Return the maps behind ``value`` that end ``DEEP`` others, first to last: none of them, asked for in this
-        order, asks for many others at once.
+        """Return the maps behind ``value`` that end as many as may follow each other, first to last: none of them,
+        asked for in this order, asks for many others at once.
         """
         ends: dict[int, Node] = {}
         seen, stack = {value}, [value] if self.deep else []
@@ -158,7 +163,7 @@ class Lowering:
     def unnamed(self) -> None:
         """Refuse expressions that need names: products are not scheduled around them."""
         if self.named:
-            raise Refused(f"more than {DEEP} maps follow each other beside a contraction")
+            raise Refused(f"more than {BESIDE} maps follow each other beside a contraction")
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[list[Stmt]]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kernelforge.ir.cost import LAUNCH_BYTES, OPERATIONS_PER_BYTE, operations
-from kernelforge.ir.demand import Part, Refused
+from kernelforge.ir.demand import REDUCTIONS, Part, Refused
 from kernelforge.ir.fuse import Fusion, Region, Residual, inputs
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.lower import buffers_of, lower
@@ -24,7 +24,7 @@ from kernelforge.ir.lower import buffers_of, lower
 AGAIN = frozenset({Kind.MAP, Kind.VIEW})
 """What may be computed again: one element of it needs few elements of what it reads."""
 
-LONG = 128
+LONG = 160
 """Nodes of a kernel from which on none is added to it: each way to do so is lowered to be weighed."""
 
 
@@ -93,7 +93,7 @@ class _Planner:
             free = [v for v in between if not kept[v]]
             chosen: list[tuple[Value, ...]] = [(v,) for v in free]
             if len(free) > 1 and not old:
-                chosen.insert(0, tuple(free))
+                chosen = [*dict.fromkeys((tuple(free), *self.together(k, free))), *chosen]
             new.update((c, self.weigh(k, c)) for c in chosen if c not in old and c not in new)
             best = max(((old | new)[c] for c in chosen), key=lambda way: way.gain, default=None)
             if best is not None and best.values in old:
@@ -108,6 +108,15 @@ class _Planner:
                 old, new, kept = old | new, {}, {}
         for value, reason in kept.items():
             self.found.append(Residual((value,), True, self.traffic(value), 0, reason))
+
+    def together(self, k: int, free: Sequence[Value]) -> Iterator[tuple[Value, ...]]:
+        """Yield values that are all made of the same results of reductions: one of them alone saves no bytes."""
+        found: dict[tuple[Value, ...], list[Value]] = {}
+        for v in free:
+            found.setdefault(self.change(k, (v,))[1], []).append(v)
+        for stored, values in found.items():
+            if stored and len(values) > 1:
+                yield tuple(values)
 
     def shrink(self, k: int) -> None:
         """Let those who read values larger than all that the part reads make them again, row by row."""
@@ -253,11 +262,18 @@ class _Planner:
 
 
 def _contracted(part: Part, value: Value) -> bool:
-    """Whether a contraction of a part reads a value, or what is made of it; one may also be made before it is read."""
-    made = {value}
+    """Whether a contraction of a part reads a value, or what is made of it, once for each use of an element.
+
+    One may also be made before it is read, and rows of a chain hold what they make of other results.
+    """
+    reducing = [n for n in part.nodes if n.prim.kind in REDUCTIONS]
+    chain = bool(part.chains) and len(reducing) > 1
+    made, held = {value}, set[Value]()
     for node in part.nodes:
+        if chain and (node in reducing or not held.isdisjoint(node.inputs)):
+            held.update(node.outputs)
         if not made.isdisjoint(node.inputs):
-            if node.prim.kind is Kind.CONTRACT:
+            if node.prim.kind is Kind.CONTRACT and any(v in made and v not in held for v in node.inputs):
                 return True
             made.update(node.outputs)
     return False

@@ -94,6 +94,20 @@ def test_what_is_read_after_a_contraction_is_computed_again() -> None:
         np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["silu", "gelu", "mish", "softplus", "hardswish", "selu", "softsign"])
+def test_activations_between_products_keep_products_alone(name: str) -> None:
+    """Neither exponentials nor where they were cut off: all of it is made of what the convolution was."""
+    args = normal(8, 4, 3, 3), normal(4, 8, 3, 3, seed=1), normal(4, 4, 32, 32)
+    act, conv = getattr(kf.nn, name), kf.nn.conv2d
+    plan = planned(
+        backward(lambda w, v, x: conv(act(conv(x, w, padding=1)), v, padding=1)), normal(4, 4, 32, 32), *args
+    )
+    stored = {v for r in plan.regions for v in r.outputs} - set(plan.graph.outputs)
+    assert len(stored) <= 3, between(plan)  # h, what it was activated to, the gradient by it
+    assert {v.type.name for v in stored} == {"f32"}
+    assert "exp" not in between(plan)
+
+
 def test_ties_of_a_maximum_are_not_stored() -> None:
     plan = planned(kf.grad(cross_entropy), normal(20, 10), normal(64, 20), np.arange(64) % 10)
     assert "bool" not in between(plan).values()
