@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.cost import EXPENSIVE, FREE_NODES, RECOMPUTE
-from kernelforge.ir.demand import DEEP, Chains, Part, Refused
+from kernelforge.ir.demand import BESIDE, Chains, Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.groups import Group, Item, Order, reaches
 from kernelforge.ir.lower import buffers_of, by_columns
@@ -25,6 +26,9 @@ FEW_ROWS = 8
 MOST = 256
 """Nodes, at most, of a nest that others join by trial: each trial lowers all of it, so unbounded ones would take the
 square of their nodes. What needs no trial joins on."""
+
+PLACES = 4
+"""Views that read one choice among several values, at most: what is stored is read without choosing again."""
 
 SERIAL_MAPS, SERIAL = 8, 1 << 14
 """Maps, and those times the elements, that a scatter computes at most: in a kernel before it they go by vectors."""
@@ -128,6 +132,8 @@ class _Fuser:
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
         self.order = {n: k for k, n in enumerate(graph.nodes)}
         self.free = self._free_nodes()
+        self.steps = self._steps()
+        self.places = self._places()
         self.escaping = set(graph.outputs)
         self.items: list[Item] = []
         by_value: dict[Value, Item] = {}
@@ -190,6 +196,24 @@ class _Fuser:
                     weight[node.output] = sum(weight[v] for v in node.inputs)
         return free
 
+    def _steps(self) -> dict[Value, int]:
+        """Return how many maps follow each other up to each value, from the last that is none or a view of one."""
+        steps: dict[Value, int] = {}
+        for node in self.graph.nodes:
+            if node.prim.kind in (Kind.MAP, Kind.VIEW):
+                before = max((steps.get(v, 0) for v in node.inputs), default=0)
+                steps.update(dict.fromkeys(node.outputs, before + (node.prim.kind is Kind.MAP)))
+        return steps
+
+    def _places(self) -> dict[Value, int]:
+        """Return by how many views each choice among several values is read."""
+        chosen = {n.output: 0 for n in self.graph.nodes if n.prim.kind is Kind.VIEW and n not in self.free}
+        for node in self.graph.nodes:
+            if node.prim.kind is Kind.VIEW:
+                for v in chosen.keys() & set(node.inputs):
+                    chosen[v] += 1
+        return chosen
+
     def _sources(self, value: Value) -> Iterator[Value]:
         """Yield the values behind ``value`` that free nodes do not make."""
         yield from (v for v, node in self._behind(value) if node is None)
@@ -234,11 +258,17 @@ class _Fuser:
         if Kind.OPAQUE in kinds:
             return "the steps of control flow share a kernel with nothing else"
         costly = any(map(_costly, a.items))
+        if any(self.places.get(v, 0) > PLACES for i in a.items for v in i.outputs):
+            return (
+                f"it chooses among several values and is read at more than {PLACES} places, each of which would again"
+            )
         if Kind.SCATTER in b.kinds and self._too_serial(a, b):
             return "the scatter would compute it one element after the other"
         if costly and self._looked_up(a, b):
             return "what is read where data says would be computed again for each use of an element"
         reductions = a.reductions + b.reductions
+        if Kind.CONTRACT in a.kinds and self._for_sums(a, b):
+            return "only sums over rows read it, and what it is made of is stored for others"
         if reductions and self._stacked(b):
             return "each result would be stored once for each copy, a row apart"
         chained = Kind.CONTRACT in kinds and len(reductions) > 1
@@ -251,15 +281,18 @@ class _Fuser:
             if a.whole and b.whole:
                 return self._too_many()
         rows = min((i.outputs[0].type.size for i in reductions), default=0)
-        if not chained and rows >= FEW_ROWS and self._follows(a, b) and a.buffers_with(b) <= self.max_args:
+        if rows >= FEW_ROWS and self._follows(a, b, chained) and a.buffers_with(b) <= self.max_args:
             a.join(b, None)
             return ""
         part = self.part([*a.items, *b.items])
         if len(part.nodes) > MOST:
             return f"a kernel of more than {MOST} steps takes longer to compile than two do"
         if reductions and rows < FEW_ROWS:
-            work = max(v.type.size for n in part.nodes for v in (*n.inputs, *n.outputs)) if part.nodes else 0
+            work = sum(v.type.size for v in (*inputs(part), *part.outputs)) // 2
             full = any(v.type.size > rows for v in part.outputs)
+            walked = {i.node.inputs[0].type.shape for i in reductions if i.node is not None}
+            if full and not chained and len(walked) > 1:
+                return "sums over several arrays would be followed by one loop for each result, one after the other"
             if work >= rows * WIDE_ROW and (full or len(reductions) > 1):
                 return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
         if not chained and Kind.CONTRACT in b.kinds and costly:
@@ -301,6 +334,16 @@ class _Fuser:
                     uses[v] = uses.get(v, 0) + item.node.output.type.size
         return any(n > RECOMPUTE * v.type.size for v, n in uses.items())
 
+    def _for_sums(self, a: Group, b: Group) -> bool:
+        """Whether ``b`` is a map that only sums over the first axis read, which no contraction's kernel makes, of
+        values of ``a`` that such sums or results need stored in any case.
+        """
+        (item, *others) = b.items
+        if others or b.shape is None or item.escapes or not all(map(_sums_rows, item.readers)):
+            return False
+        read = [i for i in item.reads if i.group is a]
+        return all(i.escapes or any(_sums_rows(r) for r in i.readers if r is not item) for i in read)
+
     def _stacked(self, group: Group) -> bool:
         """Whether all that a group does is to repeat rows: a nest of what makes their elements would go by columns."""
         (item, *others) = group.items
@@ -313,22 +356,21 @@ class _Fuser:
         first = next((k for k, n in enumerate(target) if n > 1), 0)
         return source.type.size > 1 and shape[first] == 1
 
-    def _follows(self, a: Group, b: Group) -> bool:
+    def _follows(self, a: Group, b: Group, chained: bool) -> bool:
         """Whether ``b`` is one map of one value that ``a`` makes from a reduction and nothing else needs.
 
-        One nest computes both if one computes ``a``: the map is stored where that value was. Contractions do not take
-        long chains.
+        One nest computes both if one computes ``a``: the map is stored where that value was. Contractions take no
+        longer expressions than ``BESIDE``, and what a chain sums over its rows is not of a row.
         """
-        if (
-            len(b.items) > 1
-            or (Kind.CONTRACT in a.kinds and len(a.items) >= DEEP)
-            or b.shape is None
-            or not a.kinds <= {Kind.MAP, Kind.REDUCE, Kind.CONTRACT}
-        ):
+        if len(b.items) > 1 or b.shape is None or not a.kinds <= {Kind.MAP, Kind.REDUCE, Kind.CONTRACT}:
             return False
         (item,) = b.items
         read = [i for i in item.reads if i.group is a]
         if len(read) != 1 or read[0] in item.through or not self.escaping.isdisjoint(read[0].outputs):
+            return False
+        if Kind.CONTRACT in a.kinds and self.steps.get(item.outputs[0], 0) >= BESIDE:
+            return False
+        if chained and read[0].kind is Kind.CONTRACT:
             return False
         return all(r is item or r.group is a for r in read[0].readers) and read[0].reduced()
 
@@ -438,6 +480,14 @@ def _buffers(part: Part) -> int:
 def _costly(item: Item) -> bool:
     """Whether an element of it is better kept than computed again."""
     return item.node is not None and (item.node.prim.name in EXPENSIVE or item.kind is Kind.INDEX)
+
+
+def _sums_rows(item: Item) -> bool:
+    """Whether it reduces the first axis of what it reads."""
+    if item.node is None or item.kind is not Kind.REDUCE:
+        return False
+    shape = item.node.inputs[0].type.shape
+    return any(math.prod(shape[: axis + 1]) == shape[axis] > 1 for axis in item.node.params["axes"])
 
 
 def _reads_all(node: Node) -> bool:

@@ -193,6 +193,17 @@ def test_adam_is_one_kernel() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_adam_behind_a_common_norm_is_two_kernels() -> None:
+    """All arrays are updated side by side, rather than one after the other by who added up their squares."""
+    optimizer = kf.optim.chain(kf.optim.clip_by_global_norm(1.0), kf.optim.adam(1e-3))
+    params = [normal(30, 7), normal(7), normal(3, 3, 2, 4), normal(40, 30), normal(1)]
+
+    def update(state, grads, params):
+        return optimizer.update(state, grads, params)
+
+    assert kernels(update, optimizer.init(params), params, params) == 2
+
+
 def _flat(tree: Any) -> list[np.ndarray]:
     import optree
 
