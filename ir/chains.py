@@ -379,6 +379,13 @@ class Chain:
         own = [math.prod(extents.get(n, 1) for n in node.params[key]) for key in ("x_axes", "y_axes")]
         if math.prod(extents.values()) < FEW_ROWS * min(own):
             raise Refused("too few rows share an operand of the contraction")
+        row = [a for a, i in self.rows.items() if isinstance(i, Var) and a in names][-1:]
+        columns = [n for n, a, m in zip(out, names, made.shape, strict=True) if a not in self.rows and m > 1]
+        apart = [
+            node.params[key] for a in row for key in ("x_axes", "y_axes") if out[names.index(a)] not in node.params[key]
+        ]
+        if row and columns and not any(columns[-1] in axes_ for axes_ in apart):
+            raise Refused("no operand of the contraction has its columns and not its rows")
         given = [(v, n) for v, n in zip(node.inputs, own, strict=True) if v not in self.axes.dependent]
         walked, rows = min(((v.type.nbytes // n, n) for v, n in given), default=(0, 1))
         largest = max(v.type.nbytes for v in (node.output, *node.inputs) if v in self.axes.dependent)

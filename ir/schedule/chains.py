@@ -71,9 +71,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         if any(isinstance(t, Store) and t.op and t.index and t.buffer not in own for t in stmts(s.body))
     }
     allocs = [dataclasses.replace(s, shape=(*s.shape[:-1], _apart(s.shape[-1]))) if s.shape[1:] else s for s in allocs]
-    products = {
-        k: store.buffer for k, s in enumerate(steps) if (store := filled(s.body)) is not None and _by_rows(s.body, i)
-    }
+    products = {k: buffer for k, s in enumerate(steps) if (buffer := _tiled(s))}
     skip = skips.find(steps, products)
     made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
@@ -124,7 +122,8 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     """Make a register tile of what a block's rows add to a sum over rows: columns of them times the other operand's."""
     kernel = each(kernel, "bind", i, lambda loop: (dataclasses.replace(loop, kind="serial"),))
     (nest,) = loops(kernel, i)
-    inner = nested(nest)[1:]
+    every = nested(nest)[1:]
+    inner = every[-2:]
     store = next(s for s in stmts(nest.body) if isinstance(s, Store))
     if len(inner) != 2 or not isinstance(store.value, Op) or store.value.op != "mul":
         return kernel
@@ -133,10 +132,13 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     if not factors or len(rows) != 1:
         return kernel
     (other,) = (s for s in inner if s is not rows[0])
-    if not any(other.var in free_vars(f) for f in store.value.args):
+    given = [free_vars(f) for f in store.value.args if f is not factors[0]]
+    if not any(other.var in free for free in given):
         return kernel  # the other operand is one number for all of them, as ones are
+    if any(s.var in free for free in given for s in every[:-2]):
+        return kernel
     j, d, n = rows[0].var.name, other.var.name, other.static or 1
-    for s in inner:
+    for s in every:
         kernel = reorder(kernel, i, s.var.name)
     name = f"{store.buffer}_s"
     kernel = partial(kernel, i, name)
@@ -220,20 +222,10 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     the thread that works with it where each has several such operands, as heads of attention, else by all together.
     """
     (nest,) = loops(kernel, i)
-    columns = []
-    body = nest.body
-    while len(body) == 1 and isinstance(body[0], For):
-        columns.append(body[0])
-        body = body[0].body
+    columns, body = _columns(nest.body)
     store = summed(nest.body)
     assert store is not None
-    assert isinstance(store.value, Op)
-    left, right = store.value.args
     j = columns[-1].var
-    if nest.var not in free_vars(left) or j in free_vars(left):
-        left, right = right, left
-    if nest.var in free_vars(right) or j in free_vars(left) or j not in free_vars(right):
-        return kernel
     for other in columns[:-1]:
         kernel = reorder(kernel, i, other.var.name)
     name, n = store.buffer, columns[-1].static or 1
@@ -304,10 +296,24 @@ def _iterations(kernel: Kernel, names: Sequence[str]) -> int:
     return math.prod(loops(kernel, name)[0].static or 1 for name in names) if names else 0
 
 
-def _by_rows(body: Sequence[Stmt], i: str) -> bool:
-    """Whether a factor of the accumulated product depends on the row ``i``: one of ones alone has no rows."""
-    s = summed(body)
-    return s is not None and any(v.name == i for v in free_vars(s.value))
+def _columns(body: Sequence[Stmt]) -> tuple[list[For], Sequence[Stmt]]:
+    """Return the loops over what a row makes, and what stands in them."""
+    columns: list[For] = []
+    while len(body) == 1 and isinstance(body[0], For):
+        columns.append(body[0])
+        body = body[0].body
+    return columns, body
+
+
+def _tiled(row: For) -> str:
+    """Return the buffer that a nest fills by sums of products of which one factor has rows and the other columns, if
+    it does nothing else.
+    """
+    store, (columns, _), sums = filled(row.body), _columns(row.body), summed(row.body)
+    if store is None or not columns or sums is None or not isinstance(sums.value, Op):
+        return ""
+    j, found = columns[-1].var, [free_vars(f) for f in sums.value.args]
+    return store.buffer if any(row.var in a - b and j in b - a for a, b in (found, found[::-1])) else ""
 
 
 def _packed(kernel: Kernel, buffer: str, by: Sequence[str], width: int) -> Kernel:
