@@ -226,6 +226,18 @@ def test_the_gradient_of_channels_by_themselves_counts_positions_plainly() -> No
         assert " % " not in str(kernel.naive)
 
 
+@pytest.mark.parametrize("size", [(5, 32), (3, 16), (4, 48)])
+def test_rows_of_whole_vectors_are_stored_in_order(size: tuple[int, int]) -> None:
+    """What is read beside a tile lies as the tile does; other rows are as long as the padded image has them."""
+    case = Case(2, 8, 12, size, (3, 3), padding=1)
+    x, w = case.operands()
+    r = np.abs(case(x, w)).astype(np.float32)
+    fn = kf.jit(lambda x, w, r: np.maximum(case(x, w) * r + r, 0))
+    (kernel,) = fn.lower(x, w, r).kernels
+    assert f"% {(size[1] + 2) // 2}" not in str(kernel.ir)
+    np.testing.assert_allclose(fn(x, w, r), np.maximum(case(x, w) * r + r, 0), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=str)
 def test_the_last_vector_of_a_row_keeps_to_its_lanes(dtype: Any) -> None:
     draw = np.random.default_rng(0)

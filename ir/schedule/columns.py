@@ -9,8 +9,8 @@ from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine
 from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, i64, stmts, walk
 from kernelforge.ir.schedule.guards import lift_guard
-from kernelforge.ir.schedule.limits import NEAR, Limits
-from kernelforge.ir.schedule.maps import SHORT, SHORTEST, in_lanes, rest_in_lanes, shortened, solo
+from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
+from kernelforge.ir.schedule.maps import SHORT, in_lanes, rest_in_lanes, shortened, solo
 from kernelforge.ir.schedule.nests import grid, loads, perfect, size, unit
 from kernelforge.ir.schedule.staging import nested, stage, store_after
 from kernelforge.ir.schedule.steps import bind, fission, loops, place, reorder, split

@@ -28,8 +28,7 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule import contraction as product
 from kernelforge.ir.schedule.factors import factors, multiplied, parallel_loops, sum_loops
 from kernelforge.ir.schedule.guards import sink_guard, unguard
-from kernelforge.ir.schedule.limits import NEAR, Limits
-from kernelforge.ir.schedule.maps import SHORTEST
+from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
 from kernelforge.ir.schedule.nests import loads, perfect, size
 from kernelforge.ir.schedule.staging import pad, stage
 from kernelforge.ir.schedule.steps import bind, fuse, loops, place, reorder, rfactor, split
@@ -117,7 +116,7 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     kernel = stage(kernel, product.factor(kernel, tile, other), f"{first}b", axes, "local", image)
     last = f"{image}_{axes[-1] if channels and not in_columns else tile}"
 
-    kernel, whole = _joined(kernel, places, image)
+    kernel, whole = _joined(kernel, places, image, width if in_columns else 0)
     m = loops(kernel, whole)[0].var.bound or 1
     i, j = (other, whole) if in_columns else (whole, other)
     rows, registers = _tile(o, m, in_columns, limits, width)
@@ -240,13 +239,18 @@ def _block(pairs: Sequence[Slide], held: int, room: int, share: float) -> int:
     return -(-n // min(-(-n // block), n // least))
 
 
-def _joined(kernel: Kernel, places: Sequence[str], image: str) -> tuple[Kernel, str]:
-    """Make one loop of those over positions, with rows as long as in the packed image; return its name."""
+def _joined(kernel: Kernel, places: Sequence[str], image: str, width: int) -> tuple[Kernel, str]:
+    """Make one loop of those over positions; return its name.
+
+    Rows are as long as in the packed image, so that a tile is anywhere in it, unless they are whole vectors of
+    ``width``: then each of these lies in one row, and what is stored beside the tile is in order.
+    """
     whole, long = places[-1], 1
+    aligned = width and (loops(kernel, whole)[0].static or 1) % width == 0
     for name, inner in reversed(list(itertools.pairwise(places))):
         (filled,) = loops(kernel, f"{image}_{inner}")
         long *= filled.static or 1
-        kernel = fuse(lengthen(kernel, whole, long), name, whole, f"{name}f")
+        kernel = fuse(kernel if aligned else lengthen(kernel, whole, long), name, whole, f"{name}f")
         whole = f"{name}f"
     return kernel, whole
 

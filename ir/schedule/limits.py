@@ -26,6 +26,9 @@ def core_rate(vector_bytes: int) -> float:
 LINE = 64
 """Bytes of a line of a CPU's caches, which memory answers with at least."""
 
+SHORTEST = 4
+"""Lanes that a vector has at least."""
+
 NEAR = 8
 """Elements from one lane to the next up to which CPUs read or write whole vectors, and shuffle."""
 

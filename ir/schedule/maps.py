@@ -10,22 +10,38 @@ from collections.abc import Callable, Sequence
 from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine, bounds, free_vars
 from kernelforge.ir.kernel import Const, For, Kernel, Load, Op, Store, Var, exprs, i64, stmts, walk
-from kernelforge.ir.schedule.limits import NEAR, Limits
+from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
 from kernelforge.ir.schedule.nests import grid, loads, size, unit
 from kernelforge.ir.schedule.staging import stage
-from kernelforge.ir.schedule.steps import bind, fission, in_line, loops, reorder, residues, split, substituted
+from kernelforge.ir.schedule.steps import (
+    bind,
+    fission,
+    in_line,
+    in_pieces,
+    loops,
+    reorder,
+    residues,
+    split,
+    substituted,
+)
 from kernelforge.ir.schedule.steps import fuse as fuse_loops
 
 CHUNK = 16384
 """Elements of a map that one grid iteration of a ``vector`` device takes: small beside L2, large beside a launch."""
 
 
-SHORT, SHORTEST = 8, 4
-"""Loops of fewer vectors run what is left over in vectors of half the lanes, and so on, down to so many lanes."""
+SHORT = 8
+"""Loops of fewer vectors run what is left over in vectors of half the lanes, and so on, down to ``SHORTEST``."""
 
 TOGETHER, WORTH, BRIEF = 8, 0.75, 400
 """How many vectors are made together at most, what share of the operations of each that must leave, and of how many
 operations a vector may be: values of more do not stay in registers (normals of f64 took 1.6 times as long so)."""
+
+PIECES = 5
+"""Pieces of a loop, at most, of which each chooses one value throughout."""
+
+APART = 2
+"""Transcendental functions of an element from which on lanes are worth it where they read or write elements apart."""
 
 TURNS = 4
 """Copies of a map, one for each kind of element, that are made at most."""
@@ -45,11 +61,29 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width, limits.side)
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
+    ends = _ends(last, width) if len(parallel) > 1 and columns == 1 else []
+    if ends:
+        kernel = in_pieces(kernel, name, ends)
+        for part in [name, *(f"{name}_p{k + 1}" for k in range(len(ends)))]:
+            kernel = in_lanes(kernel, loops(kernel, part)[0], width, limits.side)
+        return grid(kernel, [p.var.name for p in parallel[:-1]], wanted)
     turned = _in_turn(kernel, parallel, width, columns)
     across = "" if turned is not kernel else _across(kernel, parallel, width)
     kernel, last = turned, loops(turned, name)[0]
     kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else solo(kernel)
+
+
+def _ends(loop: For, width: int) -> list[int]:
+    """Return where another of several values is chosen along a loop, if that is at few places of a long one."""
+    every = {
+        e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op) and e.op in ("lt", "ge")
+    }
+    found = {e.args[1] for e in every if e.args[0] == loop.var}
+    n = loop.static or 0
+    ends = sorted({int(c.value) for c in found if isinstance(c, Const) and 0 < int(c.value) < n})
+    longest = max(high - low for low, high in itertools.pairwise((0, *ends, n)))
+    return ends if len(ends) < PIECES and longest >= 4 * width and 2 * longest >= n else []
 
 
 def _in_columns(kernel: Kernel, parallel: Sequence[For], width: int) -> tuple[Kernel, Sequence[For], int]:
@@ -169,7 +203,9 @@ def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
     """
     name, extent = loop.var.name, loop.static or 0
     width = shortened(width, extent)
-    if width == 1 or not unit(loop, NEAR):
+    every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
+    found = {e for e in every if loop.var in free_vars(e)}  # the rest is computed once
+    if width == 1 or not (unit(loop, NEAR) or effort(found) >= APART * TRANSCENDENTAL):
         return kernel
     least = SHORTEST if extent < SHORT * width else width
     count = together(loop, width)
@@ -178,8 +214,6 @@ def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
         kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
         kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
         return rest_in_lanes(kernel, name, f"{name}i_t", width, least)
-    every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
-    found = {e for e in every if loop.var in free_vars(e)}  # the rest is computed once
     wide = side * width
     if wide > width and extent >= wide and effort(found) >= TRANSCENDENTAL:
         kernel = bind(split(kernel, name, wide, name, f"{name}v", "cut"), f"{name}v", "vector")

@@ -23,7 +23,7 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
-from kernelforge.ir.schedule.limits import NEAR, Limits
+from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
 
 COSTS = {"div": 4, "sqrt": 6} | dict.fromkeys(MATH_UNARY + MATH_BINARY, 16)
 """Operations, on SIMD lanes, that take the time of so many additions."""
@@ -118,7 +118,7 @@ def few(body: Sequence[Stmt], last: For, width: int) -> bool:
     found = reduction_loops(body)
     steps = [affine(e.index[0], last.var) for loop in found for e in loads((loop,))]
     near = all(c is not None and 0 <= c <= NEAR for c in steps) and any(steps)
-    return near and (last.static or 0) >= width and all((loop.static or width) < width for loop in found)
+    return near and (last.static or 0) >= SHORTEST and all((loop.static or width) < width for loop in found)
 
 
 def operations(expr: Expr, inner: Collection[Var] = ()) -> int:
@@ -129,12 +129,17 @@ def operations(expr: Expr, inner: Collection[Var] = ()) -> int:
     return sum(COSTS.get(e.op, 1) if isinstance(e, Op) else LOAD * isinstance(e, Load) for e in seen)
 
 
+def _free(indices: Sequence[Expr]) -> set[Var]:
+    return {v for i in indices for v in free_vars(i)}
+
+
 def unit(loop: For, near: int = 1) -> bool:
     """Whether most of what a loop touches lies side by side for consecutive iterations, or at most ``near`` elements
     apart; but for what is found by data: lanes wait for all of that at once, and a loop for one after the other.
     """
-    plain = (e for e in loads(loop.body) if not any(isinstance(part, Load) for part in walk(e.index[0])))
-    steps = [affine(e.index[0], loop.var) for e in plain]
+    found = dict.fromkeys(e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Load))
+    plain = [e for e in found if not any(isinstance(part, Load) for i in e.index for part in walk(i))]
+    steps = [affine(e.index[-1], loop.var) for e in plain if e.index and loop.var not in _free(e.index[:-1])]
     stored = [affine(s.index[0], loop.var) for s in stmts(loop.body) if isinstance(s, Store) and len(s.index) == 1]
     inside = sum(c is not None and 0 <= c <= near for c in steps)
     return all(c is not None and 0 < c <= near for c in stored) and 2 * inside >= len(steps)

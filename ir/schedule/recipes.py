@@ -28,8 +28,8 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
 from kernelforge.ir.schedule.columns import vector_block, vector_column, vector_found, vector_running
 from kernelforge.ir.schedule.factors import LEAST, arranged, factors, parallel_loops
-from kernelforge.ir.schedule.limits import Limits
-from kernelforge.ir.schedule.maps import SHORTEST, group_map, in_lanes, vector_map
+from kernelforge.ir.schedule.limits import SHORTEST, Limits
+from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import few, grid, lanes, perfect, row_of_block, rowwise, size
 from kernelforge.ir.schedule.phases import join, obstacle, spread

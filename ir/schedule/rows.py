@@ -27,8 +27,8 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.schedule.behind import behind, early, hindrance, obstacle
 from kernelforge.ir.schedule.contraction import transposed
 from kernelforge.ir.schedule.guards import sink_guard
-from kernelforge.ir.schedule.limits import LINE, NEAR, Limits
-from kernelforge.ir.schedule.maps import SHORTEST, in_lanes, together
+from kernelforge.ir.schedule.limits import LINE, NEAR, SHORTEST, Limits
+from kernelforge.ir.schedule.maps import in_lanes, together
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
@@ -214,13 +214,14 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.in
     """Reduce along memory: four accumulators of one register each, then one, then shorter ones, then lane by lane in a
     fixed tree.
 
-    Eight where vectors share work in pairs, so that four chains of it run at once. What does not lie along memory goes
-    one element after the other, in shorter blocks.
+    Eight where vectors share work in pairs, so that four chains of it run at once. Where more than half of what is read
+    does not lie along memory, it goes one element after the other, in shorter blocks.
     """
     name, n = loop.var.name, loop.static
     bound = n if n is not None else (loop.var.bound or 0)
     steps = [affine(e.index[0], loop.var) for e in loads(loop.body)]
-    apart = any(c is None or not 0 <= c <= NEAR for c in steps)
+    gathered = sum(c is None or not 0 <= c <= NEAR for c in steps)
+    apart = gathered * 2 > sum(c != 0 for c in steps)
     block = BLOCK // SHORTER if apart else BLOCK
     if width == 1 or bound < width or (apart and (bound <= block or not _to_one(loop))):
         return kernel

@@ -8,6 +8,7 @@ and kept: both parts of a split parallel loop are parallel.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -143,6 +144,25 @@ def residues(kernel: Kernel, name: str, count: int) -> Kernel:
         return made
 
     return each(kernel, "residues", name, change)
+
+
+def in_pieces(kernel: Kernel, name: str, ends: Sequence[int]) -> Kernel:
+    """Make a loop of each piece of a parallel loop of constant extent: those that end at ``ends``, and the rest. The
+    second is called ``name`` with ``_p1`` appended, and so on.
+    """
+
+    def change(loop: For) -> Sequence[Stmt]:
+        if loop.kind != "parallel" or loop.static is None or not all(0 < e < (loop.static or 0) for e in ends):
+            raise IllegalSchedule(
+                step="in_pieces", target=name, reason="it is not parallel, or has no constant extent there"
+            )
+        made = []
+        for k, (low, high) in enumerate(itertools.pairwise((0, *ends, loop.static))):
+            var = Var(f"{name}_p{k}" if k else name, "i64", high - low)
+            made.append(For(var, i64(high - low), loop.kind, substituted(loop.body, {loop.var: var + low})))
+        return made
+
+    return each(kernel, "in_pieces", name, change)
 
 
 def in_line(kernel: Kernel, name: str) -> Kernel:

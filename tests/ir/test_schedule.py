@@ -70,6 +70,20 @@ def test_residues_make_quotients_plain() -> None:
         steps.residues(columns(8, 8), "r", 2)
 
 
+def test_pieces_decide_what_is_chosen() -> None:
+    i, j = Var("i", "i64", 3), Var("j", "i64", 7)
+    element = op("select", j < 2, Load("x", (1 - j,), "f32"), Load("x", (j + i * 4,), "f32"))
+    inner = For(j, i64(7), "parallel", (Store("o", (i * 7 + j,), element),))
+    k = kernel("mirrored", (("x", 15),), 21, For(i, i64(3), "parallel", (inner,)))
+    made = steps.in_pieces(k, "j", [2])
+    assert [steps.loops(made, name)[0].static for name in ("j", "j_p1")] == [2, 5]
+    assert "select" not in str(made)
+    same(k, made)
+    same(k, steps.in_pieces(k, "j", [2, 3, 6]))
+    with pytest.raises(IllegalSchedule, match="it is not parallel, or has no constant extent there"):
+        steps.in_pieces(k, "j", [7])
+
+
 def test_in_line_writes_a_loop_out() -> None:
     i, j = Var("i", "i64", 5), Var("j", "i64", 3)
     row, own = Load("x", (i,), "f32"), Load("x", (i + j,), "f32")
