@@ -258,7 +258,7 @@ class _Fuser:
         if Kind.OPAQUE in kinds:
             return "the steps of control flow share a kernel with nothing else"
         costly = any(map(_costly, a.items))
-        if any(self.places.get(v, 0) > PLACES for i in a.items for v in i.outputs):
+        if any(self.places.get(v, 0) > PLACES for i in b.taken if i.group is a for v in i.outputs):
             return (
                 f"it chooses among several values and is read at more than {PLACES} places, each of which would again"
             )
@@ -290,8 +290,8 @@ class _Fuser:
         if reductions and rows < FEW_ROWS:
             work = sum(v.type.size for v in (*inputs(part), *part.outputs)) // 2
             full = any(v.type.size > rows for v in part.outputs)
-            walked = {i.node.inputs[0].type.shape for i in reductions if i.node is not None}
-            if full and not chained and len(walked) > 1:
+            walked = {i.node.inputs[0].type.size for i in reductions if i.node is not None}
+            if full and rows == 1 and not chained and len(walked) > 1:
                 return "sums over several arrays would be followed by one loop for each result, one after the other"
             if work >= rows * WIDE_ROW and (full or len(reductions) > 1):
                 return f"{rows} rows of {work // max(rows, 1)} elements would leave the device idle"
@@ -342,7 +342,7 @@ class _Fuser:
         if others or b.shape is None or item.escapes or not all(map(_sums_rows, item.readers)):
             return False
         read = [i for i in item.reads if i.group is a]
-        return all(i.escapes or any(_sums_rows(r) for r in i.readers if r is not item) for i in read)
+        return bool(read) and all(i.escapes or any(_sums_rows(r) for r in i.readers if r is not item) for i in read)
 
     def _stacked(self, group: Group) -> bool:
         """Whether all that a group does is to repeat rows: a nest of what makes their elements would go by columns."""

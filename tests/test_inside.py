@@ -49,6 +49,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda x, w: nn.conv2d(x, w, padding=(2, 1)),
         (normal(1, 3, 8, 14), normal(16, 3, 1, 3)),
     ),
+    "shares of the filters of rows of whole vectors": (
+        lambda x, w: nn.conv2d(x, w, padding=1),
+        (np.ones((1, 8, 11, 16), np.float32), np.ones((40, 8, 3, 3), np.float32)),
+    ),
     "long and padded": (long, (normal(4, 64),)),
     "fold": (fold, (normal(2, 36, 15),)),
     "narrow": (lambda x, w: (x @ w).sum(-1), (normal(4, 1, dtype=BF16), normal(1, 300, dtype=BF16))),
@@ -120,3 +124,16 @@ def test_long_chains_before_sums(n: int, device: str) -> None:
     arrays = dict(zip([a.name for a in made.args], (first.reshape(-1), second.reshape(-1), out), strict=True))
     run_kernel(made, arrays, {})
     np.testing.assert_allclose(out.reshape(x.shape), fn(x.astype(np.float64), c.astype(np.float64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["avx512", "sse"])
+def test_sums_over_rows_of_several_columns(device: str) -> None:
+    """Each expert's gradient is a sum over rows with a loop over experts around its tiles, which end within the row."""
+
+    def loss(first: Any, second: Any, x: Any) -> Any:
+        h = np.tanh(np.einsum("td,edh->teh", x, first))
+        return ((np.einsum("teh,ehd->td", h, second) - x) ** 2).mean()
+
+    fn = kf.jit(kf.grad(loss, (0, 1)))
+    (kernel,) = fn.lower(normal(16, 8, 3), normal(16, 3, 8), normal(1400, 8)).kernels
+    run(finish(schedule(kernel.naive, DEVICES[device]), frozenset()))

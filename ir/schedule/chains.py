@@ -146,7 +146,9 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
         kernel = reorder(kernel, d, j)
     vectors = -(-n // width)
     registers = -(-vectors // -(-vectors // 4))
-    kernel = split(kernel, j, ACROSS, f"{j}o", f"{j}r", "guard")
+    # beyond the columns of one outer loop are those of the next one, and beyond the last the row may have no room
+    tile = ACROSS if every == inner else max(k for k in range(1, ACROSS + 1) if (rows[0].static or 1) % k == 0)
+    kernel = split(kernel, j, tile, f"{j}o", f"{j}r", "guard")
     kernel = split(kernel, d, registers * width, f"{d}o", f"{d}r", "guard")
     kernel = sink_guard(kernel, f"{j}o")
     kernel = reorder(kernel, f"{j}r", f"{d}o")

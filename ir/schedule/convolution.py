@@ -116,7 +116,7 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     kernel = stage(kernel, product.factor(kernel, tile, other), f"{first}b", axes, "local", image)
     last = f"{image}_{axes[-1] if channels and not in_columns else tile}"
 
-    kernel, whole = _joined(kernel, places, image, width if in_columns else 0)
+    kernel, whole = _joined(kernel, places, image, in_columns and _whole(pairs[-1].outer, width))
     m = loops(kernel, whole)[0].var.bound or 1
     i, j = (other, whole) if in_columns else (whole, other)
     rows, registers = _tile(o, m, in_columns, limits, width)
@@ -136,7 +136,7 @@ def vector(kernel: Kernel, factor: Expr, pairs: Sequence[Slide], limits: Limits,
     packed = "rows" if in_columns else "columns"
     by_ = [*(p for p in outer if p in named), f"{other}o", *blocks, *walked, f"{other}r"]
     read = {"rows", "columns", *accumulators}
-    full = in_columns and o % rows == 0
+    full = in_columns and o % rows == 0 == share % rows
     if full and isinstance(weights, Load) and product.lies(kernel, weights, f"{i}r", walked, limits):
         read.add(weights.buffer)
         by_ = []
@@ -186,6 +186,8 @@ def _cut(
     beyond = [((s.inner.static or 1) - 1) * s.stride // s.step for s in pairs]
     line = math.prod((s.outer.static or 1) + b for s, b in zip(pairs[1:], beyond[1:], strict=True))
     held = channels * line * math.prod(s.step for s in pairs)
+    if in_columns and _whole(pairs[-1].outer, width):
+        line = math.prod(s.outer.static or 1 for s in pairs[1:])
     depth = channels * math.prod(s.inner.static or 1 for s in pairs)
     least = min(n, pairs[0].stride + 1)
     most = max(least, min(n, limits.cache_bytes // 2 // (held * limits.vector_bytes // width) - beyond[0]))
@@ -239,18 +241,20 @@ def _block(pairs: Sequence[Slide], held: int, room: int, share: float) -> int:
     return -(-n // min(-(-n // block), n // least))
 
 
-def _joined(kernel: Kernel, places: Sequence[str], image: str, width: int) -> tuple[Kernel, str]:
-    """Make one loop of those over positions; return its name.
-
-    Rows are as long as in the packed image, so that a tile is anywhere in it, unless they are whole vectors of
-    ``width``: then each of these lies in one row, and what is stored beside the tile is in order.
+def _whole(row: For, width: int) -> bool:
+    """Whether a row of positions is whole vectors: it keeps its length then, so that what is read and stored beside a
+    tile lies as the tile does. Others are as long as in the packed image, and a tile is anywhere in it.
     """
+    return (row.static or 1) % width == 0
+
+
+def _joined(kernel: Kernel, places: Sequence[str], image: str, keep: bool) -> tuple[Kernel, str]:
+    """Make one loop of those over positions, whose rows may ``keep`` their length; return its name."""
     whole, long = places[-1], 1
-    aligned = width and (loops(kernel, whole)[0].static or 1) % width == 0
     for name, inner in reversed(list(itertools.pairwise(places))):
         (filled,) = loops(kernel, f"{image}_{inner}")
         long *= filled.static or 1
-        kernel = fuse(kernel if aligned else lengthen(kernel, whole, long), name, whole, f"{name}f")
+        kernel = fuse(kernel if keep else lengthen(kernel, whole, long), name, whole, f"{name}f")
         whole = f"{name}f"
     return kernel, whole
 

@@ -62,7 +62,7 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width, limits.side)
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
     ends = _ends(last, width) if len(parallel) > 1 and columns == 1 else []
-    if ends:
+    if ends and not _across(kernel, parallel, width):  # what is turned by tiles is worth more than plain choices
         kernel = in_pieces(kernel, name, ends)
         for part in [name, *(f"{name}_p{k + 1}" for k in range(len(ends)))]:
             kernel = in_lanes(kernel, loops(kernel, part)[0], width, limits.side)

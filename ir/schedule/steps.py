@@ -152,12 +152,15 @@ def in_pieces(kernel: Kernel, name: str, ends: Sequence[int]) -> Kernel:
     """
 
     def change(loop: For) -> Sequence[Stmt]:
-        if loop.kind != "parallel" or loop.static is None or not all(0 < e < (loop.static or 0) for e in ends):
+        if loop.kind != "parallel" or loop.static is None:
+            raise IllegalSchedule(step="in_pieces", target=name, reason="it is not parallel, or of no constant extent")
+        places = (0, *ends, loop.static)
+        if list(places) != sorted(set(places)):
             raise IllegalSchedule(
-                step="in_pieces", target=name, reason="it is not parallel, or has no constant extent there"
+                step="in_pieces", target=name, reason=f"its pieces do not end in order at {list(ends)}"
             )
         made = []
-        for k, (low, high) in enumerate(itertools.pairwise((0, *ends, loop.static))):
+        for k, (low, high) in enumerate(itertools.pairwise(places)):
             var = Var(f"{name}_p{k}" if k else name, "i64", high - low)
             made.append(For(var, i64(high - low), loop.kind, substituted(loop.body, {loop.var: var + low})))
         return made

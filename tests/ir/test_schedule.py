@@ -80,8 +80,11 @@ def test_pieces_decide_what_is_chosen() -> None:
     assert "select" not in str(made)
     same(k, made)
     same(k, steps.in_pieces(k, "j", [2, 3, 6]))
-    with pytest.raises(IllegalSchedule, match="it is not parallel, or has no constant extent there"):
-        steps.in_pieces(k, "j", [7])
+    for ends in ([7], [5, 2], [0]):
+        with pytest.raises(IllegalSchedule, match="its pieces do not end in order"):
+            steps.in_pieces(k, "j", ends)
+    with pytest.raises(IllegalSchedule, match="it is not parallel, or of no constant extent"):
+        steps.in_pieces(columns(8, 8), "r", [2])
 
 
 def test_in_line_writes_a_loop_out() -> None:
