@@ -7,14 +7,34 @@ half. A branch is a loop of one iteration or none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 from kernelforge.ir.accesses import Index, redirected
 from kernelforge.ir.applied import Applied
 from kernelforge.ir.graph import Graph, Node, Value
 from kernelforge.ir.index import normalize
-from kernelforge.ir.kernel import Arg, Const, Expr, For, Kernel, Load, Mode, Stmt, Store, Var, i64, select
+from kernelforge.ir.kernel import (
+    Alloc,
+    Arg,
+    Const,
+    Expr,
+    For,
+    Kernel,
+    Let,
+    Load,
+    Mode,
+    Stmt,
+    Store,
+    Var,
+    i64,
+    map_exprs,
+    select,
+    substitute,
+)
+from kernelforge.ir.nest import nest
 from kernelforge.ir.schedule.limits import LINE
+from kernelforge.ir.schedule.nests import loads, perfect, size
 from kernelforge.ir.types import Type
 
 FOREVER = 1 << 62
@@ -54,6 +74,18 @@ def repeated(node: Node, pieces: Mapping[str, Piece]) -> Applied:
     modes += ["scratch"] * (len(made.args) - len(modes))
     assert [a.mode for a in made.args] == modes
     return Applied(Kernel(node.prim.name, tuple(args), (), tuple(body)), [*node.inputs, *node.outputs])
+
+
+def stepped(node: Node, piece: Piece) -> Applied | None:
+    """Make one map of a scan whose step is one: each element goes through all steps by itself, its state in registers.
+
+    Returns:
+        None where a step is more than a map, or reads the state of other elements.
+    """
+    made = _Stepped({"body": piece})
+    body = made.body(node)
+    values = [*node.inputs, *node.outputs]
+    return Applied(Kernel(node.prim.name, tuple(made.args), (), tuple(body)), values) if body else None
 
 
 def _depth(body: Sequence[Stmt]) -> int:
@@ -153,6 +185,123 @@ class _Scan(_Loop):
             For(turn, i64(length), "serial", tuple(step)),
             *self.run("copy", self.half(i64(length % 2)), last),
         ]
+
+
+class _Stepped(_Made):
+    def body(self, node: Node) -> list[Stmt]:
+        """Make the arguments and the nests, nothing where a step is not of one element.
+
+        States of one element, as a time that all others read, go along with each of these, and once more by themselves.
+        """
+        graph, p = self.pieces["body"].graph, node.params
+        consts, carry, length = p["consts"], p["carry"], p["length"]
+        states, outputs = graph.inputs[consts : consts + carry], graph.outputs
+        found = _element(self.pieces["body"])
+        if found is None or len({*outputs}) < len(outputs):
+            return []
+        loops, step = found
+        stored = {s.buffer: s.index[0] for _, s in step if isinstance(s, Store)}
+        if any(_name(v) not in stored for v in outputs) or any(v.type.size not in (1, size(loops)) for v in outputs):
+            return []
+        places = [stored[_name(v)] for v in outputs]
+        own = {**dict(zip(map(_name, states), places, strict=False)), **stored}
+        if any(e.index[0] != own[e.buffer] for e in loads([s for _, s in step]) if e.buffer in own):
+            return []
+        turn = Var("turn", "i64", length)
+        row = i64(length - 1) - turn if p["reverse"] else turn
+        given = self.wholes("given", "in", graph.inputs[:consts])
+        first = self.wholes("first", "in", states)
+        rows = self.rows("row", "in", graph.inputs[consts + carry :], row, length)
+        last = self.wholes("last", "out", outputs[:carry])
+        results = self.rows("made", "out", outputs[carry:], row, length)
+        read = zip((*graph.inputs[:consts], *graph.inputs[consts + carry :]), (*given, *rows), strict=True)
+        where = {_name(v): place for v, place in read}
+        held = {_name(v): f"state{k}" for k, v in enumerate(states)}
+
+        def moved(buffer: str, index: Index) -> tuple[str, Index]:
+            return (held[buffer], ()) if buffer in held else _at(where[buffer], index)
+
+        inner = [
+            (n, s) for (n, _), s in zip(step, redirected([s for _, s in step], {*held, *where}, moved), strict=True)
+        ]
+
+        def walked(mine: Collection[int], made: Collection[int]) -> list[Stmt]:
+            """Go through the steps with the states that are ``mine``, storing those outputs that are ``made``."""
+            out: list[Stmt] = []
+            for n, s in inner:
+                if n in mine:
+                    out.append(Let(s.buffer, s.value) if isinstance(s, Store) else s)
+            types = [v.type.name for v in outputs]
+            kept = [k for k in range(carry) if outputs[k].type.size in mine]
+            for k in range(carry, len(outputs)):
+                if outputs[k].type.size in made:
+                    buffer, index = _at(results[k - carry], (places[k],))
+                    out.append(Store(buffer, index, Var(_name(outputs[k]), types[k])))
+            out += [Store(f"state{k}", (), Var(_name(outputs[k]), types[k])) for k in kept]
+            return [
+                *(Alloc(f"state{k}", types[k], (), "register") for k in kept),
+                *(Store(f"state{k}", (), Load(first[k][0], (places[k],), types[k])) for k in kept),
+                For(turn, i64(length), "serial", tuple(out)),
+                *(
+                    Store(last[k][0], (places[k],), Load(f"state{k}", (), types[k]))
+                    for k in kept
+                    if outputs[k].type.size in made
+                ),
+            ]
+
+        whole = size(loops)
+        one = whole > 1 and any(v.type.size == 1 for v in outputs)
+        nests = [*nest([s.var for s in loops] or [Var("i", "i64", 1)], "parallel", walked({1, whole}, {whole}))]
+        return nests + [*nest([Var("j", "i64", 1)], "parallel", walked({1}, {1}))] * one
+
+
+def _name(value: Value) -> str:
+    return f"v{value.id}"
+
+
+def _element(piece: Piece) -> tuple[list[For], list[tuple[int, Stmt]]] | None:
+    """Return the loops over the elements that a graph of maps makes, and what stands in them: each statement with how
+    many elements it is of, all or one. Buffers are named by their values, and what is stored is loaded by its name.
+    """
+    nests: list[tuple[list[For], list[Stmt]]] = []
+    for made in piece.kernels:
+        values = dict(zip((a.name for a in made.kernel.args), made.values, strict=False))
+        if len(values) < len(made.kernel.args):
+            return None
+        for top in made.kernel.body:
+            loops, body = perfect(cast("For", top))
+            if not all(isinstance(s, Let) or (isinstance(s, Store) and not s.op) for s in body):
+                return None
+            renamed: dict[Expr, Expr] = {s.var: i64(0) for s in loops if s.static == 1}
+            for s in body:
+                if isinstance(s, Let):
+                    renamed[Var(s.name, s.value.dtype)] = Var(f"{s.name}_{len(nests)}", s.value.dtype)
+            named = redirected(
+                body,
+                values,
+                lambda b, index: (_name(values[b]), (index[0] + made.starts.get(b, 0),)),  # noqa: B023
+            )
+            nests.append(([s for s in loops if s.static != 1], [_renamed(s, renamed) for s in named]))
+    loops = max((loops for loops, _ in nests), key=size, default=[])
+    out: list[tuple[int, Stmt]] = []
+    stored: dict[Expr, Expr] = {}
+    for mine, stmts in nests:
+        if mine and [s.static for s in mine] != [s.static for s in loops]:
+            return None
+        same: dict[Expr, Expr] = {a.var: b.var for a, b in zip(mine, loops, strict=False)}
+        for each in stmts:
+            s = map_exprs(_renamed(each, same), lambda e: substitute(e, stored))
+            out.append((size(mine), s))
+            if isinstance(s, Store):
+                stored[Load(s.buffer, s.index, s.value.dtype)] = Var(s.buffer, s.value.dtype)
+    return loops, out
+
+
+def _renamed(s: Stmt, names: dict[Expr, Expr]) -> Stmt:
+    """Replace variables, and the name that a statement gives."""
+    s = map_exprs(s, lambda e: normalize(substitute(e, names)))
+    new = names.get(Var(s.name, s.value.dtype)) if isinstance(s, Let) else None
+    return Let(new.name, s.value) if isinstance(s, Let) and isinstance(new, Var) else s
 
 
 class _While(_Loop):

@@ -29,7 +29,7 @@ from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.kernel import Kernel
 from kernelforge.ir.passes.finish import finish
 from kernelforge.ir.passes.pipeline import optimize
-from kernelforge.ir.repeat import Piece, repeated
+from kernelforge.ir.repeat import Piece, repeated, stepped
 from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
@@ -330,8 +330,15 @@ def _kernel(
 
 
 def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tuple[Applied, Applied] | None:
-    """Make one kernel of control flow, naive and scheduled, where the device repeats phases and they are few."""
+    """Make one kernel of control flow, naive and scheduled: of a scan whose step is a map, and where the device repeats
+    phases and they are few.
+    """
     limits = backend.limits
+    if config.fusion and _of_maps(node):
+        body = _pieces(node.graphs["body"], backend, config, known)
+        one = stepped(node, body[0]) if body is not None else None
+        if one is not None and len(one.kernel.args) <= limits.max_args:
+            return one, one.with_kernel(_tuned(one.kernel, {}, backend, config))
     if limits.native.isdisjoint(("repeat", "repeat_alone")) or not config.fusion:
         return None
     graphs = node.graphs
@@ -346,6 +353,14 @@ def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tup
     naive, kernel = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
     made = repeated(node, naive), repeated(node, kernel)
     return made if len(made[1].kernel.args) <= limits.max_args else None
+
+
+def _of_maps(node: Node) -> bool:
+    """Whether this is a scan that may be one map: it has a state, and a step of maps alone."""
+    if node.prim.name != "scan":
+        return False
+    made = {n.prim.kind for n in node.graphs["body"].nodes}
+    return node.params["carry"] > 0 and node.params["length"] > 0 and made <= {Kind.MAP, Kind.VIEW}
 
 
 def _little(piece: Piece) -> bool:

@@ -93,7 +93,7 @@ def test_one_kernel_with_the_same_meaning(device: str, name: str, reverse: bool)
         pytest.skip("the interpreter runs no threads")
     with on(device):
         run = kf.jit(lambda init, xs: kf.scan(step, init, xs, reverse=reverse))
-        alone = "shared" not in name  # too much for one worker
+        alone = "shared" not in name or step is exponential  # a map, or not too much for one worker
         assert ([k.name for k in run.lower(init, xs).kernels] == ["scan"]) == (alone or device == "cpu")
         got = run(init, xs)
     carry, ys = plain(step, init, xs, len(xs), reverse)
@@ -103,6 +103,88 @@ def test_one_kernel_with_the_same_meaning(device: str, name: str, reverse: bool)
 
 def np_leaves(tree: Any) -> list[Any]:
     return list(tree) if isinstance(tree, tuple) else [tree]
+
+
+def timed(c: Any, _: Any) -> Any:
+    """An equation whose time all elements share."""
+    t, y = c
+    slope = np.sin(t + F32(0.05)) - (y + F32(0.05) * (np.sin(t) - y))
+    return (t + F32(0.1), y + F32(0.1) * slope), (y, t)
+
+
+def exchanged(c: Any, x: Any) -> Any:
+    a, b = c
+    return (b, a + b * x), None
+
+
+def apart(c: Any, _: Any) -> Any:
+    """Parts that have nothing to do with each other, one of them narrow, one that stays as it is."""
+    a, b, n, still = c
+    return (a * F32(0.5), b + b.dtype.type(1), n * 2, still), n
+
+
+def outer(c: Any, x: Any) -> Any:
+    return np.where(c > 4, x[None], c + x[:, None]), None
+
+
+MAPS = {
+    "time": (timed, (F32(0), normal(70)), None),
+    "exchanged": (exchanged, (normal(5, 7), normal(5, 7)), normal(4, 5, 7)),
+    "apart": (apart, (normal(33), normal(33).astype(np.float16), np.arange(33), normal(33)), None),
+    "outer": (outer, normal(9, 9), normal(4, 9)),
+    "one": (exponential, normal(1, 1), normal(4, 1, 1)),
+    "time alone": (lambda c, _: (c * F32(0.5), c), F32(3), None),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", MAPS)
+@on_each
+def test_scans_of_maps_keep_their_state_in_registers(device: str, name: str, reverse: bool) -> None:
+    step, init, xs = MAPS[name]
+    with on(device):
+        run = kf.jit(lambda init, xs: kf.scan(step, init, xs, length=4, reverse=reverse))
+        if device == "cpu":
+            made = [k for k in run.lower(init, xs).kernels if k.name == "scan"]
+            assert len(made) == 1
+            assert not any(map(repeats, made[0].ir.body))
+            keep_the_meaning(made[0].naive, made[0].ir, drawn(made[0].ir), 1e-4)
+        got = run(init, xs)
+    want = init if isinstance(init, tuple) else (init,)
+    ys: list[Any] = []
+    for t in reversed(range(4)) if reverse else range(4):
+        carry, y = step(want if isinstance(init, tuple) else want[0], None if xs is None else xs[t])
+        want = carry if isinstance(init, tuple) else (carry,)
+        ys.append(y)
+    stacked = [np.stack(y[::-1] if reverse else y) for y in zip(*map(np_leaves, ys), strict=True) if y[0] is not None]
+    for a, b in zip((*np_leaves(got[0]), *np_leaves(got[1])), (*want, *stacked), strict=False):
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["time", "exchanged", "outer"])
+def test_gradients_of_scans_of_maps(name: str) -> None:
+    step, init, xs = MAPS[name]
+
+    def loss(init: Any, xs: Any) -> Any:
+        carry, _ = kf.scan(step, init, xs, length=4)
+        return sum((c * c).sum() for c in np_leaves(carry))
+
+    ours = np_leaves(kf.jit(kf.grad(loss))(init, xs))
+    with kf.config(fusion=False):
+        want = np_leaves(kf.jit(kf.grad(loss))(init, xs))
+    for a, b in zip(ours, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_read_at_other_places_stays_in_memory() -> None:
+    c, xs = normal(35), normal(4, 35)
+    for step in (rolled, lambda c, _: (c + c[0], None), lambda c, _: (c.reshape(5, 7).T.reshape(35), None)):
+        made = kf.jit(lambda c, step=step: kf.scan(step, c, xs)).lower(c).kernels
+        assert any(repeats(s) for k in made for s in k.ir.body)
+
+
+def drawn(kernel: Kernel) -> dict[str, Any]:
+    return {a.name: RNG.uniform(-1, 1, int(a.size.value)).astype(DTYPES[a.dtype]) for a in kernel.args}  # type: ignore[attr-defined]
 
 
 def scan_kernel(name: str) -> tuple[Kernel, Kernel]:
@@ -134,36 +216,55 @@ def keep_the_meaning(naive: Kernel, kernel: Kernel, given: dict[str, Any], atol:
 def test_kernels_are_well_formed_and_keep_the_meaning(name: str) -> None:
     """The naive kernel, the scheduled one, and that one with iterations of its parallel loops in any order."""
     naive, kernel = scan_kernel(name)
-    given = {a.name: RNG.uniform(-1, 1, int(a.size.value)).astype(DTYPES[a.dtype]) for a in kernel.args}  # type: ignore[attr-defined]
-    keep_the_meaning(naive, kernel, given, 1e-4)
+    keep_the_meaning(naive, kernel, drawn(kernel), 1e-4)
 
 
 def test_text() -> None:
+    c, xs = normal(3), normal(9, 3)
+    (mirrored,) = kf.jit(lambda c, xs: kf.scan(lambda c, x: (c[::-1] * F32(0.5) + x, c), c, xs)).lower(c, xs).kernels
+    assert print_kernel(mirrored.naive) == IN_MEMORY
     naive, _ = scan_kernel("scalar")
-    assert print_kernel(naive) == TEXT
+    assert print_kernel(naive) == IN_REGISTERS
 
 
-TEXT = """\
-kernel scan(in first_0: f32[1], in row_1: f32[9], out last_2: f32[1], out made_3: f32[9], scratch kept_4: f32[32]) {
-  for parallel i < 1 {
-    kept_4[0] = first_0[0]
+IN_MEMORY = """\
+kernel scan(in first_0: f32[3], in row_1: f32[27], out last_2: f32[3], out made_3: f32[27], scratch kept_4: f32[32]) {
+  for parallel i0 < 3 {
+    kept_4[i0] = first_0[i0]
   }
   for serial turn0 < 9 {
-    for parallel p0i < 1 {
-      kept_4[(turn0 + 1) % 2 * 16] = kept_4[turn0 % 2 * 16] * 0.8999999761581421f32 + row_1[turn0]
-    }
-    for parallel p1i < 1 {
-      made_3[turn0] = kept_4[turn0 % 2 * 16] * 0.8999999761581421f32 + row_1[turn0]
+    for parallel i0 < 3 {
+      kept_4[i0 + (turn0 + 1) % 2 * 16] = kept_4[i0 * -1 + turn0 % 2 * 16 + 2] * 0.5f32 + row_1[i0 + turn0 * 3]
+      made_3[i0 + turn0 * 3] = kept_4[i0 + turn0 % 2 * 16]
     }
   }
+  for parallel i0 < 3 {
+    last_2[i0] = kept_4[i0 + 16]
+  }
+}"""
+
+IN_REGISTERS = """\
+kernel scan(in first_0: f32[1], in row_1: f32[9], out last_2: f32[1], out made_3: f32[9]) {
   for parallel i < 1 {
-    last_2[0] = kept_4[16]
+    register state0: f32[]
+    state0[] = first_0[0]
+    for serial turn < 9 {
+      let v4 = state0[] * 0.8999999761581421f32 + row_1[turn]
+      let v5 = state0[] * 0.8999999761581421f32 + row_1[turn]
+      made_3[turn] = v5
+      state0[] = v4
+    }
+    last_2[0] = state0[]
   }
 }"""
 
 
 def test_repetitions_stand_in_each_other() -> None:
-    _, kernel = scan_kernel("nested")
+    def step(c: Any, x: Any) -> Any:
+        return kf.scan(lambda d, y: (np.roll(d, 1) + y, None), c, x)[0], None
+
+    c, xs = normal(5), normal(4, 3, 5)
+    kernel = kf.jit(lambda c, xs: kf.scan(step, c, xs)).lower(c, xs).kernels[-1].ir
     loops = [s for s in stmts(kernel.body) if isinstance(s, For) and repeats(s)]
     assert [s.var.name for s in loops] == ["turn1", "turn0"]
 
@@ -282,7 +383,8 @@ def test_cond(flag: bool, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fn", "args"), [(root, (1 + normal(9) ** 2,)), (chosen, (True, normal(9))), (tripled, (normal(4),))]
+    ("fn", "args"),
+    [(root, (1 + normal(9) ** 2,)), (chosen, (True, normal(9))), (tripled, (np.arange(1, 5, dtype=F32),))],
 )
 def test_loops_as_data_say_are_well_formed(fn: Any, args: tuple[Any, ...]) -> None:
     made = kf.jit(fn).lower(*args).kernels[-1]
