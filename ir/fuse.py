@@ -30,6 +30,9 @@ square of their nodes. What needs no trial joins on."""
 PLACES = 4
 """Views that read one choice among several values, at most: what is stored is read without choosing again."""
 
+SPREAD = 1 << 12
+"""Elements that repeat the results of a contraction: a kernel of their own stores as many in vectors."""
+
 SERIAL_MAPS, SERIAL = 8, 1 << 14
 """Maps, and those times the elements, that a scatter computes at most: in a kernel before it they go by vectors."""
 
@@ -274,6 +277,8 @@ class _Fuser:
         chained = Kind.CONTRACT in kinds and len(reductions) > 1
         if chained and not self.chains:
             return "a contraction shares its kernel with no other reduction"
+        if Kind.CONTRACT in a.kinds and not chained and self._spread(a, b):
+            return "a tile of the contraction's results would be stored once for each copy, one element at a time"
         if a.shape is not None and a.shape == b.shape and not any(r.group is a for r in b.through):
             if a.buffers_with(b) <= self.max_args:
                 a.join(b, a.shape)
@@ -355,6 +360,12 @@ class _Fuser:
         shape = (*(1,) * (len(target) - source.type.ndim), *source.type.shape)
         first = next((k for k, n in enumerate(target) if n > 1), 0)
         return source.type.size > 1 and shape[first] == 1
+
+    def _spread(self, a: Group, b: Group) -> bool:
+        """Whether ``b`` repeats what a contraction of ``a`` makes: many elements, in an order of their own."""
+        results = max(i.outputs[0].type.size for i in a.reductions)
+        made = max(v.type.size for i in b.items for v in i.outputs)
+        return made >= SPREAD and made > 2 * results
 
     def _follows(self, a: Group, b: Group, chained: bool) -> bool:
         """Whether ``b`` is one map of one value that ``a`` makes from a reduction and nothing else needs.

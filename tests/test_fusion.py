@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
+from kernelforge import nn
 
 F32 = np.float32
 
@@ -341,6 +342,30 @@ def test_rows_that_repeat_are_copied(repeat: str, count: int) -> None:
     x = normal(40 if repeat == "rows" else 48, 33)
     assert kernels(fn, x) == count
     np.testing.assert_allclose(np.asarray(kf.jit(fn)(x)), fn(x), rtol=1e-5)
+
+
+def test_copies_of_a_contractions_results_are_a_map() -> None:
+    """A tile of results would be stored once for each copy, one element after the other; few copies join."""
+
+    def gated(s: Any, w: Any, x: Any) -> Any:
+        return x * (s @ w)[:, :, None]
+
+    for pixels, count in ((2, 1), (256, 2)):
+        given = np.ones((8, 16), F32), np.ones((16, 24), F32), np.ones((8, 24, pixels), F32)
+        assert len(kf.jit(gated).lower(*given).kernels) == count
+        np.testing.assert_allclose(kf.jit(gated)(*given), gated(*given))
+
+
+def test_gradients_of_a_mean_behind_a_convolution_of_one_pixel_are_of_means() -> None:
+    """Windows of one pixel do not hide that its gradient is repeated: no pixel is contracted anew."""
+
+    def loss(x: Any, w: Any) -> Any:
+        return (nn.conv2d(x, w).mean((2, 3)) ** 2).sum()
+
+    x, w = np.ones((2, 8, 16, 16), F32), np.ones((16, 8, 1, 1), F32)
+    made = kf.jit(kf.grad(loss)).lower(x, w).graph
+    (last,) = [n for n in made.nodes if n.prim.name == "contract"][1:]
+    assert last.output.type.size == 2 * 8
 
 
 def test_gradients_of_a_plain_sum_of_products_contract_nothing() -> None:

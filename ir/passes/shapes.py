@@ -11,8 +11,6 @@ from kernelforge.ir.graph import Kind, Node
 from kernelforge.ir.passes import windows
 from kernelforge.ir.passes.rewrite import Rewriter, Rule
 
-REDUCE = ("sum", "prod", "max", "min")
-
 PART = 4
 """What is at most this part of an array is kept beside it."""
 
@@ -269,6 +267,27 @@ def _reduce(r: Rewriter, node: Node) -> Sym | None:
     return None
 
 
+def _reduce_repeated(r: Rewriter, node: Node) -> Sym | None:
+    """Reduce what is repeated once: a sum of n times the same is n times it."""
+    made, name, target = r.producer(node.inputs[0], "broadcast"), node.prim.name, node.inputs[0].type.shape
+    if made is None or not node.inputs[0].type.size or (name == "sum" and node.output.type.name not in ("f32", "f64")):
+        return None
+    source = r.sym(made.inputs[0])
+    shape = (*(1,) * (len(target) - source.ndim), *source.shape)
+    again = {a for a in node.params["axes"] if shape[a] != target[a]}
+    if not again:
+        return None
+    left = [a for a in range(len(shape)) if a not in again]
+    rest = tuple(k for k, a in enumerate(left) if a in node.params["axes"])
+    x = source.reshape(tuple(shape[a] for a in left))
+    x = apply(name, x, axes=rest) if rest else x
+    if name == "sum":
+        x = apply("multiply", x, full(float(math.prod(target[a] for a in again)), x))
+        # a sum starts from 0.0, which turns -0.0 into it
+        x = x if rest else apply("add", x, full(0.0, x))
+    return x.broadcast(_shape(node))
+
+
 def _contract(
     r: Rewriter,
     node: Node,
@@ -336,6 +355,19 @@ def _contract_repeated(r: Rewriter, node: Node) -> Sym | None:
     return None
 
 
+def _contract_alone(r: Rewriter, node: Node) -> Sym | None:
+    """Multiply what is summed over no axis: a map, which others join."""
+    out, factors = node.params["out_axes"], []
+    for v, key in zip(node.inputs, ("x_axes", "y_axes"), strict=True):
+        names = node.params[key]
+        if not {*names} <= {*out}:
+            return None
+        x = r.sym(v).transpose(tuple(sorted(range(len(names)), key=lambda a: out.index(names[a]))))  # noqa: B023
+        shape = tuple(n if name in names else 1 for name, n in zip(out, _shape(node), strict=True))
+        factors.append(x.reshape(shape).broadcast(_shape(node)))
+    return apply("multiply", *factors)
+
+
 def _lift_broadcast(r: Rewriter, node: Node) -> Sym | None:
     """Compute on what is repeated before it is repeated: f(broadcast(x), c) is broadcast(f(x, c))."""
     if node.prim.kind is not Kind.MAP or node.prim.name == "barrier" or not node.inputs:
@@ -374,11 +406,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         _slice_of_reshape,
     ),
     "flip": (_of_uniform, _flip),
-    "window": (_of_uniform,),
+    "window": (_of_uniform, *windows.RULES["window"]),
     "pad": (_pad,),
     "concatenate": (_concatenate,),
     "place": (_place,),
-    **dict.fromkeys(REDUCE, (_reduce,)),
-    "contract": (_contract_transposed, _contract_repeated),
+    "prod": (_reduce,),
+    **dict.fromkeys(("sum", "max", "min"), (_reduce, _reduce_repeated)),
+    "contract": (_contract_alone, _contract_transposed, _contract_repeated),
     "": (_lift_broadcast,),
 }

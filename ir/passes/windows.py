@@ -60,7 +60,14 @@ def _reshape(r: Rewriter, node: Node) -> Sym | None:
     return apply("window", x.reshape(tuple(shape)), axes=tuple(moved[a] for a in made.params["axes"]), **given)
 
 
-RULES: dict[str, tuple[Rule, ...]] = {"slice": (_slice,), "reshape": (_reshape,)}
+def _of_one(r: Rewriter, node: Node) -> Sym | None:
+    """Windows of one element at each place are the array."""
+    if {*node.params["sizes"], *node.params["strides"]} == {1}:
+        return r.sym(node.inputs[0]).reshape(node.output.type.shape)
+    return None
+
+
+RULES: dict[str, tuple[Rule, ...]] = {"slice": (_slice,), "reshape": (_reshape,), "window": (_of_one,)}
 
 
 def windows(graph: Graph) -> Graph:

@@ -81,6 +81,10 @@ def constant(value: float, like: Sym) -> Sym:
     return full(value, like)
 
 
+def window(x: Sym, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Sym:
+    return apply("window", x, axes=(0, 1), sizes=sizes, strides=strides, dilations=(1, 1))  # type: ignore[no-any-return]
+
+
 def contract(x: Sym, y: Sym, formula: str) -> Sym:
     operands, out = formula.split("->")
     a, b, c = (tuple(map(ord, o)) for o in (*operands.split(","), out))
@@ -167,7 +171,7 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
     (
         lambda x, y: contract(x.broadcast((3, 4)), y, "ij,k->kij"),
         ["f32:4", "f32:5"],
-        "broadcast(reshape(contract(x, y)))",
+        "multiply(broadcast(x), broadcast(reshape(y)))",
     ),
     (
         lambda x: contract(x, constant(0.5, x.transpose((1, 0))), "ij,jk->ki"),
@@ -175,6 +179,15 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
         "broadcast(contract(x, 0.5))",
     ),
     (lambda x: contract(constant(2.0, x), x, "bij,bjk->bik"), ["f32:2x4x4"], "broadcast(reshape(contract(2.0, x)))"),
+    (lambda x: x.broadcast((3, 4)).sum((0,)), ["f32:4"], "add(multiply(x, 3.0), 0.0)"),
+    (lambda x: x.broadcast((3, 4)).sum((0, 1)), ["f32:4"], "multiply(sum(x), 3.0)"),
+    (lambda x: x.broadcast((2, 3, 4)).sum((0, 2)), ["f32:3x1"], "add(multiply(reshape(x), 8.0), 0.0)"),
+    (lambda x: x.broadcast((2, 3, 4)).sum((0,)), ["f32:3x1"], "broadcast(add(multiply(x, 2.0), 0.0))"),
+    (lambda x: x.broadcast((3, 4)).sum((0,)), ["f16:4"], "sum(broadcast(x))"),
+    (lambda x: apply("max", x.broadcast((3, 4)), axes=(0,)), ["i8:4"], "x"),
+    (lambda x: apply("prod", x.broadcast((3, 4)), axes=(0,)), ["f32:4"], "prod(broadcast(x))"),
+    (lambda x: window(x, (1, 1), (1, 1)), ["f32:3x4"], "reshape(x)"),
+    (lambda x: window(x, (1, 1), (1, 2)), ["f32:3x4"], "window(x)"),
     (lambda x: apply("exp", constant(0.0, x)) + x, [F], "add(1.0, x)"),
     (lambda x: x + apply("sin", constant(1.0, x) + constant(2.0, x)), [F], f"add(x, {float(np.sin(np.float32(3)))})"),
 ]
