@@ -36,7 +36,7 @@ from kernelforge.ir.kernel import (
     substitute,
 )
 from kernelforge.ir.memo import memo
-from kernelforge.ir.nest import axes, collapse, digits, nest, variables
+from kernelforge.ir.nest import adjacent, axes, collapse, digits, nest, variables
 from kernelforge.ir.runs import begun, read
 from kernelforge.ir.structure import Pattern, pattern
 from kernelforge.ir.types import row_major
@@ -277,7 +277,9 @@ class _Builder:
                     if value in upstream and value not in elements and once and _covers(index, value):
                         elements[value] = (variables(r), index)
             name = low.accumulator(node)
-            loops = nest(variables(r), "serial", [*lets, Store(name, (), element, made.op)])
+            inner_body = [*lets, Store(name, (), element, made.op)]
+            walked = variables(r) if node.prim.kind is not Kind.CONTRACT else adjacent(variables(r), inner_body)
+            loops = nest(walked, "serial", inner_body)
             body += [Alloc(name, made.dtype, (), "register"), Store(name, (), identity(made.op, made.dtype)), *loops]
         for value in upstream:
             if value not in elements:

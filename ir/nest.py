@@ -62,13 +62,29 @@ def nest(loops: Sequence[Var], kind: LoopKind, body: Sequence[Stmt]) -> tuple[St
     return tuple(made)
 
 
+def adjacent(loops: Sequence[Var], body: Sequence[Stmt]) -> list[Var]:
+    """Order loops of any order so that those whose indices walk as through one are next to each other."""
+    found = list(loops)
+    for outer in loops:
+        for inner in loops:
+            if inner is not outer and _counts(body, outer, inner):
+                found.remove(outer)
+                found.insert(found.index(inner), outer)
+                break
+    return found
+
+
+def _counts(body: Sequence[Stmt], outer: Var, inner: Var) -> bool:
+    known: dict[Expr, bool] = {}
+    return all(_as_one(e, outer, inner, known) for s in stmts(body) for e in exprs(s))
+
+
 def collapse(loops: list[Var], body: list[Stmt]) -> tuple[list[Var], list[Stmt]]:
     """Make one loop of two adjacent ones wherever every index walks through both as through one."""
     k = len(loops) - 2
     while k >= 0:
         outer, inner = loops[k], loops[k + 1]
-        known: dict[Expr, bool] = {}
-        if all(_as_one(e, outer, inner, known) for s in stmts(body) for e in exprs(s)):
+        if _counts(body, outer, inner):
             joined = Var(outer.name, "i64", (outer.bound or 0) * (inner.bound or 0))
             replace: dict[Expr, Expr] = {outer: i64(0), inner: joined}
             memo: dict[Expr, Expr] = {}

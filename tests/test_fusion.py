@@ -10,6 +10,7 @@ import pytest
 
 import kernelforge as kf
 from kernelforge import nn
+from kernelforge.ir.kernel import For, stmts
 
 F32 = np.float32
 
@@ -354,6 +355,19 @@ def test_copies_of_a_contractions_results_are_a_map() -> None:
         given = np.ones((8, 16), F32), np.ones((16, 24), F32), np.ones((8, 24, pixels), F32)
         assert len(kf.jit(gated).lower(*given).kernels) == count
         np.testing.assert_allclose(kf.jit(gated)(*given), gated(*given))
+
+
+def test_gradients_of_transposed_convolutions_are_strided_ones() -> None:
+    """Windows of blocks are walked as the windows of pixels that they are."""
+
+    def loss(x: Any, w: Any) -> Any:
+        return (nn.conv_transpose2d(x, w, stride=2, padding=1) ** 2).sum()
+
+    x, w, image = np.ones((2, 8, 6, 6), F32), np.ones((8, 3, 4, 4), F32), np.ones((2, 3, 12, 12), F32)
+    ours = kf.jit(kf.grad(loss)).lower(x, w).kernels[-1].naive
+    plain = kf.jit(lambda x, w: nn.conv2d(x, w, stride=2, padding=1)).lower(image, w).kernels[-1].naive
+    loops = [[int(s.extent.value) for s in stmts(k.body) if isinstance(s, For)] for k in (ours, plain)]  # type: ignore[attr-defined]
+    assert loops[0] == loops[1] == [2, 8, 6, 6, 3, 4, 4]
 
 
 def test_gradients_of_a_mean_behind_a_convolution_of_one_pixel_are_of_means() -> None:

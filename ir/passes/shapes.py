@@ -69,7 +69,16 @@ def _transpose(r: Rewriter, node: Node) -> Sym | None:
     if made is not None and r.once(x.value):
         names = made.params["out_axes"]
         return _contract(r, made, made.inputs, out_axes=tuple(names[a] for a in order))
-    return None
+    made = r.producer(x.value, "reshape")
+    if made is None or not r.once(x.value) or r.producer(made.inputs[0], "contract") is None:
+        return None
+    # axes of one element, which come and go, hide the contraction's own
+    source = r.sym(made.inputs[0])
+    long = [a for a in range(source.ndim) if source.shape[a] != 1]
+    if [source.shape[a] for a in long] != [n for n in x.shape if n != 1]:
+        return None
+    ones = [a for a in range(source.ndim) if source.shape[a] == 1]
+    return source.transpose([*ones, *(long[sorted(moved).index(a)] for a in moved)]).reshape(_shape(node))
 
 
 def _slice(r: Rewriter, node: Node) -> Sym | None:
@@ -362,7 +371,7 @@ def _contract_alone(r: Rewriter, node: Node) -> Sym | None:
         names = node.params[key]
         if not {*names} <= {*out}:
             return None
-        x = r.sym(v).transpose(tuple(sorted(range(len(names)), key=lambda a: out.index(names[a]))))  # noqa: B023
+        x = r.sym(v).transpose(tuple(sorted(range(len(names)), key=lambda a: out.index(names[a]))))
         shape = tuple(n if name in names else 1 for name, n in zip(out, _shape(node), strict=True))
         factors.append(x.reshape(shape).broadcast(_shape(node)))
     return apply("multiply", *factors)

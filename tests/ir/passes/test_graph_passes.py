@@ -155,6 +155,16 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
     ),
     (lambda x, y: contract(x.transpose((1, 0)), y, "ij,jk->ik"), ["f32:4x3", "f32:4x5"], "contract(x, y)"),
     (lambda x, y: contract(x, y, "ij,jk->ik").transpose((1, 0)), ["f32:3x4", "f32:4x5"], "contract(x, y)"),
+    (
+        lambda x, y: contract(x, y, "ij,jk->ik").reshape((3, 1, 5)).transpose((2, 1, 0)),
+        ["f32:3x4", "f32:4x5"],
+        "reshape(contract(x, y))",
+    ),
+    (
+        lambda x, y: contract(x, y, "ij,jk->ik").reshape((5, 3)).transpose((1, 0)),
+        ["f32:3x4", "f32:4x5"],
+        "transpose(reshape(contract(x, y)))",
+    ),
     (lambda x, y: contract(x, y.broadcast((2, 4, 5)), "bij,bjk->bik"), ["f32:2x3x4", "f32:4x5"], "contract(x, y)"),
     (
         lambda x, y: contract(x, y.broadcast((2, 4, 5)), "bij,bjk->bik"),
