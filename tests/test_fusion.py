@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -355,6 +356,24 @@ def test_copies_of_a_contractions_results_are_a_map() -> None:
         given = np.ones((8, 16), F32), np.ones((16, 24), F32), np.ones((8, 24, pixels), F32)
         assert len(kf.jit(gated).lower(*given).kernels) == count
         np.testing.assert_allclose(kf.jit(gated)(*given), gated(*given))
+
+
+def test_stacks_are_made_part_by_part_in_one_launch(device: str) -> None:
+    """Lanes choose among none of the parts, and only one of them takes exponentials."""
+
+    def fn(x: Any) -> Any:
+        return np.stack([x + 1, np.exp(x), x])
+
+    x = normal(30, 70)
+    (made,) = kf.jit(fn).lower(x).kernels
+    (small,) = kf.jit(fn).lower(x[:1, :9]).kernels
+    assert "select(i0 < " in str(made.naive)
+    if device != "reference":  # which runs naive kernels
+        assert len(made.ir.body) == 1
+        assert "x0[" in str(made.ir)
+        assert not re.search(r"select\([^()]*x0", str(made.ir))
+        assert re.search(r"select\([^()]*x0", str(small.ir)), "too little to tell apart"
+    np.testing.assert_allclose(np.asarray(kf.jit(fn)(x)), fn(x), rtol=1e-6)
 
 
 def test_gradients_of_transposed_convolutions_are_strided_ones() -> None:

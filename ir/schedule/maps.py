@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine, bounds, free_vars
-from kernelforge.ir.kernel import Const, For, Kernel, Load, Op, Store, Var, exprs, i64, stmts, walk
+from kernelforge.ir.kernel import Const, For, Kernel, Let, Load, Op, Stmt, Store, Var, exprs, i64, stmts, walk
 from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
-from kernelforge.ir.schedule.nests import grid, loads, size, unit
+from kernelforge.ir.schedule.nests import grid, loads, perfect, size, unit
 from kernelforge.ir.schedule.staging import stage
 from kernelforge.ir.schedule.steps import (
     bind,
@@ -39,6 +39,9 @@ operations a vector may be: values of more do not stay in registers (normals of 
 
 PIECES = 5
 """Pieces of a loop, at most, of which each chooses one value throughout."""
+
+PARTS, PART = 16, 1 << 10
+"""Parts of a map that are nests of their own, at most, and elements of each, at least."""
 
 APART = 2
 """Transcendental functions of an element from which on lanes are worth it where they read or write elements apart."""
@@ -74,14 +77,35 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else solo(kernel)
 
 
-def _ends(loop: For, width: int) -> list[int]:
-    """Return where another of several values is chosen along a loop, if that is at few places of a long one."""
+def parted(kernel: Kernel) -> Kernel:
+    """Make nests of their own of the parts of what is chosen by the first axis, as of arrays behind each other: lanes
+    would choose among all of them for each element.
+    """
+    made: list[Stmt] = []
+    for nest in kernel.body:
+        if isinstance(nest, For) and nest.kind == "parallel" and nest.static:
+            (_, *inner), body = perfect(nest)
+            ends = _chosen(nest) if all(isinstance(s, Store | Let) for s in body) else []
+            least = min((high - low for low, high in itertools.pairwise((0, *ends, nest.static))))
+            if ends and len(ends) < PARTS and least * size(inner) >= PART:
+                made += in_pieces(dataclasses.replace(kernel, body=(nest,)), nest.var.name, ends).body
+                continue
+        made.append(nest)
+    return dataclasses.replace(kernel, body=tuple(made))
+
+
+def _chosen(loop: For) -> list[int]:
+    """Return where another of several values is chosen along a loop."""
     every = {
         e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op) and e.op in ("lt", "ge")
     }
     found = {e.args[1] for e in every if e.args[0] == loop.var}
-    n = loop.static or 0
-    ends = sorted({int(c.value) for c in found if isinstance(c, Const) and 0 < int(c.value) < n})
+    return sorted({int(c.value) for c in found if isinstance(c, Const) and 0 < int(c.value) < (loop.static or 0)})
+
+
+def _ends(loop: For, width: int) -> list[int]:
+    """Return where another of several values is chosen along a loop, if that is at few places of a long one."""
+    ends, n = _chosen(loop), loop.static or 0
     longest = max(high - low for low, high in itertools.pairwise((0, *ends, n)))
     return ends if len(ends) < PIECES and longest >= 4 * width and 2 * longest >= n else []
 

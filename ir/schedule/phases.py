@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from kernelforge.errors import IllegalSchedule
-from kernelforge.ir.index import normalize
+from kernelforge.ir.index import bounds, normalize
 from kernelforge.ir.kernel import (
     Alloc,
     Expr,
@@ -25,6 +25,7 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )  # fmt: skip
+from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.staging import nested
 from kernelforge.ir.schedule.steps import single_store
 
@@ -94,11 +95,32 @@ def obstacle(kernel: Kernel) -> str:
     written = [{t.buffer for t in stmts((s,)) if isinstance(t, Store)} for s in nests]
     for k, s in enumerate(nests):
         touched = written[k] | {e.buffer for t in stmts((s,)) for r in exprs(t) for e in walk(r) if isinstance(e, Load)}
-        if any(touched & w for j, w in enumerate(written) if j != k):
-            return "a nest touches what another one writes"
+        for j, other in enumerate(nests):
+            if j != k and not all(_apart(s, other, b) for b in touched & written[j]):
+                return "a nest touches what another one writes"
     if not all(s.kind == "grid" and s.static is not None for s in nests):
         return "a nest is not a grid loop of constant extent"
     return ""
+
+
+def _apart(a: For, b: For, buffer: str) -> bool:
+    """Whether two loops store into parts of a buffer that lie behind each other, and load nothing of it."""
+    if any(e.buffer == buffer for e in loads((a, b))):
+        return False
+    first, second = _ranges(a, buffer), _ranges(b, buffer)
+    return _below(first, second) or _below(second, first)
+
+
+def _ranges(loop: For, buffer: str) -> list[tuple[int | None, int | None]]:
+    """Return the least and the greatest place of a buffer that each store of a loop may write."""
+    exact: dict[Expr, Expr] = {s.var: Var(s.var.name, "i64", s.static) for s in stmts((loop,)) if isinstance(s, For)}
+    made = [s for s in stmts((loop,)) if isinstance(s, Store) and s.buffer == buffer]
+    return [bounds(normalize(substitute(s.index[0], exact))) for s in made]
+
+
+def _below(a: Sequence[tuple[int | None, int | None]], b: Sequence[tuple[int | None, int | None]]) -> bool:
+    """Whether all of some ranges lie below all of others."""
+    return all(high is not None and low is not None and high < low for _, high in a for low, _ in b)
 
 
 def join(kernel: Kernel, name: str) -> Kernel:

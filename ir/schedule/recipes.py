@@ -29,7 +29,7 @@ from kernelforge.ir.schedule import chains, contraction, convolution, tiles, wal
 from kernelforge.ir.schedule.columns import vector_block, vector_column, vector_found, vector_running
 from kernelforge.ir.schedule.factors import LEAST, arranged, factors, parallel_loops
 from kernelforge.ir.schedule.limits import SHORTEST, Limits
-from kernelforge.ir.schedule.maps import group_map, in_lanes, vector_map
+from kernelforge.ir.schedule.maps import group_map, in_lanes, parted, vector_map
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import few, grid, lanes, perfect, row_of_block, rowwise, size
 from kernelforge.ir.schedule.phases import join, obstacle, spread
@@ -47,7 +47,7 @@ def schedule(kernel: Kernel, limits: Limits) -> Kernel:
     if limits.form == "serial":
         return kernel
     recipe = vector if limits.form == "vector" else group
-    kernel = scratch(_share_reductions(kernel, limits))
+    kernel = parted(scratch(_share_reductions(kernel, limits)))
     bodies: list[Stmt] = []
     nests = [s for s in kernel.body if isinstance(s, For)]
     for stmt in kernel.body:

@@ -529,3 +529,7 @@ def test_join_makes_one_launch() -> None:
     )
     with pytest.raises(IllegalSchedule, match="touches what another one writes"):
         phases.join(clash, "g")
+    behind = dataclasses.replace(second, body=(Store("o", (i + 5,), Load("x2", (i,), "f32")),))
+    parts = Kernel("parts", (args[0], args[2], dataclasses.replace(args[1], size=i64(12))), (), (*first.body, behind))
+    assert len(phases.join(parts, "g").body) == 1
+    same(parts, phases.join(parts, "g"))
