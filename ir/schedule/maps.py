@@ -106,8 +106,9 @@ def _chosen(loop: For) -> list[int]:
 def _ends(loop: For, width: int) -> list[int]:
     """Return where another of several values is chosen along a loop, if that is at few places of a long one."""
     ends, n = _chosen(loop), loop.static or 0
-    longest = max(high - low for low, high in itertools.pairwise((0, *ends, n)))
-    return ends if len(ends) < PIECES and longest >= 4 * width and 2 * longest >= n else []
+    parts = [high - low for low, high in itertools.pairwise((0, *ends, n))]
+    long = max(parts) >= 4 * width and 2 * max(parts) >= n
+    return ends if len(ends) < PIECES and (long or min(parts) >= 4 * width) else []
 
 
 def _in_columns(kernel: Kernel, parallel: Sequence[For], width: int) -> tuple[Kernel, Sequence[For], int]:
