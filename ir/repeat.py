@@ -12,8 +12,9 @@ from typing import cast
 
 from kernelforge.ir.accesses import Index, redirected
 from kernelforge.ir.applied import Applied
+from kernelforge.ir.cost import COSTLY
 from kernelforge.ir.graph import Graph, Node, Value
-from kernelforge.ir.index import normalize
+from kernelforge.ir.index import affine, free_vars, normalize
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
@@ -24,6 +25,7 @@ from kernelforge.ir.kernel import (
     Let,
     Load,
     Mode,
+    Op,
     Stmt,
     Store,
     Var,
@@ -31,11 +33,15 @@ from kernelforge.ir.kernel import (
     map_exprs,
     select,
     substitute,
+    walk,
 )
 from kernelforge.ir.nest import nest
-from kernelforge.ir.schedule.limits import LINE
+from kernelforge.ir.schedule.limits import LINE, SHORTEST
 from kernelforge.ir.schedule.nests import loads, perfect, size
 from kernelforge.ir.types import Type
+
+FEW = 64
+"""Elements from which on those that fill no vector are little beside the others."""
 
 FOREVER = 1 << 62
 """Iterations of a loop that goes on."""
@@ -200,6 +206,8 @@ class _Stepped(_Made):
         if found is None or len({*outputs}) < len(outputs):
             return []
         loops, step = found
+        if not _worth(loops, [s for _, s in step]):
+            return []
         stored = {s.buffer: s.index[0] for _, s in step if isinstance(s, Store)}
         if any(_name(v) not in stored for v in outputs) or any(v.type.size not in (1, size(loops)) for v in outputs):
             return []
@@ -295,6 +303,29 @@ def _element(piece: Piece) -> tuple[list[For], list[tuple[int, Stmt]]] | None:
             if isinstance(s, Store):
                 stored[Load(s.buffer, s.index, s.value.dtype)] = Var(s.buffer, s.value.dtype)
     return loops, out
+
+
+def _worth(loops: Sequence[For], step: Sequence[Stmt]) -> bool:
+    """Whether elements that go through all steps by themselves are quicker than steps that go through all elements.
+
+    Not where they would be walked a row apart, where lanes would each make anew what is dear and is not of an element
+    alone, or where what no vector takes is one element after the other through all steps.
+    """
+    if not loops:
+        return True
+    if size(loops) < FEW and size(loops) % SHORTEST:
+        return False
+    own: set[Var] = {loops[-1].var}
+    for s in step:
+        assert isinstance(s, Let | Store)
+        for e in walk(s.value):
+            if isinstance(e, Op) and e.op in COSTLY and own.isdisjoint(free_vars(e)):
+                return False
+            if isinstance(e, Load) and affine(e.index[0], loops[-1].var) not in (0, 1, -1):
+                return False
+        if not own.isdisjoint(free_vars(s.value)):
+            own.add(Var(s.name if isinstance(s, Let) else s.buffer, s.value.dtype))
+    return True
 
 
 def _renamed(s: Stmt, names: dict[Expr, Expr]) -> Stmt:

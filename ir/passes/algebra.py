@@ -197,7 +197,7 @@ def _cast(r: Rewriter, node: Node) -> Sym | None:
         return x
     before = _inner(r, node, 0, "cast")
     if before is not None and exact(before.type.name, x.type.name):
-        return before.astype(_dtype(node))
+        return before.astype(node.output.type.dtype)
     chosen = r.producer(x.value, "where") if _dtype(node) == "bool" else None
     if chosen is not None and r.uniform(chosen.inputs[1]) and r.uniform(chosen.inputs[2]) == 0:
         return r.sym(chosen.inputs[0])

@@ -374,7 +374,9 @@ def _contract_alone(r: Rewriter, node: Node) -> Sym | None:
         x = r.sym(v).transpose(tuple(sorted(range(len(names)), key=lambda a: out.index(names[a]))))
         shape = tuple(n if name in names else 1 for name, n in zip(out, _shape(node), strict=True))
         factors.append(x.reshape(shape).broadcast(_shape(node)))
-    return apply("multiply", *factors)
+    made = apply("multiply", *factors)
+    # a contraction starts from 0.0, which turns -0.0 into it
+    return apply("add", made, full(0.0, made)) if made.type.name in FLOATS else made
 
 
 def _lift_broadcast(r: Rewriter, node: Node) -> Sym | None:

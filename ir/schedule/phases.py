@@ -104,8 +104,9 @@ def obstacle(kernel: Kernel) -> str:
 
 
 def _apart(a: For, b: For, buffer: str) -> bool:
-    """Whether two loops store into parts of a buffer that lie behind each other, and load nothing of it."""
-    if any(e.buffer == buffer for e in loads((a, b))):
+    """Whether two loops store into parts of an array that lie behind each other, and load nothing of it."""
+    own = any(isinstance(s, Alloc) and s.buffer == buffer for s in stmts((a, b)))
+    if own or any(e.buffer == buffer for e in loads((a, b))):
         return False
     first, second = _ranges(a, buffer), _ranges(b, buffer)
     return _below(first, second) or _below(second, first)

@@ -108,7 +108,7 @@ def np_leaves(tree: Any) -> list[Any]:
 def timed(c: Any, _: Any) -> Any:
     """An equation whose time all elements share."""
     t, y = c
-    slope = np.sin(t + F32(0.05)) - (y + F32(0.05) * (np.sin(t) - y))
+    slope = t + F32(0.05) - (y + F32(0.05) * (t * t - y))
     return (t + F32(0.1), y + F32(0.1) * slope), (y, t)
 
 
@@ -129,8 +129,9 @@ def outer(c: Any, x: Any) -> Any:
 
 MAPS = {
     "time": (timed, (F32(0), normal(70)), None),
-    "exchanged": (exchanged, (normal(5, 7), normal(5, 7)), normal(4, 5, 7)),
-    "apart": (apart, (normal(33), normal(33).astype(np.float16), np.arange(33), normal(33)), None),
+    "time, shared": (timed, (F32(0), normal(1 << 15)), None),
+    "exchanged": (exchanged, (normal(11, 7), normal(11, 7)), normal(4, 11, 7)),
+    "apart": (apart, (normal(67), normal(67).astype(np.float16), np.arange(67), normal(67)), None),
     "outer": (outer, normal(9, 9), normal(4, 9)),
     "one": (exponential, normal(1, 1), normal(4, 1, 1)),
     "time alone": (lambda c, _: (c * F32(0.5), c), F32(3), None),
@@ -142,6 +143,8 @@ MAPS = {
 @on_each
 def test_scans_of_maps_keep_their_state_in_registers(device: str, name: str, reverse: bool) -> None:
     step, init, xs = MAPS[name]
+    if device == "reference" and "shared" in name:
+        pytest.skip("too much for the interpreter")
     with on(device):
         run = kf.jit(lambda init, xs: kf.scan(step, init, xs, length=4, reverse=reverse))
         if device == "cpu":
@@ -180,6 +183,27 @@ def test_a_state_read_at_other_places_stays_in_memory() -> None:
     c, xs = normal(35), normal(4, 35)
     for step in (rolled, lambda c, _: (c + c[0], None), lambda c, _: (c.reshape(5, 7).T.reshape(35), None)):
         made = kf.jit(lambda c, step=step: kf.scan(step, c, xs)).lower(c).kernels
+        assert any(repeats(s) for k in made for s in k.ir.body)
+
+
+def test_lanes_do_not_share_what_is_dear_or_lies_apart() -> None:
+    """Each would make it anew or walk the whole of it, so steps go through all elements."""
+    c, xs, t = normal(24, 40), normal(4, 40, 24), F32(0.5)
+
+    def forced(c: Any, _: Any) -> Any:
+        return (c[0] + np.sin(c[1]), c[1] + F32(0.1)), None
+
+    def gated(c: Any, x: Any) -> Any:
+        return c * np.exp(x[0, :])[:, None], None
+
+    cases: list[Any] = [
+        (forced, (c, t), None),
+        (gated, c, xs),
+        (lambda c, x: (c + x.T, None), c, xs),
+        (exponential, normal(7), normal(4, 7)),
+    ]
+    for step, init, rows in cases:
+        made = kf.jit(lambda init, rows, step=step: kf.scan(step, init, rows, length=4)).lower(init, rows).kernels
         assert any(repeats(s) for k in made for s in k.ir.body)
 
 

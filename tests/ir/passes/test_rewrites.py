@@ -147,7 +147,7 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
     (
         lambda x, y: contract(x.broadcast((3, 4)), y, "ij,k->kij"),
         ["f32:4", "f32:5"],
-        "multiply(broadcast(x), broadcast(reshape(y)))",
+        "add(multiply(broadcast(x), broadcast(reshape(y))), 0.0)",
     ),
     (
         lambda x: contract(x, constant(0.5, x.transpose((1, 0))), "ij,jk->ki"),
@@ -164,6 +164,8 @@ REWRITES: list[tuple[Fn, list[str], str]] = [
     (lambda x: apply("prod", x.broadcast((3, 4)), axes=(0,)), ["f32:4"], "prod(broadcast(x))"),
     (lambda x: window(x, (1, 1), (1, 1)), ["f32:3x4"], "reshape(x)"),
     (lambda x: window(x, (1, 1), (1, 2)), ["f32:3x4"], "window(x)"),
+    (lambda x: x + apply("cast", apply("cast", x, dtype="i64"), dtype="i8"), ["i8:4"], "add(x, x)"),
+    (lambda x: x + apply("cast", apply("cast", x, dtype="u64"), dtype="u8"), ["u8:4"], "add(x, x)"),
     (lambda x: apply("exp", constant(0.0, x)) + x, [F], "add(1.0, x)"),
     (lambda x: x + apply("sin", constant(1.0, x) + constant(2.0, x)), [F], f"add(x, {float(np.sin(np.float32(3)))})"),
 ]
