@@ -28,6 +28,11 @@ def _full(r: Rewriter, node: Node, value: float) -> Sym:
     return apply("full", value=value, shape=_shape(node), dtype=node.output.type.name)
 
 
+def _from_zero(x: Sym) -> Sym:
+    """Add the 0.0 that sums start from, which turns -0.0 into it."""
+    return apply("add", x, full(0.0, x)) if x.type.name in FLOATS else x
+
+
 def _of_uniform(r: Rewriter, node: Node) -> Sym | None:
     c = r.uniform(node.inputs[0])
     return None if c is None else _full(r, node, c)
@@ -260,8 +265,7 @@ def _reduce(r: Rewriter, node: Node) -> Sym | None:
     drop = node.params["axes"]
     if x.size and math.prod(x.shape[a] for a in drop) == 1:
         alone = x.reshape(_shape(node))
-        # a sum starts from 0.0, which turns -0.0 into it
-        return apply("add", alone, full(0.0, alone)) if node.prim.name == "sum" and x.type.name in FLOATS else alone
+        return _from_zero(alone) if node.prim.name == "sum" else alone
     if inner is not None and r.once(x.value) and x.type.name not in NARROW_FLOATS:
         # a sum of sums of narrow floats rounds between them
         source = r.sym(inner.inputs[0])
@@ -292,8 +296,7 @@ def _reduce_repeated(r: Rewriter, node: Node) -> Sym | None:
     x = apply(name, x, axes=rest) if rest else x
     if name == "sum":
         x = apply("multiply", x, full(float(math.prod(target[a] for a in again)), x))
-        # a sum starts from 0.0, which turns -0.0 into it
-        x = x if rest else apply("add", x, full(0.0, x))
+        x = x if rest else _from_zero(x)
     return x.broadcast(_shape(node))
 
 
@@ -374,9 +377,7 @@ def _contract_alone(r: Rewriter, node: Node) -> Sym | None:
         x = r.sym(v).transpose(tuple(sorted(range(len(names)), key=lambda a: out.index(names[a]))))
         shape = tuple(n if name in names else 1 for name, n in zip(out, _shape(node), strict=True))
         factors.append(x.reshape(shape).broadcast(_shape(node)))
-    made = apply("multiply", *factors)
-    # a contraction starts from 0.0, which turns -0.0 into it
-    return apply("add", made, full(0.0, made)) if made.type.name in FLOATS else made
+    return _from_zero(apply("multiply", *factors))
 
 
 def _lift_broadcast(r: Rewriter, node: Node) -> Sym | None:
