@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from kernelforge.errors import IllegalSchedule
@@ -114,7 +115,10 @@ def _apart(a: For, b: For, buffer: str) -> bool:
 
 def _ranges(loop: For, buffer: str) -> list[tuple[int | None, int | None]]:
     """Return the least and the greatest place of a buffer that each store of a loop may write."""
-    exact: dict[Expr, Expr] = {s.var: Var(s.var.name, "i64", s.static) for s in stmts((loop,)) if isinstance(s, For)}
+    inner = [s for s in stmts((loop,)) if isinstance(s, For)]
+    # loops side by side may share a variable: the longest one counts
+    inner.sort(key=lambda s: math.inf if s.static is None else s.static)
+    exact: dict[Expr, Expr] = {s.var: Var(s.var.name, "i64", s.static) for s in inner}
     made = [s for s in stmts((loop,)) if isinstance(s, Store) and s.buffer == buffer]
     return [bounds(normalize(substitute(s.index[0], exact))) for s in made]
 

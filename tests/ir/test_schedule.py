@@ -533,3 +533,9 @@ def test_join_makes_one_launch() -> None:
     parts = Kernel("parts", (args[0], args[2], dataclasses.replace(args[1], size=i64(12))), (), (*first.body, behind))
     assert len(phases.join(parts, "g").body) == 1
     same(parts, phases.join(parts, "g"))
+    # a loop that is longer than another one over the same variable reaches into the other nest's part
+    tail, t = Var("t", "i64", 8), Load("x2", (i64(0),), "f32")
+    outer = Var("k", "i64", 1)
+    twice = tuple(For(tail, i64(n), "parallel", (Store("o", (tail,), t),)) for n in (8, 2))
+    reaching = dataclasses.replace(parts, body=(For(outer, i64(1), "grid", twice), behind))
+    assert "touches what another one writes" in phases.obstacle(reaching)
