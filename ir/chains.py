@@ -7,6 +7,7 @@ the rows is decided by the first node that reduces what another one made: it kee
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -351,8 +352,17 @@ class Chain:
         """Return into how many blocks the rows that are summed over fall, and how long one is."""
         n, others = (math.prod(v.bound or 0 for v in loops) for loops in (variables(self.summed), self._outer()))
         count = max(1, min(-(-WORKERS // others), n // SHORT_BLOCK))
-        size = -(-n // count)
+        size, period = -(-n // count), self._period()
+        least = min(size, period)
+        whole = next(k for k in range(least, period + 1) if period % k == 0)
+        size = -(-size // whole) * whole
         return -(-n // size), size
+
+    def _period(self) -> int:
+        """Return how many rows that are summed over, one after the other, share each operand with columns."""
+        apart = [self.rows[a] for a in self._apart(set(self.rows))]
+        inner = list(itertools.takewhile(lambda v: v not in apart, reversed(variables(self.summed))))
+        return math.prod(v.bound or 1 for v in inner) if len(inner) < len(variables(self.summed)) else 1
 
     def _alone(self, value: Value) -> bool:
         """Whether a block's partial result is the result, and in its dtype."""

@@ -514,3 +514,32 @@ def test_gradients_of_a_batch_that_rows_are_weighed_in(experts: int, rows: int, 
     for a, b, e in zip(ours, alone, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())
         np.testing.assert_allclose(b, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize(("batch", "tokens"), [(32, 64), (33, 64), (34, 49), (2, 1024)])
+def test_gradients_where_rows_of_a_sample_share_an_operand(batch: int, tokens: int, device: str) -> None:
+    """A network that mixes tokens: what a row is multiplied by is its sample's, and weights sum over all rows."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device} here")
+    x = normal(batch, tokens, 40) / 8
+    weights = normal(tokens, tokens) / 8, normal(40, 48) / 8, normal(48, 40) / 8
+
+    def made(x: Any, t: Any, w: Any, v: Any) -> tuple[Any, Any, Any]:
+        mixed = x + np.swapaxes(np.swapaxes(np.tanh(x), 1, 2) @ t, 1, 2)
+        hidden = np.tanh(mixed @ w)
+        return mixed, hidden, hidden @ v
+
+    with kf.default_device(device):
+        grad = kf.jit(kf.grad(lambda p, x: (made(x, *p)[2] ** 2).sum()))
+        ours = grad(weights, x)
+        (chain,) = (str(k.ir) for k in grad.lower(weights, x).kernels if "local a" in str(k.ir))
+    mixed, hidden, out = made(*(a.astype(np.float64) for a in (x, *weights)))
+    back = (2 * out @ weights[2].T) * (1 - hidden * hidden)
+    expected = (
+        np.einsum("bud,btd->ut", np.tanh(x.astype(np.float64)), back @ weights[1].T),
+        np.einsum("btd,btw->dw", mixed, back), np.einsum("btw,btd->wd", hidden, 2 * out),
+    )  # fmt: skip
+    for a, e in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())
+    assert device != "cpu" or "a0_s_columns" in chain

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Space, Stmt, Store, i64, stmts
+from kernelforge.ir.kernel import Alloc, Const, Expr, For, Kernel, Load, Op, Space, Stmt, Store, i64, stmts, walk
 from kernelforge.ir.schedule import skips
 from kernelforge.ir.schedule.contraction import DEPTH, contiguous, lies, transposed
 from kernelforge.ir.schedule.factors import factor_by
@@ -51,7 +51,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     outer = [p.var.name for p in (parallel if inside else parallel[:-1])]
     i = row.var.name
     every = math.prod(p.static or 1 for p in parallel) * (row.var.bound or 1 if inside else 1)
-    rows = _rows(row, every, limits)
+    period = _period(row)
+    rows = _rows(row, period or row.static or 1, every, limits)
     starts = parallel[-1].body[:-1] if inside else ()
     for start in starts:
         if isinstance(start, For):
@@ -59,6 +60,9 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     starts = loops(kernel, outer[-1])[0].body[:-1] if inside else ()
     # rows do not depend on each other, but for what is added up over them, which stays in order
     kernel = each(kernel, "fission", i, lambda loop: (dataclasses.replace(loop, kind="parallel"),))
+    shared = [f"{i}a"] if period else []
+    for name in shared:
+        kernel = split(kernel, i, period, name, i, "clip")
     kernel = split(kernel, i, rows, f"{i}b", i, "clip")
     kernel = fission(kernel, i)
     (block,) = loops(kernel, f"{i}b")
@@ -75,8 +79,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     skip = skips.find(steps, products)
     made: list[Stmt] = [*allocs]
     packs: list[Stmt] = []
-    panels: dict[str, list[Stmt]] = {name: [] for name in outer}
-    around = [*outer, f"{i}b"]
+    panels: dict[str, list[Stmt]] = {name: [] for name in (*outer, *shared)}
+    around = [*panels, f"{i}b"]
     shortened = skip.masked | skip.zero if skip is not None else frozenset[int]()
     for part in _parts(steps, {*products, *sums}, skip.after if skip is not None else (), shortened):
         joined = dataclasses.replace(steps[part[0]], body=tuple(t for k in part for t in steps[k].body))
@@ -91,7 +95,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         *before, nest = mini.body
         packs += before
         assert isinstance(nest, For)
-        for name in outer:
+        for name in panels:
             panels[name] += _inside(nest, name).body[:-1]
         inner = _inside(nest, f"{i}b").body
         if skip is not None:
@@ -175,8 +179,26 @@ def _tile(limits: Limits) -> int:
     return 8 if limits.vector_registers >= 32 else 6
 
 
-def _rows(row: For, every: int, limits: Limits) -> int:
-    """Return how many rows make a block: their buffers take half of a thread's cache, and there is work for all.
+def _period(row: For) -> int:
+    """Return how many rows share the operand with columns of a product, where others have one of their own; else 0."""
+    counts: set[int] = set()
+    for s in row.body:
+        sums, (columns, _) = summed((s,)), _columns((s,))
+        if sums is not None and columns and isinstance(sums.value, Op):
+            for factor in sums.value.args:
+                if {row.var, columns[-1].var} <= free_vars(factor):
+                    counts |= {
+                        int(e.args[1].value)
+                        for e in walk(factor)
+                        if isinstance(e, Op) and e.op == "floordiv" and e.args[0] == row.var
+                        and isinstance(e.args[1], Const)
+                    }  # fmt: skip
+    return math.gcd(*counts)
+
+
+def _rows(row: For, n: int, every: int, limits: Limits) -> int:
+    """Return how many of ``n`` rows make a block: their buffers take half of a thread's cache, and there is work for
+    all.
 
     Blocks of equal size have no tiles in part.
     """
@@ -186,7 +208,7 @@ def _rows(row: For, every: int, limits: Limits) -> int:
     share = -(-every // (SHARES * limits.threads))
     tile = _tile(limits)
     most = max(tile, min(MOST, fit, share) // tile * tile)
-    return next((n for n in range(most, most // 2, -tile) if (row.static or 1) % n == 0), most)
+    return next((k for k in range(most, most // 2, -tile) if n % k == 0), most)
 
 
 def _parts(
@@ -222,6 +244,8 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
 
     The operand that all rows share is packed once for all blocks, as far as it does not lie as the tile reads it: by
     the thread that works with it where each has several such operands, as heads of attention, else by all together.
+    Where the rows of a block share one, and those of another block another, as where blocks are parts of a batch, each
+    block packs its own.
     """
     (nest,) = loops(kernel, i)
     columns, body = _columns(nest.body)
@@ -275,9 +299,10 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
     if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], inside) == 1:
         own.add(right.buffer)  # no guard of columns stands here, and that of rows does not matter to it
     else:
-        above = [o for o in around[:-1] if any(v.name == o for v in free_vars(right))]
+        above = [o for o in around if any(v.name == o for v in free_vars(right))]
         by = [*above, *(c.var.name for c in columns[:-1]), f"{jn}o", *block, *walked, f"{jn}r"]
-        alone = above == around[: len(above)] and _iterations(kernel, above) >= SHARES * limits.threads
+        shared = _iterations(kernel, above) >= SHARES * limits.threads and above == around[: len(above)]
+        alone = shared or around[-1] in above
         at: str = above[-1] if alone else ""
         space: Space = "local" if alone else "global"
         kernel = stage(kernel, right, at, by[len(above) * alone :], space, f"{name}_columns")
