@@ -246,13 +246,15 @@ def test_dtype_strings_mean_what_numpy_says() -> None:
     assert kf.asarray([1], dtype="f32").dtype == np.float32
 
 
-def test_subtract_at() -> None:
-    def fn(x):  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("value", [1, 1.5, True, np.uint8(3), np.array([-128, 5], np.int8), np.float32(2.5)], ids=str)
+def test_subtract_at(value: Any, device: str) -> None:
+    def fn(x: Any, v: Any) -> Any:
         y = x.copy()
-        np.subtract.at(y, np.array([0, 0]), 1.0)
+        np.subtract.at(y, np.array([0, 0]), v)
         return y
 
-    np.testing.assert_array_equal(kf.jit(fn)(np.ones(2)), fn(np.ones(2)))
+    for x in (np.ones(2), *(np.ones(2, d) for d in (np.int64, np.int8) if np.asarray(value).dtype.kind != "f")):
+        np.testing.assert_array_equal(kf.jit(fn)(x, value), fn(x, value))
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,13 @@ def combined(op: str, x: Any, key: Any, value: Any = None) -> Any:
     if isinstance(value, list | tuple):
         value = FUNCTIONS["asarray"](value)
     dtype = FUNCTIONS["result_type"](x, value)
-    wraps = dtype.kind in "biu" and mode in {"add", "mul"}
-    if not wraps and not np.can_cast(dtype, x.dtype, "same_kind"):
+    whole = dtype.kind in "biu"
+    fits = dtype == x.dtype if whole else np.can_cast(dtype, x.dtype, "same_kind")
+    if not fits and not (whole and mode in {"add", "mul"}):
         raise UnsafeCast(op=f"np.{op}.at", found=dtype, expected=x.dtype)
-    return at(x, key, FUNCTIONS["negative"](value) if op == "subtract" else value, mode)
+    if op == "subtract":  # in the array's dtype, where -3 is not 253 and -(-128) not -128
+        value = FUNCTIONS["negative"](FUNCTIONS["astype"](FUNCTIONS["asarray"](value), x.dtype))
+    return at(x, key, value, mode)
 
 
 def _index(key: Any) -> Any:
