@@ -15,7 +15,7 @@ from kernelforge.ir.schedule.factors import factor_by
 from kernelforge.ir.schedule.guards import sink_guard, unguard
 from kernelforge.ir.schedule.limits import LINE, Limits
 from kernelforge.ir.schedule.maps import in_lanes
-from kernelforge.ir.schedule.nests import filled, lanes, summed
+from kernelforge.ir.schedule.nests import filled, lanes, loads, summed
 from kernelforge.ir.schedule.rows import passes
 from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import bind, each, fission, loops, partial, place, reorder, split
@@ -82,7 +82,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
     panels: dict[str, list[Stmt]] = {name: [] for name in (*outer, *shared)}
     around = [*panels, f"{i}b"]
     shortened = skip.masked | skip.zero if skip is not None else frozenset[int]()
-    for part in _parts(steps, {*products, *sums}, skip.after if skip is not None else (), shortened):
+    sideways = {k for k, s in enumerate(steps) if k not in shortened and _sideways(s, own)}
+    for part in _parts(steps, {*products, *sums, *sideways}, skip.after if skip is not None else (), shortened):
         joined = dataclasses.replace(steps[part[0]], body=tuple(t for k in part for t in steps[k].body))
         mini = _within(kernel, around, [joined])
         width = lanes(joined.body, limits)
@@ -90,6 +91,10 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
             mini = _product(mini, i, around, limits, width, own)
         elif part[0] in sums:
             mini = _across(mini, i, around[-1], width, own)
+        elif part[0] in sideways:
+            for inner in nested(joined)[1:]:
+                mini = reorder(mini, i, inner.var.name)
+            mini = in_lanes(mini, loops(mini, i)[0], width, limits.side)
         else:
             mini = passes(mini, joined, limits, width, skips.LIVE if skip is not None else math.inf)
         *before, nest = mini.body
@@ -112,6 +117,17 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         if panels.get(name):
             break  # what stands beside an inner loop is done before it
     return kernel
+
+
+def _sideways(row: For, own: Container[str]) -> bool:
+    """Whether most of the memory that a pass over rows touches lies along the rows, rather than along each."""
+    path = nested(row)
+    if not all(isinstance(s, Store) for s in path[-1].body):
+        return False
+    places = [*loads(path[-1:]), *(s for s in path[-1].body if isinstance(s, Store) and len(s.index) == 1)]
+    touched = [s.index[0] for s in places if s.buffer not in own]
+    votes = [(affine(e, row.var) == 1) - (affine(e, path[-1].var) == 1) for e in touched]
+    return path[-1] is not row and sum(votes) > 0
 
 
 def _apart(n: Expr) -> Expr:
@@ -166,8 +182,8 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], lane) == 1:
         known.add(right.buffer)
     else:
-        kernel = stage(kernel, right, at, [f"{d}o", i, f"{d}r"], "local", f"{name}_columns")
-        kernel = in_lanes(kernel, loops(kernel, f"{name}_columns_{d}r")[0], width)
+        by = [f"{d}o", i, f"{d}r"]
+        kernel = _packed(stage(kernel, right, at, by, "local", f"{name}_columns"), f"{name}_columns", by, width)
     kernel = unguard(kernel, name, lambda e: e.buffer in known)
     kernel = split(kernel, f"{d}r", width, f"{d}u", f"{d}v", "exact")
     kernel = bind(bind(kernel, f"{d}v", "vector"), f"{d}u", "unroll")
@@ -291,9 +307,15 @@ def _product(kernel: Kernel, i: str, around: Sequence[str], limits: Limits, widt
         own.add(left.buffer)
     else:
         apart = [c.var.name for c in columns[:-1] if c.var in free_vars(left)]
-        by = [*apart, f"{i}o", f"{i}r", *block, *walked]
+        tile = loops(kernel, f"{i}r")[0].var
+        read = [e for e in walk(left) if isinstance(e, Load)]
+        along = bool(read) and all(len(e.index) == 1 and affine(e.index[0], tile) == 1 for e in read)
+        by = [*apart, f"{i}o", *block, *walked]
+        by.insert(len(by) if along else len(apart) + 1, f"{i}r")
         kernel = stage(kernel, left, around[-1], by, "local", f"{name}_rows")
-        (copy,) = loops(kernel, f"{name}_rows_{walked[-1]}")
+        for k in (*block, *walked) if along else ():
+            kernel = reorder(kernel, f"{name}_rows_{i}o", f"{name}_rows_{k}")
+        (copy,) = loops(kernel, f"{name}_rows_{by[-1]}")
         kernel = in_lanes(kernel, copy, width)
     inside = loops(kernel, f"{jn}r")[0].var
     if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], inside) == 1:

@@ -226,7 +226,7 @@ def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
     """Run a parallel loop in lanes, the rest one by one; two vectors at a time where they share work, ``side`` where
     functions keep them waiting.
     """
-    name, extent = loop.var.name, loop.static or 0
+    name, extent = loop.var.name, loop.static or loop.var.bound or 0
     width = shortened(width, extent)
     every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
     found = {e for e in every if loop.var in free_vars(e)}  # the rest is computed once

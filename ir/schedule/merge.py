@@ -149,11 +149,16 @@ def _place(out: Sequence[_Row], loop: For, row: _Row, room: float) -> int | None
         independent = out[k].touched.independent(row.touched)
         if isinstance(first, For) and first.extent is loop.extent and _alike(first.kind, loop.kind):
             fits = sum(_together(out[k].registers, row.registers)) <= room
-            if fits and (independent or _aligned(out[k], row)):
+            if fits and (independent or _aligned(out[k], row)) and not _binds(loop.body, first):
                 place = k
         if isinstance(first, Let) or not independent:
             break
     return place
+
+
+def _binds(body: Sequence[Stmt], loop: For) -> bool:
+    """Whether a loop inside would hide the variable of ``loop``."""
+    return any(isinstance(s, For) and s.var.name == loop.var.name for s in stmts(body))
 
 
 def _alike(first: str, second: str) -> bool:

@@ -1,0 +1,80 @@
+"""Chains whose rows are the axis along memory: what a block of rows reads and stores is read and stored along it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernelforge as kf
+from kernelforge.ir.index import affine
+from kernelforge.ir.kernel import Alloc, For, Kernel, Load, Store, Var, i64, stmts
+from kernelforge.ir.passes.guard import guard
+from kernelforge.ir.passes.share import share
+from kernelforge.ir.schedule.merge import merge
+from kernelforge.ir.schedule.nests import loads
+from kernelforge.ir.schedule.recipes import schedule
+from kernelforge.ir.verify import verify_kernel
+from tests.ir.naive import AVX512, kernel, same
+
+
+def mixed(x: Any, w: Any, v: Any) -> Any:
+    """Two layers along the channels of ``x``, of shape (batch, channels, positions), beside what they start from."""
+    hidden = np.tanh(np.einsum("bct,ck->bkt", x, w))
+    return np.maximum(x + np.einsum("bkt,kc->bct", hidden, v), 0)
+
+
+def chain(batch: int, channels: int, width: int, positions: int) -> Kernel:
+    shapes = (batch, channels, positions), (channels, width), (width, channels)
+    (found,) = kf.jit(mixed).lower(*(np.ones(s, np.float32) for s in shapes)).kernels
+    return found.naive
+
+
+def across(made: Kernel) -> list[str]:
+    """The arguments of a kernel that lanes read or write apart."""
+    known = {a.name for a in made.args if a.mode != "scratch"}
+    lanes = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
+    return [
+        e.buffer
+        for lane in lanes
+        for e in (*loads((lane,)), *(s for s in stmts(lane.body) if isinstance(s, Store)))
+        if e.buffer in known and affine(e.index[0], lane.var) not in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 24, 320), (3, 33, 50, 129), (1, 64, 8, 24), (40, 16, 16, 9)])
+def test_rows_along_memory(shape: tuple[int, int, int, int]) -> None:
+    naive = chain(*shape)
+    made = schedule(naive, AVX512)
+    verify_kernel(made)
+    same(naive, made, shuffle=1)
+    same(naive, share(guard(made)))
+    assert not across(made)
+    assert {"x0", "y0"} <= {e.buffer for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"
+                            for e in (*loads((s,)), *(t for t in stmts(s.body) if isinstance(t, Store)))}  # fmt: skip
+
+
+def test_what_blocks_add_to_sums_is_packed_along_memory() -> None:
+    """A gradient of the weights: the cotangent of a row lies along rows, too."""
+
+    def loss(w: Any, v: Any, x: Any) -> Any:
+        return (mixed(x, w, v) ** 2).sum()
+
+    args = [np.ones(s, np.float32) for s in ((32, 32), (32, 32), (4, 32, 2048))]
+    chained = [k.naive for k in kf.jit(kf.grad(loss, argnums=(0, 1))).lower(*args).kernels if "local" in str(k.naive)]
+    assert chained
+    for naive in chained:
+        assert not across(schedule(naive, AVX512))
+
+
+def test_merging_loops_hides_no_variable() -> None:
+    """Loops join only where one takes the other's variable throughout."""
+    i, j, n = Var("i", "i64", 8), Var("j", "i64", 8), i64(8)
+    x = Load("x", (i * 8 + j,), "f32")
+    first = For(i, n, "parallel", (Store("t", (i,), Load("x", (i,), "f32")),))
+    second = For(j, n, "parallel", (For(i, n, "parallel", (Store("o", (i * 8 + j,), x),)),))
+    body = (Alloc("t", "f32", (n,), "local"), first, second)
+    k = kernel("hidden", (("x", 64),), 64, For(Var("w", "i64", 1), i64(1), "grid", body))
+    same(k, merge(k))
+    assert merge(k) == k
