@@ -92,8 +92,8 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         elif part[0] in sums:
             mini = _across(mini, i, around[-1], width, own)
         elif part[0] in sideways:
-            for inner in nested(joined)[1:]:
-                mini = reorder(mini, i, inner.var.name)
+            for below in nested(joined)[1:]:
+                mini = reorder(mini, i, below.var.name)
             mini = in_lanes(mini, loops(mini, i)[0], width, limits.side)
         else:
             mini = passes(mini, joined, limits, width, skips.LIVE if skip is not None else math.inf)
@@ -124,10 +124,12 @@ def _sideways(row: For, own: Container[str]) -> bool:
     path = nested(row)
     if not all(isinstance(s, Store) for s in path[-1].body):
         return False
-    places = [*loads(path[-1:]), *(s for s in path[-1].body if isinstance(s, Store) and len(s.index) == 1)]
-    touched = [s.index[0] for s in places if s.buffer not in own]
+    stores = [s for s in path[-1].body if isinstance(s, Store) and len(s.index) == 1]
+    places: list[Load | Store] = [*loads(path[-1:]), *stores]
+    columns = {s.var for s in path[1:]}
+    touched = [s.index[0] for s in places if s.buffer not in own and columns & free_vars(s.index[0])]
     votes = [(affine(e, row.var) == 1) - (affine(e, path[-1].var) == 1) for e in touched]
-    return path[-1] is not row and sum(votes) > 0
+    return sum(votes) > 0
 
 
 def _apart(n: Expr) -> Expr:
