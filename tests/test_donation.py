@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -488,6 +489,18 @@ def test_overwritten(body: str) -> None:
 )
 def test_not_overwritten(body: str) -> None:
     assert overwrite(kernel(body, "in x: f32[12], out y: f32[12], out z: f32[12]"), "y", "x") is None
+
+
+def test_places_that_data_finds_take_no_time() -> None:
+    """A search in the places that another one found: what is named is looked at once, however often it is used."""
+    lets = [f"let p{k} = p{k - 1} + t[p{k - 1}] * (t[p{k - 1} + 1] + p{k - 1})" for k in range(1, 200)]
+    body = "\n".join(["for parallel i < 12 {", "let p0 = i + t[i]", *lets, "y[i] = x[i] + x[p199]", "}"])
+    before = kernel(body, "in t: i64[64], in x: i64[12], out y: i64[12]")
+    start = time.perf_counter()
+    assert overwrite(before, "y", "x") is None
+    assert time.perf_counter() - start < 2
+    after = overwrite(kernel(body.replace(" + x[p199]", ""), "in t: i64[64], in x: i64[12], out y: i64[12]"), "y", "x")
+    assert after is not None
 
 
 def test_sizes_differ() -> None:

@@ -54,7 +54,7 @@ class Overwriting:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._sizes = {a.name: a.size for a in kernel.args}
-        self._lets = {s.name: s.value for s in stmts(kernel.body) if isinstance(s, Let)}
+        self._lets = _computed(kernel)
         self._loads: dict[str, list[tuple[Expr, _Access]]] = {}
         self._stores: dict[str, list[tuple[Expr, _Access]]] = {}
         for a in _accesses(kernel.body, self._sizes):
@@ -109,6 +109,19 @@ class Overwriting:
             if not named:
                 return normalize(index)
             index = substitute(index, named)
+
+
+def _computed(kernel: Kernel) -> dict[str, Expr]:
+    """Return the Lets without data in them: a place that data finds is never one that is stored at, and may be long."""
+    made: dict[str, Expr] = {}
+    found: set[str] = set()
+    for s in stmts(kernel.body):
+        if isinstance(s, Let):
+            if any(isinstance(e, Load) or (isinstance(e, Var) and e.name in found) for e in walk(s.value)):
+                found.add(s.name)
+            else:
+                made[s.name] = s.value
+    return made
 
 
 def _once(at: Expr, store: _Access) -> bool:
