@@ -206,9 +206,9 @@ MESSAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "np.sum: axis 5 is none of an array of 2 axes; expected integers from -2 to 1\n  at HERE",
     ),
     (
-        lambda: knp.sum(np.float32(1), axis=0),
+        lambda: knp.sum(np.float32(1), axis=1),
         errors.InvalidAxis,
-        "np.sum: axis 0 is none of an array of 0 axes; expected none\n  at HERE",
+        "np.sum: axis 1 is none of an array of 0 axes; expected none\n  at HERE",
     ),
     (
         jitted(lambda x: np.moveaxis(x, 0, "rows")),  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from kernelforge.dtypes import NARROW_FLOATS
+from kernelforge.dtypes import NARROW_FLOATS, is_float, short
 from kernelforge.errors import DtypeMismatch, InvalidParameter
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full
 from kernelforge.methods import FUNCTIONS
@@ -62,14 +62,14 @@ inf."""
 @array_function("x")
 def i0(x: Sym) -> Sym:
     """``numpy.i0``: exp(x cos t) on average; Abramowitz and Stegun 9.6.16, Trefethen and Weideman 2014."""
-    value = floating(x)
-    value = value.astype(np.float32) if value.type.name in NARROW_FLOATS else value
+    kind = x.dtype if is_float(x.dtype) else np.dtype(np.float64)
+    value = x.astype(np.float32 if short(kind) in NARROW_FLOATS else kind)
     cosines = np.cos(2 * math.pi * (np.arange(NODES // 2) + 0.5) / NODES)  # of half a circle; the other has the same
     size = apply("stop_gradient", ufunc("absolute", value))  # exp(x cos t - |x|) does not overflow
     wide = (*value.shape, 1)
     scaled = ufunc("exp", value.reshape(wide) * as_sym(cosines.astype(value.dtype)) - size.reshape(wide))
     average = ufunc("maximum", FUNCTIONS["mean"](scaled, -1), 1e-30)  # of large x, 0 times inf would be NaN
-    return (average * ufunc("exp", size)).astype(floating(x).dtype)
+    return (average * ufunc("exp", size)).astype(kind)
 
 
 def _shifts(op: str, bitorder: str) -> np.ndarray[Any, Any]:

@@ -306,16 +306,18 @@ def ediff1d(ary: Sym, to_end: Sym | None = None, to_begin: Sym | None = None) ->
 @array_function("p")
 def unwrap(p: Sym, discont: float | None = None, axis: int = -1, *, period: float = 2 * math.pi) -> Sym:
     on = normalize_axis_index(axis, p.ndim)
-    x = p.astype(common_dtype((p, 1.0)))
-    step = FUNCTIONS["diff"](x, 1, on)
-    half = period / 2
-    near = ufunc("remainder", step + half, period) - half
-    near = where(ufunc("equal", near, -half) & (step > 0), full(half, near), near)
-    apart = where(ufunc("absolute", step) < (half if discont is None else max(discont, half)), 0.0, near - step)
+    step = FUNCTIONS["diff"](p, 1, on)
+    dtype = common_dtype((p, period))
+    whole = dtype.kind in "iu"
+    half = period // 2 if whole else period / 2
+    near = ufunc("remainder", ufunc("subtract", step, -half), period) - half
+    if not whole or period % 2 == 0:
+        near = where(ufunc("equal", near, -half) & (step > 0), half, near)
+    apart = where(ufunc("absolute", step) < (period / 2 if discont is None else discont), 0, near - step)
     added = FUNCTIONS["cumsum"](apart, on)
-    low = tuple(int(i == on) for i in range(x.ndim))
-    zero = as_sym(0.0).astype(x.dtype)
-    return x + apply("pad", added.astype(x.dtype), zero, low=low, high=(0,) * x.ndim, interior=(0,) * x.ndim)
+    low = tuple(int(i == on) for i in range(p.ndim))
+    zero = as_sym(0).astype(added.dtype)
+    return (p + apply("pad", added, zero, low=low, high=(0,) * p.ndim, interior=(0,) * p.ndim)).astype(dtype)
 
 
 @elementwise("x")

@@ -27,6 +27,11 @@ def axes_of(x: Sym, axis: Axis) -> tuple[int, ...]:
     return tuple(range(x.ndim)) if axis is None else tuple(sorted(normalize_axis_tuple(axis, x.ndim)))
 
 
+def _ufunc_axes(x: Sym, axis: Axis) -> tuple[int, ...]:
+    """Return the axes that ``reduce`` of a ufunc is over: for it an array without axes has one, for NumPy's mean none."""
+    return () if x.ndim == 0 and axis in (0, -1) else axes_of(x, axis)
+
+
 def count_of(x: Sym, axes: Sequence[int]) -> int:
     return math.prod(x.shape[a] for a in axes)
 
@@ -83,7 +88,7 @@ def _combined(
     initial: Operand | None,
     mask: Operand | None,
 ) -> Sym:
-    axes = axes_of(x, axis)
+    axes = _ufunc_axes(x, axis)
     result = _finish(_accumulated(name, _masked_whole(x, mask, neutral), axes), x, axes, keepdims)
     return result if initial is None else ufunc(op, result, initial).astype(x.dtype)
 
@@ -112,7 +117,7 @@ def greatest(dtype: np.dtype[Any]) -> bool | int | float:
 
 
 def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | None, mask: Operand | None) -> Sym:
-    axes = axes_of(x, axis)
+    axes = _ufunc_axes(x, axis)
     instead = least(x.dtype) if name == "max" else greatest(x.dtype)
     if mask is not None and initial is None:
         raise ShapeMismatch(op=f"np.{name}", found="where= alone", expected="initial= with it, as NumPy asks")
@@ -276,9 +281,9 @@ def average(a: Operand, axis: Axis = None, weights: Operand | None = None, *, ke
 def _arg(name: str, x: Sym, axis: int | None, keepdims: bool) -> Sym:
     """Find the first of the elements that equal the extremum; NaN counts as one."""
     ndim = x.ndim
-    if axis is None:
+    if axis is None or ndim == 0:
         x = x.reshape((x.size,))
-    on = 0 if axis is None else normalize_axis_index(axis, ndim)
+    on = 0 if axis is None else normalize_axis_index(axis, x.ndim)
     n = x.shape[on]
     if n == 0:
         raise ShapeMismatch(op=f"np.arg{name}", found=x.shape, expected="at least one element along the axis")
@@ -291,7 +296,7 @@ def _arg(name: str, x: Sym, axis: int | None, keepdims: bool) -> Sym:
     first = apply("min", where(chosen, index, n), axes=(on,)).astype(np.int64)
     if not keepdims:
         return first
-    return first.reshape((1,) * ndim) if axis is None else keep(first, x, (on,))
+    return first.reshape((1,) * ndim) if axis is None or ndim == 0 else keep(first, x, (on,))
 
 
 @array_function("a", numbers=True)
@@ -308,7 +313,7 @@ def argmin(a: Operand, axis: int | None = None, *, keepdims: bool = False) -> Sy
 def logsumexp(a: Operand, axis: Axis = None, *, keepdims: bool = False, where: Operand | None = None) -> Sym:
     """The logarithm of the sum of exponentials, without overflow; -inf of no elements."""
     x = _masked_whole(floating(a, "exp"), where, -math.inf)
-    axes = axes_of(x, axis)
+    axes = _ufunc_axes(x, axis)
     top = _extremum("max", x, axis, True, -math.inf, None)
     shift = _finite_or_zero(top)
     total = keep(_accumulated("sum", ufunc("exp", x - shift), axes), x, axes)
@@ -337,7 +342,7 @@ def _bitwise(name: str, combine: str, neutral: int) -> None:
             return boolean(fn(x.astype(np.uint8), axis, keepdims=keepdims, initial=started, where=where))
         if x.dtype.kind not in "iu":
             raise DtypeMismatch(op=f"np.{name}", found=short(x.dtype), expected="integers or bools")
-        axes = axes_of(x, axis)
+        axes = _ufunc_axes(x, axis)
         x = _masked_whole(x, where, int(np.array(neutral).astype(x.dtype)))
         place = apply("iota", shape=(8 * x.dtype.itemsize,), axis=0, dtype=x.type.name)
         bits = ufunc("bitwise_and", ufunc("right_shift", x.reshape((*x.shape, 1)), place), 1)
@@ -434,8 +439,8 @@ def nanstd(a: Operand, axis: Axis = None, dtype: Any = None, *, ddof: float = 0,
 
 
 def _cumulated(name: str, x: Sym, axis: int | None) -> Sym:
-    if axis is None:
-        x, axis = x.reshape((x.size,)), 0
+    if axis is None or x.ndim == 0:
+        x, axis = x.reshape((x.size,)), axis or 0
     return apply(name, x, axis=normalize_axis_index(axis, x.ndim), reverse=False)
 
 

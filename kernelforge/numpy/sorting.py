@@ -232,6 +232,8 @@ TAKEN = frozenset({"lower", "higher", "nearest", "inverted_cdf", "closest_observ
 
 def _quantiles(op: str, a: Operand, q: Operand, axis: Axis, method: str, keepdims: bool, skips: bool) -> Sym:
     x, share = as_sym(a), as_sym(q)
+    if method == "linear" and share.dtype.kind in "biu":
+        method = "lower"  # an end of the row, which NumPy leaves in its dtype
     kind = common_dtype((x, 1.0)) if isinstance(q, int | float) else common_dtype((x, share, 1.0))
     axes = axes_of(x, axis)
     kept = [i for i in range(x.ndim) if i not in axes]
