@@ -28,7 +28,7 @@ def axes_of(x: Sym, axis: Axis) -> tuple[int, ...]:
 
 
 def _ufunc_axes(x: Sym, axis: Axis) -> tuple[int, ...]:
-    """Return the axes that ``reduce`` of a ufunc is over: for it an array without axes has one, for NumPy's mean none."""
+    """Return the axes that ``reduce`` of a ufunc is over: to it a scalar has one, which NumPy's mean does not see."""
     return () if x.ndim == 0 and axis in (0, -1) else axes_of(x, axis)
 
 
