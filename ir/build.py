@@ -10,16 +10,17 @@ import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from kernelforge.dtypes import as_dtype, promote
+from kernelforge.dtypes import INTEGERS, as_dtype, promote, short
 from kernelforge.errors import (
     ArrayTooLarge,
     InvalidArgument,
     KernelforgeError,
     MalformedGraph,
+    NumberOutOfRange,
     ShapeMismatch,
     UnknownPrimitive,
 )
@@ -324,17 +325,47 @@ def full(value: float, like: Sym) -> Sym:
     return apply("full", value=value, shape=like.shape, dtype=like.type.name)
 
 
+def is_number(x: object) -> TypeGuard[bool | int | float]:
+    """Tell a Python number; NumPy's, some of which are numbers of Python's too, have a dtype of their own."""
+    return isinstance(x, bool | int | float) and not isinstance(x, np.generic)
+
+
 def as_sym(x: Operand | np.ndarray[Any, Any]) -> Sym:
     """Lift a Python number (weak), a NumPy scalar or an array to a symbol."""
     if isinstance(x, Sym):
         return x
-    if isinstance(x, (bool, int, float)) and not isinstance(x, np.generic):
+    if is_number(x):
         dtype = {bool: "bool", int: "i64", float: "f64"}[
             bool if isinstance(x, bool) else int if isinstance(x, int) else float
         ]
         number = apply("full", value=x, shape=(), dtype=dtype)
         return number if isinstance(x, bool) else weakened(number)
     return builder().constant(plain(x))
+
+
+def of_number(x: float | np.generic, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -> Sym:
+    """Make an array of one number.
+
+    Raises:
+        NumberOutOfRange: when ``dtype`` cannot hold it.
+    """
+    name = short(dtype)
+    given: Any = x
+    if name in INTEGERS and not np.iinfo(dtype).min <= given <= np.iinfo(dtype).max:
+        raise NumberOutOfRange(op=op, found=x, dtype=dtype)
+    value = bool(x) if name == "bool" else int(given) if name in INTEGERS else float(given)
+    return apply("full", value=value, shape=shape, dtype=name)
+
+
+def written(x: Operand, dtype: np.dtype[Any], op: str) -> Sym:
+    """Cast what is written into an array of ``dtype``, where NumPy refuses Python numbers that it cannot hold.
+
+    Raises:
+        NumberOutOfRange: for such a number.
+    """
+    if is_number(x):
+        return of_number(x, dtype, (), op)
+    return as_sym(x).astype(dtype)
 
 
 def plain(x: Any) -> np.ndarray[Any, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernelforge.errors import IndexOutOfRange, InvalidIndex, ShapeMismatch, TracedMask, UnsupportedFunction
-from kernelforge.ir.build import Sym, apply, as_sym, binary
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, binary, written
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import Methods
 
@@ -335,13 +335,21 @@ def fitted(value: Sym, shape: tuple[int, ...]) -> Sym:
     return value.reshape(value.shape[surplus:]).broadcast(shape)
 
 
-def put(x: Sym, key: Any, value: Sym, mode: str) -> Sym:
+WRITE = "a write to an array"
+"""What an error calls it."""
+
+
+def put(x: Sym, key: Any, value: Operand, mode: str) -> Sym:
     """Return ``x`` with ``value`` combined in at ``key``, cast to the dtype of ``x``.
 
     Args:
         mode: of ``scatter``: ``set``, ``add``, ``mul``, ``max`` or ``min``.
+
+    Raises:
+        NumberOutOfRange: for a Python number that the dtype of ``x`` cannot hold, unless sums and products wrap it.
     """
-    value = value.astype(x.dtype)
+    wraps = mode in {"add", "mul"}
+    value = as_sym(value).astype(x.dtype) if wraps else written(value, x.dtype, WRITE)
     if x.dtype.kind == "b":
         mode = {"add": "max", "mul": "min"}.get(mode, mode)
     masked = mask_of(x, key)

@@ -20,6 +20,7 @@ from kernelforge.errors import (
     InvalidParameter,
     InvalidResult,
     LeakedTracer,
+    NumberOutOfRange,
     ReadOnlyArray,
     StaleView,
     TracedArray,
@@ -33,7 +34,7 @@ from kernelforge.errors import (
 )
 from kernelforge.generators import untouched
 from kernelforge.intercept import intercepted
-from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_open, tracing
+from kernelforge.ir.build import Builder, Sym, apply, as_sym, builder, full, is_number, is_open, tracing, written
 from kernelforge.ir.graph import Graph
 from kernelforge.ir.structure import same
 from kernelforge.ir.types import Type
@@ -236,9 +237,7 @@ class Tracer(_Inplace):
         if self._known is not None and index is not TRACED and held is not TRACED:
             self._know(index, held)
         else:
-            several = isinstance(value, list | tuple)
-            new = to_sym(FUNCTIONS["asarray"](value) if several else value)
-            self._replace(indexing.put(self.sym, _syms(key), new, "set"))
+            self._replace(indexing.put(self.sym, _syms(key), to_written(value, self.dtype), "set"))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -432,6 +431,21 @@ def to_sym(x: Any) -> Sym:
     if isinstance(x, Methods):
         return builder().constant(np.asarray(x))
     return as_sym(x)
+
+
+def to_written(x: Any, dtype: np.dtype[Any]) -> Sym:
+    """Return the symbol of what is written into an array of ``dtype``, cast to that.
+
+    Raises:
+        NumberOutOfRange: for Python numbers that it cannot hold.
+    """
+    if isinstance(x, list | tuple):
+        known = concrete(x)
+        try:
+            x = FUNCTIONS["asarray"](x) if known is TRACED else np.asarray(known, dtype)
+        except OverflowError:
+            raise NumberOutOfRange(op=indexing.WRITE, found=x, dtype=dtype) from None
+    return written(x if is_number(x) else to_sym(x), dtype, indexing.WRITE)
 
 
 def trace(fn: Callable[[list[Tracer]], Any], types: Sequence[Type], name: str) -> tuple[Graph, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -214,6 +215,51 @@ def test_values_that_another_dtype_holds() -> None:
             errors.UnsafeCast, match=f"np.{op.__name__}.at: .* cannot be written into .* uint8 in place"
         ):
             kf.jit(lambda v, op=op: op.at(np.ones(3, np.uint8), [0], v))(value)
+
+
+WRITES: list[Callable[[Any, Any], Any]] = [
+    lambda y, v: y.__setitem__(0, v), lambda y, v: y.__setitem__([0, 2], v), lambda y, v: y.__setitem__(y > 1, v),
+    lambda y, v: y.__setitem__(..., v), lambda y, v: y.__setitem__([0, 2], [v, 1]), lambda y, v: y.fill(v),
+    lambda y, v: np.put(y, [1], v), lambda y, v: np.place(y, y > 0, [v]), lambda y, v: np.putmask(y, y > 0, v),
+    lambda y, v: np.put_along_axis(y, np.array([1]), v, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_numbers_that_another_dtype_does_not_hold(write: Callable[[Any, Any], Any]) -> None:
+    """NumPy refuses Python numbers that it would have to wrap, and so is it here; others it casts."""
+
+    def written(x: Any, v: Any) -> Any:
+        y = x.copy()
+        write(y, v)
+        return y
+
+    x = np.array([1, 2, 0])
+    for dtype, value in ((np.int8, 300), (np.uint32, -3), (np.uint8, float("nan")), (np.int64, 2**63)):
+        with pytest.raises((OverflowError, ValueError)):
+            written(x.astype(dtype), value)
+        with pytest.raises((errors.NumberOutOfRange, ValueError)):
+            kf.jit(lambda x, v=value: written(x, v))(x.astype(dtype))
+    for dtype, value in ((np.int8, -128), (np.int8, 1.75), (np.uint8, True), (np.float32, 2**63), (np.bool_, 3)):
+        given = x.astype(dtype)
+        found = kf.jit(lambda x, v=value: written(x, v))(given)
+        np.testing.assert_array_equal(found, written(given, value))
+
+
+def test_bounds_of_clip_beyond_the_dtype() -> None:
+    x = np.array([1, 2, 250], np.uint8)
+    for low, high in ((0, 300), (-10, 2), (-10, None), (None, 2**70), (2, 255)):
+        found = kf.jit(lambda x, a=low, b=high: np.clip(x, a, b))(x)
+        np.testing.assert_array_equal(found, np.clip(x, low, high), strict=True)
+    with pytest.raises(errors.NumberOutOfRange, match="300 does not fit uint8"):
+        kf.jit(lambda x: np.clip(x, 300, 400))(x)
+
+
+def test_what_sums_start_from_is_of_their_dtype() -> None:
+    x = np.array([-3, 1])
+    same = (lambda x: x.sum(initial=1.5), lambda x: x.max(initial=1.5), lambda x: x.prod(initial=-1.5))
+    for fn in same:
+        np.testing.assert_array_equal(kf.jit(fn)(x), fn(x), strict=True)
 
 
 def rows_in_place(a: Any, i: Any) -> Any:

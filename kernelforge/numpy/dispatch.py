@@ -18,7 +18,7 @@ import numpy as np
 
 from kernelforge.array import Array
 from kernelforge.errors import InvalidArgument, TracedMask
-from kernelforge.ir.build import Sym, tracing
+from kernelforge.ir.build import Sym, is_number, tracing
 from kernelforge.jit import Jit, jit
 from kernelforge.methods import FUNCTIONS, Methods, is_array
 from kernelforge.told import Told
@@ -47,7 +47,7 @@ def lift(x: Any, numbers: bool = False, name: str = "an operand") -> Any:
         return stacked(x)
     if not is_array(x):
         raise InvalidArgument(name=name, found=f"{type(x).__module__}.{type(x).__qualname__}")
-    if numbers and isinstance(x, bool | int | float) and not isinstance(x, np.generic):
+    if numbers and is_number(x):
         return x
     return to_sym(x)
 

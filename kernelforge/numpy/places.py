@@ -26,7 +26,7 @@ from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.reductions import all as all_
 from kernelforge.numpy.ufuncs import common_dtype, elementwise, ufunc, where
 from kernelforge.told import telling
-from kernelforge.trace import TRACED, Tracer, concrete
+from kernelforge.trace import TRACED, Tracer, concrete, to_written
 
 FEW = 512
 """Elements that are compared with all of an array sooner than sorted and searched."""
@@ -132,32 +132,32 @@ def put(a: Any, ind: Any, v: Any, mode: str = "raise") -> None:
     """``numpy.put``, on an array made inside of the function."""
     flat = FUNCTIONS["reshape"](_own(a), -1)
     index = FUNCTIONS["reshape"](FUNCTIONS["asarray"](ind), -1)
-    value = FUNCTIONS["resize"](v, index.shape)
+    value = FUNCTIONS["resize"](to_written(v, a.dtype), index.shape)
     if mode not in ("raise", "clip", "wrap"):
         raise InvalidParameter(op="np.put", name="mode", found=mode, expected="raise, clip or wrap")
     if mode == "clip":
         index = FUNCTIONS["clip"](index, 0, flat.size - 1)
     elif mode == "wrap":
         index = FUNCTIONS["remainder"](index, flat.size)
-    a.assign("put", FUNCTIONS["reshape"](flat.at[index].set(FUNCTIONS["astype"](value, a.dtype)), a.shape))
+    a.assign("put", FUNCTIONS["reshape"](flat.at[index].set(value), a.shape))
 
 
 def place(arr: Any, mask: Any, vals: Any) -> None:
     """``numpy.place``, on an array made inside of the function."""
     chosen = FUNCTIONS["not_equal"](mask, 0)
     ranks = FUNCTIONS["reshape"](FUNCTIONS["cumsum"](FUNCTIONS["ravel"](chosen)), np.shape(chosen))
-    given = FUNCTIONS["ravel"](FUNCTIONS["asarray"](vals))
+    given = FUNCTIONS["ravel"](to_written(vals, arr.dtype))
     if not given.size or np.shape(chosen) != np.shape(arr):
         found = f"{np.shape(arr)}, {np.shape(chosen)} and {given.shape}"
         expected = "a mask of the array's shape, and at least one value"
         raise ShapeMismatch(op="np.place", found=found, expected=expected)
     value = FUNCTIONS["take"](given, FUNCTIONS["remainder"](ranks - 1, given.size))
-    _own(arr).assign("place", FUNCTIONS["where"](chosen, FUNCTIONS["astype"](value, arr.dtype), arr))
+    _own(arr).assign("place", FUNCTIONS["where"](chosen, value, arr))
 
 
 def putmask(a: Any, mask: Any, values: Any) -> None:
     """``numpy.putmask``, on an array made inside of the function."""
-    value = FUNCTIONS["astype"](FUNCTIONS["resize"](values, a.shape), a.dtype)
+    value = FUNCTIONS["resize"](to_written(values, a.dtype), a.shape)
     _own(a).assign("putmask", FUNCTIONS["where"](mask, value, a))
 
 

@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, promote, short
 from kernelforge.errors import DtypeMismatch, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, written
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.ufuncs import boolean, floating, ufunc, where
 
@@ -90,7 +90,7 @@ def _combined(
 ) -> Sym:
     axes = _ufunc_axes(x, axis)
     result = _finish(_accumulated(name, _masked_whole(x, mask, neutral), axes), x, axes, keepdims)
-    return result if initial is None else ufunc(op, result, initial).astype(x.dtype)
+    return result if initial is None else ufunc(op, result, written(initial, x.dtype, f"np.{name}"))
 
 
 @array_function("a", "where", "initial", numbers=True)
@@ -131,9 +131,9 @@ def _extremum(name: str, x: Sym, axis: Axis, keepdims: bool, initial: Operand | 
             "full", value=instead, shape=tuple(n for i, n in enumerate(x.shape) if i not in axes), dtype=short(x.dtype)
         )
     result = _finish(result, x, axes, keepdims)
-    return (
-        result if initial is None else ufunc("maximum" if name == "max" else "minimum", result, initial).astype(x.dtype)
-    )
+    if initial is None:
+        return result
+    return ufunc("maximum" if name == "max" else "minimum", result, written(initial, x.dtype, f"np.{name}"))
 
 
 @array_function("a", "where", "initial", numbers=True)
@@ -349,7 +349,7 @@ def _bitwise(name: str, combine: str, neutral: int) -> None:
         made = _accumulated(combine, bits, axes) if count_of(x, axes) else bits.sum(axes) + (neutral & 1)
         whole = ufunc("left_shift", ufunc("bitwise_and", made, 1), place).sum((made.ndim - 1,))
         whole = _finish(whole, x, axes, keepdims)
-        return whole if initial is None else ufunc(name, whole, initial).astype(x.dtype)
+        return whole if initial is None else ufunc(name, whole, written(initial, x.dtype, f"np.{name}"))
 
     fn.__name__ = fn.__qualname__ = f"{name}_all"
     array_function("a", "where", "initial", numbers=True)(fn)

@@ -27,7 +27,7 @@ from kernelforge.numpy.products import contract
 from kernelforge.numpy.shapes import part, windows
 from kernelforge.numpy.ufuncs import loop, ufunc
 from kernelforge.told import telling
-from kernelforge.trace import TRACED, Tracer, concrete
+from kernelforge.trace import TRACED, Tracer, concrete, to_written
 
 Key = tuple[Any, ...]
 
@@ -99,9 +99,7 @@ def at(x: Any, key: Any, value: Any, mode: str) -> Any:
         _check(parts, arrays, x.shape)
         return _put(x, arrays, value, parts, mode)
     index = tuple(_index(k) for k in (key if isinstance(key, tuple) else (key,)))
-    return wrap(
-        indexing.put(lift(x), index, lift(value) if not isinstance(value, int | float) else as_sym(value), mode)
-    )
+    return wrap(indexing.put(lift(x), index, lift(value, numbers=True), mode))
 
 
 def combined(op: str, x: Any, key: Any, value: Any = None) -> Any:
@@ -133,6 +131,7 @@ def copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) ->
     """``numpy.copyto``, on an array made inside of the function."""
     if not isinstance(dst, Tracer):
         raise ReadOnlyArray(found="the destination")
+    src = to_written(src, dst.dtype) if type(src) is int and dst.dtype.kind != "b" else src
     dst.assign("copyto", src if where is True else FUNCTIONS["where"](where, src, dst))
 
 
@@ -242,7 +241,7 @@ def _put_along(arr: Sym, indices: Sym, values: Sym, axis: int | None) -> Sym:
 
 def put_along_axis(arr: Any, indices: Any, values: Any, axis: int | None) -> None:
     """``numpy.put_along_axis``, on an array made inside of the function."""
-    arr.assign("put_along_axis", _put_along(arr, indices, values, axis))
+    arr.assign("put_along_axis", _put_along(arr, indices, to_written(values, arr.dtype), axis))
 
 
 FUNCTIONS["put_along_axis"] = telling(put_along_axis)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kernelforge.dtypes import BFLOAT16, INTEGERS, as_dtype, promote, short
-from kernelforge.errors import DtypeMismatch, InvalidParameter, NumberOutOfRange, ShapeMismatch
-from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, weakened
+from kernelforge.dtypes import BFLOAT16, as_dtype, promote, short
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
+from kernelforge.ir.build import Operand, Sym, apply, as_sym, full, of_number, weakened
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS, OPERATORS
 from kernelforge.numpy.dispatch import F, Fn, array_function
@@ -104,12 +104,7 @@ def operand(x: Operand, dtype: np.dtype[Any], shape: tuple[int, ...], op: str) -
     """
     if isinstance(x, Sym):
         return x.astype(dtype).broadcast(shape)
-    name = short(dtype)
-    number: Any = x
-    if name in INTEGERS and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
-        raise NumberOutOfRange(op=f"np.{op}", found=x, dtype=dtype)
-    value = bool(x) if name == "bool" else int(number) if name in INTEGERS else float(number)
-    return apply("full", value=value, shape=shape, dtype=name)
+    return of_number(x, dtype, shape, f"np.{op}")
 
 
 def ufunc(name: str, *xs: Operand, dtype: Any = None) -> Sym:
@@ -395,6 +390,10 @@ def clip(
 ) -> Sym:
     low, high = (a if a is not None else b for a, b in ((a_min, min), (a_max, max)))
     result = as_sym(a)
+    if result.dtype.kind in "iu":  # NumPy looks at no bound beyond all that there is
+        limits = np.iinfo(result.dtype)
+        low = None if type(low) is int and low <= limits.min else low
+        high = None if type(high) is int and high >= limits.max else high
     if low is not None:
         result = ufunc("maximum", result, low, dtype=dtype)
     return result if high is None else ufunc("minimum", result, high, dtype=dtype)
