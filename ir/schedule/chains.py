@@ -149,7 +149,11 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     store = next(s for s in stmts(nest.body) if isinstance(s, Store))
     if len(inner) != 2 or not isinstance(store.value, Op) or store.value.op != "mul":
         return kernel
-    factors = [f for f in store.value.args if isinstance(f, Load) and f.buffer in buffers]
+    plain = [f for f in store.value.args if isinstance(f, Load)]
+    own = [f for f in plain if f.buffer in buffers]
+    even = [f for f in plain if f not in own and (inner[0].static or 1) % 2 == 0]  # whole tiles of what memory holds
+    # lanes store along memory where they can
+    factors = [f for f in (*own, *even) if own and inner[-1].var not in free_vars(f)] or own
     rows = [s for s in inner if factors and s.var in free_vars(factors[0])]
     if not factors or len(rows) != 1:
         return kernel
@@ -169,7 +173,11 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     vectors = -(-n // width)
     registers = -(-vectors // -(-vectors // 4))
     # beyond the columns of one outer loop are those of the next one, and beyond the last the row may have no room
-    tile = ACROSS if every == inner else max(k for k in range(1, ACROSS + 1) if (rows[0].static or 1) % k == 0)
+    tile = (
+        ACROSS
+        if every == inner and factors[0] in own
+        else max(k for k in range(1, ACROSS + 1) if (rows[0].static or 1) % k == 0)
+    )
     kernel = split(kernel, j, tile, f"{j}o", f"{j}r", "guard")
     kernel = split(kernel, d, registers * width, f"{d}o", f"{d}r", "guard")
     kernel = sink_guard(kernel, f"{j}o")
@@ -179,7 +187,7 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     for loop in (f"{d}r", f"{j}r"):
         kernel = reorder(kernel, loop, i)
     right = factor_by(kernel, [f"{d}r"])
-    known = {name, f"{name}_columns", *buffers}
+    known = {name, f"{name}_columns", factors[0].buffer, *buffers}
     lane = loops(kernel, f"{d}r")[0].var
     if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], lane) == 1:
         known.add(right.buffer)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from kernelforge.ir.cost import TRANSCENDENTAL, effort
 from kernelforge.ir.index import affine
-from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Store, i64, stmts, walk
+from kernelforge.ir.kernel import Alloc, Expr, For, Kernel, Stmt, Store, i64, walk
 from kernelforge.ir.schedule.guards import lift_guard
 from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
 from kernelforge.ir.schedule.maps import SHORT, in_lanes, rest_in_lanes, shortened, solo
-from kernelforge.ir.schedule.nests import grid, loads, perfect, size, unit
+from kernelforge.ir.schedule.nests import grid, loads, size, unit
 from kernelforge.ir.schedule.staging import nested, stage, store_after
 from kernelforge.ir.schedule.steps import bind, fission, loops, place, reorder, split
 
@@ -27,22 +27,25 @@ BLOCK_ROWS = 8
 
 def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel:
     """Reduce across memory: lanes own columns, and walk the rows together."""
-    last = parallel[-1]
+    kernel = in_columns(kernel, parallel[-1], size(parallel[:-1]), limits, width)
+    return grid(kernel, [p.var.name for p in parallel], 8 * limits.threads)
+
+
+def in_columns(kernel: Kernel, last: For, outer: int, limits: Limits, width: int) -> Kernel:
+    """Run the loop ``last``, in which reductions stand, in lanes that walk together; ``outer`` iterations of others are
+    there for threads to share.
+    """
     name, n = last.var.name, last.static or 0
-    outer = size(parallel[:-1])
-    enough = 8 * limits.threads
-    names = [p.var.name for p in parallel]
     width = shortened(width, n)
     if width == 1:
-        return grid(kernel, names, enough)
+        return kernel
     least = SHORTEST if n < SHORT * width else width
-    walk = _walk(kernel)
+    walk = _walk(last.body)
     wide = min(WIDE, n, n * outer // (2 * limits.threads))
     wide = n // -(-n // max(wide, 1)) // width * width
     if walk is not None and wide >= 8 * width:
         kernel = _rows(kernel, name, walk, wide, width)
-        kernel = rest_in_lanes(kernel, name, f"{name}i_t", width, least, _lanes)
-        return grid(kernel, names, enough)
+        return rest_in_lanes(kernel, name, f"{name}i_t", width, least, _lanes)
     unroll = max(u for u in (4, 2, 1) if u == 1 or (n >= u * width and outer * (n // (u * width)) >= limits.threads))
     unroll = min(limits.choose("columns", unroll, (1, 2, 4, 8)), n // width)
     kernel = split(kernel, name, unroll * width, name, f"{name}i", "cut")
@@ -52,8 +55,7 @@ def vector_column(kernel: Kernel, parallel: Sequence[For], limits: Limits, width
     else:
         tile = [f"{name}i"]
     kernel = _tile(kernel, tile)
-    kernel = rest_in_lanes(kernel, name, f"{name}i_t", width if unroll > 1 else width // 2, least, _lanes)
-    return grid(kernel, names, enough)
+    return rest_in_lanes(kernel, name, f"{name}i_t", width if unroll > 1 else width // 2, least, _lanes)
 
 
 def vector_found(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: int) -> Kernel | None:
@@ -140,9 +142,8 @@ def vector_block(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limi
     return grid(kernel, [p.var.name for p in parallel], 8 * limits.threads)
 
 
-def _walk(kernel: Kernel) -> For | None:
+def _walk(body: Sequence[Stmt]) -> For | None:
     """Return the loop of a nest's one reduction, if its steps are far apart in memory."""
-    _, body = perfect(next(s for s in kernel.body if isinstance(s, For)))
     sums = [s for s in body if isinstance(s, For)]
     if len(sums) != 1 or sum(isinstance(s, Alloc) for s in body) != 1:
         return None
@@ -156,7 +157,7 @@ def _rows(kernel: Kernel, name: str, walk: For, wide: int, width: int) -> Kernel
     """Reduce many columns together, a few rows at a time: rows are read along memory, and the results stay in the
     first-level cache.
     """
-    result = next(s.buffer for s in stmts(kernel.body) if isinstance(s, Alloc))
+    result = next(s.buffer for s in walk.body if isinstance(s, Store))
     kernel = split(kernel, name, wide, name, f"{name}i", "cut")
     kernel = split(kernel, f"{name}i", width, f"{name}u", f"{name}v", "exact")
     tile = [f"{name}v", f"{name}u"]

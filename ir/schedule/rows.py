@@ -25,12 +25,13 @@ from kernelforge.ir.kernel import (
     substitute,
 )
 from kernelforge.ir.schedule.behind import behind, early, hindrance, obstacle
+from kernelforge.ir.schedule.columns import in_columns
 from kernelforge.ir.schedule.contraction import transposed
 from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import LINE, NEAR, SHORTEST, Limits
 from kernelforge.ir.schedule.maps import in_lanes, together
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, size, unit
+from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, rowwise, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import bind, loops, partial, reorder, rfactor, single_store, split, tree
 
@@ -80,7 +81,10 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
     for name in [s.var.name for s in (*row.body, *beside) if isinstance(s, For) and s.var.name != f"{at}r"]:
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
-            if inner.kind == "serial":
+            last = nested(loop)[-1]
+            if last.kind == "parallel" and last is not inner and not rowwise(last.body, last):
+                kernel = in_columns(kernel, last, limits.threads, limits, width)
+            elif inner.kind == "serial":
                 if (turned := _turned(kernel, nested(loop), width)) is not None:
                     kernel = turned
                     continue

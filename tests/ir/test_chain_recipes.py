@@ -68,6 +68,44 @@ def test_what_blocks_add_to_sums_is_packed_along_memory() -> None:
         assert not across(schedule(naive, AVX512))
 
 
+def test_what_rows_add_is_stored_along_memory() -> None:
+    """Lanes are those of the result's last axis, whichever operand of a sum over rows the kernel makes."""
+
+    def loss(w: Any, x: Any) -> Any:
+        hidden = np.tanh(x @ w)
+        return ((hidden @ w.T - x) ** 2).sum()
+
+    args = [np.ones(s, np.float32) for s in ((16, 24), (4096, 16))]
+    sums = [k.naive for k in kf.jit(kf.grad(loss)).lower(*args).kernels if "global" in str(k.naive)]
+    assert sums
+    for naive in sums:
+        made = schedule(naive, AVX512)
+        verify_kernel(made)
+        partial = {s.buffer for s in stmts(naive.body) if isinstance(s, Alloc) and s.space == "global"}
+        lanes = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
+        added = [(s, t) for s in lanes for t in s.body if isinstance(t, Store) and t.buffer in partial]
+        assert {t.buffer for _, t in added} == partial
+        assert all(affine(t.index[-1], s.var) == 1 for s, t in added)
+        same(naive, made, shuffle=1)
+
+
+def test_reductions_across_a_row_own_columns() -> None:
+    """The maximum of points, for each channel, before a product: lanes are the channels."""
+
+    def pooled(x: Any, w: Any) -> Any:
+        scores = np.maximum(x, 0).max(1) @ w
+        return scores - scores.max(1, keepdims=True)
+
+    (found,) = kf.jit(pooled).lower(np.ones((6, 50, 37), np.float32), np.ones((37, 10), np.float32)).kernels
+    made = schedule(found.naive, AVX512)
+    verify_kernel(made)
+    same(found.naive, made, shuffle=1)
+    same(found.naive, share(guard(made)))
+    lanes = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
+    assert any(e.buffer == "x0" for s in lanes for e in loads((s,)))
+    assert not across(made)
+
+
 def test_merging_loops_hides_no_variable() -> None:
     """Loops join only where one takes the other's variable throughout."""
     i, j, n = Var("i", "i64", 8), Var("j", "i64", 8), i64(8)
