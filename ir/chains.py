@@ -396,6 +396,9 @@ class Chain:
         ]
         if row and columns and not any(columns[-1] in axes_ for axes_ in apart):
             raise Refused("no operand of the contraction has its columns and not its rows")
+        both = set(node.params["x_axes"]) & set(node.params["y_axes"])
+        if columns and both.issuperset(columns) and self.axes.dependent.isdisjoint(node.inputs):
+            raise Refused("the contraction sums for each column by itself, and reads memory alone")
         given = [(v, n) for v, n in zip(node.inputs, own, strict=True) if v not in self.axes.dependent]
         walked, rows = min(((v.type.nbytes // n, n) for v, n in given), default=(0, 1))
         largest = max(v.type.nbytes for v in (node.output, *node.inputs) if v in self.axes.dependent)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from kernelforge.ir.accesses import redirected
-from kernelforge.ir.index import flatten
+from kernelforge.ir.index import affine, flatten
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
@@ -23,15 +23,16 @@ from kernelforge.ir.kernel import (
     Stmt,
     Store,
     i64,
+    stmts,
     walk,
 )
 from kernelforge.ir.schedule import chains, contraction, convolution, tiles, walks
 from kernelforge.ir.schedule.columns import vector_block, vector_column, vector_found, vector_running
 from kernelforge.ir.schedule.factors import LEAST, arranged, factors, parallel_loops
-from kernelforge.ir.schedule.limits import SHORTEST, Limits
+from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
 from kernelforge.ir.schedule.maps import group_map, in_lanes, parted, vector_map
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.nests import few, grid, lanes, perfect, row_of_block, rowwise, size
+from kernelforge.ir.schedule.nests import few, grid, lanes, loads, perfect, row_of_block, rowwise, size
 from kernelforge.ir.schedule.phases import join, obstacle, spread
 from kernelforge.ir.schedule.rows import BLOCK, group_row, vector_row
 from kernelforge.ir.schedule.staging import nested
@@ -155,6 +156,8 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
         for start in body[:-1]:
             kernel = in_lanes(kernel, nested(start)[-1], width)
         return vector_block(kernel, parallel, row, limits, width) or vector_row(kernel, parallel, row, limits, width)
+    kernel = _as_read(kernel, parallel, body)
+    parallel = parallel_loops(kernel)
     sliding = convolution.reduced(kernel)
     if sliding and width > 1:
         return convolution.windowed(kernel, sliding, limits, width)
@@ -176,6 +179,26 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     if running or across or few(body, last, width):
         return vector_column(kernel, parallel, limits, width)
     return vector_row(kernel, parallel, last, limits, width)
+
+
+def _as_read(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt]) -> Kernel:
+    """Walk in the order in which reductions read memory, where none runs along the last loop and another one does: as
+    where a convolution by channels is stored channels last.
+    """
+    serial = [s for s in stmts(body) if isinstance(s, For) and s.kind == "serial"]
+    found = loads(serial)
+    if size(serial) < NEAR or any(affine(e.index[0], parallel[-1].var) == 1 for e in found):
+        return kernel
+    wide = [p.var for p in parallel if (p.static or 0) >= SHORTEST]
+    read = next((e.index[0] for e in found if any(affine(e.index[0], v) == 1 for v in wide)), None)
+    if read is None:
+        return kernel
+    order = sorted(parallel, key=lambda p: abs(affine(read, p.var) or 0) or math.inf, reverse=True)
+    for loop in order:
+        names = [p.var.name for p in parallel_loops(kernel)]
+        for inner in names[names.index(loop.var.name) + 1 :]:
+            kernel = reorder(kernel, loop.var.name, inner)
+    return kernel
 
 
 def group(kernel: Kernel, limits: Limits) -> Kernel:

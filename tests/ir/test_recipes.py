@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 
+import kernelforge as kf
 from kernelforge.ir.index import affine
 from kernelforge.ir.kernel import (
     Alloc,
@@ -26,6 +29,7 @@ from kernelforge.ir.parse import parse_kernel
 from kernelforge.ir.passes.guard import guard
 from kernelforge.ir.passes.share import share
 from kernelforge.ir.schedule import steps
+from kernelforge.ir.schedule.nests import loads
 from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.verify import verify_kernel
 from tests.ir.naive import AVX512, DEVICES, columns, double, gemm, kernel, planes, running, same, softmax
@@ -326,3 +330,20 @@ def test_conditions_of_rows_keep_lanes_in_columns_that_fill_them() -> None:
     (lanes,) = [s for s in stmts(kernel.body) if isinstance(s, For) and s.kind == "vector"]
     assert len(list(stmts(lanes.body))) < 4
     assert lanes.static == 8
+
+
+@pytest.mark.parametrize(("channels", "window", "width"), [(20, 7, 28), (5, 3, 33), (70, 5, 17)])
+def test_windows_stored_channels_last_are_walked_as_they_are_read(channels: int, window: int, width: int) -> None:
+    """A convolution by channels between an image with channels first and a layer with channels last."""
+    x, w = np.ones((2, channels, 9, width), np.float32), np.ones((channels, 1, window, window), np.float32)
+
+    def last(x: Any, w: Any) -> Any:
+        return kf.nn.conv2d(x, w, padding=window // 2, groups=channels).transpose(0, 2, 3, 1)
+
+    (found,) = kf.jit(last).lower(x, w).kernels
+    made = schedule(found.naive, AVX512)
+    verify_kernel(made)
+    same(found.naive, made, shuffle=1)
+    same(found.naive, share(guard(made)))
+    lanes = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
+    assert any(e.buffer == "x0" and affine(e.index[0], s.var) == 1 for s in lanes for e in loads((s,)))
