@@ -99,8 +99,9 @@ def _unary(name: str) -> Callable[..., Any]:
 
 
 def _method(name: str) -> Callable[..., Any]:
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return FUNCTIONS[name](self, *args, **meaningful(name, kwargs))
+    def method(self: Any, *args: Any, out: Any = None, **kwargs: Any) -> Any:
+        result = FUNCTIONS[name](self, *args, **meaningful(name, kwargs))
+        return result if out is None else _store(name, result, (out,))
 
     method.__name__ = name
     return method
@@ -228,8 +229,14 @@ class Methods:
     cumsum, cumprod = _method("cumsum"), _method("cumprod")
     swapaxes, squeeze, ravel = _method("swapaxes"), _method("squeeze"), _method("ravel")
     diagonal, trace, repeat, take = _method("diagonal"), _method("trace"), _method("repeat"), _method("take")
-    clip, round, dot, astype = _method("clip"), _method("round"), _method("dot"), _method("astype")
+    clip, round, dot = _method("clip"), _method("round"), _method("dot")
     copy, conj, conjugate, flatten = _method("copy"), _method("conjugate"), _method("conjugate"), _method("flatten")
+
+    def astype(self, dtype: Any, *args: Any, copy: bool = True, **kwargs: Any) -> Any:
+        """Cast; the array itself where it has the dtype already and no copy is asked for."""
+        if not copy and as_dtype(dtype) == self.dtype:
+            return self
+        return FUNCTIONS["astype"](self, dtype, *args, **meaningful("astype", kwargs))
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         return FUNCTIONS["reshape"](self, shape[0] if len(shape) == 1 else shape, order=order)

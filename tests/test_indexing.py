@@ -217,6 +217,29 @@ def test_values_that_another_dtype_holds() -> None:
             kf.jit(lambda v, op=op: op.at(np.ones(3, np.uint8), [0], v))(value)
 
 
+def casts_without_a_copy(x: Any) -> Any:
+    a = x.copy()
+    same, other = a.astype(x.dtype, copy=False), a.astype(np.float32, copy=False)
+    same[0] = 7
+    other[0] = 8
+    return a, same, other
+
+
+def methods_with_out(x: Any) -> Any:
+    a, total, b = x.copy(), np.empty(()), np.empty_like(x)
+    a.clip(0, 1, out=a)
+    x.sum(out=total)
+    x.cumsum(0, out=b[:])
+    return a, total, b
+
+
+@pytest.mark.parametrize("fn", [casts_without_a_copy, methods_with_out])
+def test_methods_that_write(fn: Callable[[Any], Any], device: str) -> None:
+    x = np.array([-1.5, 0.5, 2.5])
+    for found, expected in zip(kf.jit(fn)(x), fn(x), strict=True):
+        np.testing.assert_array_equal(found, expected, strict=True)
+
+
 WRITES: list[Callable[[Any, Any], Any]] = [
     lambda y, v: y.__setitem__(0, v), lambda y, v: y.__setitem__([0, 2], v), lambda y, v: y.__setitem__(y > 1, v),
     lambda y, v: y.__setitem__(..., v), lambda y, v: y.__setitem__([0, 2], [v, 1]), lambda y, v: y.fill(v),
