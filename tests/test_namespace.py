@@ -82,6 +82,18 @@ def test_a_mantissa_has_a_slope() -> None:
     np.testing.assert_array_equal(kf.grad(lambda x: knp.frexp(x)[0].sum())(x), 0.5 ** np.frexp(x)[1].astype(float))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_powers_of_two_beyond_the_range(dtype: str, device: str) -> None:
+    """Zero times any power of two is zero, infinity infinity, and what ends subnormal is rounded once."""
+    x = np.array([0, -0.0, np.inf, np.nan, 1, -1.7, 5e-324, 1.1e-300], dtype)
+    with np.errstate(all="ignore"):
+        for n in (2**31 - 1, -(2**31), 5000, -5000, 2097, 2098, -1074, -1075, -75, -27, 1024, -1023):
+            expected = np.ldexp(x, n)
+            found = np.asarray(kf.jit(np.ldexp)(x, np.int32(n)))
+            np.testing.assert_array_equal(found, expected, err_msg=str(n), strict=True)
+            np.testing.assert_array_equal(np.signbit(found), np.signbit(expected), err_msg=str(n))
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "bool"])
 def test_powers_of_two_scale_bfloat16(dtype: str) -> None:
     x = np.array([1, -3, 0.5, np.inf, np.nan, 1e38, 1e-38, -0.0], ml_dtypes.bfloat16)

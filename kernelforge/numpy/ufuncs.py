@@ -306,12 +306,16 @@ def _ignoring_nan(name: str, x: Operand, y: Operand) -> Sym:
 
 @elementwise("x1", "x2")
 def ldexp(x1: Operand, x2: Operand, /) -> Sym:
-    """Scale by a power of two, in two steps that neither overflow nor underflow on the way."""
+    """Scale by a power of two, in three steps: what reaches a subnormal number is rounded once."""
     dtype = loop("ldexp", (kindred(x1), kindred(x2)))[-1]
     x, n = as_sym(x1).astype(dtype), as_sym(x2).astype(np.float64)
-    half = ufunc("floor", n * 0.5)
-    scaled = ufunc("multiply", ufunc("multiply", x.astype(np.float64), ufunc("exp2", half)), ufunc("exp2", n - half))
-    return scaled.astype(x.dtype)
+    scaled = x.astype(np.float64)
+    for _ in range(2):
+        step = where(n < -1022, -969.0, ufunc("minimum", n, 1023.0))
+        scaled = ufunc("multiply", scaled, ufunc("exp2", step))
+        n = n - step
+    rest = ufunc("minimum", ufunc("maximum", n, -1022.0), 1023.0)
+    return ufunc("multiply", scaled, ufunc("exp2", rest)).astype(x.dtype)
 
 
 @elementwise("x")
