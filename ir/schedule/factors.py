@@ -85,7 +85,11 @@ def _gathered(kernel: Kernel, found: Sequence[Expr], width: int, steps: dict[str
         if short and not sliding[1 - k]:  # an image's worth will do
             enough = (n for n in range(1, len(group)) if size(group[-n:]) >= 4 * width)
             group = group[-next(enough, len(group)) :]
-        elif not sliding[k] and not sliding[1 - k] and not _shared(kernel, factor, group, width):
+        elif (
+            not sliding[k]
+            and not sliding[1 - k]
+            and not _shared(kernel, factor, group, size([p for p in parallel if p.var in others - mine]), width)
+        ):
             # the last ones, if they are too short for lanes but one run of memory
             group = _run(parallel, group, width)
             short = len(group) > 1
@@ -111,12 +115,13 @@ def _run(parallel: Sequence[For], group: Sequence[For], width: int) -> list[For]
     return taken
 
 
-def _shared(kernel: Kernel, factor: Expr, group: Sequence[For], width: int) -> bool:
-    """Whether the loops of a group are windows that share most of their elements, and whose rows fill a register: these
-    are packed once, not for each window.
+def _shared(kernel: Kernel, factor: Expr, group: Sequence[For], others: int, width: int) -> bool:
+    """Whether the loops of a group are windows that share most of their elements, and whose rows fill a register, or
+    half of one where few ``others`` make up for packing each: these are packed once, not for each window.
     """
     made = [slides(factor, p, r) for p in group for r in sum_loops(kernel)]
-    return any(s is not None and (s.inner.static or 0) >= width for s in made)
+    least = width if others > 2 * width else width // 2
+    return any(s is not None and (s.inner.static or 0) >= least for s in made)
 
 
 def _positions(kernel: Kernel, factor: Expr) -> list[str]:

@@ -42,6 +42,10 @@ from kernelforge.ir.types import row_major
 SPREAD = 1 << 14
 """Elements that one worker of a reduction takes at least, when too few rows keep a device busy."""
 
+FEW = 32
+"""Vectors of results for each thread up to which a product has too few panels of columns for all threads to share it by
+them: they share the sum then."""
+
 
 def schedule(kernel: Kernel, limits: Limits) -> Kernel:
     """Rewrite a naive kernel for a device."""
@@ -80,6 +84,9 @@ def _share_reductions(kernel: Kernel, limits: Limits) -> Kernel:
             continue
         deep_nest = any(len(path) > 1 for path in paths)
         if deep_nest and factors(body)[0] and size(parallel) >= LEAST * LEAST:
+            n, panels = paths[0][0].static or 0, size(parallel) // (lanes(body, limits) * limits.threads)
+            if limits.form == "vector" and panels <= FEW and size(paths[0]) >= SPREAD and n > limits.threads:
+                kernel = spread(kernel, nest, {paths[0][0].var.name: -(-n // (4 * limits.threads))}, "_w")
             continue  # recipes for products and windows look for these loops
         product = tiles.found(parallel, body) if limits.form == "group" else None
         if product is not None:

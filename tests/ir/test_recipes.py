@@ -347,3 +347,32 @@ def test_windows_stored_channels_last_are_walked_as_they_are_read(channels: int,
     same(found.naive, share(guard(made)))
     lanes = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
     assert any(e.buffer == "x0" and affine(e.index[0], s.var) == 1 for s in lanes for e in loads((s,)))
+
+
+def filter_gradient(filters: int, channels: int, window: int, images: int, width: int) -> Kernel:
+    """The gradient by the filters of a convolution of square images."""
+    x, d = np.ones((images, channels, width, width), np.float32), width - window + 1
+    made = kf.jit(lambda x, y: np.einsum("bcijkl,bfij->fckl", np.lib.stride_tricks.sliding_window_view(
+        x, (window, window), (2, 3)), y)).lower(x, np.ones((images, filters, d, d), np.float32))  # fmt: skip
+    return made.kernels[0].naive
+
+
+def test_few_results_share_their_sum() -> None:
+    """The filters of a first layer: threads share the images, as there is one panel of columns."""
+    naive = filter_gradient(12, 1, 5, 40, 28)
+    made = schedule(naive, AVX512)
+    same(naive, made, 2e-3, shuffle=1)
+    assert [s.static for s in steps.loops(made, "r0_0_w") if s.kind == "grid"] == [8]
+    assert not steps.loops(schedule(filter_gradient(70, 8, 3, 40, 28), AVX512), "r0_0_w")
+
+
+def test_windows_of_narrow_images_are_packed_once_for_few_filters() -> None:
+    """All windows of 8 positions slide over one packed image, unless many filters make up for packing each."""
+
+    def gathered(naive: Kernel) -> bool:
+        made = schedule(naive, AVX512)
+        same(naive, made, 2e-3)
+        return any(s.var.name.startswith("i2g") for s in stmts(made.body) if isinstance(s, For))
+
+    assert not gathered(filter_gradient(16, 16, 5, 4, 12))
+    assert gathered(filter_gradient(40, 16, 5, 4, 12))
