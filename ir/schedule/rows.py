@@ -82,7 +82,8 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
         for loop in loops(kernel, name)[:1]:
             inner = [s for s in stmts((loop,)) if isinstance(s, For)][-1]
             last = nested(loop)[-1]
-            if last.kind == "parallel" and last is not inner and not rowwise(last.body, last):
+            below = {s.kind for s in stmts(last.body) if isinstance(s, For)}
+            if last.kind == "parallel" and below == {"serial"} and not rowwise(last.body, last):
                 kernel = in_columns(kernel, last, limits.threads, limits, width)
             elif inner.kind == "serial":
                 if (turned := _turned(kernel, nested(loop), width)) is not None:

@@ -106,6 +106,21 @@ def test_reductions_across_a_row_own_columns() -> None:
     assert not across(made)
 
 
+def test_elements_of_a_row_are_walked_along_memory_beside_one_of_each_column() -> None:
+    """Squeeze and excitation: what is stored for each channel joins the walk through the channel's elements."""
+
+    def excited(x: Any, w: Any) -> Any:
+        squeezed = x.mean(2)
+        gates = np.maximum(squeezed @ w, 0) @ w.T
+        return squeezed, x * gates[:, :, None]
+
+    (found,) = kf.jit(excited).lower(np.ones((8, 32, 70), np.float32), np.ones((32, 10), np.float32)).kernels
+    made = schedule(found.naive, AVX512)
+    verify_kernel(made)
+    same(found.naive, made, shuffle=1)
+    assert {"x0", "y0", "y1"}.isdisjoint(across(made))
+
+
 def test_merging_loops_hides_no_variable() -> None:
     """Loops join only where one takes the other's variable throughout."""
     i, j, n = Var("i", "i64", 8), Var("j", "i64", 8), i64(8)
