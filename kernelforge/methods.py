@@ -122,6 +122,9 @@ def meaningful(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+_power = _operator("power")
+
+
 class Methods:
     """An array with NumPy's operators and methods; subclasses say what it is made of."""
 
@@ -209,7 +212,7 @@ class Methods:
     __floordiv__, __rfloordiv__ = _operator("floor_divide"), _operator("floor_divide", True)
     __mod__, __rmod__ = _operator("remainder"), _operator("remainder", True)
     __divmod__, __rdivmod__ = _operator("divmod"), _operator("divmod", True)
-    __pow__, __rpow__ = _operator("power"), _operator("power", True)
+    __rpow__ = _operator("power", True)
     __matmul__, __rmatmul__ = _operator("matmul"), _operator("matmul", True)
     __and__, __rand__ = _operator("bitwise_and"), _operator("bitwise_and", True)
     __or__, __ror__ = _operator("bitwise_or"), _operator("bitwise_or", True)
@@ -246,6 +249,11 @@ class Methods:
 
     def sort(self, axis: int = -1, kind: str | None = None, order: Any = None, *, stable: Any = None) -> None:
         self.assign("sort", FUNCTIONS["sort"](self, axis, kind, order))
+
+    def __pow__(self, other: Any) -> Any:
+        if isinstance(other, float) and other == 0.5 and self.ndim:  # as NumPy's arrays do: of -inf it is NaN
+            return FUNCTIONS["sqrt"](self)
+        return _power(self, other)
 
     def __round__(self, ndigits: int | None = None) -> Any:
         return FUNCTIONS["round"](self, ndigits or 0)

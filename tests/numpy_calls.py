@@ -330,4 +330,18 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         ),
         (np.array(2.5), np.array(7)),
     ),
+    "edges": (
+        lambda x, k, fp: (
+            np.interp(x, [-2.0, 0.0, 1.5, 3.0], fp),
+            np.interp(np.array([-2.0, 0.0, 0.5, 1.5, 2.0]), [-2.0, 0.0, 1.5, 3.0], fp),
+            np.interp(x, [1.5], [4.0]),
+            np.angle(x),
+            np.vander(k[0]),
+            np.vander(k[0].astype(np.int8), 9),
+            np.vander(x[3:].astype(np.float32), increasing=True),
+            x**0.5,
+            k**0.5,
+        ),
+        (SPECIAL, K, np.array([1.0, np.inf, 2.0, 2.0])),
+    ),
 }

@@ -93,10 +93,13 @@ def interp(
         take = FUNCTIONS["take"]
         i = FUNCTIONS["clip"](ufunc("subtract", searchsorted(xp, x, "right"), 1), 0, xp.size - 2)
         j = ufunc("add", i, 1)
-        slope = ufunc(
-            "divide", ufunc("subtract", take(fp, j), take(fp, i)), ufunc("subtract", take(xp, j), take(xp, i))
-        )
-        inside = ufunc("add", ufunc("multiply", slope, ufunc("subtract", x, take(xp, i))), take(fp, i))
+        (x0, x1), (y0, y1) = ((take(s, i), take(s, j)) for s in (xp, fp))
+        slope = ufunc("divide", ufunc("subtract", y1, y0), ufunc("subtract", x1, x0))
+        inside, back = (slope * ufunc("subtract", x, at) + y for at, y in ((x0, y0), (x1, y1)))
+        # beside an infinity the end that is finite tells, and what is known stays known
+        back = where(ufunc("isnan", back) & ufunc("equal", y0, y1), y0, back)
+        inside = where(ufunc("isnan", inside), back, inside)
+        inside = where(ufunc("equal", x, x0) & ufunc("invert", ufunc("isfinite", slope)), y0, inside)
         inside = where(ufunc("equal", x, high), last, inside)
     made = where(ufunc("less", x, low), left, where(ufunc("greater", x, high), right, inside))
-    return where(ufunc("isnan", x), x, made)
+    return where(ufunc("isnan", x), x, made) if xp.size > 1 else made  # of one place NumPy looks at nothing else

@@ -280,7 +280,8 @@ def polyval(p: Sym, x: Sym) -> Sym:
 def vander(x: Sym, N: int | None = None, increasing: bool = False) -> Sym:
     count = x.size if N is None else N
     powers = np.arange(count) if increasing else np.arange(count)[::-1]
-    return ufunc("power", x.reshape((x.size, 1)), as_sym(np.ascontiguousarray(powers))).astype(common_dtype((x, 1)))
+    kind = common_dtype((x, np.int64(1)))
+    return ufunc("power", x.astype(kind).reshape((x.size, 1)), as_sym(np.ascontiguousarray(powers))).astype(kind)
 
 
 for _fn in (histogram, histogram_bin_edges, histogramdd, histogram2d, digitize):

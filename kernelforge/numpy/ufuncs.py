@@ -458,9 +458,9 @@ def round(a: Operand, decimals: int = 0) -> Sym:
 
 @elementwise("z")
 def angle(z: Operand) -> Sym:
-    """The angle of a real number: pi where it is negative."""
+    """The angle of a real number: pi where its sign is negative."""
     value = as_sym(z).astype(np.float64) if kindred(z) == BOOL else floating(z)
-    return where(value < 0, math.pi, where(ufunc("isnan", value), value, 0)).astype(value.dtype)
+    return where(ufunc("isnan", value), value, where(ufunc("signbit", value), math.pi, 0)).astype(value.dtype)
 
 
 def result_type(*arrays_and_dtypes: Any) -> np.dtype[Any]:
