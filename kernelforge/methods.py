@@ -251,7 +251,8 @@ class Methods:
         self.assign("sort", FUNCTIONS["sort"](self, axis, kind, order))
 
     def __pow__(self, other: Any) -> Any:
-        if isinstance(other, float) and other == 0.5 and self.ndim:  # as NumPy's arrays do: of -inf it is NaN
+        if isinstance(other, float) and other == 0.5 and self.ndim and self.dtype.kind == "f":
+            # as NumPy's arrays of floats do: of -inf it is NaN
             return FUNCTIONS["sqrt"](self)
         return _power(self, other)
 

@@ -341,6 +341,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
             np.vander(x[3:].astype(np.float32), increasing=True),
             x**0.5,
             k**0.5,
+            k.astype(np.int8) ** 0.5,
+            (k > 0) ** 0.5,
         ),
         (SPECIAL, K, np.array([1.0, np.inf, 2.0, 2.0])),
     ),
