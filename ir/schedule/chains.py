@@ -147,23 +147,11 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     every = nested(nest)[1:]
     inner = every[-2:]
     store = next(s for s in stmts(nest.body) if isinstance(s, Store))
-    if len(inner) != 2 or not isinstance(store.value, Op) or store.value.op != "mul":
+    found = _operand(store, every, buffers)
+    if found is None:
         return kernel
-    plain = [f for f in store.value.args if isinstance(f, Load)]
-    own = [f for f in plain if f.buffer in buffers]
-    even = [f for f in plain if f not in own and (inner[0].static or 1) % 2 == 0]  # whole tiles of what memory holds
-    # lanes store along memory where they can
-    factors = [f for f in (*own, *even) if own and inner[-1].var not in free_vars(f)] or own
-    rows = [s for s in inner if factors and s.var in free_vars(factors[0])]
-    if not factors or len(rows) != 1:
-        return kernel
-    (other,) = (s for s in inner if s is not rows[0])
-    given = [free_vars(f) for f in store.value.args if f is not factors[0]]
-    if not any(other.var in free for free in given):
-        return kernel  # the other operand is one number for all of them, as ones are
-    if any(s.var in free for free in given for s in every[:-2]):
-        return kernel
-    j, d, n = rows[0].var.name, other.var.name, other.static or 1
+    left, rows, other = found
+    j, d, n = rows.var.name, other.var.name, other.static or 1
     for s in every:
         kernel = reorder(kernel, i, s.var.name)
     name = f"{store.buffer}_s"
@@ -173,11 +161,8 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     vectors = -(-n // width)
     registers = -(-vectors // -(-vectors // 4))
     # beyond the columns of one outer loop are those of the next one, and beyond the last the row may have no room
-    tile = (
-        ACROSS
-        if every == inner and factors[0] in own
-        else max(k for k in range(1, ACROSS + 1) if (rows[0].static or 1) % k == 0)
-    )
+    whole = max(k for k in range(1, ACROSS + 1) if (rows.static or 1) % k == 0)
+    tile = ACROSS if every == inner and left.buffer in buffers else whole
     kernel = split(kernel, j, tile, f"{j}o", f"{j}r", "guard")
     kernel = split(kernel, d, registers * width, f"{d}o", f"{d}r", "guard")
     kernel = sink_guard(kernel, f"{j}o")
@@ -187,7 +172,7 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     for loop in (f"{d}r", f"{j}r"):
         kernel = reorder(kernel, loop, i)
     right = factor_by(kernel, [f"{d}r"])
-    known = {name, f"{name}_columns", factors[0].buffer, *buffers}
+    known = {name, f"{name}_columns", left.buffer, *buffers}
     lane = loops(kernel, f"{d}r")[0].var
     if isinstance(right, Load) and n % (registers * width) == 0 and affine(right.index[-1], lane) == 1:
         known.add(right.buffer)
@@ -198,6 +183,29 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     kernel = split(kernel, f"{d}r", width, f"{d}u", f"{d}v", "exact")
     kernel = bind(bind(kernel, f"{d}v", "vector"), f"{d}u", "unroll")
     return bind(kernel, f"{j}r", "unroll")
+
+
+def _operand(store: Store, every: Sequence[For], buffers: Container[str]) -> tuple[Load, For, For] | None:
+    """Return the operand of a sum over rows whose columns are the rows of a tile, their loop, and that of its lanes.
+
+    None where there is none, as where the other operand is one number for all of them.
+
+    Lanes store along memory where they can. One operand at least is of ``buffers``, which the block of rows holds.
+    """
+    inner, value = every[-2:], store.value
+    if len(inner) != 2 or not isinstance(value, Op) or value.op != "mul":
+        return None
+    plain = [f for f in value.args if isinstance(f, Load)]
+    own = [f for f in plain if f.buffer in buffers]
+    even = [f for f in plain if f not in own and (inner[0].static or 1) % 2 == 0]  # whole tiles of what memory holds
+    for left in (*(f for f in (*own, *even) if own and inner[-1].var not in free_vars(f)), *own):
+        others = [free_vars(f) for f in value.args if f is not left]
+        alone = not any(s.var in free for free in others for s in every[:-2])
+        for rows, lanes_ in (inner, inner[::-1]):
+            apart = rows.var in free_vars(left) and lanes_.var not in free_vars(left)
+            if apart and alone and any(lanes_.var in free for free in others):
+                return left, rows, lanes_
+    return None
 
 
 def _tile(limits: Limits) -> int:

@@ -89,6 +89,21 @@ def test_what_rows_add_is_stored_along_memory() -> None:
         same(naive, made, shuffle=1)
 
 
+def test_a_batch_of_sums_over_rows_is_tiled() -> None:
+    """Experts: what a row adds for each of them is a tile of registers, too."""
+
+    def loss(w: Any, v: Any, x: Any) -> Any:
+        hidden = np.tanh(np.einsum("td,edh->teh", x, w))
+        return (np.einsum("teh,ehd->td", hidden, v) ** 2).sum()
+
+    args = [np.ones(s, np.float32) for s in ((4, 64, 128), (4, 128, 64), (512, 64))]
+    kernels = [k.naive for k in kf.jit(kf.grad(loss)).lower(*args).kernels if "global" in str(k.naive)]
+    partial = [s.buffer for k in kernels for s in stmts(k.body) if isinstance(s, Alloc) and s.space == "global"]
+    made = [s.buffer for k in kernels for s in stmts(schedule(k, AVX512).body) if isinstance(s, Alloc)]
+    assert partial
+    assert {f"{p}_s" for p in partial} <= set(made)
+
+
 def test_reductions_across_a_row_own_columns() -> None:
     """The maximum of points, for each channel, before a product: lanes are the channels."""
 
