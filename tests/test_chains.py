@@ -543,3 +543,23 @@ def test_gradients_where_rows_of_a_sample_share_an_operand(batch: int, tokens: i
     for a, e in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())
     assert device != "cpu" or "a0_s_columns" in chain
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize(("positions", "width"), [(200, 47), (130, 16), (256, 8)])
+def test_gradients_of_causal_attention_along_channels(positions: int, width: int, device: str) -> None:
+    """Keys that a mask hides are not computed; sums over queries, whose lanes would be keys, read none of those."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device} here")
+    q, v = normal(3, 16, positions), normal(3, width, positions, seed=1)
+    seen = np.tril(np.ones((positions, positions), bool))
+
+    def mixed(q: Any, v: Any) -> tuple[Any, Any]:
+        weights = softmax(np.where(seen, np.einsum("bdt,bdu->btu", q, q) * 0.25, -1e9))
+        return weights, np.einsum("btu,bku->bkt", weights, v)
+
+    with kf.default_device(device):
+        ours = kf.jit(kf.grad(lambda v, q: (mixed(q, v)[1] ** 2).sum()))(v, q)
+    weights, y = mixed(q.astype(np.float64), v.astype(np.float64))
+    expected = np.einsum("btu,bkt->bku", weights, 2 * y)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars
@@ -90,7 +90,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
         if part[0] in products:
             mini = _product(mini, i, around, limits, width, own)
         elif part[0] in sums:
-            mini = _across(mini, i, around[-1], width, own)
+            mini = _across(mini, i, around[-1], width, own, skip.buffers if skip and part[0] in shortened else ())
         elif part[0] in sideways:
             for below in nested(joined)[1:]:
                 mini = reorder(mini, i, below.var.name)
@@ -140,14 +140,14 @@ def _apart(n: Expr) -> Expr:
     return i64((-(-int(n.value) // line) | 1) * line) if isinstance(n, Const) else n
 
 
-def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> Kernel:
+def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str], skipped: Collection[str]) -> Kernel:
     """Make a register tile of what a block's rows add to a sum over rows: columns of them times the other operand's."""
     kernel = each(kernel, "bind", i, lambda loop: (dataclasses.replace(loop, kind="serial"),))
     (nest,) = loops(kernel, i)
     every = nested(nest)[1:]
     inner = every[-2:]
     store = next(s for s in stmts(nest.body) if isinstance(s, Store))
-    found = _operand(store, every, buffers)
+    found = _operand(store, every, buffers, skipped)
     if found is None:
         return kernel
     left, rows, other = found
@@ -185,12 +185,15 @@ def _across(kernel: Kernel, i: str, at: str, width: int, buffers: set[str]) -> K
     return bind(kernel, f"{j}r", "unroll")
 
 
-def _operand(store: Store, every: Sequence[For], buffers: Container[str]) -> tuple[Load, For, For] | None:
+def _operand(
+    store: Store, every: Sequence[For], buffers: Container[str], skipped: Collection[str]
+) -> tuple[Load, For, For] | None:
     """Return the operand of a sum over rows whose columns are the rows of a tile, their loop, and that of its lanes.
 
     None where there is none, as where the other operand is one number for all of them.
 
-    Lanes store along memory where they can. One operand at least is of ``buffers``, which the block of rows holds.
+    Lanes store along memory where they can. One operand at least is of ``buffers``, which the block of rows holds. Of
+    ``skipped`` ones, if any, not all columns are computed, and lanes would read them to the end of a panel.
     """
     inner, value = every[-2:], store.value
     if len(inner) != 2 or not isinstance(value, Op) or value.op != "mul":
@@ -199,6 +202,8 @@ def _operand(store: Store, every: Sequence[For], buffers: Container[str]) -> tup
     own = [f for f in plain if f.buffer in buffers]
     even = [f for f in plain if f not in own and (inner[0].static or 1) % 2 == 0]  # whole tiles of what memory holds
     for left in (*(f for f in (*own, *even) if own and inner[-1].var not in free_vars(f)), *own):
+        if skipped and left.buffer not in skipped:
+            continue
         others = [free_vars(f) for f in value.args if f is not left]
         alone = not any(s.var in free for free in others for s in every[:-2])
         for rows, lanes_ in (inner, inner[::-1]):
