@@ -1,4 +1,4 @@
-"""Sums over the rows of a chain: gradients by weights, keys and values, in whatever layout rows have."""
+"""Sums over rows, of a chain or alone: gradients by weights, keys and values, in whatever layout rows have."""
 
 from __future__ import annotations
 
@@ -109,3 +109,16 @@ def test_gradients_of_causal_attention_along_channels(positions: int, width: int
     weights, y = mixed(q.astype(np.float64), v.astype(np.float64))
     expected = np.einsum("btu,bkt->bku", weights, 2 * y)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference", "opencl:0", "opencl:1"])
+@pytest.mark.parametrize("rows", [63, 64 * 15, 64 * 21, 64 * 21 + 1, 64 * 40, 64 * 133])
+def test_sums_over_the_rows_of_a_matrix(rows: int, device: str) -> None:
+    """Blocks of rows whose number is a multiple of 8, or not, are added eight at a time, and the rest one by one."""
+    if device not in kf.devices():
+        pytest.skip(f"no {device} here")
+    x = normal(rows, 96)
+    with kf.default_device(device):
+        plain, made = (np.asarray(kf.jit(f)(x)) for f in (lambda x: x.sum(0), lambda x: np.abs(x).sum(0)))
+    np.testing.assert_allclose(plain, x.sum(0, dtype=np.float64), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(made, np.abs(x).sum(0, dtype=np.float64), rtol=1e-5)

@@ -348,7 +348,7 @@ class _Printer(Groups):
     def fetch(self, loop: For) -> None:
         """Ask for lines that the loop around reads later; they need not exist."""
         scope, places = self.scope, set()
-        named = {s.name for s in stmts(loop.body) if isinstance(s, Let)}
+        named = {s.name if isinstance(s, Let) else s.var.name for s in stmts(loop.body) if isinstance(s, Let | For)}
         for e in loads(loop.body):
             further = 0 if self.walked is None else self.distances.get((self.walked, e.buffer), 0)
             flat = scope.buffers[e.buffer].flat(e.index) if further else i64(0)
