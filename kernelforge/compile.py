@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import gc
@@ -11,9 +10,10 @@ import hashlib
 import os
 import pathlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from kernelforge.at_once import at_once
 from kernelforge.backends.base import Backend, Executable, Printing
 from kernelforge.config import Config
 from kernelforge.donations import Donations
@@ -289,7 +289,7 @@ def _ordered(
     orders: list[_Order | None] = []
     known: Known = {}
     started: dict[Kernel, tuple[str, Callable[[], Executable]]] = {}
-    with _compilers(min(backend.limits.compilers, len(regions))) as start:
+    with at_once(min(backend.limits.compilers, len(regions))) as start:
         for k, region in enumerate(regions):
             made = _kernel(region, strides, backend, config, known)
             if region.opaque is not None:
@@ -391,18 +391,6 @@ def _tuned(naive: Kernel, parameters: dict[str, int], backend: Backend, config: 
         if not parameters:
             raise
         raise DamagedTuning(file=tuned.path(backend), problem=f"for {naive.name}, {error}") from error
-
-
-@contextlib.contextmanager
-def _compilers(threads: int) -> Iterator[Callable[[Callable[[], Executable]], Callable[[], Executable]]]:
-    """Yield what starts a function and returns one that waits for its result; at the end all are done."""
-    if threads > 1:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(threads, "kernelforge") as pool:
-            yield lambda fn: pool.submit(fn).result
-    else:
-        yield functools.cache
 
 
 def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | None = None) -> Kernel:

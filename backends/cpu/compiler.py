@@ -17,28 +17,15 @@ from kernelforge.errors import CompilationFailed
 from kernelforge.forks import UNFORKED
 from kernelforge.ir.kernel import For, If, Kernel, Op, Stmt, Store
 
+Passes = tuple[str, ...]
+"""Names of LLVM's passes, in order."""
 
-class _Machines(threading.local):
-    """Target machines by their level: no two threads may use one at once."""
-
-    def __init__(self) -> None:
-        self.made: dict[int, Any] = {}
-
-    def __getitem__(self, level: int) -> Any:
-        if level not in self.made:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            self.made[level] = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-                cpu=llvm.get_host_cpu_name(),
-                features=llvm.get_host_cpu_features().flatten(),
-                opt=level,
-                reloc="pic",
-                codemodel="small",
-            )
-        return self.made[level]
-
-
-_MACHINES = _Machines()
+SHORT: Passes = ("sroa", "instruction_combine", "simplify_cfg", "loop_strength_reduce")
+TILE: Passes = (
+    "sroa", "instruction_combine", "simplify_cfg", "loop_rotate", "instruction_combine", "simplify_cfg",
+    "loop_unroll", "instruction_combine", "dead_store_elimination", "simplify_cfg",
+)  # fmt: skip
+"""NewGVN is not among them: with it, stores to packed panels of rows were lost, and LLVM calls it experimental."""
 
 
 def _unlocked(name: str) -> Any:
@@ -50,15 +37,61 @@ def _unlocked(name: str) -> Any:
     return getattr(function, "_cfn", function)
 
 
-Passes = tuple[str, ...]
-"""Names of LLVM's passes, in order."""
+class Compiler:
+    """LLVM for one target machine, which no two threads may use at once.
 
-SHORT: Passes = ("sroa", "instruction_combine", "simplify_cfg", "loop_strength_reduce")
-TILE: Passes = (
-    "sroa", "instruction_combine", "simplify_cfg", "loop_rotate", "instruction_combine", "simplify_cfg",
-    "loop_unroll", "instruction_combine", "dead_store_elimination", "simplify_cfg",
-)  # fmt: skip
-"""NewGVN is not among them: with it, stores to packed panels of rows were lost, and LLVM calls it experimental."""
+    Each call of llvmlite's library gives up Python's lock and waits to have it back; what serves all modules is made
+    once, and told in their text.
+    """
+
+    def __init__(self, machine: Any) -> None:
+        self.machine = machine
+        self._builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
+        self._header = f'target triple = "{machine.triple}"\ntarget datalayout = "{machine.target_data}"\n'
+        self._managers: dict[Passes, Any] = {}
+
+    def optimized(self, text: str, name: str, device: str, passes: Passes) -> Any:
+        """Return the module that llvmlite parses and ``passes`` improve; the caller is in ``forks.UNFORKED``.
+
+        Raises:
+            CompilationFailed: with LLVM's message and the module.
+        """
+        try:
+            module = llvm.parse_assembly(self._header + text, llvm.create_context())
+            module.verify()
+        except RuntimeError as error:
+            raise CompilationFailed(kernel=name, device=device, log=str(error).strip(), source="\n" + text) from error
+        manager = self._managers.get(passes)
+        if manager is None:
+            manager = self._managers[passes] = llvm.create_new_module_pass_manager()
+            for one in passes:
+                getattr(manager, f"add_{one}_pass")()
+        _unlocked("LLVMPY_RunNewModulePassManager")(manager, module, self._builder)
+        return module
+
+
+class _Compilers(threading.local):
+    """Those for this process, of each thread, by their level."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, Compiler] = {}
+
+    def __getitem__(self, level: int) -> Compiler:
+        if level not in self.made:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+                cpu=llvm.get_host_cpu_name(),
+                features=llvm.get_host_cpu_features().flatten(),
+                opt=level,
+                reloc="pic",
+                codemodel="small",
+            )
+            self.made[level] = Compiler(machine)
+        return self.made[level]
+
+
+_COMPILERS = _Compilers()
 
 
 def passes_for(kernel: Kernel) -> Passes:
@@ -102,37 +135,13 @@ def compile_ir(text: str, name: str, passes: Passes, level: int = 3) -> bytes:
 
 
 def _compile(text: str, name: str, passes: Passes, level: int) -> bytes:
-    machine = _MACHINES[level]
-    module = optimized(text, name, "cpu", passes, machine)
+    compiler = _COMPILERS[level]
+    module = compiler.optimized(text, name, "cpu", passes)
     with ffi.OutputString() as error:
-        held = _unlocked("LLVMPY_TargetMachineEmitToMemory")(machine, module, 1, error)
+        held = _unlocked("LLVMPY_TargetMachineEmitToMemory")(compiler.machine, module, 1, error)
         if not held:
             raise CompilationFailed(kernel=name, device="cpu", log=str(error).strip(), source="\n" + text)
     try:
         return ctypes.string_at(ffi.lib.LLVMPY_GetBufferStart(held), ffi.lib.LLVMPY_GetBufferSize(held))
     finally:
         ffi.lib.LLVMPY_DisposeMemoryBuffer(held)
-
-
-def optimized(text: str, name: str, device: str, passes: Passes, machine: Any) -> Any:
-    """Return the module that llvmlite parses and ``passes`` improve for a machine; the caller is in ``forks.UNFORKED``.
-
-    Raises:
-        CompilationFailed: with LLVM's message and the module.
-    """
-    try:
-        module = llvm.parse_assembly(text, llvm.create_context())
-        module.verify()
-    except RuntimeError as error:
-        raise CompilationFailed(kernel=name, device=device, log=str(error).strip(), source="\n" + text) from error
-    module.triple = machine.triple
-    module.data_layout = str(machine.target_data)
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
-    manager = llvm.create_new_function_pass_manager()
-    for one in passes:
-        getattr(manager, f"add_{one}_pass")()
-    run = _unlocked("LLVMPY_RunNewFunctionPassManager")
-    for function in module.functions:
-        if not function.is_declaration:
-            run(manager, function, builder)
-    return module

@@ -12,7 +12,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from kernelforge.backends.cpu.backend import limits_of
-from kernelforge.backends.cpu.compiler import optimized, passes_for
+from kernelforge.backends.cpu.compiler import Compiler, passes_for
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.target import Assembled, Target, Usage
@@ -110,7 +110,7 @@ def target(cpu: str) -> Target:
         with UNFORKED:
             machine = _machine(arch, cpu)
             text = print_kernel(kernel, host)
-            module = optimized(text, kernel.name, name, passes_for(kernel), machine)
+            module = Compiler(machine).optimized(text, kernel.name, name, passes_for(kernel))
             assembly = machine.emit_assembly(module)
         spills = re.findall(r"(\d+)-byte (?:Folded )?Spill", assembly)
         return assembly, (Usage(kernel.name, None, sum(map(int, spills)), None, None),)
