@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernelforge.ir.graph import Kind, Node, Value
+from kernelforge.ir.memo import memo
 
 
-def carried(node: Node, value: Value) -> Iterator[tuple[int, int]]:
-    """Yield the axes of an input that the node's output has, and which of it they are.
+@memo
+def carried(node: Node, value: Value) -> tuple[tuple[int, int], ...]:
+    """Return the axes of an input that the node's output has, and which of it they are.
 
     Those of one element may be left out; a reshape keeps all of more, or none.
     """
+    return tuple(_carried(node, value))
+
+
+def _carried(node: Node, value: Value) -> Iterator[tuple[int, int]]:
     shape, out, params = value.type.shape, node.output.type.shape, node.params
     if node.prim.kind is Kind.MAP:
         yield from ((a, a) for a in range(len(out) if shape == out else 0))

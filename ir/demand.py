@@ -100,7 +100,9 @@ class Lowering:
         """Return the element of ``value`` at ``index``, which is in normal form."""
         key = (value, index)
         found = self.memo.get(key)
-        if found is None and self.prepared != index:
+        if found is not None:
+            return found
+        if self.deep and self.prepared != index:
             for node in self._before(value, index):
                 self.memo[node.output, index] = self._named(self._at(node.output, index), node.output.type.shape, index)
             found = self.memo.get(key)
@@ -117,16 +119,18 @@ class Lowering:
         products = any(n.prim.kind is Kind.CONTRACT for n in self.part.nodes)  # which are not scheduled around names
         most = BESIDE if products else DEEP
         for node in self.part.nodes:
-            if node.prim.kind in (Kind.MAP, Kind.VIEW) and node.inputs:
-                before = max(steps.get(v, 0) for v in node.inputs)
-                steps[node.output] = (before + 1) % most if node.prim.kind is Kind.MAP else before
-                drawn[node.output] = max(drawn.get(v, 0) for v in node.inputs)
+            kind = node.prim.kind
+            if (kind is Kind.MAP or kind is Kind.VIEW) and node.inputs:
+                out = node.output
+                steps[out] = max([steps.get(v, 0) for v in node.inputs])
+                drawn[out] = max([drawn.get(v, 0) for v in node.inputs])
+                if kind is Kind.MAP:
+                    steps[out] = (steps[out] + 1) % most
                 if node.prim.name == "random_bits":
-                    drawn[node.output] += 1
-                    if drawn[node.output] % DRAWS == 0 and not products:
-                        steps[node.output] = 0
-                        self.deep = True
-        self.deep |= len(steps) >= DEEP
+                    drawn[out] += 1
+                    if drawn[out] % DRAWS == 0 and not products:
+                        steps[out] = 0
+                self.deep |= kind is Kind.MAP and not steps[out]
         return steps
 
     def _before(self, value: Value, index: tuple[Expr, ...]) -> list[Node]:
@@ -134,7 +138,7 @@ class Lowering:
         asked for in this order, asks for many others at once.
         """
         ends: dict[int, Node] = {}
-        seen, stack = {value}, [value] if self.deep else []
+        seen, stack = {value}, [value]
         while stack:
             found = stack.pop()
             node = self.producer.get(found)
@@ -193,11 +197,10 @@ class Lowering:
         node, prepared = self.producer.get(value), self.prepared
         self.waiting += 1
         self.prepared = index if node is not None and node.prim.kind is Kind.MAP else None
-        try:
-            return self._made(node, value, index)
-        finally:
-            self.waiting -= 1
-            self.prepared = prepared
+        made = self._made(node, value, index)
+        self.waiting -= 1
+        self.prepared = prepared
+        return made
 
     def _made(self, node: Node | None, value: Value, index: tuple[Expr, ...]) -> Expr:
         if self.trial and self.waiting > STEPS:
@@ -208,27 +211,27 @@ class Lowering:
         if node is None:
             name = self.inputs.setdefault(value, f"{self.prefix}x{len(self.inputs)}")
             if self.trial and value.type.name in FLOATS:
-                return Load(name, index, value.type.name)
+                return _FLOAT[value.type.name]
             strides = self.strides.get(value) or row_major(value.type.shape)
             return Load(name, (flatten(index, strides),), value.type.name)
-        if node.prim.kind in REDUCTIONS:
+        kind, works, costly, known = _known(node)
+        if kind in REDUCTIONS:
             self.reads.setdefault(node, []).append(flatten(index, row_major(value.type.shape)))
             return Load(self.accumulator(node), (), self.reduction(node).dtype).cast(value.type.name)
         if node.prim.lower is None:
             raise Refused(f"{node.prim.name} is not computed element by element")
-        # a view of several values chooses among them for each element
-        self.evaluations += computes(node)
-        self.costly += node.prim.name in COSTLY
+        self.evaluations += works
+        self.costly += costly
         if self.evaluations > self.budget or self.costly > self.costly_budget:
             raise Refused(f"values would be computed again more than {RECOMPUTE} times")
-        if self.trial and node.prim.kind is Kind.MAP and node.inputs and value.type.name in FLOATS:
-            for v in node.inputs:
-                self.at(v, index)
-            return Load(f"v{value.id}", index, value.type.name)
-        if self.trial and node.prim.kind is Kind.VIEW and value.type.name in FLOATS:
-            for k, where in _asked(node, index):
-                self.at(node.inputs[k], where)
-            return Load(f"v{value.id}", index, value.type.name)
+        if known is not None and self.trial:
+            if kind is Kind.MAP:
+                for v in node.inputs:
+                    self.at(v, index)
+            else:
+                for k, where in _asked(node, index):
+                    self.at(node.inputs[k], where)
+            return known
         types = [v.type for v in node.inputs]
         made: Expr = node.prim.lower(self.reader(node), index, types, value.type, node.params)
         return normalize(made) if node.prim.kind is not Kind.MAP else made
@@ -261,6 +264,20 @@ class Lowering:
         found = {flat for flats in self.reads.values() for flat in flats}
         self.reads, self.memo, self.evaluations, self.costly = kept
         return found
+
+
+_FLOAT = {name: Load("v", (), name) for name in FLOATS}
+"""What stands for all elements of floats in a trial."""
+
+
+@memo
+def _known(node: Node) -> tuple[Kind, bool, bool, Expr | None]:
+    """Return a node's kind, whether it does work for each element, and much; and what stands for an element in a trial,
+    where all that matters is which elements of other values it needs.
+    """
+    kind, name = node.prim.kind, node.outputs[0].type.name
+    plain = name in FLOATS and (kind is Kind.VIEW or (kind is Kind.MAP and bool(node.inputs)))
+    return kind, computes(node), node.prim.name in COSTLY, _FLOAT[name] if plain else None
 
 
 @memo

@@ -89,6 +89,8 @@ class Graph:
 class Kind(enum.Enum):
     """How a primitive's output depends on its inputs, which is what fusion asks for."""
 
+    __hash__ = object.__hash__  # members are one of a kind; that of ``Enum`` takes a call of Python
+
     MAP = "map"  # one element from the same element of each input (or from the index alone)
     VIEW = "view"  # elements moved, none computed: never a kernel of its own
     INDEX = "index"  # like a view, but the index is data: gather
