@@ -375,7 +375,15 @@ def exact_gradients(ct: Any, q: Any, k: Any, v: Any, mask: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 40, 40, 16), (1, 1, 131, 131, 33), (1, 2, 300, 300, 64), (1, 2, 70, 30, 5), (1, 1, 513, 512, 8)]
+    "shape",
+    [
+        (2, 3, 40, 40, 16),
+        (1, 1, 131, 131, 33),
+        (1, 2, 300, 300, 64),
+        (1, 2, 70, 30, 5),
+        (1, 1, 513, 512, 8),
+        (15, 1, 400, 65, 8),
+    ],
 )
 @pytest.mark.parametrize("fn", [attention, causal])
 def test_gradients_in_one_kernel_with_the_values(

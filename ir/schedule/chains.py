@@ -96,7 +96,7 @@ def vector(kernel: Kernel, parallel: Sequence[For], limits: Limits) -> Kernel:
                 mini = reorder(mini, i, below.var.name)
             mini = in_lanes(mini, loops(mini, i)[0], width, limits.side)
         else:
-            mini = passes(mini, joined, limits, width, skips.LIVE if skip is not None else math.inf)
+            mini = passes(mini, joined, limits, width, skips.LIVE if skip is not None else math.inf, own)
         *before, nest = mini.body
         packs += before
         assert isinstance(nest, For)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars, is_lazy, normalize, reads
@@ -61,8 +61,13 @@ def vector_row(kernel: Kernel, parallel: Sequence[For], row: For, limits: Limits
     return grid(passes(kernel, row, limits, width), [p.var.name for p in parallel], 8 * limits.threads)
 
 
-def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = math.inf) -> Kernel:
-    """Make the passes over each row of the loop ``row`` few and run them in lanes, ``most`` elements at a time."""
+def passes(
+    kernel: Kernel, row: For, limits: Limits, width: int, most: float = math.inf, near: Container[str] = ()
+) -> Kernel:
+    """Make the passes over each row of the loop ``row`` few and run them in lanes, ``most`` elements at a time.
+
+    The buffers ``near`` stay in the cache: no row waits where it is stored into them.
+    """
     at = row.var.name
     if all(_in_order(s) for s in row.body if isinstance(s, For)):
         kernel = merge(kernel)
@@ -70,7 +75,7 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
         # a quarter of the cache is for the next row
         kernel = merge(keep(kernel, at, limits.cache_bytes * 3 // 4 - _loaded(row)))
     (row,) = loops(kernel, at)
-    dear, block = _delayed(row, limits)
+    dear, block = _delayed(row, limits, near)
     if block > 1:
         first = next(s.var.name for s in row.body if isinstance(s, For))
         kernel = behind(split(kernel, at, block, at, f"{at}r", "exact"), f"{at}r", dear)
@@ -97,7 +102,7 @@ def passes(kernel: Kernel, row: For, limits: Limits, width: int, most: float = m
     return kernel
 
 
-def _delayed(row: For, limits: Limits) -> tuple[str, int]:
+def _delayed(row: For, limits: Limits, near: Container[str]) -> tuple[str, int]:
     """Return the dearest pass over a row, and how many rows go one after the other, the last pass over each beside the
     dear one over the next.
 
@@ -109,7 +114,8 @@ def _delayed(row: For, limits: Limits) -> tuple[str, int]:
     """
     costs = {s.var.name: _dearest(s) for s in row.body if isinstance(s, For)}
     dear = max((n for n in costs if not obstacle(row, n)), key=costs.__getitem__, default="")
-    if "stream" not in limits.native or not dear or [*costs.values()][-1] >= DEAR:
+    kept = any(isinstance(s, Store) and s.buffer in near for s in stmts(row.body[-1:]))
+    if "stream" not in limits.native or not dear or kept or [*costs.values()][-1] >= DEAR:
         return "", 1
     read = {e.buffer for e in loads(row.body) if e.index and row.var in free_vars(e.index[0])}
     if costs[dear] < DEAR and not (_whole_lines(row) and len(read) == 1):
