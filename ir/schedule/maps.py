@@ -222,16 +222,19 @@ def _bound(kernel: Kernel, name: str) -> Kernel:
     return bind(kernel, name, "vector")
 
 
-def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1) -> Kernel:
+def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1, masks: bool = False) -> Kernel:
     """Run a parallel loop in lanes, the rest one by one; two vectors at a time where they share work, ``side`` where
-    functions keep them waiting.
+    functions keep them waiting. With ``masks``, less than a vector is one with some of its lanes.
     """
     name, extent = loop.var.name, loop.static or loop.var.bound or 0
-    width = shortened(width, extent)
+    masked = masks and 1 < extent < width
+    width = covering(width, extent) if masked else shortened(width, extent)
     every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
     found = {e for e in every if loop.var in free_vars(e)}  # the rest is computed once
     if width == 1 or not (unit(loop, NEAR) or effort(found) >= APART * TRANSCENDENTAL):
         return kernel
+    if masked:
+        return bind(split(kernel, name, width, name, f"{name}v", "guard"), f"{name}v", "vector")
     least = SHORTEST if extent < SHORT * width else width
     count = together(loop, width)
     if count > 1:
@@ -252,6 +255,13 @@ def shortened(width: int, extent: int) -> int:
     while width > extent:
         width //= 2
     return width if width >= SHORTEST else 1
+
+
+def covering(width: int, extent: int) -> int:
+    """Return how many lanes take a whole loop: ``width``, halved as long as they do."""
+    while width // 2 >= max(extent, SHORTEST):
+        width //= 2
+    return width
 
 
 def rest_in_lanes(kernel: Kernel, name: str, rest: str, width: int, least: int, bound: Bound = _bound) -> Kernel:

@@ -78,12 +78,16 @@ def loads(body: Sequence[Stmt]) -> list[Load]:
     return list(found)
 
 
-def lanes(body: Sequence[Stmt], limits: Limits) -> int:
-    """Return how many elements of the widest dtype that is touched fill a SIMD register, 16 at most."""
+def lanes(body: Sequence[Stmt], limits: Limits, along: Collection[Var] = ()) -> int:
+    """Return how many elements of the widest dtype that is touched fill a SIMD register, 16 at most; of what some loops
+    walk ``along``, if given.
+    """
     widths = [1]
     for s in stmts(body):
         for r in exprs(s):
-            widths += [int(e.dtype.strip("bfiu")) // 8 for e in walk(r) if e.dtype != "bool" and isinstance(e, Load)]
+            read = [e for e in walk(r) if e.dtype != "bool" and isinstance(e, Load)]
+            read = [e for e in read if not along or any(not free_vars(i).isdisjoint(along) for i in e.index)]
+            widths += [int(e.dtype.strip("bfiu")) // 8 for e in read]
         if isinstance(s, Store) and s.value.dtype != "bool":
             widths.append(int(s.value.dtype.strip("bfiu")) // 8)
     return max(1, min(16, limits.vector_bytes // max(widths)))
@@ -114,11 +118,23 @@ def rowwise(body: Sequence[Stmt], last: For) -> bool:
 
 
 def few(body: Sequence[Stmt], last: For, width: int) -> bool:
-    """Whether each reduction is of few elements, and lanes that own results find theirs near each other."""
+    """Whether each reduction is of few elements, and lanes that own results find theirs near each other.
+
+    Where a function of each result is all that follows, more of them, gathered, pay: lanes share the function.
+    """
     found = reduction_loops(body)
+    most, apart = (4 * NEAR, 4 * NEAR) if _worked_out(body) else (width - 1, NEAR)
     steps = [affine(e.index[0], last.var) for loop in found for e in loads((loop,))]
-    near = all(c is not None and 0 <= c <= NEAR for c in steps) and any(steps)
-    return near and (last.static or 0) >= SHORTEST and all((loop.static or width) < width for loop in found)
+    near = all(c is not None and 0 <= c <= apart for c in steps) and any(steps)
+    return near and (last.static or 0) >= SHORTEST and all((loop.static or most + 1) <= most for loop in found)
+
+
+def _worked_out(body: Sequence[Stmt]) -> bool:
+    """Whether a nest takes a function of what it reduces, and stores nothing else."""
+    inner = [s for s in stmts(body) if isinstance(s, For)]
+    every = {e for s in stmts(body) for r in exprs(s) for e in walk(r) if isinstance(e, Op) and e.op in MATH_UNARY}
+    counters = {s.var for s in inner}
+    return all(s.kind != "parallel" for s in inner) and any(counters.isdisjoint(free_vars(e)) for e in every)
 
 
 def operations(expr: Expr, inner: Collection[Var] = ()) -> int:

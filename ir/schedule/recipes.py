@@ -185,7 +185,8 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     across = not rowwise(body, last) and (last.static or 0) >= SHORTEST
     if running or across or few(body, last, width):
         return vector_column(kernel, parallel, limits, width)
-    return vector_row(kernel, parallel, last, limits, width)
+    along = {s.var for s in stmts(body) if isinstance(s, For)}
+    return vector_row(kernel, parallel, last, limits, lanes(body, limits, along))
 
 
 def _as_read(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt]) -> Kernel:

@@ -29,7 +29,7 @@ from kernelforge.ir.schedule.columns import in_columns
 from kernelforge.ir.schedule.contraction import transposed
 from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import LINE, NEAR, SHORTEST, Limits
-from kernelforge.ir.schedule.maps import in_lanes, together
+from kernelforge.ir.schedule.maps import covering, in_lanes, together
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, rowwise, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
@@ -68,7 +68,7 @@ def passes(
 
     The buffers ``near`` stay in the cache: no row waits where it is stored into them.
     """
-    at = row.var.name
+    at, masks = row.var.name, "masks" in limits.native
     if all(_in_order(s) for s in row.body if isinstance(s, For)):
         kernel = merge(kernel)
         (row,) = loops(kernel, at)
@@ -96,9 +96,9 @@ def passes(
                     continue
                 # the first row, one of ``DELAYED``, is written out less
                 few = 4 * width if name.endswith(("_first", "_early")) else math.inf
-                kernel = _lane_reduction(kernel, inner, width, min(most, few))
+                kernel = _lane_reduction(kernel, inner, width, min(most, few), masks)
             else:
-                kernel = in_lanes(kernel, inner, width, limits.side)
+                kernel = in_lanes(kernel, inner, width, limits.side, masks)
     return kernel
 
 
@@ -221,12 +221,13 @@ def _evaluated(expr: Expr, seen: dict[Expr, None]) -> None:
             _evaluated(arg, seen)
 
 
-def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.inf) -> Kernel:
+def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.inf, masks: bool = False) -> Kernel:
     """Reduce along memory: four accumulators of one register each, then one, then shorter ones, then lane by lane in a
     fixed tree.
 
     Eight where vectors share work in pairs, so that four chains of it run at once. Where more than half of what is read
-    does not lie along memory, it goes one element after the other, in shorter blocks.
+    does not lie along memory, it goes one element after the other, in shorter blocks. With ``masks``, less than a
+    vector is one with some of its lanes.
     """
     name, n = loop.var.name, loop.static
     bound = n if n is not None else (loop.var.bound or 0)
@@ -234,13 +235,16 @@ def _lane_reduction(kernel: Kernel, loop: For, width: int, most: float = math.in
     gathered = sum(c is None or not 0 <= c <= NEAR for c in steps)
     apart = gathered * 2 > sum(c != 0 for c in steps)
     block = BLOCK // SHORTER if apart else BLOCK
-    if width == 1 or bound < width or (apart and (bound <= block or not _to_one(loop))):
+    if width == 1 or bound < (2 if masks else width) or (apart and (bound <= block or not _to_one(loop))):
         return kernel
+    if bound < width:
+        kernel = split(kernel, name, covering(width, bound), name, f"{name}v", "guard")
+        return bind(rfactor(kernel, name, f"{name}v", f"{name}_lanes"), f"{name}v", "vector")
     if bound > block:
         kernel = split(kernel, name, block, f"{name}c", name, "cut")
         for part in (name, f"{name}_t"):
             for inner in loops(kernel, part)[:1]:
-                lanes = not apart and _lane_reduction(kernel, inner, width, most)
+                lanes = not apart and _lane_reduction(kernel, inner, width, most, masks)
                 kernel = lanes or partial(kernel, part, f"{part}_sum")
         return kernel
     if n is None:

@@ -105,8 +105,8 @@ def arrays(k: Kernel, seed: int = 0) -> dict[str, np.ndarray]:
     out = {}
     for arg in k.args:
         n = int(arg.size.value)  # type: ignore[attr-defined]
-        if arg.dtype == "i32":
-            out[arg.name] = rng.integers(-1, 5, n).astype(np.int32)
+        if arg.dtype in ("i32", "i64"):
+            out[arg.name] = rng.integers(-1, 5, n).astype(f"i{int(arg.dtype[1:]) // 8}")
             continue
         out[arg.name] = (
             rng.uniform(0.5, 1.5, n).astype(np.float32) if arg.mode == "in" else np.full(n, np.nan, np.float32)

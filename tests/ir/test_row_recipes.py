@@ -342,3 +342,48 @@ def test_numbers_of_each_row_do_not_make_columns() -> None:
     same(k, made)
     assert isinstance(made.body[0], For)
     assert made.body[0].extent == i64(16)
+
+
+MASKS = dataclasses.replace(DEVICES["avx512"], native=DEVICES["avx512"].native | {"masks"})
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 9, 10, 15])
+@pytest.mark.parametrize("rows", [5, 640])
+def test_rows_shorter_than_a_vector_are_one_with_some_of_its_lanes(rows: int, n: int) -> None:
+    naive = softmax(rows, n)
+    made = schedule(naive, MASKS)
+    verify_kernel(made)
+    same(naive, made)
+    same(naive, share(guard(made)), shuffle=1)
+    if n > 8:  # lanes own shorter rows, which they read near each other
+        innermost = [s for s in stmts(made.body) if isinstance(s, For) and not any(isinstance(t, For) for t in s.body)]
+        assert {s.kind for s in innermost} == {"vector"}
+
+
+def labelled(rows: int, n: int) -> Kernel:
+    """The logarithm of each row's sum of functions, less the element that an i64 chooses."""
+    return parse_kernel(
+        f"kernel loss(in l: i64[{rows}], in x: f32[{rows * n}], out o: f32[{rows}]) {{"
+        f" for parallel i < {rows} {{"
+        f" register s: f32[] s[] = 0f32 for serial r < {n} {{ s[] += exp(x[i * {n} + r]) }}"
+        f" register t: f32[] t[] = 0f32 for serial c < {n} {{ t[] += select(l[i] == c, x[i * {n} + c], 0f32) }}"
+        " o[i] = log(s[]) - t[] } }"
+    )
+
+
+@pytest.mark.parametrize(("n", "columns"), [(7, True), (10, True), (32, True), (33, False), (64, False)])
+def test_lanes_share_functions_of_what_short_rows_make(n: int, columns: bool) -> None:
+    naive = labelled(40, n)
+    made = schedule(naive, MASKS)
+    verify_kernel(made)
+    same(naive, share(guard(made)))
+    inside = [t for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector" for t in stmts(s.body)]
+    logs = [e for s in inside for r in exprs(s) for e in walk(r) if isinstance(e, Op) and e.op == "log"]
+    assert bool(logs) == columns
+
+
+def test_what_a_row_reads_once_does_not_make_its_vectors_short() -> None:
+    made = schedule(labelled(40, 320), MASKS)
+    verify_kernel(made)
+    same(labelled(40, 320), share(guard(made)))
+    assert {s.static for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"} == {16}
