@@ -277,20 +277,22 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
 def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Kernel, list[str], set[str]]:
     """Let a thread pack a panel of columns, which stays in its second-level cache while all rows go by.
 
-    Rows are read as they are where they lie along the sum and make ``whole`` tiles, and are packed once for all threads
-    elsewhere. Columns are not packed where they lie as a tile reads them and one tile has all rows. Returns the kernel
-    with the loops of its grid and the buffers that a tile reads.
+    Rows are read as they are where they lie along the sum and make ``whole`` tiles, are packed tile by tile where one
+    panel has all columns, and elsewhere once for all threads. Columns are not packed where they lie as a tile reads
+    them and one tile has all rows. Returns the kernel with the loops of its grid and the buffers that a tile reads.
     """
     i, j = f"{t.i}o", f"{t.j}o"
     left = _packed(factor(kernel, t.i, t.j), t.narrow)
-    grid = [*t.outer, j]
+    above = [o for o in t.outer if any(v.name == o for v in free_vars(left))]
+    panels = t.across // math.prod(loops(kernel, o)[0].static or 1 for o in above)
+    grid, read, by_tile = [*t.outer, j], {"rows", "columns"}, False
     if whole and not t.narrow and isinstance(left, Load) and lies(kernel, left, f"{t.i}r", t.walked[-1:], limits):
         read = {left.buffer, "columns"}
+    elif panels == 1 < t.count:
+        by_tile = True
     else:
-        above = [o for o in t.outer if any(v.name == o for v in free_vars(left))]
         kernel = stage(kernel, left, "", [*above, i, *t.block, *t.walked, f"{t.i}r", *t.narrow], "global", "rows")
         grid += filling("rows", [*above, i, *t.block, *t.walked[:-1]])
-        read = {"rows", "columns"}
     kernel = reorder(kernel, i, j)
     at = j
     much = t.count * t.rows * t.across * t.columns * t.depth >= MUCH
@@ -303,6 +305,9 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
         grid.append(at)
     if t.block:
         kernel, at = _outside(kernel, i, t.block), t.block[-1]
+    if by_tile:
+        left = _packed(factor(kernel, t.i, t.j), t.narrow)
+        kernel = stage(kernel, left, i, [*t.walked, f"{t.i}r", *t.narrow], "local", "rows")
     right = _packed(factor(kernel, t.j, t.i), t.narrow)
     column = loops(kernel, f"{t.j}r")[0]
     alone = t.count == 1 and not t.narrow and t.divided

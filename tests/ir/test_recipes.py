@@ -131,6 +131,14 @@ def test_rows_that_evict_each_other_from_the_cache_are_packed() -> None:
         assert [a.name for a in made.args if a.mode == "scratch"] == packed
 
 
+@pytest.mark.parametrize("naive", [gemm(64, 32, 640, transposed=True), gemm(61, 32, 640), gemm(64, 16, 1024)])
+def test_rows_for_one_panel_of_columns_are_packed_tile_by_tile(naive: Kernel) -> None:
+    made = schedule(naive, DEVICES["avx512"])
+    assert not [a.name for a in made.args if a.mode == "scratch"]
+    assert "rows" in {s.buffer for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"}
+    same(naive, made)
+
+
 def test_threads_share_the_rows_of_a_product_with_few_columns() -> None:
     naive = gemm(1000, 40, 20)
     made = schedule(naive, DEVICES["avx512"])
@@ -142,7 +150,7 @@ def test_a_long_product_is_summed_in_blocks() -> None:
     naive = gemm(13, 40, 2100)
     made = schedule(naive, DEVICES["avx512"])
     spaces = {s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)}
-    assert spaces == {"a": "local", "block": "register", "columns": "local"}
+    assert spaces == {"a": "local", "block": "register", "columns": "local", "rows": "local"}
     assert [s.static for s in steps.loops(made, "rb")] == [5]
     verify_kernel(made)
     same(naive, made)
