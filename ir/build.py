@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
 from typing import Any, TypeGuard
@@ -351,6 +352,8 @@ def of_number(x: float | np.generic, dtype: np.dtype[Any], shape: tuple[int, ...
     """
     name = short(dtype)
     given: Any = x
+    if name in INTEGERS and isinstance(x, float | np.floating) and math.isfinite(x):
+        given = int(x)
     if name in INTEGERS and not np.iinfo(dtype).min <= given <= np.iinfo(dtype).max:
         raise NumberOutOfRange(op=op, found=x, dtype=dtype)
     value = bool(x) if name == "bool" else int(given) if name in INTEGERS else float(given)

@@ -254,6 +254,8 @@ class Methods:
         if isinstance(other, float) and other == 0.5 and self.ndim and self.dtype.kind == "f":
             # as NumPy's arrays of floats do: of -inf it is NaN
             return FUNCTIONS["sqrt"](self)
+        if type(other) is int and other == 2 and self.ndim and self.dtype.kind == "b":
+            return FUNCTIONS["square"](self)  # as NumPy's arrays do, whose squares of bool are int8
         return _power(self, other)
 
     def __round__(self, ndigits: int | None = None) -> Any:

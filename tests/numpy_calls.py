@@ -58,6 +58,30 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         (NANS,),
     ),
     "count": (lambda x: (np.count_nonzero(x), np.count_nonzero(x, axis=1)), (K,)),
+    "cumulate from a start": (
+        lambda x, s, v: (
+            np.cumulative_sum(x, axis=1, include_initial=True),
+            np.cumulative_prod(x, axis=0, dtype=np.float64, include_initial=True),
+            np.cumulative_sum(s, include_initial=True),
+            np.cumulative_sum(v.sum(), include_initial=True),
+            np.cumulative_sum(v),
+            np.cumulative_sum(x[:, :0], axis=1, include_initial=True),
+        ),
+        (X, S8, V),
+    ),
+    "axis of a scalar": (
+        lambda x: (
+            np.argsort(x.sum(), axis=0),
+            x.sum().argsort(),
+            np.repeat(x.sum(), 3, axis=-1),
+            np.take(x.sum(), 0, axis=0),
+            np.take(x.sum(), [0, -1], axis=-1),
+            np.squeeze(x.sum(), 0),
+            x.sum().squeeze(-1),
+        ),
+        (V,),
+    ),
+    "square of bools": (lambda b: (b**2, b**1, b**2.0, np.power(b, 2), b[0, 0] ** 2), (B,)),
     "cumulate": (lambda x: (x.cumsum(), np.cumsum(x, 1), np.cumprod(x, -1), np.maximum.accumulate(x, 1)), (X,)),
     "empty": (
         lambda x: (x.sum(0), x.sum(1), x.prod(), np.any(x), x * 2, np.concatenate([x, x]), x.mean(1), x.T),

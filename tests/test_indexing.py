@@ -263,7 +263,15 @@ def test_numbers_that_another_dtype_does_not_hold(write: Callable[[Any, Any], An
             written(x.astype(dtype), value)
         with pytest.raises((errors.NumberOutOfRange, ValueError)):
             kf.jit(lambda x, v=value: written(x, v))(x.astype(dtype))
-    for dtype, value in ((np.int8, -128), (np.int8, 1.75), (np.uint8, True), (np.float32, 2**63), (np.bool_, 3)):
+    for dtype, value in (
+        (np.int8, -128),
+        (np.int8, 1.75),
+        (np.int8, -128.5),
+        (np.uint8, 255.9),
+        (np.uint8, True),
+        (np.float32, 2**63),
+        (np.bool_, 3),
+    ):
         given = x.astype(dtype)
         found = kf.jit(lambda x, v=value: written(x, v))(given)
         np.testing.assert_array_equal(found, written(given, value))

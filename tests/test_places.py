@@ -115,6 +115,7 @@ def test_derivatives() -> None:
             "np.delete: obj='a traced array' is not valid; expected places that are known",
         ),
         (lambda x: np.put(x, 0, 1), "was not made in this function"),
+        (lambda x: np.insert(x.astype(np.int8), 1, 300), "the Python number 300 does not fit int8"),
         (lambda x: np.piecewise(x, [x > 0], []), "1 conditions and 0 functions"),
     ],
 )
@@ -126,6 +127,10 @@ def test_refusals(call: Callable[..., Any], text: str) -> None:
 def test_shapes_of_choices_and_of_what_is_inserted() -> None:
     a = np.arange(60.0).reshape(6, 10)
     agree(lambda i, a: (np.choose(i, [5]), np.insert(a, [1], np.arange(6.0), axis=1)), np.zeros(3, int), a)
+    small = np.array([1, 2, 3], np.int8)
+    agree(lambda x: (np.insert(x, 1, 2.9), np.insert(x, [0, 2], [7, 8]), np.insert(x, 0, x * 2)), small)
+    with pytest.raises(errors.InvalidParameter, match=r"np\.cumulative_sum: axis=None"):
+        kf.jit(np.cumulative_sum)(a)
     with pytest.raises(errors.UnsupportedArgument, match="mode"):
         kf.jit(lambda i: np.ravel_multi_index((i, i), (3, 3), mode=("wrap", "clip")))(np.arange(2))
 

@@ -128,8 +128,8 @@ def tile(A: Sym, reps: int | Sequence[int]) -> Sym:
 
 @array_function("a")
 def repeat(a: Sym, repeats: int | Sequence[int], axis: int | None = None) -> Sym:
-    if axis is None:
-        a, axis = a.reshape((a.size,)), 0
+    if axis is None or a.ndim == 0:
+        a, axis = a.reshape((a.size,)), axis or 0
     on = normalize_axis_index(axis, a.ndim)
     n = a.shape[on]
     times = shape_of(tuple(np.atleast_1d(np.asarray(repeats)).tolist()), "np.repeat")

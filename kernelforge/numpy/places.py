@@ -22,7 +22,7 @@ from kernelforge.ir.build import Operand, Sym, apply, as_sym, full
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import shape_of
-from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.dispatch import array_function, wrap
 from kernelforge.numpy.reductions import all as all_
 from kernelforge.numpy.ufuncs import common_dtype, elementwise, ufunc, where
 from kernelforge.told import telling
@@ -256,7 +256,7 @@ def insert(arr: Any, obj: Any, values: Any, axis: int | None = None) -> Any:
     on = 0 if axis is None else normalize_axis_index(axis, x.ndim)
     n = x.shape[on]
     at = _static("insert", obj, n)
-    value = FUNCTIONS["astype"](FUNCTIONS["asarray"](values), x.dtype)
+    value = wrap(to_written(values, x.dtype))
     if at.ndim == 0:  # all values at one place
         if value.ndim == x.ndim - 1 and value.ndim:
             value = FUNCTIONS["expand_dims"](value, on)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from kernelforge.dtypes import BFLOAT16, NARROW_FLOATS, as_dtype, promote, short
-from kernelforge.errors import DtypeMismatch, ShapeMismatch
+from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, written
+from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.ufuncs import boolean, floating, ufunc, where
 
@@ -454,6 +455,28 @@ def cumprod(a: Operand, axis: int | None = None, dtype: Any = None) -> Sym:
     return _cumulated("cumprod", _summed_in(as_sym(a), dtype), axis)
 
 
+@array_function("x", numbers=True)
+def cumulative_sum(x: Operand, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False) -> Sym:
+    return _begun("sum", as_sym(x), axis, dtype, 0 if include_initial else None)
+
+
+@array_function("x", numbers=True)
+def cumulative_prod(x: Operand, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False) -> Sym:
+    return _begun("prod", as_sym(x), axis, dtype, 1 if include_initial else None)
+
+
+def _begun(name: str, x: Sym, axis: int | None, dtype: Any, first: int | None) -> Sym:
+    """Cumulate along an axis, which may be left out where there is one alone, from ``first`` on."""
+    if axis is None and x.ndim > 1:
+        raise InvalidParameter(op=f"np.cumulative_{name}", name="axis", found=axis, expected="an axis")
+    made = _cumulated(f"cum{name}", _summed_in(x, dtype), axis)
+    if first is None:
+        return made
+    on = normalize_axis_index(axis or 0, made.ndim)
+    begin = as_sym(first).astype(made.dtype).broadcast(tuple(1 if i == on else n for i, n in enumerate(made.shape)))
+    return FUNCTIONS["concatenate"]([begin, made], on)  # type: ignore[no-any-return]
+
+
 @array_function("a", numbers=True)
 def nancumsum(a: Operand, axis: int | None = None, dtype: Any = None) -> Sym:
     return cumsum(_without_nan(as_sym(a), 0), axis, dtype)
@@ -487,4 +510,4 @@ def array_equal(a1: Operand, a2: Operand, equal_nan: bool = False) -> Sym:
     return all(same | (ufunc("isnan", x) & ufunc("isnan", y)) if equal_nan else same)
 
 
-ALIASES = {"amax": "max", "amin": "min", "cumulative_sum": "cumsum", "cumulative_prod": "cumprod"}
+ALIASES = {"amax": "max", "amin": "min"}

@@ -173,6 +173,9 @@ _take = FUNCTIONS["take"]
 def checked_take(a: Any, indices: Any, axis: int | None = None, mode: str = "raise") -> Any:
     """``numpy.take``; indices that are known while tracing are checked, others read NaN where they are out of range."""
     known = concrete(indices)
+    if axis is not None and not a.ndim:
+        normalize_axis_index(axis, 1)
+        axis = None
     if mode == "raise" and known is not TRACED and not isinstance(known, Sym):
         n = int(np.prod(a.shape)) if axis is None else a.shape[axis]
         index = np.asarray(known)

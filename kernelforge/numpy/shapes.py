@@ -105,6 +105,8 @@ def expand_dims(a: Sym, axis: int | Sequence[int]) -> Sym:
 
 @array_function("a", view=True)
 def squeeze(a: Sym, axis: int | Sequence[int] | None = None) -> Sym:
+    if a.ndim == 0 and axis in (0, -1):
+        return a
     axes = tuple(i for i, n in enumerate(a.shape) if n == 1) if axis is None else normalize_axis_tuple(axis, a.ndim)
     if any(a.shape[i] != 1 for i in axes):
         raise ShapeMismatch(op="np.squeeze", found=a.shape, expected=f"an extent of 1 at axis {axis}")

@@ -164,7 +164,7 @@ def _plain(op: str, order: Any) -> None:
 def argsort(a: Sym, axis: int | None = -1, kind: str | None = None, order: Any = None, *, stable: Any = None) -> Sym:
     """``numpy.argsort``, stable whatever ``kind`` says."""
     _plain("argsort", order)
-    x, on = _last(a, axis)
+    x, on = _last(a if a.ndim else a.reshape((1,)), axis)
     return FUNCTIONS["moveaxis"](order_of(x), -1, on)  # type: ignore[no-any-return]
 
 
