@@ -37,8 +37,8 @@ from kernelforge.ir.schedule.windows import Slide, cross, flat, lengthen, slides
 UNROLL = 8
 """Elements of a window's last axis that are written out."""
 
-WHOLE = 32
-"""Elements of a window that are written out where nothing but it is summed."""
+WHOLE, COLUMN = 16, 32
+"""Elements of a window, and of what it walks along last, that are written out where nothing but it is summed."""
 
 SUMS = 28
 """Elements of a window whose sums are in registers together."""
@@ -364,6 +364,12 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
         kernel = split(kernel, name, -(-n // -(-n // most)), f"{name}o", f"{name}r", "guard")
     kernel = split(kernel, lane, width if across else VECTORS * width, f"{lane}o", f"{lane}r", "guard")
     kernel = sink_guard(kernel, f"{first}b")
+    if across and not lies and (now[-2].inner.static or math.inf) <= COLUMN:
+        # what windows below each other share is loaded in one iteration
+        names = [s.var.name for s in sum_loops(kernel)]
+        column = now[-2].inner.var.name
+        for inner in names[names.index(column) + 1 :]:
+            kernel = reorder(kernel, column, inner)
     walked = [s.var.name for s in sum_loops(kernel)]
     kernel = product.tiled(kernel, f"{lane}o", [walked], tile, [f"{lane}r"])
     if lies:
@@ -388,10 +394,10 @@ def windowed(kernel: Kernel, pairs: Sequence[Slide], limits: Limits, width: int)
     kernel = bind(kernel, f"{lane}v", "vector")
     for name in (f"{lane}u", *tile):
         kernel = bind(kernel, name, "unroll")
-    written = 1
+    written = 1.0
     for name in reversed(walked):
-        written *= loops(kernel, name)[0].static or 1
-        kernel = bind(kernel, name, "unroll") if written <= WHOLE else kernel
+        written *= loops(kernel, name)[0].static or math.inf
+        kernel = bind(kernel, name, "unroll") if written <= (WHOLE if name != walked[-1] else COLUMN) else kernel
     kernel = kernel if lies else _in_lanes(kernel, f"image_{places[-1]}", width)
     for name in outer:
         kernel = bind(kernel, name, "grid")

@@ -50,10 +50,12 @@ def pooling(
     rows: int = ROWS,
     columns: int = COLUMNS,
     seen: Callable[[Expr], Expr] | None = None,
+    size: int = 3,
 ) -> Kernel:
-    """Sum windows of 3 by 3 elements of a padded image, or of the columns that are seen of one without padding."""
-    y, x = (Var(n, "i64", (m + 2 * pad - 2 * stride - 1) // step + 1) for n, m in (("i", rows), ("j", columns)))
-    p, q = Var("p", "i64", 3), Var("q", "i64", 3)
+    """Sum square windows of a padded image, or of the columns that are seen of one without padding."""
+    last = (size - 1) * stride + 1
+    y, x = (Var(n, "i64", (m + 2 * pad - last) // step + 1) for n, m in (("i", rows), ("j", columns)))
+    p, q = Var("p", "i64", size), Var("q", "i64", size)
     u, v = (a * step + b * stride - pad for a, b in ((y, p), (x, q)))
     inside = seen(v) if seen else (u >= 0) & (u < rows) & (v >= 0) & (v < columns)
     value = select(inside, Load("x", (u * columns + v,), "f32"), 0)
@@ -147,6 +149,22 @@ def test_windows_are_reduced(limits: Limits, step: int, stride: int, pad: int) -
     assert packed == (limits.form == "vector" and step < 3 and (limits is not MASKS or step > 1))
     np.testing.assert_allclose(results(made), results(naive), rtol=1e-6)
     assert bool(convolution.reduced(naive)) == (step < 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "walked"),
+    [(4, {"p": "unroll", "q": "unroll"}), (5, {"q": "serial", "p": "unroll"}), (33, {"p": "serial"})],
+)
+def test_windows_below_each_other_share_what_they_load(size: int, walked: dict[str, str]) -> None:
+    """A step along the lanes at a time: all of a window's column, as far as it is worth writing out."""
+    naive = pooling(rows=40, columns=50, size=size, pad=0)
+    made = schedule(naive, DEVICES["avx512"])
+    verify_kernel(made)
+    same(naive, made)
+    found = {s.var.name: s.kind for s in stmts(made.body) if isinstance(s, For) and s.var.name in walked}
+    assert found == walked
+    if size == 5:
+        assert [*found] == [*walked]
 
 
 @pytest.mark.parametrize(
