@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,8 +23,9 @@ def at_once(threads: int) -> Iterator[Callable[[Callable[[], T]], Callable[[], T
     """Yield what starts a function and returns one that waits for its result; at the end all are done.
 
     The caller is one of the ``threads``: at the end it takes part in what the others have not begun.
+    After the main thread's end, when Python starts no pools any more, it does all of it.
     """
-    if threads <= 1:
+    if threads <= 1 or not threading.main_thread().is_alive():
         yield functools.cache
         return
     from concurrent.futures import ThreadPoolExecutor

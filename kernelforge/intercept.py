@@ -28,6 +28,7 @@ import numpy as np
 
 from kernelforge.dtypes import promote
 from kernelforge.errors import UnsupportedArgument, UnsupportedFunction
+from kernelforge.forks import UNFORKED
 from kernelforge.lines import in_package
 from kernelforge.methods import FUNCTIONS, REFUSED, Methods, function, meaningful
 
@@ -161,7 +162,7 @@ def _compiled(count: int) -> list[tuple[Any, str, Any, Any]]:
 def intercepted() -> Iterator[None]:
     """Give this thread traced arrays from NumPy's functions in the body."""
     global _traces, _changed  # noqa: PLW0603 - counts the traces of all threads
-    with _lock:
+    with UNFORKED, _lock:  # a child has NumPy's functions whole
         if not _traces:
             _changed = [*_compiled(len(sys.modules)), *_replaced()]
             for module, name, _, ours in _changed:
@@ -172,7 +173,7 @@ def intercepted() -> Iterator[None]:
         yield
     finally:
         _inside.reset(token)
-        with _lock:
+        with UNFORKED, _lock:
             _traces -= 1
             if not _traces:
                 for module, name, original, _ in _changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 
@@ -80,3 +81,20 @@ def test_threads_take_turns_sooner_meanwhile() -> None:
     with pytest.raises(ArithmeticError), at_once(2):
         raise ArithmeticError
     assert sys.getswitchinterval() == pytest.approx(before)
+
+
+@pytest.mark.parametrize("begin", ["threading.Thread(target=work).start()", "atexit.register(work)"])
+def test_work_goes_on_after_the_main_thread(begin: str) -> None:
+    code = (
+        "import atexit, threading, time\n"
+        "from kernelforge.at_once import at_once\n"
+        "def work():\n"
+        "    while threading.main_thread().is_alive():\n"
+        "        time.sleep(0.01)\n"
+        "    with at_once(2) as start:\n"
+        "        waits = [start(lambda k=k: k) for k in range(3)]\n"
+        "    print([wait() for wait in waits])\n"
+        f"{begin}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[0, 1, 2]\n", "")

@@ -108,6 +108,49 @@ def test_a_fork_waits_for_compilers() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize(
+    "hold",
+    [
+        "    with ffi.lib._lock:\n        slow()\n",
+        "    intercept._replaced = slow\n    with intercept.intercepted():\n        pass\n",
+    ],
+)
+def test_a_child_compiles_whatever_a_thread_was_at(hold: str) -> None:
+    code = (
+        "import os, threading, time\n"
+        "import numpy as np\n"
+        "import kernelforge as kf\n"
+        "from kernelforge import intercept\n"
+        "from llvmlite.binding import ffi\n"
+        "with kf.default_device('cpu'):\n"
+        "    kf.jit(np.sinh)(np.ones(3))\n"
+        "began, replaced = threading.Event(), intercept._replaced\n"
+        "def slow():\n"
+        "    began.set()\n"
+        "    time.sleep(1)\n"
+        "    intercept._replaced = replaced\n"
+        "    return replaced()\n"
+        f"def hold():\n{hold}"
+        "threading.Thread(target=hold).start()\n"
+        "began.wait()\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    intercept._replaced = replaced\n"
+        "    with kf.default_device('cpu'):\n"
+        "        kf.jit(lambda x: np.cosh(x) * time.time())(np.ones(3))\n"
+        "    os._exit(0)\n"
+        "for _ in range(200):\n"
+        "    done, status = os.waitpid(pid, os.WNOHANG)\n"
+        "    if done:\n"
+        "        os._exit(status != 0)\n"
+        "    time.sleep(0.1)\n"
+        "os.kill(pid, 9)\n"
+        "os._exit(1)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_gate_made_while_a_fork_begins() -> None:
     code = (
         "import os\n"

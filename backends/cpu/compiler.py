@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 from typing import Any
 
@@ -92,6 +93,15 @@ class _Compilers(threading.local):
 
 
 _COMPILERS = _Compilers()
+
+
+def _reopen() -> None:
+    """Open llvmlite's lock in a child: a thread that ends frees what it made after it has left ``UNFORKED``."""
+    ffi.lib._lock._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reopen)
 
 
 def passes_for(kernel: Kernel) -> Passes:
