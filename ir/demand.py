@@ -66,8 +66,8 @@ def computes(node: Node) -> bool:
 class Lowering:
     """The state of lowering one part.
 
-    Which elements are read is all that a ``trial`` asks, and no index depends on floats, so it makes no expressions of
-    them. With ``tf32``, contractions of f32 round their factors to it.
+    Which elements are read is all that a ``trial`` asks: it makes no expressions of floats, for all of which one
+    stands, and is of no use once it is refused. With ``tf32``, contractions of f32 round their factors to it.
     """
 
     def __init__(

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from kernelforge.forks import UNFORKED
+
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
@@ -28,7 +30,8 @@ def at_once(threads: int) -> Iterator[Callable[[Callable[[], T]], Callable[[], T
     if threads <= 1 or not threading.main_thread().is_alive():
         yield functools.cache
         return
-    from concurrent.futures import ThreadPoolExecutor
+    with UNFORKED:  # a child would wait for the rest of the import
+        from concurrent.futures import ThreadPoolExecutor
 
     tasks: list[_Task[Any]] = []
 
@@ -45,6 +48,9 @@ def at_once(threads: int) -> Iterator[Callable[[Callable[[], T]], Callable[[], T
             yield start
             for task in tasks:
                 task.help()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         finally:
             sys.setswitchinterval(interval)
 

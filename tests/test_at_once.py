@@ -98,3 +98,24 @@ def test_work_goes_on_after_the_main_thread(begin: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[0, 1, 2]\n", "")
+
+
+def test_what_nobody_has_begun_is_left_where_one_fails() -> None:
+    begun, go = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    def first() -> None:
+        begun.set()
+        assert go.wait(20)
+
+    def run() -> None:
+        with at_once(2) as start:
+            start(first)
+            assert begun.wait(20)
+            start(lambda: ran.append(1))
+            threading.Timer(0.1, go.set).start()
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        run()
+    assert not ran

@@ -48,7 +48,8 @@ class Compiler:
     def __init__(self, machine: Any) -> None:
         self.machine = machine
         self._builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
-        self._header = f'target triple = "{machine.triple}"\ntarget datalayout = "{machine.target_data}"\n'
+        # in one line with what follows, whose lines LLVM counts in messages
+        self._header = f'target triple = "{machine.triple}" target datalayout = "{machine.target_data}" '
         self._managers: dict[Passes, Any] = {}
 
     def optimized(self, text: str, name: str, device: str, passes: Passes) -> Any:
