@@ -334,6 +334,10 @@ class Selection(_Inplace):
         raise TracedMask
 
     @property
+    def ndim(self) -> int:
+        return self.value.ndim - self.mask.ndim + 1
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         return self.value.dtype
 

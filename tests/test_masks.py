@@ -112,7 +112,8 @@ def test_traced_masks_beside_slices_and_integers(how: str, device: str) -> None:
     def write(x: Any, m: Any) -> Any:
         y = x.copy()
         WRITES[how](y, m)
-        return y, (y[:, m] ** 2).sum(), y[2, m].mean()
+        powers = (y[:, m] ** 2).sum(), (abs(y)[:, m] ** 0.5).sum(), ((y > 1)[:, m] ** 2).sum()
+        return y, *powers, y[2, m].mean()
 
     x, m = np.arange(24.0).reshape(4, 6) / 7, np.array([False, True, True, False, True, False])
     with kf.default_device(device):
