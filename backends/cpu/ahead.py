@@ -15,6 +15,10 @@ AHEAD = 14 << 10
 """Bytes ahead of their use at which a walk over memory asks for lines: as far as the third-level cache needs to answer
 (56 steps of 256 bytes, measured)."""
 
+SEVERAL = 3
+"""How many walks at least the first-level cache has to hold that much of, beside what they work on, for lines to come
+there and not just into the second (of 32 KB, a layer norm's gradient takes 0.75 of the time so, and none longer)."""
+
 Distances = dict[tuple[Var, str], int]
 """By the variable of the loop that walks and the buffer; what is not in it is not asked for."""
 
@@ -65,6 +69,15 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
             at = (k, passes[0].load.buffer)
             out[at] = AHEAD if out.get(at, ahead) != ahead else ahead
     return {at: ahead for at, ahead in out.items() if ahead}
+
+
+def locality(cache: int) -> int:
+    """Return how near lines come, as ``llvm.prefetch`` counts it: 3 into the first-level cache, 2 into the second.
+
+    Args:
+        cache: bytes of the first-level cache.
+    """
+    return 3 if cache >= SEVERAL * AHEAD else 2
 
 
 def walks(loops: Sequence[For], body: Sequence[Stmt]) -> list[list[Walk]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernelforge.backends.cpu.ahead import Distances
+from kernelforge.backends.cpu.ahead import Distances, locality
 from kernelforge.backends.cpu.alignment import Halved
 from kernelforge.backends.cpu.arithmetic import Arithmetic
 from kernelforge.backends.cpu.host import Host
@@ -323,7 +323,8 @@ class Exprs(Arithmetic):
         if scope.values.setdefault(f"fetch {pointer.ref} {ahead}", pointer.ref) == pointer.ref:
             there = self.ins(f"getelementptr i8, ptr {pointer.ref}, i64 {ahead}", "ptr", 0, pointer)
             self.declare("llvm.prefetch.p0", "void", "ptr, i32, i32, i32")
-            scope.lines.append(f"call void @llvm.prefetch.p0(ptr {there.ref}, i32 0, i32 3, i32 1)")
+            near = locality(self.host.cache_bytes[0])
+            scope.lines.append(f"call void @llvm.prefetch.p0(ptr {there.ref}, i32 0, i32 {near}, i32 1)")
             scope.values[f"fetch {pointer.ref} {ahead}"] = "done"
 
     def whole(self, buffer: Buffer, index: tuple[Expr, ...], step: int | None) -> bool:

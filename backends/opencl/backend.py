@@ -273,7 +273,7 @@ class OpenCL:
         if self._cpu:
             kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large)
         source = print_opencl(
-            kernel, self._workers, self.device.local_mem_size, large, self.limits.cache_bytes if self._cpu else 0
+            kernel, self._workers, self.device.local_mem_size, large, host().cache_bytes if self._cpu else ()
         )
         if binary is None:
             program = self._compile(kernel, source.text)

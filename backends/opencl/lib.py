@@ -85,7 +85,7 @@ PREAMBLE = """\
 #define KF_MASKS
 #endif
 #if __has_builtin(__builtin_prefetch) && (defined(KF_MASKS) || !defined(__SPIR__))
-#define kf_fetch(place, ahead) __builtin_prefetch((const void*)((ulong)(place) + ahead))
+#define kf_fetch(place, ahead, near) __builtin_prefetch((const void*)((ulong)(place) + ahead), 0, near)
 #endif
 #endif
 #if defined(__AVX512VL__) && !defined(KF_AVX512)
@@ -95,7 +95,7 @@ PREAMBLE = """\
 #define kf_stream(value, place) (*(place) = (value))
 #endif
 #ifndef kf_fetch
-#define kf_fetch(place, ahead)
+#define kf_fetch(place, ahead, near)
 #endif
 #ifndef kf_convert
 #define kf_convert(x, to) convert_##to(x)

@@ -65,7 +65,7 @@ _BUILT_IN = re.compile(
 
 
 def print_opencl(
-    kernel: Kernel, workers: int, local_bytes: int, streamed: frozenset[str] = frozenset(), cache_bytes: int = 0
+    kernel: Kernel, workers: int, local_bytes: int, streamed: frozenset[str] = frozenset(), caches: Sequence[int] = ()
 ) -> Source:
     """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
 
@@ -73,7 +73,7 @@ def print_opencl(
         workers: most work-items that share the iterations of a launch on a CPU; 0 for a GPU.
         local_bytes: local memory of a work-group; what does not fit on a CPU becomes global scratch of each worker.
         streamed: outputs to store past the cache.
-        cache_bytes: second-level cache of a thread on a CPU, whose loops then ask memory for what they will read.
+        caches: bytes of a CPU's, by their level, whose loops then ask memory for what they will read.
     """
     functions = Functions()
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
@@ -85,13 +85,13 @@ def print_opencl(
     texts, phases, spilled = [], [], list(scratch)
     for k, body in enumerate(bodies):
         name = f"{_identifier(kernel.name)}_{k}"
-        printer = _Printer(kernel, scratch, functions, workers, local_bytes, cache_bytes)
+        printer = _Printer(kernel, scratch, functions, workers, local_bytes, caches)
         text, phase = printer.phase(name, body)
         texts.append(text)
         spilled += printer.spilled
         if streamed & {s.buffer for s in stmts(body) if isinstance(s, Store)}:
             phase = dataclasses.replace(phase, stream=f"{name}_stream")
-            printer = _Printer(kernel, scratch, functions, workers, local_bytes, cache_bytes, streamed)
+            printer = _Printer(kernel, scratch, functions, workers, local_bytes, caches, streamed)
             texts.append(printer.phase(name, body, "_stream")[0])
         phases.append(phase)
     text = "\n".join((PREAMBLE + functions.text(), *texts))
@@ -113,7 +113,7 @@ class _Printer(Groups):
         functions: Functions,
         workers: int,
         local_bytes: int,
-        cache_bytes: int,
+        caches: Sequence[int],
         streamed: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(functions, streamed)
@@ -121,7 +121,7 @@ class _Printer(Groups):
         self.workers = workers
         self.scope.masks = workers > 0
         self.local_bytes = local_bytes
-        self.cache_bytes = cache_bytes
+        self.caches = caches
         self.distances: ahead.Distances = {}
         self.walked: Var | None = None
         self.spilled: list[Alloc] = []
@@ -172,8 +172,8 @@ class _Printer(Groups):
         extents = self.extents(grid)
         with self.block(self.share(extents)) if self.items == 1 and not self.grouped else contextlib.nullcontext():
             self.iteration(grid, extents)
-            if self.cache_bytes and not self.grouped:
-                self.distances = ahead.distances(grid, body, self.cache_bytes)
+            if self.caches and not self.grouped:
+                self.distances = ahead.distances(grid, body, self.caches[1])
                 self.walked = grid[-1].var if grid and ahead.vectors(body) else None
             self.uniform(body)
         self.lines[mark:mark] = self.shared.values()
@@ -358,7 +358,7 @@ class _Printer(Groups):
                 lines = range(0, scope.lanes * size(e.dtype), LINE) if place not in places else ()
                 places.add(place)
                 for line in lines:
-                    self.emit(f"kf_fetch({place}, {further + line});")
+                    self.emit(f"kf_fetch({place}, {further + line}, {ahead.locality(self.caches[0])});")
 
     def in_lanes(self, body: Sequence[Stmt]) -> None:
         for stmt in body:

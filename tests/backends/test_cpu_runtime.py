@@ -227,6 +227,17 @@ def test_the_last_pass_over_a_row_fetches_the_next_one(elements: int, ahead: lis
     assert [int(a) for a in asked] == ahead
 
 
+@pytest.mark.parametrize(("first", "near"), [(32 << 10, 2), (48 << 10, 3)])
+def test_lines_come_into_the_first_cache_where_it_holds_those_of_several_arrays(first: int, near: int) -> None:
+    host = dataclasses.replace(CPU.host, cache_bytes=(first, 1 << 20, 32 << 20))
+    step, lane = Var("s", bound=1 << 16), Var("v", bound=16)
+    store = Store("y", (step * 16 + lane,), Load("x", (step * 16 + lane,), "f32"))
+    walk = For(step, i64(1 << 16), "grid", (For(lane, i64(16), "vector", (store,)),))
+    args = (Arg("x", "f32", i64(1 << 20), "in"), Arg("y", "f32", i64(1 << 20), "out"))
+    text = print_kernel(Kernel("copy", args, (), (walk,)), host)
+    assert {int(k) for k in re.findall(r"llvm.prefetch.p0\(ptr %[^,]*, i32 0, i32 (\d)", text)} == {near}
+
+
 def test_rows_in_pieces_are_fetched_whole() -> None:
     """A channel of a batch of images: 32 pieces of 12.5 KB, which are 400 KB; the next channel's lie behind each."""
     channel, x, g = Var("c", bound=64), "x", "g"

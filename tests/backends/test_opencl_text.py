@@ -251,5 +251,6 @@ def test_names_that_opencl_knows_are_changed() -> None:
 def test_a_walk_asks_memory_for_what_it_reads_later() -> None:
     body = (over(lanes(Store("y", (R * 8 + V,), f32("x", R * 8 + V)))),)
     kernel = Kernel("k", (X, K, Y), (), body)
-    assert "kf_fetch(x + (r * 8L), 14336);" in print_opencl(kernel, 8, 1 << 15, cache_bytes=1 << 20).text
+    assert "kf_fetch(x + (r * 8L), 14336, 2);" in print_opencl(kernel, 8, 1 << 15, caches=(32 << 10, 1 << 20)).text
+    assert "kf_fetch(x + (r * 8L), 14336, 3);" in print_opencl(kernel, 8, 1 << 15, caches=(48 << 10, 1 << 20)).text
     assert "kf_fetch(x" not in print_opencl(kernel, 0, 1 << 15).text
