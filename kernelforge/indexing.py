@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernelforge.errors import IndexOutOfRange, InvalidIndex, ShapeMismatch, TracedMask, UnsupportedFunction
+from kernelforge.errors import IndexOutOfRange, InvalidIndex, ShapeMismatch, TracedMask
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, binary, written
 from kernelforge.ir.types import broadcast_shapes
 from kernelforge.methods import Methods
@@ -78,17 +78,6 @@ def mask_of(x: Sym, key: Any) -> Masked | None:
         raise InvalidIndex(found=f"a mask of shape {mask.shape}", shape=x.shape, expected=expected)
     chosen = [k for k, e in enumerate(entries) if _is_integer(e) or start <= k < start + mask.ndim]
     return Masked(basic, mask, at, chosen[-1] - chosen[0] < len(chosen))
-
-
-def mode_of(op: str) -> str:
-    """Return the mode of ``scatter`` by which the ufunc ``op`` combines.
-
-    Raises:
-        UnsupportedFunction: when there is none.
-    """
-    if op not in MODES:
-        raise UnsupportedFunction(name=f"np.{op}.at", reason=f"; those that are: {', '.join(MODES)}")
-    return MODES[op]
 
 
 def _is_integer(x: Any) -> bool:

@@ -6,6 +6,8 @@ Each is a function of the array namespace, which ``kernelforge.numpy`` enters in
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -283,7 +285,7 @@ class Methods:
         elif how in METHODS:
             if not axis_given:
                 given["axis"] = 0
-            result = _named(METHODS[how], name, how)(*inputs, **given)
+            result = _over_elements(name, how, given)(*inputs, **given)
         elif how == "reduceat":
             result = FUNCTIONS["reduceat"](name, *inputs, **given)
         elif how == "outer":
@@ -344,10 +346,12 @@ def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named(table: dict[str, str], name: str, how: str) -> Callable[..., Any]:
-    if name not in table:
-        raise UnsupportedFunction(name=f"np.{name}.{how}", reason=f"; those that are: {', '.join(table)}")
-    return function(table[name])
+def _over_elements(name: str, how: str, given: dict[str, Any]) -> Callable[..., Any]:
+    """Return the function that is ``reduce`` or ``accumulate`` of a ufunc, with the keywords that are given."""
+    found = FUNCTIONS.get(METHODS[how].get(name, ""))
+    if found is not None and given.keys() <= inspect.signature(found).parameters.keys():
+        return found
+    return functools.partial(function(f"ufunc.{how}"), name=name)
 
 
 def _store(name: str, result: Any, out: tuple[Any, ...], broadcast: bool = False) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument, UnsupportedFunction
+from kernelforge.errors import InvalidParameter, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Sym, apply, as_sym
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
+from kernelforge.numpy.folds import reduce_runs
 from kernelforge.told import telling
 from kernelforge.trace import TRACED, concrete
 
@@ -34,8 +35,6 @@ def _reduceat(a: Sym, starts: tuple[int, ...], axis: int, mode: str) -> Sym:
 def reduceat(name: str, array: Any, indices: Any, axis: int = 0, dtype: Any = None) -> Any:
     """``numpy.ufunc.reduceat`` of the ufunc called ``name``, at places that are known while tracing."""
     op = f"np.{name}.reduceat"
-    if name not in MODES:
-        raise UnsupportedFunction(name=op, reason="; there is that of " + ", ".join(MODES))
     known = concrete(indices)
     if known is TRACED:
         expected = "places that are known"
@@ -49,9 +48,9 @@ def reduceat(name: str, array: Any, indices: Any, axis: int = 0, dtype: Any = No
     if wrong.size:
         expected = f"places from 0 to {x.shape[on] - 1}"
         raise InvalidParameter(op=op, name="indices", found=int(wrong[0]), expected=expected)
-    ufunc: np.ufunc = getattr(np, name)
-    into = ufunc.reduceat(np.ones(1, x.dtype), [0], dtype=dtype).dtype
-    return _reduceat(x.astype(into), tuple(starts.astype(np.int64).tolist()), on, MODES[name])
+    into = getattr(np, name).reduceat(np.ones(1, x.dtype), [0], dtype=dtype).dtype
+    x, runs = x.astype(into), tuple(starts.astype(np.int64).tolist())
+    return _reduceat(x, runs, on, MODES[name]) if name in MODES else reduce_runs(x, name, runs, on)
 
 
 FUNCTIONS["reduceat"] = telling(reduceat)

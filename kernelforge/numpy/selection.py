@@ -14,7 +14,6 @@ from kernelforge.errors import (
     InvalidParameter,
     ReadOnlyArray,
     ShapeMismatch,
-    UnsafeCast,
     UnsupportedArgument,
 )
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, tracing
@@ -23,6 +22,7 @@ from kernelforge.jit import jit
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import iota
 from kernelforge.numpy.dispatch import array_function, lift, wrap
+from kernelforge.numpy.folds import put_each
 from kernelforge.numpy.products import contract
 from kernelforge.numpy.shapes import part, windows
 from kernelforge.numpy.ufuncs import loop, ufunc
@@ -83,6 +83,11 @@ def _put(x: Any, arrays: list[Any], value: Any, parts: Key, mode: str) -> Any:
     return at(x, _joined(parts, arrays), value, mode)
 
 
+@jit(static_argnums=(3, 4))
+def _put_each(x: Any, arrays: list[Any], values: tuple[Any, ...], parts: Key, op: str) -> Any:
+    return combined(op, x, _joined(parts, arrays), *values)
+
+
 def getitem(x: Any, key: Any) -> Any:
     """``x[key]``."""
     if tracing():
@@ -102,24 +107,33 @@ def at(x: Any, key: Any, value: Any, mode: str) -> Any:
     return wrap(indexing.put(lift(x), index, lift(value, numbers=True), mode))
 
 
-def combined(op: str, x: Any, key: Any, value: Any = None) -> Any:
-    """Return ``x`` with what the ufunc ``op`` makes of the elements at ``key`` and ``value``, each in turn.
-
-    Raises:
-        UnsafeCast: when it matters that NumPy casts results to the dtype of ``x``, where ``at`` casts values.
-        UnsupportedFunction: when ``op`` is not among those that combine.
-    """
-    mode = indexing.mode_of(op)
-    if isinstance(value, list | tuple):
-        value = FUNCTIONS["asarray"](value)
-    dtype = FUNCTIONS["result_type"](x, value)
-    whole = dtype.kind in "biu"
-    fits = dtype == x.dtype if whole else np.can_cast(dtype, x.dtype, "same_kind")
-    if not fits and not (whole and mode in {"add", "mul"}):
-        raise UnsafeCast(op=f"np.{op}.at", found=dtype, expected=x.dtype)
+def combined(op: str, x: Any, key: Any, *values: Any) -> Any:
+    """Return ``x`` with what the ufunc ``op`` makes of the elements at ``key`` and ``values``, each in turn."""
+    values = tuple(FUNCTIONS["asarray"](v) if isinstance(v, list | tuple) else v for v in values)
+    if op not in indexing.MODES or not _combines(op, x, *values):
+        if not tracing():
+            parts, arrays = _split(key)
+            _check(parts, arrays, x.shape)
+            return _put_each(x, arrays, values, parts, op)
+        index = tuple(_index(k) for k in (key if isinstance(key, tuple) else (key,)))
+        return wrap(put_each(lift(x), index, op, *(lift(v) for v in values)))
+    (value,) = values
     if op == "subtract":  # in the array's dtype, where -3 is not 253 and -(-128) not -128
         value = FUNCTIONS["negative"](FUNCTIONS["astype"](FUNCTIONS["asarray"](value), x.dtype))
-    return at(x, key, value, mode)
+    return at(x, key, value, indexing.MODES[op])
+
+
+def _combines(op: str, x: Any, value: Any) -> bool:
+    """Whether ``op`` on values cast to the dtype of ``x`` is the cast of what it is on the values as they are."""
+    dtype = FUNCTIONS["result_type"](x, value)
+    if dtype.kind not in "biu":
+        return bool(np.can_cast(dtype, x.dtype, "same_kind"))
+    if x.dtype.kind == "b" and op == "subtract":
+        return False
+    if op not in ("maximum", "minimum"):
+        return True
+    held = x.dtype.kind == "b" or type(value) is not int or np.iinfo(x.dtype).min <= value <= np.iinfo(x.dtype).max
+    return bool(dtype == x.dtype and held)
 
 
 def _index(key: Any) -> Any:
