@@ -45,10 +45,14 @@ IGNORED = {
 }
 """Keywords of NumPy functions that say nothing here, by the value that says nothing."""
 
-ORDERED = frozenset({
-    "reshape", "ravel", "flatten", "unravel_index", "ravel_multi_index", "sort", "argsort", "partition", "argpartition",
-})  # fmt: skip
-"""Functions whose ``order`` says something."""
+MEANT = {
+    "copy": ("nan_to_num", "astype"),
+    "order": (
+        "reshape", "ravel", "flatten", "unravel_index", "ravel_multi_index", "sort", "argsort", "partition",
+        "argpartition",
+    ),
+}  # fmt: skip
+"""Functions to which one of them says something."""
 
 REDUCERS = {
     "add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any",
@@ -117,7 +121,7 @@ def meaningful(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     kept = {}
     for key, value in kwargs.items():
-        if key not in IGNORED or (key == "copy" and name == "nan_to_num") or (key == "order" and name in ORDERED):
+        if key not in IGNORED or name in MEANT.get(key, ()):
             kept[key] = value
         elif value is not None and value is not True and not isinstance(value, str):
             raise UnsupportedArgument(op=f"np.{name}", name=key, found=type(value).__name__, expected="leave it out")
@@ -237,10 +241,7 @@ class Methods:
     clip, round, dot = _method("clip"), _method("round"), _method("dot")
     copy, conj, conjugate, flatten = _method("copy"), _method("conjugate"), _method("conjugate"), _method("flatten")
 
-    def astype(self, dtype: Any, *args: Any, copy: bool = True, **kwargs: Any) -> Any:
-        """Cast; the array itself where it has the dtype already and no copy is asked for."""
-        if not copy and as_dtype(dtype) == self.dtype:
-            return self
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         return FUNCTIONS["astype"](self, dtype, *args, **meaningful("astype", kwargs))
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:

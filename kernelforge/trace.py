@@ -237,6 +237,7 @@ class Tracer(_Inplace):
         if self._known is not None and index is not TRACED and held is not TRACED:
             self._know(index, held)
         else:
+            value = _packed(value, self.dtype) if isinstance(value, np.generic) and indexing.is_basic(key) else value
             self._replace(indexing.put(self.sym, _syms(key), to_written(value, self.dtype), "set"))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -450,6 +451,21 @@ def to_written(x: Any, dtype: np.dtype[Any]) -> Sym:
         except OverflowError:
             raise NumberOutOfRange(op=indexing.WRITE, found=x, dtype=dtype) from None
     return written(x if is_number(x) else to_sym(x), dtype, indexing.WRITE)
+
+
+def _packed(value: np.generic, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return a NumPy scalar as an array of ``dtype``, as NumPy packs it into what an index without arrays selects.
+
+    Raises:
+        NumberOutOfRange: for one that it refuses, where it would cast an array of it.
+    """
+    packed = np.empty((), dtype)
+    try:
+        with np.errstate(all="ignore"):
+            packed[()] = value
+    except (OverflowError, ValueError):
+        raise NumberOutOfRange(op=indexing.WRITE, found=value, dtype=dtype) from None
+    return packed
 
 
 def trace(fn: Callable[[list[Tracer]], Any], types: Sequence[Type], name: str) -> tuple[Graph, Any]:

@@ -208,12 +208,39 @@ def test_values_that_another_dtype_holds() -> None:
     np.testing.assert_array_equal(kf.jit(count)(v), count(v))
 
 
+def test_numpy_scalars_are_written_as_numpy_packs_them() -> None:
+    """By an index without arrays it refuses what does not fit; by others it casts."""
+
+    def write(key: Any, value: Any) -> Callable[[Any], Any]:
+        def fn(x: Any) -> Any:
+            y = x.copy()
+            y[key] = value
+            return y
+
+        return fn
+
+    x, mask = np.arange(3, dtype=np.int8), np.array([True, False, True])
+    for value in (np.int64(300), np.uint8(200), np.float32(300.5), np.float32(np.nan), np.float64(np.inf)):
+        for key in (1, slice(1, None), ...):
+            with pytest.raises((OverflowError, ValueError)):
+                write(key, value)(x)
+            with pytest.raises(errors.NumberOutOfRange, match="does not fit int8"):
+                kf.jit(write(key, value))(x)
+    for key, value in ((1, np.float32(5.5)), (..., np.int64(-128)), (mask, np.int64(300)), ([0, 1], np.int64(300))):
+        np.testing.assert_array_equal(kf.jit(write(key, value))(x), write(key, value)(x))
+    np.testing.assert_array_equal(kf.jit(write(1, np.int64(300)))(x.view("u1")), write(1, np.int64(300))(x.view("u1")))
+    np.testing.assert_array_equal(kf.jit(write(1, np.float64(0.1)))(x.astype("f2")), write(1, 0.1)(x.astype("f2")))
+
+
 def casts_without_a_copy(x: Any) -> Any:
     a = x.copy()
     same, other = a.astype(x.dtype, copy=False), a.astype(np.float32, copy=False)
     same[0] = 7
     other[0] = 8
-    return a, same, other
+    again, another = np.astype(a, x.dtype, copy=False), np.astype(a, np.float32, copy=False)
+    again[1] = 9
+    another[1] = 10
+    return a, same, other, again, another
 
 
 def methods_with_out(x: Any) -> Any:

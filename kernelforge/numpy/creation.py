@@ -17,7 +17,7 @@ from kernelforge.dtypes import BFLOAT16, as_dtype, short
 from kernelforge.errors import ArrayTooLarge, DeviceOutOfMemory, InvalidParameter, NumberOutOfRange, UnsupportedArgument
 from kernelforge.ir.build import MOST_BYTES, Operand, Sym, apply, as_sym, tracing
 from kernelforge.ir.types import Type
-from kernelforge.methods import FUNCTIONS
+from kernelforge.methods import FUNCTIONS, Methods
 from kernelforge.numpy.dispatch import array_function, lift, wrap
 from kernelforge.numpy.ufuncs import common_dtype, ufunc
 from kernelforge.told import telling
@@ -200,9 +200,18 @@ def copy(a: Sym) -> Sym:
     return a
 
 
-@array_function("a")
-def astype(a: Sym, dtype: Any) -> Sym:
-    return a.astype(as_dtype(dtype))
+@array_function("x", table={})
+def _cast(x: Sym, dtype: Any) -> Sym:
+    return x.astype(as_dtype(dtype))
+
+
+def astype(x: Any, dtype: Any, /, *, copy: bool = True) -> Any:
+    """``numpy.astype``; the array itself where it has the dtype already and no copy is asked for."""
+    held: Any = x
+    return x if not copy and isinstance(x, Methods) and as_dtype(dtype) == x.dtype else _cast(held, dtype)
+
+
+FUNCTIONS["astype"] = telling(astype)
 
 
 def creation(fn: Callable[..., Sym]) -> Callable[..., Any]:
