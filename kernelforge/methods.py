@@ -47,6 +47,7 @@ IGNORED = {
 
 MEANT = {
     "copy": ("nan_to_num", "astype"),
+    "casting": ("copyto",),
     "order": (
         "reshape", "ravel", "flatten", "unravel_index", "ravel_multi_index", "sort", "argsort", "partition",
         "argpartition",
@@ -207,8 +208,8 @@ class Methods:
     def __getitem__(self, key: Any) -> Any:
         raise NotImplementedError
 
-    def assign(self, op: str, value: Any) -> None:
-        """Write over the whole array, for ``out=`` of the ufunc ``op``."""
+    def assign(self, op: str, value: Any, casting: Any = "same_kind") -> None:
+        """Write over the whole array, for ``out=`` of the ufunc ``op``, where NumPy casts so under ``casting``."""
         raise ImmutableArray
 
     __add__, __radd__ = _operator("add"), _operator("add", True)
@@ -266,7 +267,7 @@ class Methods:
 
     def __array_ufunc__(self, ufunc: np.ufunc, how: str, *inputs: Any, **kwargs: Any) -> Any:
         name = ufunc.__name__
-        out = kwargs.pop("out", None)
+        out, casting = kwargs.pop("out", None), kwargs.pop("casting", "same_kind")
         axis_given = "axis" in kwargs
         given = _given(meaningful(name, kwargs))
         if how == "at":
@@ -294,14 +295,14 @@ class Methods:
             result = function(name)(x.reshape((*x.shape, *[1] * y.ndim)), y, **given)
         else:
             raise UnsupportedFunction(name=f"np.{name}.{how}", reason="")
-        return result if out is None else _store(name, result, out, how == "__call__")
+        return result if out is None else _store(name, result, out, how == "__call__", casting)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         path = [*func.__module__.split(".")[1:], func.__name__]
         name = ".".join(p for p in path if p not in ("lib", "_core", "stride_tricks"))
         out = kwargs.get("out")
         result = function(name)(*args, **meaningful(name, {k: v for k, v in kwargs.items() if k != "out"}))
-        return result if out is None else _store(name, result, (out,))
+        return result if out is None else _store(name, result, (out,), casting=kwargs.get("casting", "same_kind"))
 
 
 class At:
@@ -355,7 +356,7 @@ def _over_elements(name: str, how: str, given: dict[str, Any]) -> Callable[..., 
     return functools.partial(function(f"ufunc.{how}"), name=name)
 
 
-def _store(name: str, result: Any, out: tuple[Any, ...], broadcast: bool = False) -> Any:
+def _store(name: str, result: Any, out: tuple[Any, ...], broadcast: bool = False, casting: Any = "same_kind") -> Any:
     results = result if isinstance(result, tuple) else (result,)
     for target, value in zip(out, results, strict=True):
         if target is None:
@@ -364,9 +365,9 @@ def _store(name: str, result: Any, out: tuple[Any, ...], broadcast: bool = False
             expected = f"out of shape {value.shape}"
             raise ShapeMismatch(op=f"np.{name}", found=target.shape, expected=expected)
         if isinstance(target, Methods):
-            target.assign(name, value)
+            target.assign(name, value, casting)
         elif not tracing():
-            np.copyto(target, np.asarray(value), casting="same_kind")
+            np.copyto(target, np.asarray(value), casting=casting)
         else:
             raise UnsupportedArgument(
                 op=f"np.{name}",

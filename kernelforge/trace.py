@@ -282,18 +282,17 @@ class Tracer(_Inplace):
         self._sym, self._known = sym, None
         self._writes += 1
 
-    def _cast(self, op: str, value: Any) -> Sym:
+    def _cast(self, op: str, value: Any, casting: Any) -> Sym:
         """Make ``value`` fit to be written over the whole array by a ufunc, with NumPy's rule for casts."""
         sym = to_sym(value)
-        if not np.can_cast(sym.dtype, self.dtype, "same_kind"):
+        if not np.can_cast(sym.dtype, self.dtype, casting):
             raise UnsafeCast(op=f"np.{op}", found=sym.type, expected=self._describe())
         return indexing.fitted(sym.astype(self.dtype), self.shape)
 
-    def assign(self, op: str, value: Any) -> None:
-        """Write over the whole array, for ``out=``."""
+    def assign(self, op: str, value: Any, casting: Any = "same_kind") -> None:
         self._check()
         self._require_own()
-        self._replace(self._cast(op, value))
+        self._replace(self._cast(op, value, casting))
 
     def _write_result(self, name: str, other: Any) -> Any:
         """Apply an in-place operator."""

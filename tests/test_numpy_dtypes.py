@@ -188,3 +188,34 @@ def test_narrow_sums_of_powers_keep_what_is_small(device: str) -> None:
         found = np.asarray(kf.jit(np.logaddexp2)(x, y))
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, np.logaddexp2(x, y), rtol=1e-3, atol=1e-6)
+
+
+def test_every_ufunc_takes_a_dtype() -> None:
+    def fn(x: Any, n: Any) -> Any:
+        return (
+            np.square(x, dtype=np.float64), np.reciprocal(n, dtype=np.float32), np.fabs(n, dtype="f8"),
+            np.deg2rad(x, dtype=float), np.positive(n, dtype=np.int64), np.conjugate(n, dtype="f4"),
+            np.heaviside(x, 0.5, dtype="f8"), np.fmax(n, 2, dtype=np.float64), np.gcd(n, 4, dtype="i8"),
+            np.spacing(x, dtype="f8"), *np.divmod(n, 2, dtype="f4"), *np.modf(x, dtype="f8"), np.bitwise_count(n),
+            np.fmin.outer(x, n, dtype="f8"), np.logical_and(x, n, dtype=bool),
+        )  # fmt: skip
+
+    agree(fn, np.array([0.1, -2.5, 3], np.float32), np.array([3, 5, -6], np.int16))
+    with pytest.raises(TypeError):
+        kf.jit(lambda x: np.square(x, dtype=np.int32))(np.ones(3))
+
+
+def test_out_is_cast_to_as_casting_says() -> None:
+    def fn(x: Any) -> Any:
+        a, b, c, d = (x.copy() for _ in range(4))
+        np.multiply(a, 0.5, out=a, casting="unsafe")
+        np.clip(b * 1.75, 0, 20.5, out=b, casting="unsafe")
+        np.copyto(c, x * 0.75, casting="unsafe", where=x > 3)
+        np.add(d, 1.5, d, casting="unsafe", where=x > 3)
+        return a, b, c, d
+
+    x = np.array([1, 2, 30, 7], np.uint8)
+    agree(fn, x)
+    for casting in ("same_kind", "safe", "no"):
+        with pytest.raises(TypeError):
+            kf.jit(lambda x, casting=casting: np.multiply(x, 0.5, out=np.zeros(4, np.uint8), casting=casting))(x)

@@ -146,7 +146,7 @@ def copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) ->
     if not isinstance(dst, Tracer):
         raise ReadOnlyArray(found="the destination")
     src = to_written(src, dst.dtype) if type(src) is int and dst.dtype.kind != "b" else src
-    dst.assign("copyto", src if where is True else FUNCTIONS["where"](where, src, dst))
+    dst.assign("copyto", src if where is True else FUNCTIONS["where"](where, src, dst), casting)
 
 
 def fill_diagonal(a: Any, val: Any, wrap: bool = False) -> None:

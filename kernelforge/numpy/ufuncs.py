@@ -6,9 +6,10 @@ What a ufunc computes in, and what it returns, is asked of NumPy itself.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def loop(name: str, kinds: tuple[Kindred, ...], dtype: np.dtype[Any] | None = No
             [k for k in kinds if isinstance(k, np.dtype)], [np.dtype(k) for k in kinds if not isinstance(k, np.dtype)]
         )
         kinds = (strong,) * len(kinds)
-    forced: dict[str, Any] = {} if dtype is None else {"signature": (*(None,) * ufunc.nin, dtype)}
+    forced: dict[str, Any] = {} if dtype is None else {"signature": (*(None,) * ufunc.nin, *(dtype,) * ufunc.nout)}
     try:
         found = ufunc.resolve_dtypes((*kinds, *(None,) * ufunc.nout), **forced)
     except TypeError:
@@ -189,11 +190,30 @@ def elementwise(*arrays: str, operator: bool = False) -> Callable[[F], F]:
     """Enter a composed elementwise function; with ``operator`` as what Python's operators apply, too."""
 
     def decorate(fn: F) -> F:
+        fn = _with_dtype(fn)
         if operator:
             array_function(*arrays, numbers=True, maps=True, weak=True, table=OPERATORS)(fn)
         return array_function(*arrays, numbers=True, maps=True)(fn)
 
     return decorate
+
+
+def _with_dtype(fn: F) -> F:
+    """Give what is a ufunc of NumPy's its ``dtype``, to whose loop operands are cast."""
+    name, given = fn.__name__, inspect.signature(fn)
+    if not isinstance(getattr(np, name, None), np.ufunc):
+        return fn
+
+    @functools.wraps(fn)
+    def call(*xs: Operand, dtype: Any = None) -> Any:
+        if dtype is not None:
+            taken = loop(name, tuple(kindred(x) for x in xs), as_dtype(dtype))
+            xs = tuple(operand(x, d, np.shape(x), name) for x, d in zip(xs, taken, strict=False))
+        return fn(*xs)
+
+    chosen = inspect.Parameter("dtype", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any)
+    call.__signature__ = given.replace(parameters=[*given.parameters.values(), chosen])  # type: ignore[attr-defined]
+    return cast(F, call)
 
 
 def floating(x: Operand, like: str = "sqrt") -> Sym:
