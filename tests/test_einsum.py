@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
-from kernelforge.errors import InvalidParameter, ShapeMismatch
+from kernelforge.errors import InvalidCall, InvalidParameter, ShapeMismatch
 from kernelforge.numpy.pairs import path
 
 
@@ -127,3 +127,22 @@ def test_arrays_of_any_shapes_outside_of_a_trace() -> None:
     made = kf.numpy.einsum("ab,bc,cd->ad", *arrays, optimize=["einsum_path", (1, 2), (0, 1)])
     np.testing.assert_allclose(made, np.einsum("ab,bc,cd->ad", *arrays), rtol=1e-12)
     np.testing.assert_array_equal(kf.numpy.einsum("ab->b", [[1, 2], [3, 4]]), [4, 6])
+
+
+def test_subscripts_as_lists_of_numbers() -> None:
+    def fn(x: Any, y: Any) -> Any:
+        return (
+            np.einsum(x, [0, 1], y, [1, 2], [2, 0]),
+            np.einsum(x, [27, 3], y, [3, 1]),
+            np.einsum(x, [..., 0], y[:, 0], [0], [...]),
+            np.einsum(x, (0, 1), []),
+            np.einsum("i,ij", [1.0, 2.0, 3.0], x),
+            np.einsum(x[:, :3], [0, 0], [0]),
+        )
+
+    x, y = np.arange(12.0).reshape(3, 4), np.arange(20.0).reshape(4, 5)
+    for found, expected in zip(kf.jit(fn)(x, y), fn(x, y), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for wrong in ([0, 52], [0, -1], [0, 0.5]):
+        with pytest.raises(InvalidCall, match=r"np\.einsum"):
+            kf.jit(lambda x, wrong=wrong: np.einsum(x, wrong))(x)

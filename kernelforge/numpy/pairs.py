@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kernelforge.errors import InvalidParameter, ShapeMismatch
 from kernelforge.ir.build import Sym
+from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.dispatch import array_function
 from kernelforge.numpy.products import contract, together, total
 from kernelforge.numpy.shapes import diagonal
+from kernelforge.told import telling
 
 EXHAUSTIVE = 6
 """Operands up to which all orders that contract what shares an axis are weighed."""
@@ -90,15 +93,33 @@ def _drop_ones(x: Sym, term: str, extents: dict[str, int]) -> tuple[Sym, str]:
     return x.reshape(tuple(x.shape[i] for i in kept)), "".join(term[i] for i in kept)
 
 
-@array_function("*operands")
-def einsum(subscripts: str, /, *operands: Sym, dtype: Any = None, optimize: Any = True) -> Sym:
-    """``numpy.einsum`` with subscripts as a string.
+def einsum(*operands: Any, **kwargs: Any) -> Any:
+    """``numpy.einsum``: subscripts as a string before the operands, or as a list of numbers after each.
 
     Several operands are contracted in pairs: those first that take the fewest multiplications, then the least memory
     between them. ``optimize`` says how the order is found: ``"optimal"`` weighs all orders, ``"greedy"`` takes the best
     pair of each step, ``True`` or ``False`` the former for few operands, and a list, as ``numpy.einsum_path`` gives it,
     is the order. Limits of memory are not heeded.
     """
+    return _einsum(*_spelled(operands), **kwargs)
+
+
+FUNCTIONS["einsum"] = telling(einsum)
+
+
+def _spelled(given: Sequence[Any]) -> Sequence[Any]:
+    """Write lists of numbers, after each operand and at the end for the result, as a string before the operands."""
+    if len(given) < 2 or isinstance(given[0], str) or not isinstance(given[1], list | tuple):
+        return given
+    count = len(given) // 2
+    lists = [*given[1 : 2 * count : 2], *given[2 * count :]]
+    letters = string.ascii_uppercase + string.ascii_lowercase  # as NumPy orders them where no result is given
+    terms = ["".join("..." if n is ... else letters[range(len(letters)).index(n)] for n in axes) for axes in lists]
+    return "->".join([",".join(terms[:count]), *terms[count:]]), *given[: 2 * count : 2]
+
+
+@array_function("*operands", name="einsum", table={})
+def _einsum(subscripts: str, /, *operands: Sym, dtype: Any = None, optimize: Any = True) -> Sym:
     if not isinstance(subscripts, str):
         raise InvalidParameter(
             op="np.einsum", name="subscripts", found=type(subscripts).__name__, expected="a string such as 'ij,jk->ik'"
