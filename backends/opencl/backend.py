@@ -51,11 +51,21 @@ LARGE = 1 << 22
 PARTS = 32
 """Parts a thread in which a CPU's iterations are shared out: few enough to cost nothing, enough to even out threads."""
 
+PROBE = """
+#if defined(__SSE2__) && (WIDTH > 8 && !defined(__AVX512F__) || WIDTH > 4 && !defined(__AVX__))
+#error the runtime works with vectors that its compiler, which takes the processor for an older one, passes otherwise
+#endif
+__kernel void nothing(void) {}
+"""
+"""A program that a device must compile, with its preferred vector's floats as ``WIDTH``. The wheel of PoCL 3.0, whose
+LLVM takes Zen 4 for Zen 3, calls its library of functions of 16 floats with their halves in two registers each: wrong
+values, or the process ends."""
+
 OUT_OF_MEMORY = ("MEM_OBJECT_ALLOCATION_FAILURE", "OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY", "INVALID_BUFFER_SIZE")
 
 
 def open_devices() -> dict[str, Backend]:
-    """Make a backend of each device that compiles an empty program.
+    """Make a backend of each device that compiles ``PROBE``.
 
     Raises:
         DeviceUnavailable: when there is none, with what each runtime says.
@@ -71,9 +81,9 @@ def open_devices() -> dict[str, Backend]:
     for device in found:
         context = cl.Context([device])
         try:
-            _build(cl.Program(context, "__kernel void nothing(void) {}"), ())
+            _build(cl.Program(context, PROBE), (f"-DWIDTH={device.preferred_vector_width_float}",))
         except cl.Error as error:
-            refused.append(f"{describe(device)} compiles nothing: {_last_line(error)}")
+            refused.append(f"{describe(device)} cannot be used: {_last_line(error)}")
             continue
         name = f"opencl:{len(out)}"
         out[name] = OpenCL(name, device, context)

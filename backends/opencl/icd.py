@@ -7,8 +7,8 @@ What the loader does that pyopencl's Linux wheels bundle (ocl-icd, tried with py
   is an error. Khronos' loader, which other builds of pyopencl use, takes the same variable.
 - It always reads pyopencl's own folder too, and there the wheel ``pocl-binary-distribution`` puts PoCL. Nothing is to
   be done for PoCL; a folder that names it as well makes its platform appear twice. That wheel (3.0, LLVM 14) compiles
-  nothing on a processor that its LLVM does not know, and reads no variable that would name another one; Debian's
-  ``pocl-opencl-icd`` (3.1) does, and both may be there.
+  nothing on a processor that its LLVM does not know (Zen 5), miscompiles on one that it takes for an older one (Zen 4),
+  and reads no variable that would name another one; Debian's ``pocl-opencl-icd`` (3.1) does, and both may be there.
 - The wheel ``intel-opencl-rt`` puts ``libintelocl.so`` into the environment's ``lib`` folder, and its ``.icd`` file,
   which names the folder of the machine it was built on, where no loader looks. Its libraries find each other by a
   relative run path, so nothing has to be preloaded and ``LD_LIBRARY_PATH`` is not needed.

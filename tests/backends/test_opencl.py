@@ -19,6 +19,7 @@ from kernelforge.errors import (
     CompilationFailed,
     DamagedBinary,
     DeviceOutOfMemory,
+    DeviceUnavailable,
     UnsupportedOnDevice,
 )
 from kernelforge.ir.kernel import (
@@ -406,6 +407,15 @@ def test_a_fork_is_refused() -> None:
         "os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=120).returncode == 0
+
+
+@needs_device
+def test_a_runtime_that_takes_the_processor_for_an_older_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = "#undef __AVX__\n#undef __AVX512F__\n#define __SSE2__ 1\n#undef WIDTH\n#define WIDTH 16\n"
+    backend = pytest.importorskip("kernelforge.backends.opencl.backend")  # needs pyopencl
+    monkeypatch.setattr(backend, "PROBE", older + backend.PROBE)
+    with pytest.raises(DeviceUnavailable, match=r"cannot be used: .*takes the processor for an older one"):
+        backend.open_devices()
 
 
 def test_what_intels_runtime_hands_to_llvm(monkeypatch: pytest.MonkeyPatch) -> None:
