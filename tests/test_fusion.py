@@ -376,6 +376,21 @@ def test_what_lies_behind_each_other_is_made_part_by_part(device: str, axis: int
     np.testing.assert_allclose(np.asarray(kf.jit(fn)(x)), fn(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("move", [
+    lambda x: np.roll(x, 1), lambda x: x - np.roll(x, -5), lambda x: np.pad(x, 3, mode="reflect"),
+    lambda x: np.roll(x.reshape(-1, 200), 37, 1), lambda x: np.roll(x.reshape(50, -1), (1, -1), (0, 1)),
+])  # fmt: skip
+def test_what_goes_in_a_circle_is_cut_where_it_turns(device: str, move: Callable[[Any], Any]) -> None:
+    """Lanes choose among nothing: processors take long to read with no lane where no memory is."""
+    x = normal(5000)
+    (made,) = kf.jit(move).lower(x).kernels
+    if device != "reference":
+        assert len(made.ir.body) == 1
+        assert "select(" in str(made.naive)
+        assert "select(" not in str(made.ir)
+    np.testing.assert_array_equal(np.asarray(kf.jit(move)(x)), move(x))
+
+
 def test_gradients_of_transposed_convolutions_are_strided_ones() -> None:
     """Windows of blocks are walked as the windows of pixels that they are."""
 

@@ -188,9 +188,12 @@ class Scope(Operations):
         if not self.varies(flat):
             text = f"{buffer.name}[{self.value(flat, index=True).text}]"
             return Code(f"({text} != 0)" if e.dtype == "bool" else text, e.dtype)
-        guarded = self.guard is not None and not self._harmless(e)
-        if self.step(flat) == 1:
+        guarded, step = self.guard is not None and not self._harmless(e), self.step(flat)
+        if step == 1:
             text = self.masked_load(buffer, flat) if guarded else f"(*{self.pointer(buffer, flat, 'const ')})"
+        elif step == -1 and not guarded:
+            first = f"(*{self.pointer(buffer, flat - (self.lanes - 1), 'const ')})"
+            text = f"{first}.s{''.join(f'{k:x}' for k in reversed(range(self.lanes)))}"
         else:
             places = self.places(buffer, flat)
             if guarded:

@@ -7,10 +7,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.cost import TRANSCENDENTAL, effort
-from kernelforge.ir.index import affine, bounds, free_vars
+from kernelforge.ir.index import affine, bounds, free_vars, poly
 from kernelforge.ir.kernel import Const, For, Kernel, Let, Load, Op, Stmt, Store, Var, exprs, i64, stmts, walk
-from kernelforge.ir.schedule.limits import NEAR, SHORTEST, Limits
+from kernelforge.ir.schedule.limits import LINE, NEAR, SHORTEST, Limits
 from kernelforge.ir.schedule.nests import grid, loads, perfect, size, unit
 from kernelforge.ir.schedule.staging import stage
 from kernelforge.ir.schedule.steps import (
@@ -66,9 +67,10 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
     ends = _ends(last, width) if len(parallel) > 1 and columns == 1 else []
     if ends and not _across(kernel, parallel, width):  # what is turned by tiles is worth more than plain choices
+        ends = _lined(last, ends)
         kernel = in_pieces(kernel, name, ends)
         for part in [name, *(f"{name}_p{k + 1}" for k in range(len(ends)))]:
-            kernel = in_lanes(kernel, loops(kernel, part)[0], width, limits.side)
+            kernel = in_lanes(kernel, loops(kernel, part)[0], width, limits.side, "masks" in limits.native)
         return grid(kernel, [p.var.name for p in parallel[:-1]], wanted)
     turned = _in_turn(kernel, parallel, width, columns)
     across = "" if turned is not kernel else _across(kernel, parallel, width)
@@ -79,19 +81,39 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
 
 def parted(kernel: Kernel) -> Kernel:
     """Make nests of their own of the parts of what is chosen by the first axis, as of arrays behind each other: lanes
-    would choose among all of them for each element.
+    would choose among all of them for each element, and processors take long to read nothing where no memory is.
     """
     made: list[Stmt] = []
     for nest in kernel.body:
         if isinstance(nest, For) and nest.kind == "parallel" and nest.static:
             (_, *inner), body = perfect(nest)
             ends = _chosen(nest) if all(isinstance(s, Store | Let) for s in body) else []
-            least = min((high - low for low, high in itertools.pairwise((0, *ends, nest.static))))
-            if ends and len(ends) < PARTS and least * size(inner) >= PART:
+            parts = [(high - low) * size(inner) for low, high in itertools.pairwise((0, *ends, nest.static))]
+            large = min(parts) >= PART and len(parts) <= PARTS
+            if ends and (large or (len(parts) <= PIECES and 2 * max(parts) >= max(sum(parts), 2 * PART))):
+                ends = ends if inner else _lined(nest, ends)
                 made += in_pieces(dataclasses.replace(kernel, body=(nest,)), nest.var.name, ends).body
                 continue
         made.append(nest)
     return dataclasses.replace(kernel, body=tuple(made))
+
+
+def _lined(loop: For, ends: Sequence[int]) -> list[int]:
+    """Return where pieces of a loop end, and the first and last lines that long ones store whole, where another piece
+    has the rest of a line: vectors go past the cache then, and no part of a line does.
+    """
+    stored = [s for s in stmts(loop.body) if isinstance(s, Store)]
+    lines = {LINE // DTYPES[s.value.dtype].itemsize for s in stored}
+    offsets = {poly(s.index[-1]).get((), 0) for s in stored if affine(s.index[-1], loop.var) == 1}
+    if len(lines) != 1 or len(offsets) != 1 or not all(affine(s.index[-1], loop.var) == 1 for s in stored):
+        return [*ends]
+    (line,), (offset,) = lines, offsets
+    found = {*ends}
+    for low, high in itertools.pairwise((0, *ends, loop.static or 0)):
+        if high - low >= 2 * line:
+            found.update({-(-(low + offset) // line) * line - offset} if low else ())
+            found.update({(high + offset) // line * line - offset} if high in ends else ())
+    return sorted(found)
 
 
 def _chosen(loop: For) -> list[int]:

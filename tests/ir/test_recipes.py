@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kernelforge as kf
-from kernelforge.ir.index import affine
+from kernelforge.ir.index import affine, poly
 from kernelforge.ir.kernel import (
     Alloc,
     Const,
@@ -64,6 +64,44 @@ def test_recipes_keep_the_meaning(naive: Kernel, device: str) -> None:
     verify_kernel(share(guard(made)))
     same(naive, share(guard(made)))
     same(naive, made, shuffle=1)
+
+
+ROLLED = """kernel rolled(in x0: f32[{size}], out y0: f32[{size}]) {{
+  for parallel i < {rows} {{
+    for parallel j < {columns} {{
+      y0[i * {columns} + j] = select(j < 37, x0[i * {columns} + j + {columns} - 37], x0[i * {columns} + j - 37])
+    }}
+  }}
+}}"""
+ALONG = """kernel rolled(in x0: f32[5000], out y0: f32[5000]) {
+  for parallel i < 5000 {
+    y0[i] = select(i < 4963, x0[i + 37], x0[i - 4963])
+  }
+}"""
+
+
+@pytest.mark.parametrize("text", [ROLLED.format(size=20 * 160, rows=20, columns=160), ALONG])
+def test_pieces_of_a_loop_store_whole_lines(text: str) -> None:
+    naive = parse_kernel(text)
+    made = schedule(naive, DEVICES["avx512"])
+    same(naive, made)
+    lines = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector" and s.static == 16]
+    stores = [s for line in lines for s in line.body if isinstance(s, Store)]
+    assert len(stores) > 1
+    assert {poly(s.index[0]).get((), 0) % 16 for s in stores} == {0}
+
+
+def test_what_is_read_backwards_lies_in_lanes() -> None:
+    naive = parse_kernel("""kernel back(in x0: f32[4000], out y0: f32[4000]) {
+      for parallel i < 50 {
+        for parallel j < 80 {
+          y0[i * 80 + j] = x0[i * 80 - j + 79]
+        }
+      }
+    }""")
+    made = schedule(naive, DEVICES["avx512"])
+    assert [s.static for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"] == [16]
+    same(naive, made)
 
 
 def test_threads_share_the_rows_of_few_columns_where_these_are_much_work() -> None:
