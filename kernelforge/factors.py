@@ -205,7 +205,7 @@ def _symmetric(op: str, a: Any, UPLO: str) -> Any:
 def eigh(a: Any, UPLO: str = "L") -> Any:
     """``numpy.linalg.eigh``, by Jacobi's rotations; the signs of vectors may differ from LAPACK's."""
     a = _symmetric("eigh", a, UPLO)
-    return _tuple("eigh")(*(_eigh(a) if a.size else (a[..., 0], a)))
+    return _tuple("eigh")(*(_eigh(a) if a.size else (a.sum(-1), a)))
 
 
 @jit(static_argnames="UPLO")
@@ -227,7 +227,7 @@ def svd(a: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: 
 
     Derivatives are of the reduced form; of the columns that ``full_matrices`` adds there are none.
     """
-    a = matrices("svd", a, square=False)
+    a = _symmetric("svd", a, "L") if hermitian else matrices("svd", a, square=False)
     if not a.size:
         raise ShapeMismatch(op="np.linalg.svd", found=a.shape, expected="at least one element")
     u, s, vh = _tall(a)
@@ -263,7 +263,7 @@ def _cut(s: Any, share: Any, shape: tuple[int, ...]) -> Any:
 @jit(static_argnames="hermitian")
 def pinv(a: Any, rcond: Any = None, hermitian: bool = False, *, rtol: Any = None) -> Any:
     """``numpy.linalg.pinv``."""
-    a = matrices("pinv", a, square=False)
+    a = _symmetric("pinv", a, "L") if hermitian else matrices("pinv", a, square=False)
     if not a.size:
         return a.mT
     u, s, vh = _tall(a)
@@ -279,8 +279,8 @@ def matrix_rank(A: Any, tol: Any = None, hermitian: bool = False, *, rtol: Any =
     a = FUNCTIONS["asarray"](A)
     if a.ndim < 2:
         return (a != 0).any().astype(np.int64)
-    s = svdvals(a)
-    return (s > tol if tol is not None else _cut(s, rtol, a.shape)).sum(-1)
+    s = svd(a, compute_uv=False, hermitian=hermitian)
+    return (s > FUNCTIONS["asarray"](tol)[..., None] if tol is not None else _cut(s, rtol, a.shape)).sum(-1)
 
 
 @jit(static_argnames="p")
@@ -309,7 +309,7 @@ def lstsq(a: Any, b: Any, rcond: Any = None) -> Any:
     x = vh.mT @ (inverse[:, None] * (u.mT @ columns))
     apart = columns - a @ x
     residuals = (apart * apart).sum(0) if a.shape[0] > a.shape[1] else np.zeros(0, kind)
-    return x if b.ndim == 2 else x[:, 0], residuals, kept.sum(), s
+    return x if b.ndim == 2 else x[:, 0], residuals, kept.sum(dtype=np.int32), s
 
 
 for _fn in (qr, eigh, eigvalsh, svd, svdvals, pinv, matrix_rank, cond, lstsq):

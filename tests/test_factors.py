@@ -105,12 +105,32 @@ def test_least_squares_and_inverses() -> None:
         close(kf.jit(np.linalg.lstsq)(x, y)[0], np.linalg.lstsq(x, y)[0])
     for found, expected in zip(kf.jit(np.linalg.lstsq)(a, b), np.linalg.lstsq(a, b), strict=True):
         np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-9)
+        assert found.dtype == np.asarray(expected).dtype
     close(kf.jit(lambda x: np.linalg.pinv(x, rcond=1e-9))(low), np.linalg.pinv(low, rcond=1e-9))
     ranks = kf.jit(lambda x, y: (np.linalg.matrix_rank(x), np.linalg.matrix_rank(y)))(a, low)
     assert [int(x) for x in ranks] == [3, 2]
     square = a[:3]
     for p in (None, 2, -2, 1, np.inf, "fro"):
         close(kf.jit(lambda x, p=p: np.linalg.cond(x, p))(square), np.linalg.cond(square, p))
+
+
+def test_hermitian_matrices_are_their_lower_triangles() -> None:
+    a = RNG.standard_normal((5, 4, 4))
+    s, r = a + a.mT, a @ np.diag([1.0, 1, 0, 0])
+    for x in (a, s, r):
+        close(
+            kf.jit(lambda x: np.linalg.svd(x, compute_uv=False, hermitian=True))(x), np.linalg.svd(x, hermitian=True)[1]
+        )
+        close(kf.jit(lambda x: np.linalg.pinv(x, 0.1, hermitian=True))(x), np.linalg.pinv(x, 0.1, hermitian=True))
+        for options in ({"hermitian": True}, {"tol": 0.7}, {"tol": np.linspace(0.1, 3, 5)}, {"rtol": np.full(5, 0.3)}):
+            found = kf.jit(lambda x, options=options: np.linalg.matrix_rank(x, **options))(x)
+            np.testing.assert_array_equal(found, np.linalg.matrix_rank(x, **options))
+
+
+def test_no_rows() -> None:
+    for shape in ((0, 0), (2, 0, 0), (0, 3, 3)):
+        values, vectors = kf.jit(np.linalg.eigh)(np.zeros(shape))
+        assert (values.shape, vectors.shape) == (shape[:-1], shape)
 
 
 def test_norms_by_singular_values() -> None:

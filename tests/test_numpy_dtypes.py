@@ -52,6 +52,8 @@ def test_choices_and_lines_are_as_narrow_as_their_operands() -> None:
         x = np.array([-1.0, 0, 2]).astype(dtype)
         agree(lambda x: (np.select([x > 0, x < 0], [x, 1.5], 2), np.linspace(0, x, 3), np.linspace(x, 1, 2)), x)
     agree(lambda n: (np.linspace(n, 3, 3),), np.int32(1))
+    made = kf.jit(lambda x: (np.geomspace(x, 8, 4), np.geomspace(x, 8, 4, dtype=np.float32)))(np.float32(1))
+    assert [x.dtype for x in made] == [np.float64, np.float32]
 
 
 def test_types_of_traced_arrays() -> None:

@@ -287,7 +287,7 @@ def geomspace(
     start: Operand, stop: Operand, num: int = 50, endpoint: bool = True, dtype: Any = None, axis: int = 0
 ) -> Sym:
     """``numpy.geomspace``, between numbers of one sign."""
-    kind = common_dtype((start, stop, 1.0)) if dtype is None else as_dtype(dtype)
+    kind = as_dtype(np.float64 if dtype is None else dtype)
     first, last = (as_sym(v).astype(np.float64) for v in (start, stop))
     sign = ufunc("sign", first)
     ends = [ufunc("log10", ufunc("multiply", v, sign)) for v in (first, last)]
