@@ -61,6 +61,16 @@ def test_launch_at_an_offset() -> None:
     assert (np.delete(y, np.s_[20:40]) == 1).all()
 
 
+def test_what_is_stored_lies_apart_from_what_is_loaded() -> None:
+    """A load just behind a store of the same place in another page waits for it."""
+    y = CPU.allocate(1 << 20).address % 4096
+    for x in (0, 16, y):
+        for ahead in (*range(0, 4096, 256), *range(AHEAD, AHEAD + 256, 64)):
+            if (x, ahead) != (y, 0):
+                assert (y - x - ahead) % 4096 not in range(1, 128)
+    assert CPU.allocate(1 << 15).owner.nbytes == (1 << 15) + 63
+
+
 def test_allocations_are_aligned_and_views_keep_them() -> None:
     for nbytes in (1, 63, 64, 1000, 1 << 20):
         handle = CPU.allocate(nbytes)
