@@ -7,8 +7,9 @@ kernel. The figures are of no device: what is kept and what is fused must be the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from kernelforge.ir.kernel import (
     ARITY,
@@ -32,6 +33,7 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
+from kernelforge.ir.schedule.limits import LINE
 
 OPERATIONS_PER_BYTE = 4
 """Simple operations that take as long as moving a byte: between a CPU's 6 and a tenth of a large GPU's 15, so that
@@ -98,11 +100,19 @@ def cost(kernel: Kernel) -> Cost:
 def nbytes(arg: Arg) -> int:
     """Return the bytes of a buffer of constant size."""
     assert isinstance(arg.size, Const)
-    width = {"bool": 1, "bf16": 2}.get(arg.dtype) or int(arg.dtype[1:]) // 8
-    return int(arg.size.value) * width
+    return int(arg.size.value) * _width(arg.dtype)
 
 
-def streamed(kernel: Kernel, cache_bytes: tuple[int, int, int]) -> frozenset[str]:
+def _width(dtype: str) -> int:
+    return {"bool": 1, "bf16": 2}.get(dtype) or int(dtype[1:]) // 8
+
+
+Streamed: TypeAlias = Mapping[str, int]
+"""Buffers to store past the cache, and the bytes that a store has at least which does so."""
+NOTHING: Streamed = types.MappingProxyType({})
+
+
+def streamed(kernel: Kernel, cache_bytes: tuple[int, int, int]) -> Streamed:
     """Return the outputs of which little is left in the cache when the next kernel reads them.
 
     Storing them past the cache saves reading each line before it is overwritten, and keeps the next kernel from finding
@@ -110,15 +120,30 @@ def streamed(kernel: Kernel, cache_bytes: tuple[int, int, int]) -> frozenset[str
     inputs and both fit the last level, storing through it is quicker (on a Zen 5 with 32 MB a copy of 8 MB takes 0.09
     ms through the cache and 0.20 past it); beyond, slower (a layer norm of 16 MB 0.56 and 0.32, others at work beside).
 
+    Stores shorter than others to the same output, as at the ends of rows, go through the cache: where the others do,
+    as they begin within lines, a line of which part goes past it takes 20 times as long.
+
     Args:
         cache_bytes: sizes of the caches for data of levels 1, 2 and 3.
     """
     sizes = {a.name: nbytes(a) for a in kernel.args if isinstance(a.size, Const)}
     if sum((2 if a.mode == "out" else 1) * sizes.get(a.name, 0) for a in kernel.args) <= cache_bytes[2]:
-        return frozenset()
+        return NOTHING
     large = {a.name for a in kernel.args if a.mode == "out" and sizes.get(a.name, 0) >= cache_bytes[1]}
     read = {e.buffer for s in stmts(kernel.body) for top in exprs(s) for e in walk(top) if isinstance(e, Load)}
-    return frozenset(large - read)
+    return {name: min(_longest(kernel.body, name), LINE) for name in sorted(large - read)}
+
+
+def _longest(body: Sequence[Stmt], name: str, lanes: int = 1) -> int:
+    """Return the bytes of the longest store to a buffer."""
+    most = 0
+    for stmt in body:
+        if isinstance(stmt, Store) and stmt.buffer == name:
+            most = max(most, lanes * _width(stmt.value.dtype))
+        elif isinstance(stmt, For | If):
+            vector = isinstance(stmt, For) and stmt.kind == "vector" and stmt.static
+            most = max(most, _longest(stmt.body, name, vector or lanes))
+    return most
 
 
 def operations(body: Sequence[Stmt]) -> tuple[int, int]:

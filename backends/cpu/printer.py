@@ -24,7 +24,7 @@ from kernelforge.backends.cpu.threads import FORK
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val, typed
 from kernelforge.backends.cpu.work import work
 from kernelforge.dtypes import DTYPES
-from kernelforge.ir.cost import streamed
+from kernelforge.ir.cost import NOTHING, Streamed, streamed
 from kernelforge.ir.kernel import (
     Alloc,
     Arg,
@@ -58,12 +58,12 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     """
     declared: dict[str, str] = {}
     large = streamed(kernel, host.cache_bytes)
-    kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large)
+    kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large.keys())
     parts = phases(kernel.body)
     functions = []
     for part in every(parts):
         within = dataclasses.replace(kernel, params=(*kernel.params, *(loop.var.name for loop in part.turns)))
-        past = large & stored(part.body)
+        past = {name: most for name, most in large.items() if name in stored(part.body)}
         if past and _asks(part):
             functions.append(_Function(within, host, declared, past).phase(part.name, part, asks=True))
             continue
@@ -93,9 +93,7 @@ def _asks(phase: Phase) -> bool:
 class _Function(Dots):
     """Emits the statements of one function."""
 
-    def __init__(
-        self, kernel: Kernel, host: Host, declared: dict[str, str], streamed: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, kernel: Kernel, host: Host, declared: dict[str, str], streamed: Streamed = NOTHING) -> None:
         super().__init__(kernel.name, host, declared, streamed)
         self.args = kernel.args
         self.params = kernel.params
@@ -261,7 +259,7 @@ class _Function(Dots):
             params = (*self.params, *(loop.var.name for loop in part.turns))
             each = self.emit(work(part.loops, part.body, params, self.host.vector_bytes))
             function = f"@{part.name}"
-            if self.streamed & stored(part.body) and not _asks(part):
+            if self.streamed.keys() & stored(part.body) and not _asks(part):
                 function = self.fresh("phase")
                 self.put(f"{function} = select i1 {self.all_aligned().ref}, ptr @{part.name}.stream, ptr @{part.name}")
             self.put(f"call void %fork(ptr %pool, ptr {function}, ptr {frame}, i64 {total.ref}, i64 {each.ref})")
@@ -406,7 +404,7 @@ class _Function(Dots):
         self.aligned = None
         with self.branch(aligned):
             self.serial(loop)
-        self.streamed = frozenset()
+        self.streamed = NOTHING
         with self.branch(self.ins(f"xor i1 {aligned.ref}, true", "bool", 0, aligned)):
             self.serial(loop)
         self.aligned, self.streamed = before

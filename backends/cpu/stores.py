@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from kernelforge.backends.cpu.exprs import Exprs
 from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val, identity, suffix, typed
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.cost import Streamed
 from kernelforge.ir.index import poly
 from kernelforge.ir.kernel import Expr, Op, Store, Var
-from kernelforge.ir.schedule.limits import NEAR
+from kernelforge.ir.schedule.limits import LINE, NEAR
 
 
 class Stores(Exprs):
@@ -18,7 +21,7 @@ class Stores(Exprs):
         aligned: whether streamed buffers begin at a multiple of 64 bytes, where each store asks; None where they do.
     """
 
-    def __init__(self, kernel: str, host: Host, declared: dict[str, str], streamed: frozenset[str]) -> None:
+    def __init__(self, kernel: str, host: Host, declared: dict[str, str], streamed: Streamed) -> None:
         super().__init__(kernel, host, declared)
         self.streamed = streamed
         self.aligned: Val | None = None
@@ -107,9 +110,10 @@ class Stores(Exprs):
 
     def may_pass(self, stmt: Store, lane: Var, lanes: int) -> bool:
         """Whether what lanes store one after the other may go past the cache."""
-        if stmt.buffer not in self.streamed or stmt.op:
+        width = DTYPES[stmt.value.dtype].itemsize
+        if stmt.op or lanes * width < self.streamed.get(stmt.buffer, math.inf):
             return False
-        unit = min(lanes, 64 // DTYPES[stmt.value.dtype].itemsize)
+        unit = min(lanes, LINE // width)
         return lanes % unit == 0 and all(c % unit == 0 for m, c in poly(stmt.index[0]).items() if m != (lane,))
 
     def write(

@@ -10,6 +10,7 @@ from kernelforge.backends.cpu.host import Host
 from kernelforge.backends.cpu.stores import Stores
 from kernelforge.backends.cpu.values import MEMORY, Scope, ScopeKind, Val
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.cost import Streamed
 from kernelforge.ir.index import affine, free_vars, poly, reads
 from kernelforge.ir.kernel import Expr, For, If, Let, Stmt, Store, Var, exprs, i64, substitute
 from kernelforge.ir.schedule.limits import NEAR
@@ -38,7 +39,7 @@ class Tile:
 class Tiles(Stores):
     """Emits tiles of stores."""
 
-    def __init__(self, kernel: str, host: Host, declared: dict[str, str], streamed: frozenset[str]) -> None:
+    def __init__(self, kernel: str, host: Host, declared: dict[str, str], streamed: Streamed) -> None:
         super().__init__(kernel, host, declared, streamed)
         self.waiting: dict[Store, Val] = {}
 

@@ -33,7 +33,7 @@ from kernelforge.errors import (
     DeviceUnavailable,
     UnsupportedOnDevice,
 )
-from kernelforge.ir.cost import streamed
+from kernelforge.ir.cost import NOTHING, streamed
 from kernelforge.ir.interpret import evaluate
 from kernelforge.ir.kernel import Alloc, Const, Expr, Kernel, exprs, stmts, walk
 from kernelforge.ir.passes.in_place import in_place
@@ -279,9 +279,9 @@ class OpenCL:
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> OpenCLExecutable:
         self._alive()
         self._check(kernel)
-        large = streamed(kernel, host().cache_bytes) if self._cpu and self._aligned else frozenset[str]()
+        large = streamed(kernel, host().cache_bytes) if self._cpu and self._aligned else NOTHING
         if self._cpu:
-            kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large)
+            kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large.keys())
         source = print_opencl(
             kernel, self._workers, self.device.local_mem_size, large, host().cache_bytes if self._cpu else ()
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from kernelforge.backends.opencl.lib import Functions
 from kernelforge.backends.opencl.phases import Touched, chain_of
 from kernelforge.backends.opencl.stores import Stores
+from kernelforge.ir.cost import Streamed
 from kernelforge.ir.kernel import Alloc, Expr, For, If, Load, Stmt, Store, Var, exprs, stmts, walk
 
 
@@ -23,7 +24,7 @@ class Groups(Stores):
         pending: what was touched since the last barrier.
     """
 
-    def __init__(self, functions: Functions, streamed: frozenset[str]) -> None:
+    def __init__(self, functions: Functions, streamed: Streamed) -> None:
         super().__init__(functions, streamed)
         self.outer: dict[str, tuple[str, bool]] = {}
         self.groups: tuple[For, ...] = ()

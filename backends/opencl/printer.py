@@ -24,6 +24,7 @@ from kernelforge.backends.opencl.groups import Groups
 from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.operations import Code
 from kernelforge.backends.opencl.phases import Phase, Source, chain_of, owned, strides_of, touched_buffers
+from kernelforge.ir.cost import NOTHING, Streamed
 from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     Alloc,
@@ -65,7 +66,7 @@ _BUILT_IN = re.compile(
 
 
 def print_opencl(
-    kernel: Kernel, workers: int, local_bytes: int, streamed: frozenset[str] = frozenset(), caches: Sequence[int] = ()
+    kernel: Kernel, workers: int, local_bytes: int, streamed: Streamed = NOTHING, caches: Sequence[int] = ()
 ) -> Source:
     """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
 
@@ -89,13 +90,13 @@ def print_opencl(
         text, phase = printer.phase(name, body)
         texts.append(text)
         spilled += printer.spilled
-        if streamed & {s.buffer for s in stmts(body) if isinstance(s, Store)}:
+        if streamed.keys() & {s.buffer for s in stmts(body) if isinstance(s, Store)}:
             phase = dataclasses.replace(phase, stream=f"{name}_stream")
             printer = _Printer(kernel, scratch, functions, workers, local_bytes, caches, streamed)
             texts.append(printer.phase(name, body, "_stream")[0])
         phases.append(phase)
     text = "\n".join((PREAMBLE + functions.text(), *texts))
-    return Source(text, tuple(phases), tuple(spilled), streamed)
+    return Source(text, tuple(phases), tuple(spilled), frozenset(streamed))
 
 
 def _identifier(name: str) -> str:
@@ -114,7 +115,7 @@ class _Printer(Groups):
         workers: int,
         local_bytes: int,
         caches: Sequence[int],
-        streamed: frozenset[str] = frozenset(),
+        streamed: Streamed = NOTHING,
     ) -> None:
         super().__init__(functions, streamed)
         self.kernel = kernel

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 from kernelforge.backends.opencl.exprs import Buffer, Scope
 from kernelforge.backends.opencl.lib import Functions, size
 from kernelforge.backends.opencl.operations import Code
+from kernelforge.ir.cost import Streamed
 from kernelforge.ir.index import poly
 from kernelforge.ir.kernel import Expr, For, Load, Op, Store, i64, substitute
 from kernelforge.ir.pairs import pairs
@@ -24,7 +26,7 @@ class Stores:
         streamed: outputs to store past the cache.
     """
 
-    def __init__(self, functions: Functions, streamed: frozenset[str]) -> None:
+    def __init__(self, functions: Functions, streamed: Streamed) -> None:
         self.streamed = streamed
         self.lines: list[str] = []
         self.depth = 1
@@ -100,7 +102,7 @@ class Stores:
     def past_cache(self, stmt: Store, flat: Expr) -> int:
         """Return the alignment in bytes of a vector to store past the cache; 0 where it must not be."""
         var, width = self.scope.var, size(stmt.value.dtype)
-        if stmt.buffer not in self.streamed or stmt.op or var is None:
+        if stmt.op or var is None or self.scope.lanes * width < self.streamed.get(stmt.buffer, math.inf):
             return 0
         unit = min(self.scope.lanes, LINE // width)
         steps = poly(self.scope.resolved(flat)).items()

@@ -189,6 +189,23 @@ def test_only_loops_that_store_past_the_cache_ask_if_they_may(columns: int, copi
     assert print_kernel(Kernel("rows", args, (), body), host).count("fmul") == copies
 
 
+@pytest.mark.parametrize(("columns", "past"), [(56, False), (64, True), (8, True)])
+def test_no_line_is_stored_partly_past_the_cache(columns: int, past: bool) -> None:
+    """Vectors that begin within lines go through it, and what is shorter at the end of a row then does, too."""
+    host = dataclasses.replace(CPU.host, cache_bytes=(256, 512, 1024))
+    row, step = Var("i", bound=64), Var("o", bound=columns // 16 or 1)
+
+    def lanes(n: int, first: Expr) -> For:
+        v = Var(f"v{n}", bound=n)
+        return For(v, i64(n), "vector", (Store("y", (row * columns + first + v,), Load("x", (v,), "f32")),))
+
+    whole = (For(step, i64(columns // 16), "serial", (lanes(16, step * 16),)),) if columns > 16 else ()
+    rest = (lanes(8, i64(columns // 16 * 16)),) if columns % 16 else ()
+    args = (Arg("x", "f32", i64(16), "in"), Arg("y", "f32", i64(64 * columns), "out"))
+    kernel = Kernel("rows", args, (), (For(row, i64(64), "grid", (*whole, *rest)),))
+    assert ("!nontemporal" in print_kernel(kernel, host)) == past
+
+
 def test_outputs_stay_in_a_cache_that_holds_them_twice() -> None:
     tiny = CpuBackend()
     lane, out = Var("v", bound=16), Var("o", bound=64)

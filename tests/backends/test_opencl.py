@@ -297,7 +297,7 @@ def test_many_iterations_with_loops(device: Any) -> None:
 
 @each_device
 def test_stores_past_the_cache_at_any_offset(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernelforge.backends.opencl.backend.streamed", lambda *_: frozenset({"y"}))
+    monkeypatch.setattr("kernelforge.backends.opencl.backend.streamed", lambda *_: {"y": 8})
     at = R * 8 + V
     body = (over(lanes(Store("y", (at,), Load("x", (at,), "f32") * 2.0))),)
     executable = device.compile(Kernel("past", (X, Y), (), body))

@@ -102,13 +102,14 @@ kernel dots(in a: u16[2], in b: u16[32], inout y: f32[16]) {
 
 
 def test_only_whole_parts_of_lines_are_stored_past_the_cache() -> None:
-    def streamed(*body: Stmt) -> str:
-        return print_opencl(Kernel("k", (X, K, Y), (), body), 8, 1 << 15, frozenset({"y"})).text.split("__kernel")[2]
+    def streamed(*body: Stmt, least: int = 32) -> str:
+        return print_opencl(Kernel("k", (X, K, Y), (), body), 8, 1 << 15, {"y": least}).text.split("__kernel")[2]
 
     v = Load("x", (R * 8 + V,), "f32")
     assert "kf_stream(" in streamed(over(lanes(Store("y", (R * 8 + V,), v))))
     for other in (Store("y", (R * 8 + V + 1,), v), Store("y", (R + V,), v), Store("y", (R * 8 + V,), v, "add")):
         assert "kf_stream(" not in streamed(over(lanes(other)))
+    assert "kf_stream(" not in streamed(over(lanes(Store("y", (R * 8 + V,), v))), least=64)
 
 
 def test_longer_loops_are_vectors_side_by_side() -> None:
