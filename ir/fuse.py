@@ -17,7 +17,7 @@ from kernelforge.ir.cost import EXPENSIVE, FREE_NODES, RECOMPUTE
 from kernelforge.ir.demand import BESIDE, Chains, Part, Refused
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.groups import Group, Item, Order, reaches
-from kernelforge.ir.lower import buffers_of, by_columns
+from kernelforge.ir.lower import buffers_of, by_columns, long_columns
 
 WIDE_ROW = 1 << 16
 FEW_ROWS = 8
@@ -274,6 +274,8 @@ class _Fuser:
             return "only sums over rows read it, and what it is made of is stored for others"
         if reductions and self._stacked(b):
             return "each result would be stored once for each copy, a row apart"
+        if a.reductions and self._columns_again(a, b):
+            return "it reads long columns again, which are reduced and read sooner row by row"
         chained = Kind.CONTRACT in kinds and len(reductions) > 1
         if chained and not self.chains:
             return "a contraction shares its kernel with no other reduction"
@@ -360,6 +362,15 @@ class _Fuser:
         shape = (*(1,) * (len(target) - source.type.ndim), *source.type.shape)
         first = next((k for k, n in enumerate(target) if n > 1), 0)
         return source.type.size > 1 and shape[first] == 1
+
+    def _columns_again(self, a: Group, b: Group) -> bool:
+        """Whether ``b`` uses what ``a`` reduces of long columns for as many elements again."""
+        long = [i for i in a.reductions if i.node is not None and long_columns(i.node)]
+        if not long:
+            return False
+        least = max(i.outputs[0].type.size for i in long)
+        uses = [i for i in b.items if any(r.group is a and r.reduced() for r in i.reads)]
+        return any(v.type.size > least for i in uses for v in (*i.outputs, *(i.node.inputs if i.node else ())))
 
     def _spread(self, a: Group, b: Group) -> bool:
         """Whether ``b`` repeats what a contraction of ``a`` makes: many elements, in an order of their own."""

@@ -38,12 +38,17 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.memo import memo
 from kernelforge.ir.nest import adjacent, axes, collapse, digits, nest, variables
 from kernelforge.ir.runs import begun, read
+from kernelforge.ir.schedule.limits import LINE
 from kernelforge.ir.structure import Pattern, pattern
 from kernelforge.ir.types import row_major
 
 MANY_ROWS = 32
 MANY_COLUMNS = 64
 """From this many rows of this many elements on, a reduction over the rows is made by blocks of rows."""
+
+LONG_COLUMN, BLOCK = 1 << 9, 1 << 24
+"""Columns of more than ``LONG_COLUMN`` elements whose rows are no whole lines, or which lie in more than ``BLOCK``
+bytes, are reduced and read again sooner by two nests, each of which goes along the rows, than by one of columns."""
 
 BLOCKS = 64
 SHORT_BLOCK = 4
@@ -100,6 +105,19 @@ def by_columns(node: Node) -> bool:
     axes_, columns = node.params["axes"], node.output.type.size
     leading = axes_ == tuple(range(len(axes_)))
     return leading and columns >= MANY_COLUMNS and node.inputs[0].type.size >= MANY_ROWS * columns
+
+
+def long_columns(node: Node) -> bool:
+    """Whether a node reduces columns, of elements that lie a row apart, which are so long that one nest of columns is
+    slow: lanes beyond the last whole line walk all rows for themselves, and caches hold nothing until it is read again.
+    """
+    if node.prim.kind is not Kind.REDUCE:
+        return False
+    source, axes = node.inputs[0].type, node.params["axes"]
+    inner = math.prod(source.shape[max(axes) + 1 :])
+    count = source.size // max(node.output.type.size, 1)
+    row = inner * source.dtype.itemsize
+    return inner > 1 and count > LONG_COLUMN and (row % LINE > 0 or count * row > BLOCK)
 
 
 def _element_of(name: str, shape: tuple[int, ...], dtype: str) -> Callable[[At, Sequence[Expr], Sequence[Expr]], Expr]:

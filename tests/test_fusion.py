@@ -391,6 +391,21 @@ def test_what_goes_in_a_circle_is_cut_where_it_turns(device: str, move: Callable
     np.testing.assert_array_equal(np.asarray(kf.jit(move)(x)), move(x))
 
 
+@pytest.mark.parametrize(("shape", "kernels"), [
+    ((600, 24), 3), ((600, 64), 1), ((500, 24), 1), ((70000, 64), 3), ((64, 600, 32), 1), ((2, 600, 24), 3),
+])  # fmt: skip
+def test_long_columns_are_reduced_and_read_again_row_by_row(shape: tuple[int, ...], kernels: int) -> None:
+    """Where their rows are no whole lines, or lie in more bytes than caches hold."""
+
+    def standardized(x: Any) -> Any:
+        return (x - x.mean(-2, keepdims=True)) / x.std(-2, keepdims=True)
+
+    x = normal(*shape)
+    fn = kf.jit(standardized)
+    assert len(fn.lower(x).kernels) == kernels
+    np.testing.assert_allclose(np.asarray(fn(x)), standardized(x.astype(np.float64)), rtol=2e-5, atol=2e-6)
+
+
 def test_gradients_of_transposed_convolutions_are_strided_ones() -> None:
     """Windows of blocks are walked as the windows of pixels that they are."""
 
