@@ -120,8 +120,8 @@ def streamed(kernel: Kernel, cache_bytes: tuple[int, int, int]) -> Streamed:
     inputs and both fit the last level, storing through it is quicker (on a Zen 5 with 32 MB a copy of 8 MB takes 0.09
     ms through the cache and 0.20 past it); beyond, slower (a layer norm of 16 MB 0.56 and 0.32, others at work beside).
 
-    Stores shorter than others to the same output, as at the ends of rows, go through the cache: where the others do,
-    as they begin within lines, a line of which part goes past it takes 20 times as long.
+    Stores of less than a line that are shorter than others to the same output, as at the ends of rows, go through the
+    cache: where the others do, as they begin within lines, a line of which part goes past it takes 20 times as long.
 
     Args:
         cache_bytes: sizes of the caches for data of levels 1, 2 and 3.

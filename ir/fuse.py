@@ -368,9 +368,9 @@ class _Fuser:
         long = [i for i in a.reductions if i.node is not None and long_columns(i.node)]
         if not long:
             return False
-        least = max(i.outputs[0].type.size for i in long)
+        columns = max(i.outputs[0].type.size for i in long)
         uses = [i for i in b.items if any(r.group is a and r.reduced() for r in i.reads)]
-        return any(v.type.size > least for i in uses for v in (*i.outputs, *(i.node.inputs if i.node else ())))
+        return any(v.type.size > columns for i in uses for v in (*i.outputs, *(i.node.inputs if i.node else ())))
 
     def _spread(self, a: Group, b: Group) -> bool:
         """Whether ``b`` repeats what a contraction of ``a`` makes: many elements, in an order of their own."""

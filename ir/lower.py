@@ -46,9 +46,9 @@ MANY_ROWS = 32
 MANY_COLUMNS = 64
 """From this many rows of this many elements on, a reduction over the rows is made by blocks of rows."""
 
-LONG_COLUMN, BLOCK = 1 << 9, 1 << 24
-"""Columns of more than ``LONG_COLUMN`` elements whose rows are no whole lines, or which lie in more than ``BLOCK``
-bytes, are reduced and read again sooner by two nests, each of which goes along the rows, than by one of columns."""
+LONG_COLUMN, RAGGED, BLOCK = 1 << 9, 1 << 17, 1 << 25
+"""Columns of more than ``LONG_COLUMN`` elements in more than ``BLOCK`` bytes, or ``RAGGED`` where rows are no whole
+lines, are reduced and read again sooner by two nests, each of which goes along the rows, than by one of columns."""
 
 BLOCKS = 64
 SHORT_BLOCK = 4
@@ -109,7 +109,7 @@ def by_columns(node: Node) -> bool:
 
 def long_columns(node: Node) -> bool:
     """Whether a node reduces columns, of elements that lie a row apart, which are so long that one nest of columns is
-    slow: lanes beyond the last whole line walk all rows for themselves, and caches hold nothing until it is read again.
+    slow: lanes beyond the last whole line walk all rows for themselves, and large caches are no larger.
     """
     if node.prim.kind is not Kind.REDUCE:
         return False
@@ -117,7 +117,7 @@ def long_columns(node: Node) -> bool:
     inner = math.prod(source.shape[max(axes) + 1 :])
     count = source.size // max(node.output.type.size, 1)
     row = inner * source.dtype.itemsize
-    return inner > 1 and count > LONG_COLUMN and (row % LINE > 0 or count * row > BLOCK)
+    return inner > 1 and count > LONG_COLUMN and count * row > (RAGGED if row % LINE else BLOCK)
 
 
 def _element_of(name: str, shape: tuple[int, ...], dtype: str) -> Callable[[At, Sequence[Expr], Sequence[Expr]], Expr]:

@@ -392,7 +392,8 @@ def test_what_goes_in_a_circle_is_cut_where_it_turns(device: str, move: Callable
 
 
 @pytest.mark.parametrize(("shape", "kernels"), [
-    ((600, 24), 3), ((600, 64), 1), ((500, 24), 1), ((70000, 64), 3), ((64, 600, 32), 1), ((2, 600, 24), 3),
+    ((6000, 24), 3), ((6000, 64), 1), ((600, 24), 1), ((500, 200), 1), ((140000, 64), 3), ((64, 600, 32), 1),
+    ((2, 6000, 24), 3),
 ])  # fmt: skip
 def test_long_columns_are_reduced_and_read_again_row_by_row(shape: tuple[int, ...], kernels: int) -> None:
     """Where their rows are no whole lines, or lie in more bytes than caches hold."""

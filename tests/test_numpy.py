@@ -242,6 +242,17 @@ def test_dtype_strings_mean_what_numpy_says() -> None:
     assert kf.asarray([1], dtype="f32").dtype == np.float32
 
 
+def test_integers_are_added_to_bools_as_integers(device: str) -> None:
+    def fn(x: Any, v: Any) -> Any:
+        y = x.copy()
+        np.add.at(y, np.array([0, 1, 1]), v)
+        return y
+
+    x = np.array([True, True, False])
+    for v in (np.int8(-1), np.array([-1, 1, -1]), 2, True):
+        np.testing.assert_array_equal(kf.jit(fn)(x, v), fn(x, v))
+
+
 @pytest.mark.parametrize("value", [1, 1.5, True, np.uint8(3), np.array([-128, 5], np.int8), np.float32(2.5)], ids=str)
 def test_subtract_at(value: Any, device: str) -> None:
     def fn(x: Any, v: Any) -> Any:

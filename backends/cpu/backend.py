@@ -24,8 +24,8 @@ PAGE, APART = 4096, 1472
 """Large memory begins ``APART`` bytes behind the start of a page; NumPy's begins 16 behind it or at it.
 
 A load waits for a store just before it to the same place of another page, and long where the store goes past the cache:
-softmax of rows of 4 KiB took 3 times as long on Zen 4. So what is made lies neither where it is read from, nor common
-lengths of rows further (multiples of 256 bytes), nor where lines are asked for (``ahead.AHEAD``)."""
+softmax of rows of 4 KiB took 3 times as long on Zen 4. So what is made lies neither just behind what it is made from,
+nor common lengths of rows further (multiples of 256 bytes), nor where lines are asked for (``ahead.AHEAD``)."""
 LARGE = 1 << 16
 """Bytes from which on memory is large: pages that are begun and not used cost little, and stores may pass the cache."""
 

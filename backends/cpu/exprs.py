@@ -307,10 +307,10 @@ class Exprs(Arithmetic):
         pointer, step = self.address(e.buffer, e.index)
         buffer = self.buffers[e.buffer]
         whole = self.whole(buffer, e.index, step)
-        if self.walked is not None and step in (1, -1) and buffer.shape is None:
+        if self.walked is not None and step == 1 and buffer.shape is None:
             ahead = self.distances.get((self.walked, e.buffer), 0)
             for line in range(0, self.lanes * DTYPES[e.dtype].itemsize if ahead else 0, LINE):
-                self.fetch(pointer, step * (ahead + line))
+                self.fetch(pointer, ahead + line)
         v = self.load_at(e.buffer, pointer, step, None if whole else self.mask)
         if buffer.shape is not None and v.dtype in INTEGERS and not v.lanes:
             # hides what a loop has reduced from loop strength reduction, which aborts where addresses are made of it

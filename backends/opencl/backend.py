@@ -53,13 +53,13 @@ PARTS = 32
 
 PROBE = """
 #if defined(__SSE2__) && (WIDTH > 8 && !defined(__AVX512F__) || WIDTH > 4 && !defined(__AVX__))
-#error the runtime works with vectors that its compiler, which takes the processor for an older one, passes otherwise
+#define fits older
 #endif
-__kernel void nothing(void) {}
+__kernel void fits(void) {}
 """
-"""A program that a device must compile, with its preferred vector's floats as ``WIDTH``. The wheel of PoCL 3.0, whose
-LLVM takes Zen 4 for Zen 3, calls its library of functions of 16 floats with their halves in two registers each: wrong
-values, or the process ends."""
+"""A program that a device must compile, with its preferred vector's floats as ``WIDTH``: whether vectors fit the
+processor that the compiler takes this one for. The wheel of PoCL 3.0, whose LLVM takes Zen 4 for Zen 3, calls its
+library of functions of 16 floats with their halves in two registers each: wrong values, or the process ends."""
 
 OUT_OF_MEMORY = ("MEM_OBJECT_ALLOCATION_FAILURE", "OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY", "INVALID_BUFFER_SIZE")
 
@@ -81,9 +81,13 @@ def open_devices() -> dict[str, Backend]:
     for device in found:
         context = cl.Context([device])
         try:
-            _build(cl.Program(context, PROBE), (f"-DWIDTH={device.preferred_vector_width_float}",))
+            program = _build(cl.Program(context, PROBE), (f"-DWIDTH={device.preferred_vector_width_float}",))
+            fits = program.get_info(cl.program_info.KERNEL_NAMES) == "fits"
+            problem = "" if fits else "its compiler takes this processor for an older one, and passes vectors otherwise"
         except cl.Error as error:
-            refused.append(f"{describe(device)} cannot be used: {_last_line(error)}")
+            problem = _last_line(error)
+        if problem:
+            refused.append(f"{describe(device)} cannot be used: {problem}")
             continue
         name = f"opencl:{len(out)}"
         out[name] = OpenCL(name, device, context)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from kernelforge.backends.opencl.exprs import Buffer, Scope
-from kernelforge.backends.opencl.lib import Functions, size
+from kernelforge.backends.opencl.lib import WIDTHS, Functions, size
 from kernelforge.backends.opencl.operations import Code
 from kernelforge.ir.cost import Streamed
 from kernelforge.ir.index import poly
@@ -102,7 +102,8 @@ class Stores:
     def past_cache(self, stmt: Store, flat: Expr) -> int:
         """Return the alignment in bytes of a vector to store past the cache; 0 where it must not be."""
         var, width = self.scope.var, size(stmt.value.dtype)
-        if stmt.op or var is None or self.scope.lanes * width < self.streamed.get(stmt.buffer, math.inf):
+        least = self.streamed.get(stmt.buffer, math.inf)
+        if stmt.op or var is None or self.scope.lanes < min(least / width, max(WIDTHS)):
             return 0
         unit = min(self.scope.lanes, LINE // width)
         steps = poly(self.scope.resolved(flat)).items()

@@ -39,10 +39,11 @@ TOGETHER, WORTH, BRIEF = 8, 0.75, 400
 operations a vector may be: values of more do not stay in registers (normals of f64 took 1.6 times as long so)."""
 
 PIECES = 5
-"""Pieces of a loop, at most, of which each chooses one value throughout."""
+"""Pieces of a loop, at most, of which each chooses one value throughout; ends of lines are pieces besides."""
 
 PARTS, PART = 16, 1 << 10
-"""Parts of a map that are nests of their own, at most, and elements of each, at least."""
+"""Parts of a map that are nests of their own, at most, and elements of each, at least; up to ``PIECES`` parts may be
+smaller where one is half of all or more."""
 
 APART = 2
 """Transcendental functions of an element from which on lanes are worth it where they read or write elements apart."""

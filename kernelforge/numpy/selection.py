@@ -128,7 +128,7 @@ def _combines(op: str, x: Any, value: Any) -> bool:
     dtype = FUNCTIONS["result_type"](x, value)
     if dtype.kind not in "biu":
         return bool(np.can_cast(dtype, x.dtype, "same_kind"))
-    if x.dtype.kind == "b" and op == "subtract":
+    if x.dtype.kind == "b" and (op == "subtract" or dtype != x.dtype):  # True + -1 is 0
         return False
     if op not in ("maximum", "minimum"):
         return True

@@ -110,6 +110,14 @@ def test_only_whole_parts_of_lines_are_stored_past_the_cache() -> None:
     for other in (Store("y", (R * 8 + V + 1,), v), Store("y", (R + V,), v), Store("y", (R * 8 + V,), v, "add")):
         assert "kf_stream(" not in streamed(over(lanes(other)))
     assert "kf_stream(" not in streamed(over(lanes(Store("y", (R * 8 + V,), v))), least=64)
+    half = """kernel half(in x: u16[256], out y: u16[256]) {
+      for grid i < 4 {
+        for vector v < 64 {
+          y[i * 64 + v] = x[i * 64 + v]
+        }
+      }
+    }"""
+    assert "kf_stream(" in print_opencl(parse_kernel(half), 8, 1 << 15, {"y": 64}).text  # in vectors of 16, half a line
 
 
 def test_longer_loops_are_vectors_side_by_side() -> None:
