@@ -16,6 +16,7 @@ import pytest
 
 import kernelforge as kf
 from kernelforge.backends import registry
+from kernelforge.backends.cpu import compiler
 from kernelforge.compile import forget
 from kernelforge.forks import UNFORKED
 from kernelforge.ir import demand, index, memo
@@ -151,6 +152,20 @@ def test_a_child_compiles_whatever_a_thread_was_at(hold: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_threads_that_end_free_no_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child forked meanwhile would wait for the lock that llvmlite holds while it frees one."""
+    made = []
+    monkeypatch.setattr(compiler, "_COMPILERS", compiler._Compilers())
+    monkeypatch.setattr(
+        compiler, "_compiler", lambda level, make=compiler._compiler: made.append(make(level)) or made[-1]
+    )
+    for _ in range(3):
+        thread = threading.Thread(target=compiler.compile_ir, args=("define void @f() { ret void }", "f", ()))
+        thread.start()
+        thread.join()
+    assert len(made) == 1
+
+
 def test_a_gate_made_while_a_fork_begins() -> None:
     code = (
         "import os\n"

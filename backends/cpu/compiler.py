@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -72,32 +74,47 @@ class Compiler:
         return module
 
 
-class _Compilers(threading.local):
-    """Those for this process, of each thread, by their level."""
+class _Compilers:
+    """Those of this process by their level, of which each is lent to one thread at a time.
+
+    None is freed: a thread that freed one at its end, outside of ``UNFORKED``, would hold a lock of llvmlite's, for
+    which a child that was forked meanwhile waits as it frees what other threads had, before any of its hooks.
+    """
 
     def __init__(self) -> None:
-        self.made: dict[int, Compiler] = {}
+        self._free: dict[int, list[Compiler]] = {}
 
-    def __getitem__(self, level: int) -> Compiler:
-        if level not in self.made:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-                cpu=llvm.get_host_cpu_name(),
-                features=llvm.get_host_cpu_features().flatten(),
-                opt=level,
-                reloc="pic",
-                codemodel="small",
-            )
-            self.made[level] = Compiler(machine)
-        return self.made[level]
+    @contextlib.contextmanager
+    def lent(self, level: int) -> Iterator[Compiler]:
+        free = self._free.setdefault(level, [])
+        try:
+            compiler = free.pop()
+        except IndexError:
+            compiler = _compiler(level)
+        try:
+            yield compiler
+        finally:
+            free.append(compiler)
+
+
+def _compiler(level: int) -> Compiler:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=level,
+        reloc="pic",
+        codemodel="small",
+    )
+    return Compiler(machine)
 
 
 _COMPILERS = _Compilers()
 
 
 def _reopen() -> None:
-    """Open llvmlite's lock in a child: a thread that ends frees what it made after it has left ``UNFORKED``."""
+    """Open llvmlite's lock in a child: a traceback may hold what LLVM made, and free it outside of ``UNFORKED``."""
     ffi.lib._lock._lock = threading.RLock()
 
 
@@ -146,9 +163,8 @@ def compile_ir(text: str, name: str, passes: Passes, level: int = 3) -> bytes:
 
 
 def _compile(text: str, name: str, passes: Passes, level: int) -> bytes:
-    compiler = _COMPILERS[level]
-    module = compiler.optimized(text, name, "cpu", passes)
-    with ffi.OutputString() as error:
+    with _COMPILERS.lent(level) as compiler, ffi.OutputString() as error:
+        module = compiler.optimized(text, name, "cpu", passes)
         held = _unlocked("LLVMPY_TargetMachineEmitToMemory")(compiler.machine, module, 1, error)
         if not held:
             raise CompilationFailed(kernel=name, device="cpu", log=str(error).strip(), source="\n" + text)
