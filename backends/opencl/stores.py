@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 
 from kernelforge.backends.opencl.exprs import Buffer, Scope
@@ -102,8 +101,9 @@ class Stores:
     def past_cache(self, stmt: Store, flat: Expr) -> int:
         """Return the alignment in bytes of a vector to store past the cache; 0 where it must not be."""
         var, width = self.scope.var, size(stmt.value.dtype)
-        least = self.streamed.get(stmt.buffer, math.inf)
-        if stmt.op or var is None or self.scope.lanes < min(least / width, max(WIDTHS)):
+        if stmt.op or var is None or stmt.buffer not in self.streamed:
+            return 0
+        if self.scope.lanes < min(self.streamed[stmt.buffer] // width, max(WIDTHS)):
             return 0
         unit = min(self.scope.lanes, LINE // width)
         steps = poly(self.scope.resolved(flat)).items()
