@@ -56,7 +56,10 @@ def test_a_slow_formula_is_improved(device: str, monkeypatch: pytest.MonkeyPatch
 
     with kf.default_device(device):
         first = np.asarray(product(a, b))
-        (found,) = kf.tune(product, a, b, seconds=5).kernels
+        for _ in range(3):  # where others take the processors, nothing may be seen to be faster in one search
+            (found,) = kf.tune(product, a, b, seconds=5).kernels
+            if found.parameters:
+                break
         assert found.after < 0.7 * found.before
         assert set(found.parameters) & {"rows", "columns"}
         np.testing.assert_allclose(np.asarray(product(a, b)), first, rtol=1e-5, atol=1e-5)
