@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.kernel import (
     ARITY,
     COMPARE,
@@ -100,11 +101,7 @@ def cost(kernel: Kernel) -> Cost:
 def nbytes(arg: Arg) -> int:
     """Return the bytes of a buffer of constant size."""
     assert isinstance(arg.size, Const)
-    return int(arg.size.value) * _width(arg.dtype)
-
-
-def _width(dtype: str) -> int:
-    return {"bool": 1, "bf16": 2}.get(dtype) or int(dtype[1:]) // 8
+    return int(arg.size.value) * DTYPES[arg.dtype].itemsize
 
 
 Streamed: TypeAlias = Mapping[str, int]
@@ -139,7 +136,7 @@ def _longest(body: Sequence[Stmt], name: str, lanes: int = 1) -> int:
     most = 0
     for stmt in body:
         if isinstance(stmt, Store) and stmt.buffer == name:
-            most = max(most, lanes * _width(stmt.value.dtype))
+            most = max(most, lanes * DTYPES[stmt.value.dtype].itemsize)
         elif isinstance(stmt, For | If):
             vector = isinstance(stmt, For) and stmt.kind == "vector" and stmt.static
             most = max(most, _longest(stmt.body, name, vector or lanes))

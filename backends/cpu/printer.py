@@ -63,7 +63,7 @@ def print_kernel(kernel: Kernel, host: Host) -> str:
     functions = []
     for part in every(parts):
         within = dataclasses.replace(kernel, params=(*kernel.params, *(loop.var.name for loop in part.turns)))
-        past = {name: most for name, most in large.items() if name in stored(part.body)}
+        past = {name: large[name] for name in large.keys() & stored(part.body)}
         if past and _asks(part):
             functions.append(_Function(within, host, declared, past).phase(part.name, part, asks=True))
             continue

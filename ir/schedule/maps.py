@@ -105,8 +105,8 @@ def _lined(loop: For, ends: Sequence[int]) -> list[int]:
     """
     stored = [s for s in stmts(loop.body) if isinstance(s, Store)]
     lines = {LINE // DTYPES[s.value.dtype].itemsize for s in stored}
-    offsets = {poly(s.index[-1]).get((), 0) for s in stored if affine(s.index[-1], loop.var) == 1}
-    if len(lines) != 1 or len(offsets) != 1 or not all(affine(s.index[-1], loop.var) == 1 for s in stored):
+    offsets = {poly(s.index[-1]).get((), 0) for s in stored}
+    if len(lines) != 1 or len(offsets) != 1 or any(affine(s.index[-1], loop.var) != 1 for s in stored):
         return [*ends]
     (line,), (offset,) = lines, offsets
     found = {*ends}
