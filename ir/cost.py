@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from kernelforge.dtypes import DTYPES
+from kernelforge.ir.index import free_vars
 from kernelforge.ir.kernel import (
     ARITY,
     COMPARE,
@@ -146,7 +147,8 @@ def _longest(body: Sequence[Stmt], name: str, lanes: int = 1) -> int:
 def operations(body: Sequence[Stmt]) -> tuple[int, int]:
     """Return the floating-point operations of statements and the work they stand for.
 
-    Work that does not change in a loop is counted outside of it.
+    Work that does not change in the innermost loops around it is counted outside of these; the factors of a product,
+    which are packed, outside of every loop that they do not change in.
     """
     return _flops(body), _Work().count(body, {})
 
@@ -185,21 +187,38 @@ class _Work:
             self.memo[e] = found
         return found
 
-    def count(self, body: Sequence[Stmt], around: dict[Var, int]) -> int:
+    def count(self, body: Sequence[Stmt], around: dict[Var, int], product: bool = False) -> int:
         total = 0
         for stmt in body:
             for x in {x for e in exprs(stmt) for x in walk(e) if isinstance(x, Op)}:
-                total += _weight(x) * math.prod(around.get(var, 1) for var in self.loops(x)) if _weight(x) else 0
+                total += _weight(x) * self.times(x, around, product) if _weight(x) else 0
             match stmt:
                 case Let(name, _) | Alloc(name):
                     self.depends[name] = frozenset(around)
                 case Store(op=op) if op:
                     total += math.prod(around.values())
                 case For():
-                    total += self.count(stmt.body, {**around, stmt.var: stmt.static or 1})
+                    inside = {**around, stmt.var: stmt.static or 1}
+                    total += self.count(stmt.body, inside, product or self.multiplies(stmt, frozenset(inside)))
                 case If():
-                    total += self.count(stmt.body, around)
+                    total += self.count(stmt.body, around, product)
         return total
+
+    def times(self, e: Expr, around: dict[Var, int], product: bool) -> int:
+        """Return how often an expression is computed in the loops around it."""
+        changing = self.loops(e)
+        last = max((k for k, var in enumerate(around) if var in changing), default=-1)
+        return math.prod(
+            n for k, (var, n) in enumerate(around.items()) if k <= last and (var in changing or not product)
+        )
+
+    def multiplies(self, loop: For, around: frozenset[Var]) -> bool:
+        """Whether a loop sums over what changes in different loops around it, as the factors of a product do."""
+        if loop.kind != "serial":
+            return False
+        read = {x for s in stmts((loop,)) for e in exprs(s) for x in walk(e) if isinstance(x, Load)}
+        changing = {found for x in read if loop.var in (found := around & free_vars(x))}
+        return any(not (a <= b or b <= a) for a in changing for b in changing)
 
 
 def _is_float(x: Expr) -> bool:

@@ -13,11 +13,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from kernelforge.ir.cost import EXPENSIVE, FREE_NODES, RECOMPUTE
+from kernelforge.ir.cost import EXPENSIVE, LAUNCH_BYTES, OPERATIONS_PER_BYTE, RECOMPUTE, operations
 from kernelforge.ir.demand import BESIDE, Chains, Part, Refused
+from kernelforge.ir.free import free_nodes
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.groups import Group, Item, Order, reaches
-from kernelforge.ir.lower import buffers_of, by_columns, long_columns
+from kernelforge.ir.lower import buffers_of, by_columns, long_columns, lower
 
 WIDE_ROW = 1 << 16
 FEW_ROWS = 8
@@ -134,7 +135,7 @@ class _Fuser:
         self.decisions: list[Decision] = []
         self.producer = {v: n for n in graph.nodes for v in n.outputs}
         self.order = {n: k for k, n in enumerate(graph.nodes)}
-        self.free = self._free_nodes()
+        self.free = free_nodes(graph)
         self.steps = self._steps()
         self.places = self._places()
         self.escaping = set(graph.outputs)
@@ -176,28 +177,6 @@ class _Fuser:
         self.items.append(item)
         for v in item.outputs:
             by_value.setdefault(v, item)
-
-    def _free_nodes(self) -> dict[Node, int]:
-        """Return the nodes that every reader repeats, with how many nodes each stands for."""
-        free: dict[Node, int] = {}
-        weight: dict[Value, int] = {v: 0 for v in self.graph.inputs if v.type.size == 1}
-        # views that choose among several values, behind a value, as far as free nodes go
-        choices: dict[Value, int] = {}
-        for node in self.graph.nodes:
-            if node.prim.name == "random_bits":
-                weight[node.output] = free[node] = 1
-            elif node.prim.kind is Kind.MAP and all(v in weight for v in node.inputs):
-                total = 1 + sum(weight[v] for v in node.inputs)
-                if total <= FREE_NODES:
-                    weight[node.output] = free[node] = total
-            elif node.prim.kind is Kind.VIEW and sum(v.type.size > 1 for v in node.inputs) <= 1:
-                behind = sum(choices.get(v, 0) for v in node.inputs) + (len(node.inputs) > 1)
-                if behind > FREE_NODES:
-                    continue
-                free[node], choices[node.output] = 0, behind
-                if all(v in weight for v in node.inputs):
-                    weight[node.output] = sum(weight[v] for v in node.inputs)
-        return free
 
     def _steps(self) -> dict[Value, int]:
         """Return how many maps follow each other up to each value, from the last that is none or a view of one."""
@@ -269,6 +248,8 @@ class _Fuser:
             return "the scatter would compute it one element after the other"
         if costly and self._looked_up(a, b):
             return "what is read where data says would be computed again for each use of an element"
+        if costly and self._repeated(a, b):
+            return "what each row repeats would be computed again for each of them"
         reductions = a.reductions + b.reductions
         if Kind.CONTRACT in a.kinds and self._for_sums(a, b):
             return "only sums over rows read it, and what it is made of is stored for others"
@@ -340,6 +321,20 @@ class _Fuser:
                 for v in made.intersection(self._sources(item.node.inputs[0])):
                     uses[v] = uses.get(v, 0) + item.node.output.type.size
         return any(n > RECOMPUTE * v.type.size for v, n in uses.items())
+
+    def _repeated(self, a: Group, b: Group) -> bool:
+        """Whether storing maps of ``a`` takes less than computing them in each row of ``b``."""
+        made = max(v.type.size for i in a.items for v in i.outputs)
+        used = max(v.type.size for i in b.items for v in (*i.outputs, *(i.node.inputs if i.node else ())))
+        if not a.kinds <= {Kind.MAP} or b.through.isdisjoint(a.items) or used <= RECOMPUTE * made:
+            return False
+        parts = [self.part(items) for items in (a.items, b.items, [*a.items, *b.items])]
+        try:
+            first, second, both = (operations(lower(part).body)[1] for part in parts)
+        except Refused:
+            return False
+        saved = (both - first - second) / OPERATIONS_PER_BYTE
+        return saved > LAUNCH_BYTES + 2 * sum(v.type.nbytes for v in parts[0].outputs)
 
     def _for_sums(self, a: Group, b: Group) -> bool:
         """Whether ``b`` is a map that only sums over the first axis read, which no contraction's kernel makes, of

@@ -407,6 +407,21 @@ def test_long_columns_are_reduced_and_read_again_row_by_row(shape: tuple[int, ..
     np.testing.assert_allclose(np.asarray(fn(x)), standardized(x.astype(np.float64)), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(("fn", "kernels"), [
+    (lambda x, g: x * np.power(g, 0.3), 2), (lambda x, g: (x - g) / np.sqrt(g + 1), 2), (lambda x, g: x * g + g, 1),
+    (lambda x, g: x.T * np.power(g, 0.3)[:, None], 1), (lambda x, g: (x * np.exp(g)).sum(-1), 2),
+    (lambda x, g: (x * np.exp(g)).sum(0), 2), (lambda x, g: x[:3] * np.exp(g), 1),
+    (lambda x, g: x + np.sin(np.arange(1024, dtype=F32)), 2), (lambda x, g: x + np.arange(1024, dtype=F32), 1),
+    (lambda x, g: x * np.exp(g[0]), 1), (lambda x, g: np.exp(g) * 2 + x[0], 1),
+])  # fmt: skip
+def test_what_each_row_repeats_is_computed_once(fn: Callable[[Any, Any], Any], kernels: int) -> None:
+    """Where that takes longer than to store it, and no loop inside of the rows could leave it outside."""
+    x, g = normal(512, 1024), np.abs(normal(1024))
+    made = kf.jit(fn)
+    assert len(made.lower(x, g).kernels) == kernels
+    np.testing.assert_allclose(np.asarray(made(x, g)), fn(x, g), rtol=2e-5, atol=2e-5)
+
+
 def test_gradients_of_transposed_convolutions_are_strided_ones() -> None:
     """Windows of blocks are walked as the windows of pixels that they are."""
 

@@ -200,6 +200,30 @@ def test_work_that_a_loop_does_not_change_is_counted_outside() -> None:
     assert cost(kernel).work == 6 * (16 + 4) + 24 * 2
 
 
+def test_work_that_rows_repeat_is_counted_in_each_but_for_factors_of_products() -> None:
+    rows = """kernel k(in x: f32[24], in s: f32[4], out y: f32[24]) {
+  for parallel i < 6 {
+    for parallel j < 4 {
+      y[i * 4 + j] = x[i * 4 + j] * log(s[j])
+    }
+  }
+}"""
+    assert cost(parse_kernel(rows)).work == 24 * (16 + 1)
+    product = """kernel k(in a: f32[24], in b: f32[20], out y: f32[30]) {
+  for parallel i < 6 {
+    for parallel j < 5 {
+      register s: f32[]
+      s[] = 0.0f32
+      for serial k < 4 {
+        s[] += log(a[i * 4 + k]) * exp(b[j * 4 + k])
+      }
+      y[i * 5 + j] = s[]
+    }
+  }
+}"""
+    assert cost(parse_kernel(product)).work == 24 * 16 + 20 * 16 + 120 * 2
+
+
 def run_regions(graph: Graph, regions: tuple[Region, ...], arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Run one region after another, each from what stands in memory by then."""
     memory = dict(zip(graph.inputs, arrays, strict=True)) | dict(graph.consts)
