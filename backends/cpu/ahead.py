@@ -42,6 +42,18 @@ class Walk(NamedTuple):
         following = next((s for s in reversed(self.steps) if s), 0)
         return length * DTYPES[self.load.dtype].itemsize >= AHEAD or following <= 2 * length
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many rows behind each other an unrolled loop inside of this one reads side by side, and the elements from
+        one to the next; 1 and 0 where it reads one row.
+        """
+        length = (affine(self.load.index[0], self.loop.var) or 0) * (self.loop.static or 1)
+        for s in stmts(self.loop.body):
+            step = affine(self.load.index[0], s.var) or 0 if isinstance(s, For) and s.kind == "unroll" else 0
+            if isinstance(s, For) and 0 < length <= step < 2 * length:
+                return s.static or 1, step
+        return 1, 0
+
     def nbytes(self, shared: int) -> int:
         """Return how much is read in an iteration of the ``shared`` outermost loops."""
         loops = (*self.around[shared:], self.loop, *(s for s in stmts(self.loop.body) if isinstance(s, For)))
@@ -54,8 +66,9 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
     Of several passes over a row that the cache holds, the last one asks: it computes or stores most, and memory would
     have nothing to read; asking in a first pass that only reads gained nothing where it was measured. It asks for the
     next row, where the cache has room for it beside this one and what is kept, or for what
-    lies a little further, if that is read next. What no loop around changes is in the cache. Rows behind each other
-    that are read side by side are not asked for: what lies a little further in one is read in the next.
+    lies a little further, if that is read next. What no loop around changes is in the cache. Of rows behind each other
+    that are read side by side and once, it asks for those behind them all, where a quarter of the cache has room for
+    them: what lies a little further in one is read in the next.
 
     Args:
         loops: of the grid, the outermost first.
@@ -104,15 +117,10 @@ def _walks(body: Sequence[Stmt], around: tuple[For, ...]) -> Iterator[Walk]:
 
 def _of(loop: For, around: tuple[For, ...]) -> Iterator[Walk]:
     for load in loads(loop.body):
-        if len(load.index) == 1 and loop.var in free_vars(load.index[0]) and not _side_by_side(load, loop):
-            yield Walk(load, loop, around)
-
-
-def _side_by_side(load: Load, loop: For) -> bool:
-    """Whether an unrolled loop inside of ``loop`` reads from one row to the next."""
-    length = (affine(load.index[0], loop.var) or 0) * (loop.static or 1)
-    inner = [s for s in stmts(loop.body) if isinstance(s, For) and s.kind == "unroll"]
-    return length != 0 and any(affine(load.index[0], s.var) == length for s in inner)
+        if len(load.index) == 1 and loop.var in free_vars(load.index[0]):
+            walk = Walk(load, loop, around)
+            if not walk.rows[1] or all(walk.steps):
+                yield walk
 
 
 def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
@@ -121,6 +129,11 @@ def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
     shared = _shared(passes)
     if first and not any(passes[0].steps):
         return {p.loop.var: 0 for p in passes}
+    rows, step = passes[0].rows
+    if step:
+        together = rows * step * DTYPES[passes[0].load.dtype].itemsize
+        ahead = -(-AHEAD // together) * together if 4 * together <= room else AHEAD
+        return {p.loop.var: ahead for p in passes}
     again = any(not step for p in passes for step in p.steps[shared:])
     most = row_bytes(passes)
     whole = list(dict.fromkeys(p.loop.var for p in passes if 2 * p.nbytes(shared) > most))

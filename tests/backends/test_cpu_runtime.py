@@ -283,14 +283,18 @@ def test_rows_in_pieces_are_fetched_whole() -> None:
     assert not distances(channels, passes, 1 << 19)  # a little further is a piece of another channel
 
 
-def test_rows_that_are_read_side_by_side_are_not_asked_for() -> None:
-    row, few, column, lane = Var("r", bound=64), Var("f", bound=8), Var("c", bound=256), Var("v", bound=16)
-    for between, asked in ((4096, False), (8192, True)):  # what lies a little further is in the next row
-        value = Load("x", ((row * 8 + few) * between + column * 16 + lane,), "f32")
-        added = For(few, i64(8), "unroll", (Store("p", (column * 16 + lane,), value, "add"),))
+def test_rows_that_are_read_side_by_side_ask_for_those_behind_them_all() -> None:
+    row, column, lane = Var("r", bound=64), Var("c", bound=256), Var("v", bound=16)
+    again = Var("a", bound=2)
+    for few, between, ahead in ((8, 4096, 1 << 17), (2, 4100, 2 * 4100 * 4), (16, 4096, AHEAD), (8, 8192, AHEAD)):
+        k = Var("f", bound=few)
+        value = Load("x", ((row * few + k) * between + column * 16 + lane,), "f32")
+        added = For(k, i64(few), "unroll", (Store("p", (column * 16 + lane,), value, "add"),))
         body = (For(column, i64(256), "serial", (For(lane, i64(16), "vector", (added,)),)),)
         rows = For(row, i64(64), "grid", body)
-        assert ((column, "x") in distances([rows], body, 1 << 20)) == asked
+        assert distances([rows], body, 1 << 20) == {(column, "x"): ahead}
+        twice = distances([For(again, i64(2), "grid", (rows,)), rows], body, 1 << 20)
+        assert bool(twice) == (between == 8192)  # rows that are read again are near, or come by themselves
 
 
 # Binaries

@@ -387,3 +387,29 @@ def test_what_a_row_reads_once_does_not_make_its_vectors_short() -> None:
     verify_kernel(made)
     same(labelled(40, 320), share(guard(made)))
     assert {s.static for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"} == {16}
+
+
+@pytest.mark.parametrize(("rows", "columns", "by", "together"), [
+    (128, 576, "x[i * {} + k] * v[k]", 4), (128, 9000, "x[i * {} + k] * v[k]", 2),
+    (130, 531, "x[i * {} + k] * v[k]", 2), (129, 576, "x[i * {} + k] * v[k]", 1),
+    (128, 300, "x[i * {} + k] * v[k]", 1), (128, 576, "x[i * {} + k]", 1),
+    (32, 576, "x[i * {} + k] * v[k]", 2), (128, 576, "x[i * {} + k] * v[i]", 1),
+])  # fmt: skip
+def test_rows_that_share_what_they_read_are_summed_several_at_once(
+    rows: int, columns: int, by: str, together: int
+) -> None:
+    """Where there are enough for all threads, each is long, and the registers hold the sums of all."""
+    naive = parse_kernel(f"""kernel k(in x: f32[{rows * columns}], in v: f32[{columns}], out o: f32[{rows}]) {{
+  for parallel i < {rows} {{
+    register a: f32[]
+    a[] = 0.0f32
+    for serial k < {columns} {{
+      a[] += {by.format(columns)}
+    }}
+    o[i] = a[] * 2.0f32
+  }}
+}}""")
+    made = schedule(naive, DEVICES["avx512"])
+    verify_kernel(made)
+    same(naive, made)
+    assert made.body[0].extent == i64(rows // together)  # type: ignore[union-attr]
