@@ -1,9 +1,9 @@
 """Transcendental functions as arithmetic, bit operations and selects: one expansion for all devices.
 
 ``EXPANSIONS`` is the table. Each function is straight-line code over f32 or f64, the same for both: coefficients and
-the layout of the format differ. Reductions need no fused multiply-add and no table look-ups. Reassociation would break
-them; contracting a product and a sum does no harm. Results for zeros, infinities, NaN and subnormals are those of
-IEEE 754; ``BOUNDS`` states the largest error.
+the layout of the format differ. Reductions need no fused multiply-add and no table look-ups; ``LOOKED_UP`` has what is
+quicker by a table that a register holds. Reassociation would break them; contracting a product and a sum does no harm.
+Results for zeros, infinities, NaN and subnormals are those of IEEE 754; ``BOUNDS`` states the largest error.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ from kernelforge.ir.math_base import (
     at_most,
     bits_of,
     clamp,
+    low_powers,
     mul_error,
     nearest,
+    nearest_part,
     nearest_power,
     odd,
     poly,
@@ -81,6 +83,26 @@ def _exp2(x: Expr) -> Expr:
     n, _ = nearest(x)
     f = x - n
     return op("scaleb", 1 + f * poly("exp2", f), n)
+
+
+def _exp_looked_up(x: Expr) -> Expr:
+    x = clamp(x, *FORMATS[x.dtype].exp)
+    n, shifted = nearest_part(x * LOG2_E, len(low_powers(x.dtype)))
+    r = _less_log2(x, n)
+    return _times_power(1 + r * poly("exp_low", r), r, n, shifted)
+
+
+def _exp2_looked_up(x: Expr) -> Expr:
+    x = clamp(x, *FORMATS[x.dtype].exp2)
+    n, shifted = nearest_part(x, len(low_powers(x.dtype)))
+    f = x - n
+    return _times_power(poly("exp2_low", f), f, n, shifted)
+
+
+def _times_power(slope: Expr, r: Expr, n: Expr, shifted: Expr) -> Expr:
+    """(1 + r * slope) * 2**n, where the low bits of ``shifted`` say what is behind the point of n."""
+    power = op("exp2_low", shifted)
+    return op("scaleb", power + power * r * slope, n)
 
 
 def _tiny(x: Expr) -> float:
@@ -357,6 +379,9 @@ EXPANSIONS: dict[str, Callable[..., Expr]] = {
 """How each function is computed. ``scaleb`` is here for the devices that have no instruction for it; the printer calls
 the device's library where ``fmod`` is left."""
 
+LOOKED_UP: dict[str, Callable[..., Expr]] = {"exp": _exp_looked_up, "exp2": _exp2_looked_up}
+"""How functions are computed by ``exp2_low``."""
+
 BOUNDS: dict[tuple[str, str], float] = {
     **{(name, dtype): 4.0 for name in EXPANSIONS for dtype in FORMATS},
     ("exp", "f32"): 1.1,
@@ -390,7 +415,8 @@ class Function(NamedTuple):
 def _hinted(name: str, dtype: str, native: frozenset[str]) -> tuple[Function, list[Op]]:
     """Return how a function is computed, and the hints in it where that is ``unlikely``."""
     arguments = tuple(Var(f"x{k}", dtype) for k in range(ARITY[name]))
-    expr = expand(EXPANSIONS[name](*arguments), native=native | {name})
+    made = (LOOKED_UP.get(name) if "exp2_low" in native else None) or EXPANSIONS[name]
+    expr = expand(made(*arguments), native=native | {name})
     fused = next((name for name in ("fma", "mad") if name in native), None)
     value = Contraction((expr,), fused)(expr) if fused else expr
     return Function(arguments, value), [e for e in walk(value) if isinstance(e, Op) and e.op == "unlikely"]
@@ -430,8 +456,9 @@ def expand(
 
     Args:
         memo: pass one to share work between calls.
-        native: what the device has instructions for: ``scaleb`` then stays, and with ``fma`` or ``mad`` a product and a
-            sum become one; nothing outside of the functions does. With ``calls``, a function stays where it is rare.
+        native: what the device has instructions for: ``scaleb`` then stays, ``exp2_low`` is used, and with ``fma`` or
+            ``mad`` a product and a sum become one; nothing outside of the functions does. With ``calls``, a function
+            stays where it is rare.
         called: the functions that stay everywhere, with their dtypes.
     """
 

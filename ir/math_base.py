@@ -109,7 +109,9 @@ def power_of_two(i: Expr, dtype: str) -> Expr:
 
 
 def scaleb(x: Expr, n: Expr) -> Expr:
-    """X * 2**n in two steps, so that a subnormal result is rounded once and overflow gives infinity."""
+    """X * 2**n for a whole number n, in two steps, so that a subnormal result is rounded once and overflow gives
+    infinity.
+    """
     f = FORMATS[x.dtype]
     i = bits_of(n + (f.magic + 2 * f.bias))  # the low bits of either half are then a power's exponent
     half = i >> 1
@@ -118,8 +120,21 @@ def scaleb(x: Expr, n: Expr) -> Expr:
 
 def nearest(x: Expr) -> tuple[Expr, Expr]:
     """The nearest whole number, as a float and in the low bits of an integer."""
-    shifted = x + FORMATS[x.dtype].magic
-    return shifted - FORMATS[x.dtype].magic, bits_of(shifted)
+    n, shifted = nearest_part(x, 1)
+    return n, bits_of(shifted)
+
+
+def nearest_part(x: Expr, parts: int) -> tuple[Expr, Expr]:
+    """The nearest multiple of ``1 / parts``, and a number whose low bits say which one; ``parts`` is a power of 2."""
+    magic = FORMATS[x.dtype].magic / parts
+    shifted = x + magic
+    return shifted - magic, shifted
+
+
+def low_powers(dtype: str) -> tuple[float, ...]:
+    """2**(k / n) for all k below n, as many as the widest registers hold; ``exp2_low`` finds them."""
+    n = 16 if dtype == "f32" else 8
+    return tuple(2 ** (k / n) for k in range(n))
 
 
 def nearest_power(x: Expr, offset: int = 0) -> tuple[Expr, Expr]:

@@ -42,7 +42,9 @@ _NUMBERS = FLOATS | INTEGERS
 _BITS = INTEGERS | {"bool"}
 OPERANDS: dict[str, frozenset[str]] = {
     **dict.fromkeys(MATH_UNARY + MATH_BINARY, FLOATS),
-    **dict.fromkeys(("sqrt", "floor", "ceil", "trunc", "rint", "div", "fma", "mad", "scaleb", "mul_error"), FLOATS),
+    **dict.fromkeys(
+        ("sqrt", "floor", "ceil", "trunc", "rint", "div", "fma", "mad", "scaleb", "mul_error", "exp2_low"), FLOATS
+    ),
     **dict.fromkeys(("floordiv", "mod", "shl", "shr"), INTEGERS),
     **dict.fromkeys(("and", "or", "xor", "not"), _BITS),
     "unlikely": frozenset({"bool"}),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kernelforge.backends.cpu.values import REGISTER, Val, Values, suffix, typed
+from kernelforge.backends.cpu.values import REGISTER, Val, Values, literal, suffix, typed
 from kernelforge.dtypes import DTYPES, FLOATS, NARROW_FLOATS, SIGNED
 from kernelforge.ir.kernel import COMPARE, MATH_BINARY, MATH_UNARY
-from kernelforge.ir.math_base import FORMATS
+from kernelforge.ir.math_base import FORMATS, low_powers
 
 LIBRARY = {name: name for name in MATH_UNARY + MATH_BINARY}
 """Names in the C library, for f64; those for f32 end in ``f``."""
@@ -58,6 +58,8 @@ class Arithmetic(Values):
             return self.call("fma", a.dtype, *args)
         if name == "scaleb":
             return self.scaleb(*args)
+        if name == "exp2_low":
+            return self.exp2_low(a)
         return self.library(name, args) if name in LIBRARY else None
 
     def scaleb(self, x: Val, n: Val) -> Val:
@@ -69,6 +71,7 @@ class Arithmetic(Values):
             return self.joined(*parts)
         if bits not in (128, 256, 512):
             scalar, whole = REGISTER[x.dtype], typed("i32", lanes)
+            n = self.call("floor", n.dtype, n)
             i = self.ins(f"fptosi {n.type} {n.ref} to {whole}", "i32", lanes, n)
             name = f"llvm.ldexp.{suffix(scalar, lanes)}.{suffix('i32', lanes)}"
             self.declare(name, x.type, f"{x.type}, {whole}")
@@ -78,6 +81,22 @@ class Arithmetic(Values):
         self.declare(name, x.type, f"{x.type}, {x.type}, {x.type}, {mask}" + ", i32" * rounding)
         rest = f"{x.type} zeroinitializer, {mask} -1" + ", i32 4" * rounding
         return self.ins(f"call {x.type} @{name}({x.type} {x.ref}, {n.type} {n.ref}, {rest})", x.dtype, lanes, x, n)
+
+    def exp2_low(self, x: Val) -> Val:
+        """Find powers of two by the instruction of AVX-512 that permutes the lanes of a register."""
+        table = low_powers(x.dtype)
+        count = len(table)
+        if x.lanes > count and x.lanes % 2 == 0:
+            return self.joined(*(self.exp2_low(self.half(x, k)) for k in (0, 1)))
+        if x.lanes != count:
+            return self.resized(self.exp2_low(self.resized(x, count)), x.lanes)
+        whole = FORMATS[x.dtype].integer
+        kind = typed(REGISTER[whole], count)
+        at = self.ins(f"bitcast {x.type} {x.ref} to {kind}", whole, count, x)
+        name = f"llvm.x86.avx512.permvar.{'sf' if x.dtype == 'f32' else 'df'}.512"
+        self.declare(name, x.type, f"{x.type}, {kind}")
+        powers = ", ".join(f"{REGISTER[x.dtype]} {literal(p, x.dtype)}" for p in table)
+        return self.ins(f"call {x.type} @{name}({x.type} <{powers}>, {kind} {at.ref})", x.dtype, count, x)
 
     def half(self, v: Val, which: int) -> Val:
         """Take the lower or upper half of a vector's lanes."""

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from kernelforge.dtypes import DTYPES, FLOATS, SIGNED, UNSIGNED
+from kernelforge.ir.math_base import low_powers
 
 NAMES = {
     "bool": "uchar", "i8": "char", "i16": "short", "i32": "int", "i64": "long",
@@ -158,8 +159,17 @@ static {T} {own}({T} a, {T} b) {general}
 """
 """A function where x86 has an instruction for it."""
 
+_EXP2_LOW = """\
+#ifdef KF_AVX512
+{T} {own}_at({T} powers, {I} at) __asm("llvm.x86.avx512.permvar.{letter}f.512");
+static {T} {own}({T} a) {{
+    return {own}_at(({T})({powers}), as_{I}(a));
+}}
+#endif
+"""
+
 _SCALEB = """{{
-    {U} i = as_{U}(b + ({T}){twice}), h = i >> 1;
+    {U} i = as_{U}({floor}(b) + ({T}){twice}), h = i >> 1;
     return a * as_{T}(h << {fraction}) * as_{T}((i - h) << {fraction});
 }}"""
 
@@ -224,6 +234,7 @@ _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("ceil", "float"): ("a", _CEIL),
     ("trunc", "float"): ("a", _TRUNC),
     ("scaleb", "float"): ("a, b", _SCALEB),
+    ("exp2_low", "float"): ("a", _EXP2_LOW),
     ("mad", "float"): ("a, b, c", _CONTRACT),
     ("fma", "float"): ("a, b, c", _FMA),
     ("min", "integer"): ("a, b", "{{ return a < b ? a : b; }}"),
@@ -233,7 +244,7 @@ _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
 }
 """Operation and kind of dtype to the parameters and the body of its function; the divisions are for scalars."""
 
-_NEEDS = {"floor": "rint", "ceil": "rint", "trunc": "rint", "fma": "mad"}
+_NEEDS = {"floor": "rint", "ceil": "rint", "trunc": "rint", "scaleb": "floor", "fma": "mad"}
 
 
 def kinds(dtype: str) -> tuple[str, ...]:
@@ -283,6 +294,8 @@ class Functions:
         own = f"kf_{name}_{dtype}" + (f"x{lanes}" if lanes > 1 else "")
         if own in self._text:
             return own
+        if name == "exp2_low":
+            return self._exp2_low(own, dtype, lanes)
         if name in _NEEDS:
             self.call(_NEEDS[name], dtype, lanes)
         params, body = next(_FUNCTIONS[name, kind] for kind in kinds(dtype) if (name, kind) in _FUNCTIONS)
@@ -293,6 +306,7 @@ class Functions:
             whole="4503599627370496.0" if double else "8388608.0f",
             fast="FP_FAST_FMA" if double else "FP_FAST_FMAF",
             rint=own.replace(name, "rint"),
+            floor=own.replace(name, "floor"),
             mad=own.replace(name, "mad"),
             twice="6755399441057790.0" if double else "12583166.0f",
             fraction=52 if double else 23,
@@ -301,6 +315,25 @@ class Functions:
         )
         arguments = ", ".join(f"{value} {p}" for p in params.split(", "))
         self._text[own] = _instruction(own, name, dtype, lanes, body) or f"static {value} {own}({arguments}) {body}\n"
+        return own
+
+    def _exp2_low(self, own: str, dtype: str, lanes: int) -> str:
+        """Define ``exp2_low``, which AVX-512 has an instruction for, of as many lanes as a register has."""
+        table = low_powers(dtype)
+        count, value = len(table), ctype(dtype, lanes)
+        if lanes == count:
+            powers = ", ".join(literal(p, dtype) for p in table)
+            letter, whole = ("d", "long8") if dtype == "f64" else ("s", "int16")
+            self._text[own] = _EXP2_LOW.format(T=value, I=whole, own=own, letter=letter, powers=powers)
+            return own
+        of = self.call("exp2_low", dtype, count)
+        if lanes > count:
+            body = f"({value})({of}(a.lo), {of}(a.hi))"
+        else:
+            times = count // lanes
+            part = ".s0" if lanes == 1 else ".lo" * (times.bit_length() - 1)
+            body = f"{of}(({ctype(dtype, count)})({', '.join('a' * times)})){part}"
+        self._text[own] = f"#ifdef KF_AVX512\nstatic {value} {own}({value} a) {{ return {body}; }}\n#endif\n"
         return own
 
     def dot(self) -> str:

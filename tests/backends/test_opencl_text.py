@@ -71,11 +71,25 @@ static float8 kf_scaleb_f32x8(float8 a, float8 b) {
 }
 #else
 static float8 kf_scaleb_f32x8(float8 a, float8 b) {
-    uint8 i = as_uint8(b + (float8)12583166.0f), h = i >> 1;
+    uint8 i = as_uint8(kf_floor_f32x8(b) + (float8)12583166.0f), h = i >> 1;
     return a * as_float8(h << 23) * as_float8((i - h) << 23);
 }
 #endif
 """
+
+
+def test_powers_of_two_are_found_in_a_register_of_whatever_lanes() -> None:
+    """The instruction takes a whole register, of which shorter vectors are a part and longer ones are two."""
+
+    def found(lanes_: int, dtype: str) -> str:
+        v = Load("x", (R * lanes_ + V,), dtype)
+        return printed(over(lanes(Store("y", (R * lanes_ + V,), op("exp2_low", v)), n=lanes_))).text
+
+    whole = found(16, "f32")
+    assert 'kf_exp2_low_f32x16_at(float16 powers, int16 at) __asm("llvm.x86.avx512.permvar.sf.512");' in whole
+    assert "(float16)(1.0e+00f, 1.0442737" in whole
+    assert "{ return kf_exp2_low_f32x16((float16)(a, a, a, a)).lo.lo; }" in found(4, "f32")
+    assert "{ return kf_exp2_low_f32x16((float16)(a, a)).lo; }" in found(8, "f32")
 
 
 def test_products_of_bf16_are_added_in_pairs() -> None:

@@ -27,7 +27,7 @@ BINARY: dict[str, Any] = {
     "xor": np.bitwise_xor, "shl": np.left_shift, "shr": np.right_shift, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "atan2": np.arctan2,
     "pow": np.power, "fmod": np.fmod, "scaleb": MEANING["scaleb"], "unlikely": MEANING["unlikely"],
-    "mul_error": MEANING["mul_error"],
+    "mul_error": MEANING["mul_error"], "exp2_low": MEANING["exp2_low"],
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ MPMATH: dict[str, Any] = {
 }  # fmt: skip
 PLAIN: frozenset[str] = frozenset()
 RICH = frozenset({"fma", "scaleb"})
+AVX512 = RICH | {"exp2_low"}
 """What the expansions may use: only plain arithmetic, or also instructions that some devices have."""
 X, Y = Var("x", "f32"), Var("y", "f32")
 SPECIAL = [0.0, 1.0, np.inf, np.nan, 0.5, 2.0, 3.0, 10.0, 100.0, 1e-30]
@@ -82,7 +83,7 @@ def check_specials(got: Array, want: Array) -> Array:
     return np.isfinite(want) & (want != 0)
 
 
-@pytest.mark.parametrize("native", [PLAIN, RICH], ids=["plain", "fma"])
+@pytest.mark.parametrize("native", [PLAIN, RICH, AVX512], ids=["plain", "fma", "avx512"])
 @pytest.mark.parametrize("name", EXPANSIONS)
 def test_f32_within_its_bound(name: str, native: frozenset[str]) -> None:
     xs = whole(name, inputs(np.float32, 40_000, arity(name)))
@@ -105,7 +106,7 @@ def test_f32_within_its_bound(name: str, native: frozenset[str]) -> None:
     assert error[worst] <= BOUNDS[name, "f32"], [x[ordinary][worst] for x in xs]
 
 
-@pytest.mark.parametrize("native", [PLAIN, RICH], ids=["plain", "fma"])
+@pytest.mark.parametrize("native", [PLAIN, RICH, AVX512], ids=["plain", "fma", "avx512"])
 @pytest.mark.parametrize("name", EXPANSIONS)
 def test_f64_within_its_bound(name: str, native: frozenset[str]) -> None:
     xs = whole(name, inputs(np.float64, 250, arity(name)))
