@@ -20,11 +20,31 @@ WORK = 2
 """Vectors that a tile of windows combines at least for each line that it asks for."""
 
 
+SELDOM = 8
+"""Steps of a product for each line of the next panel up to which it asks: packing is little beside more."""
+
+
 class Request(NamedTuple):
     """An element of a buffer, whose line is asked for."""
 
     buffer: str
     at: Expr
+
+
+class Tile(NamedTuple):
+    """A load, how many of its elements lie side by side, and the loops over the others."""
+
+    load: Load
+    length: int
+    rows: tuple[For, ...]
+
+    @property
+    def lines_in_row(self) -> int:
+        return -(-self.length * DTYPES[self.load.dtype].itemsize // LINE)
+
+    @property
+    def lines(self) -> int:
+        return self.lines_in_row * math.prod(map(_count, self.rows))
 
 
 class Level(NamedTuple):
@@ -61,6 +81,7 @@ def requests(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Req
         wanted = [
             *_following(loops, body, path, cache),
             *(_further(loops, _regions(loops, body, _given(body)), path, cache) if path is longest and loops else ()),
+            *(_next(loops, body, path, cache) if path is longest and loops else ()),
         ]
         if wanted:
             out.append(Requests(path[-1].loop, tuple(wanted)))
@@ -73,26 +94,41 @@ def _following(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level]
     around = [*loops, *(level.loop for level in path[:depth])]
     if not around or any(level.loop.static is None for level in path[depth:]):
         return
-    rest, steps, turn = path[depth].rest, _steps(path[depth:]), _turn(path[depth:])
-    start: dict[Expr, Expr] = {s.var: i64(0) for s in stmts(rest) if isinstance(s, For)}
-    for load, length, rows in _tiles(rest, around, body):
-        elements = LINE // DTYPES[load.dtype].itemsize
-        in_row = -(-length // elements)
-        lines = in_row * math.prod(_count(row) for row in rows)
-        if lines <= steps and lines * LINE <= cache // 8:
-            line: Expr = turn * lines // steps
-            part, row = line % in_row * elements, line // in_row
-            at = dict(start)
-            for loop in rows:
-                at[loop.var], row = row % _count(loop), row // _count(loop)
-            yield Request(load.buffer, normalize(substitute(load.index[0], at) + part))
+    rest = path[depth].rest
+    for tile in _tiles(rest, around, body):
+        yield from _by_lines(tile, rest, path[depth:], cache // 8)
 
 
-def _tiles(rest: Sequence[Stmt], around: Sequence[For], body: Sequence[Stmt]) -> Iterator[tuple[Load, int, list[For]]]:
-    """Yield loads of arguments of which each iteration around reads a tile of its own.
+def _next(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level], cache: int) -> Iterator[Request]:
+    """Yield what the next iteration of the last loop around reads in rows that lie apart, as panels are packed from."""
+    if _count(loops[-1]) == 1:
+        return
+    following: dict[Expr, Expr] = {loops[-1].var: loops[-1].var + 1}
+    for tile in _tiles(body, loops, body):
+        if tile.rows and _steps(path) <= SELDOM * tile.lines:
+            for line in _by_lines(tile, body, path, cache // 4):
+                yield line._replace(at=normalize(substitute(line.at, following)))
 
-    Beside them, how many elements lie side by side in a tile, and the loops over the others.
+
+def _by_lines(tile: Tile, within: Sequence[Stmt], path: Sequence[Level], most: int) -> Iterator[Request]:
+    """Yield the line of a tile of ``most`` bytes that an iteration of nested loops asks for, if each asks for one.
+
+    It asks by the last element that a line may hold: where tiles begin within lines, the first is the last one of the
+    tile before.
     """
+    elements, steps = LINE // DTYPES[tile.load.dtype].itemsize, _steps(path)
+    if tile.lines <= steps and tile.lines * LINE <= most:
+        line: Expr = _turn(path) * tile.lines // steps
+        part, row = line % tile.lines_in_row * elements + (elements - 1), line // tile.lines_in_row
+        part = part if tile.length % elements == 0 else op("min", part, i64(tile.length - 1))
+        at: dict[Expr, Expr] = {s.var: i64(0) for s in stmts(within) if isinstance(s, For)}
+        for loop in tile.rows:
+            at[loop.var], row = row % _count(loop), row // _count(loop)
+        yield Request(tile.load.buffer, normalize(substitute(tile.load.index[0], at) + part))
+
+
+def _tiles(rest: Sequence[Stmt], around: Sequence[For], body: Sequence[Stmt]) -> Iterator[Tile]:
+    """Yield loads of arguments of which each iteration around reads a tile of its own."""
     loops, given = [s for s in stmts(rest) if isinstance(s, For)], {*_given(body)}
     for load in dict.fromkeys(loads(rest)):
         if load not in given:
@@ -113,7 +149,7 @@ def _tiles(rest: Sequence[Stmt], around: Sequence[For], body: Sequence[Stmt]) ->
                 length *= _count(loop)
             else:
                 rows.append(loop)
-        yield load, length, rows
+        yield Tile(load, length, tuple(rows))
 
 
 def _windows(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Requests]:

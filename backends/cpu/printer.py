@@ -119,9 +119,8 @@ class _Function(Dots):
             self.env.pop(loop.var.name, None)
         self.distances = ahead.distances(phase.loops, phase.body, self.host.cache_bytes[1])
         self.requests = meanwhile.requests(phase.loops, phase.body, self.host.cache_bytes[1])
-        for asked in self.requests:
-            for request in asked.wanted:
-                self.distances.pop((asked.loop.var, request.buffer), None)
+        asked = {request.buffer for r in self.requests for request in r.wanted}
+        self.distances = {at: n for at, n in self.distances.items() if at[1] not in asked}
         self.halved = alignment.halved(phase.loops, phase.body, self.distances, self.host.cache_bytes[0])
         for arg, rows in alignment.copied(phase.loops, phase.body, self.args) if self.halved else ():
             self.copy(arg, rows)

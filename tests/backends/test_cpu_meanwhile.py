@@ -97,7 +97,40 @@ def test_products_ask_for_each_line_of_what_is_read_beside_their_tile() -> None:
     (wanted,) = asked.wanted  # the other array is read again for each column, from a cache
     assert (asked.loop, wanted.buffer) == (body[0], "a")
     lines = {evaluate(wanted.at, {"j": 1, "k": step}) for step in range(DEPTH)}
-    assert lines == {2 * LANES + row * 2 * WIDE + part * LINE for row in range(ROWS) for part in range(2)}
+    last = LINE - 1  # the first line of rows that begin within it is the last one of the tile before
+    assert lines == {2 * LANES + row * 2 * WIDE + part * LINE + last for row in range(ROWS) for part in range(2)}
+
+
+@pytest.mark.parametrize(("depth", "columns", "asks"), [(64, 3136, True), (64, 64, False), (2048, 640, False)])
+def test_products_ask_for_each_line_of_the_next_panel(depth: int, columns: int, asks: bool) -> None:
+    """Its rows lie apart; one after the other is packed from memory, which waits while products compute."""
+    sizes = f"in a: f32[{64 * depth}], in x: f32[{depth * columns}], out y: f32[{64 * columns}]"
+    naive = parse_kernel(f"""kernel k({sizes}) {{
+  for parallel i < 64 {{
+    for parallel j < {columns} {{
+      register s: f32[]
+      s[] = 0.0f32
+      for serial k < {depth} {{
+        s[] += a[i * {depth} + k] * x[k * {columns} + j]
+      }}
+      y[i * {columns} + j] = s[]
+    }}
+  }}
+}}""")
+    (phase,) = (p for p in every(phases(schedule(naive, AVX512).body)) if "x" in str(p.body))
+    found = [(r.loop, w) for r in requests(phase.loops, phase.body, CACHE) for w in r.wanted if w.buffer == "x"]
+    assert len(found) == asks
+    for loop, wanted in found:
+        panel, tile = (
+            phase.loops[-1].var.name,
+            next(s for s in phase.body if isinstance(s, For) and loop in stmts((s,))),
+        )
+        lines = {
+            evaluate(wanted.at, {panel: 5, tile.var.name: t, loop.var.name: k})
+            for t in range(tile.static or 1) for k in range(depth)
+        }  # fmt: skip
+        width = columns // (phase.loops[-1].static or 1)
+        assert lines == {k * columns + 6 * width + n + LINE - 1 for k in range(depth) for n in range(0, width, LINE)}
 
 
 def test_short_products_do_not_ask_for_what_follows() -> None:
