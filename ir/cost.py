@@ -57,6 +57,14 @@ COSTLY = frozenset({
 EXPENSIVE = COSTLY | {"cbrt", "hypot", "divide", "sqrt", "fmod", "remainder", "floor_divide", "random_bits"}
 """Primitives not worth repeating for each use of an element in a contraction."""
 
+
+def weight(name: str) -> int:
+    """Return how many simple operations an element of a primitive stands for."""
+    if name in EXPENSIVE:
+        return POWER if name == "power" else TRANSCENDENTAL if name in COSTLY else DIVISION
+    return 1
+
+
 RECOMPUTE = 3
 """A nest may evaluate each of its nodes this many times on average; above, its values are better stored."""
 
@@ -147,8 +155,8 @@ def _longest(body: Sequence[Stmt], name: str, lanes: int = 1) -> int:
 def operations(body: Sequence[Stmt]) -> tuple[int, int]:
     """Return the floating-point operations of statements and the work they stand for.
 
-    Work that does not change in the innermost loops around it is counted outside of these; the factors of a product,
-    which are packed, outside of every loop that they do not change in.
+    Work is counted in all loops around it down to the last one that it changes in: inside, it stays the same. Factors
+    of products, which are packed, are counted only in the loops that they change in.
     """
     return _flops(body), _Work().count(body, {})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kernelforge.ir.cost import COSTLY, FREE_NODES, RECOMPUTE
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 
@@ -34,6 +36,16 @@ def free_nodes(graph: Graph) -> dict[Node, int]:
             if all(v in weight for v in node.inputs):
                 weight[node.output] = sum(weight[v] for v in node.inputs)
     return free
+
+
+def repeats(node: Node) -> int:
+    """Return in how many rows of its result a view repeats what it reads, of which the last axis is another one."""
+    if node.prim.name != "broadcast":
+        return 1
+    (source,), target = node.inputs, node.output.type.shape
+    shape = (*(1,) * (len(target) - source.type.ndim), *source.type.shape)
+    last = max((k for k, n in enumerate(shape) if n > 1), default=0)
+    return math.prod(n for n, own in zip(target[:last], shape[:last], strict=True) if own == 1)
 
 
 def _used(graph: Graph) -> dict[Value, int]:

@@ -3,7 +3,8 @@
 Every node that computes starts as a group of its own. In graph order, each group then tries to join the groups it
 reads, and at last groups that do not depend on each other but would share a launch. A join is legal when the groups
 stay in an order without cycles and one nest computes them (``kernelforge.ir.lower``). Views of one value, constants,
-counters and random bits belong to no group: whoever reads them computes them.
+counters and random bits, and what little is made of them (``kernelforge.ir.free``), belong to no group: whoever reads
+them computes them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from kernelforge.ir.cost import EXPENSIVE, LAUNCH_BYTES, OPERATIONS_PER_BYTE, RECOMPUTE, operations
+from kernelforge.ir.cost import EXPENSIVE, LAUNCH_BYTES, OPERATIONS_PER_BYTE, RECOMPUTE
 from kernelforge.ir.demand import BESIDE, Chains, Part, Refused
-from kernelforge.ir.free import free_nodes
+from kernelforge.ir.free import free_nodes, repeats
 from kernelforge.ir.graph import Graph, Kind, Node, Value
 from kernelforge.ir.groups import Group, Item, Order, reaches
-from kernelforge.ir.lower import buffers_of, by_columns, long_columns, lower
+from kernelforge.ir.lower import buffers_of, by_columns, long_columns
 
 WIDE_ROW = 1 << 16
 FEW_ROWS = 8
@@ -33,6 +34,9 @@ PLACES = 4
 
 SPREAD = 1 << 12
 """Elements that repeat the results of a contraction: a kernel of their own stores as many in vectors."""
+
+WRITTEN_AND_READ = 3
+"""Bytes that move for each that one kernel stores for another: to overwrite a line, it is read first."""
 
 SERIAL_MAPS, SERIAL = 8, 1 << 14
 """Maps, and those times the elements, that a scatter computes at most: in a kernel before it they go by vectors."""
@@ -161,14 +165,16 @@ class _Fuser:
         opaque = node is not None and item.kind is Kind.OPAQUE
         for value in inputs:
             # what the plan reads is in memory, whatever made it
-            for source, free in [(value, None)] if opaque else self._behind(value):
+            behind = [(value, None)] if opaque else list(self._behind(value))
+            times = max((repeats(free) for _, free in behind if free is not None), default=1)
+            for source, free in behind:
                 if free is not None:
                     item.whole &= _reads_all(free)
                 elif source in by_value:
                     item.reads[by_value[source]] = None
                     by_value[source].readers[item] = None
                     if source is not value:
-                        item.through.add(by_value[source])
+                        item.through[by_value[source]] = max(times, item.through.get(by_value[source], 1))
                 else:
                     item.given.add(source)
         item.whole &= node is None or _reads_all(node)
@@ -324,17 +330,14 @@ class _Fuser:
 
     def _repeated(self, a: Group, b: Group) -> bool:
         """Whether storing maps of ``a`` takes less than computing them in each row of ``b``."""
-        made = max(v.type.size for i in a.items for v in i.outputs)
-        used = max(v.type.size for i in b.items for v in (*i.outputs, *(i.node.inputs if i.node else ())))
-        if not a.kinds <= {Kind.MAP} or b.through.isdisjoint(a.items) or used <= RECOMPUTE * made:
+        if not a.kinds <= {Kind.MAP}:
             return False
-        parts = [self.part(items) for items in (a.items, b.items, [*a.items, *b.items])]
-        try:
-            first, second, both = (operations(lower(part).body)[1] for part in parts)
-        except Refused:
+        uses = {i: max(r.through.get(i, 1) for r in i.readers if r.group is b) for i in b.through if i.group is a}
+        times, values = max(uses.values(), default=1), [v for i in uses for v in i.outputs]
+        if times <= RECOMPUTE or a.most > RECOMPUTE * max(v.type.size for v in values):
             return False
-        saved = (both - first - second) / OPERATIONS_PER_BYTE
-        return saved > LAUNCH_BYTES + 2 * sum(v.type.nbytes for v in parts[0].outputs)
+        saved = a.work * (times - 1) / OPERATIONS_PER_BYTE
+        return saved > LAUNCH_BYTES + WRITTEN_AND_READ * sum(v.type.nbytes for v in values)
 
     def _for_sums(self, a: Group, b: Group) -> bool:
         """Whether ``b`` is a map that only sums over the first axis read, which no contraction's kernel makes, of

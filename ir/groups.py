@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from kernelforge.ir.cost import weight
 from kernelforge.ir.demand import REDUCTIONS
 from kernelforge.ir.graph import Kind, Node, Value
 
@@ -18,7 +19,7 @@ class Item:
     Attributes:
         escapes: whether a result of the graph is among its outputs.
         given: the values of no item that it reads.
-        through: the items that it reads at another index than the own one.
+        through: the items that it reads at another index than the own one, and in how many rows it repeats each.
         whole: whether it reads all it is given, whatever the index: what chooses by the index may not.
     """
 
@@ -35,7 +36,7 @@ class Item:
         self.whole = True
         self.reads: dict[Item, None] = {}
         self.readers: dict[Item, None] = {}
-        self.through: set[Item] = set()
+        self.through: dict[Item, int] = {}
         self.group: Group
         # a view of several values chooses among them, so it counts as a map
         self.kind = node.prim.kind if node and node.prim.kind is not Kind.VIEW else Kind.MAP
@@ -69,12 +70,13 @@ class Group:
         whole: whether all its items are.
         ahead: the groups that read this one; ``behind``, those it reads.
         through: what its items read at another index than their own.
+        most: elements of the largest value that its items make; ``work``, operations that all of them take as maps.
         state: another object after each change.
     """
 
     __slots__ = (
-        "ahead", "behind", "first", "given", "items", "kinds", "last", "left", "reductions", "shape", "state", "taken",
-        "through", "whole",
+        "ahead", "behind", "first", "given", "items", "kinds", "last", "left", "most", "reductions", "shape", "state",
+        "taken", "through", "whole", "work",
     )  # fmt: skip
 
     def __init__(self, item: Item, shape: tuple[int, ...] | None) -> None:
@@ -89,6 +91,8 @@ class Group:
         self.kinds = {item.kind}
         self.reductions = [item] if item.kind in REDUCTIONS else []
         self.through = set(item.through)
+        self.most = max(v.type.size for v in item.outputs)
+        self.work = weight(item.node.prim.name) * self.most if item.node is not None else 0
         self.ahead: dict[Group, None] = {}
         self.behind = {i.group: None for i in item.reads}
         for group in self.behind:
@@ -117,6 +121,8 @@ class Group:
         self.kinds |= other.kinds
         self.reductions = sorted([*self.reductions, *other.reductions], key=lambda i: i.order)
         self.through |= other.through
+        self.most = max(self.most, other.most)
+        self.work += other.work
         self.whole &= other.whole
         self.given |= other.given
         self.taken |= other.taken

@@ -17,8 +17,8 @@ Meaning, which every printer and every schedule step keeps:
 - *Integers* wrap. ``floordiv`` and ``mod`` round down and need a divisor that is not zero; ``shl`` and ``shr`` need an
   amount in [0, bits). A primitive whose NumPy meaning covers more guards them with ``select``.
 - *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A
-  Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**floor(n); n
-  is whole where a device has no instruction for it. ``exp2_low(x)`` is 2**(k / n), where k is what the low bits of x
+  Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**floor(n), which
+  ``math_base.scaleb`` computes for whole n only. ``exp2_low(x)`` is 2**(k / n), where k is what the low bits of x
   count, below n: 16 for f32, 8 for f64. ``mad(x, y, z)`` is x * y + z, rounded once or twice;
   ``mul_error(x, y)`` is x * y less its rounded value, exactly, where neither overflows nor underflows.
   ``tf32(x)`` is an f32 rounded to 10 bits of mantissa, a tie away from zero.

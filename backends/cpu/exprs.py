@@ -371,7 +371,7 @@ class Exprs(Arithmetic):
             fn = f"llvm.masked.load.{suffix(scalar, lanes)}.p0"
             self.declare(fn, kind, f"ptr, i32, <{lanes} x i1>, {kind}")
             rhs = f"call {kind} @{fn}(ptr {pointer.ref}, i32 {align}, <{lanes} x i1> {on.ref}, {kind} zeroinitializer)"
-            v = self.read(name, rhs, dtype, wide, pointer, on, *extra)
+            v = self.loaded(self.read(name, rhs, dtype, wide, pointer, on, *extra))
         else:
             if mask is not None and not (self.live and mask.lanes):
                 some = self.any_lane(mask)
@@ -380,8 +380,8 @@ class Exprs(Arithmetic):
             if whole and self.walked is not None and (self.walked, name) in self.halved:
                 v = self.joined(*(self.half_at(name, pointer, k) for k in (0, 1)))
             else:
-                v = self.read(name, f"load {kind}, ptr {pointer.ref}, align {align}", dtype, wide, pointer, *extra)
-        v = self.loaded(v)
+                rhs = f"load {kind}, ptr {pointer.ref}, align {align}"
+                v = self.loaded(self.read(name, rhs, dtype, wide, pointer, *extra))
         return self.reversed(v) if step == -1 else v
 
     def half_at(self, name: str, pointer: Val, k: int) -> Val:
@@ -389,7 +389,7 @@ class Exprs(Arithmetic):
         dtype, lanes = self.buffers[name].dtype, self.lanes // 2
         at = self.ahead(pointer, k * lanes, MEMORY[dtype])
         kind, align = typed(MEMORY[dtype], lanes), DTYPES[dtype].itemsize
-        return self.read(name, f"load volatile {kind}, ptr {at.ref}, align {align}", dtype, lanes, at)
+        return self.loaded(self.read(name, f"load volatile {kind}, ptr {at.ref}, align {align}", dtype, lanes, at))
 
     def near(self, step: int) -> list[tuple[int, dict[int, int]]]:
         """Return the vectors that hold what lanes ``step`` elements apart touch, and no element beyond: where each

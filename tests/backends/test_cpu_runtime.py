@@ -25,7 +25,7 @@ from kernelforge.backends.cpu.printer import print_kernel
 from kernelforge.backends.cpu.threads import POOL
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import CompilationFailed, DamagedBinary, DeviceOutOfMemory
-from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Let, Load, Stmt, Store, Var, i64, op
+from kernelforge.ir.kernel import Alloc, Arg, Const, Expr, For, Kernel, Let, Load, Stmt, Store, Var, i64, op, select
 
 Array = np.ndarray[Any, Any]
 CPU = CpuBackend()
@@ -252,6 +252,28 @@ def test_the_last_pass_over_a_row_fetches_the_next_one(elements: int, ahead: lis
     text = print_kernel(Kernel("walks", args, (), (For(row, i64(4), "grid", tuple(passes)),)), host)
     asked = re.findall(r"i64 (\d+)\n *call void @llvm.prefetch", text)
     assert [int(a) for a in asked] == ahead
+
+
+@pytest.mark.parametrize("dtype", ["bool", "u8", "f32"])
+def test_rows_that_begin_between_lines_are_read_by_halves(dtype: str) -> None:
+    """In the first of two passes, of whatever dtype: a bool is a byte in memory and a bit in a register."""
+    lanes = 64 // DTYPES[dtype].itemsize
+    row = Var("r", bound=64)
+    body: list[Stmt] = []
+    for k in range(2):
+        step, lane = Var(f"s{k}", bound=8), Var(f"v{k}", bound=lanes)
+        at = row * 8 * lanes + step * lanes + lane
+        value = select(Load("x", (at,), dtype).cast("bool"), Const(1.0, "f32"), Const(2.0, "f32"))
+        store = Store("y", (at,), value, "" if k == 0 else "add")
+        body.append(For(step, i64(8), "serial", (For(lane, i64(lanes), "vector", (store,)),)))
+    n = 64 * 8 * lanes
+    args = (Arg("x", dtype, i64(n), "in"), Arg("y", "f32", i64(n), "out"))
+    made = CPU.compile(Kernel("twice", args, (), (For(row, i64(64), "grid", tuple(body)),)))
+    assert "load volatile" in made.source
+    x = (np.arange(n) % 3).astype(DTYPES[dtype])
+    y = np.full(n, np.nan, np.float32)
+    CPU.launch(made, [(CPU.upload(x), 0), (CPU.upload(y), 0)], [])
+    np.testing.assert_array_equal(y, np.where(x, 2, 4))
 
 
 @pytest.mark.parametrize(("first", "near"), [(32 << 10, 2), (48 << 10, 3)])

@@ -90,6 +90,8 @@ def test_powers_of_two_are_found_in_a_register_of_whatever_lanes() -> None:
     assert "(float16)(1.0e+00f, 1.0442737" in whole
     assert "{ return kf_exp2_low_f32x16((float16)(a, a, a, a)).lo.lo; }" in found(4, "f32")
     assert "{ return kf_exp2_low_f32x16((float16)(a, a)).lo; }" in found(8, "f32")
+    assert "{ return kf_exp2_low_f64x8((double8)(a, a)).lo; }" in found(4, "f64")
+    assert "{ return (double16)(kf_exp2_low_f64x8(a.lo), kf_exp2_low_f64x8(a.hi)); }" in found(16, "f64")
 
 
 def test_products_of_bf16_are_added_in_pairs() -> None:
