@@ -91,7 +91,7 @@ class Group:
         self.kinds = {item.kind}
         self.reductions = [item] if item.kind in REDUCTIONS else []
         self.through = set(item.through)
-        self.most = max(v.type.size for v in item.outputs)
+        self.most = max((v.type.size for v in item.outputs), default=0)
         self.work = weight(item.node.prim.name) * self.most if item.node is not None else 0
         self.ahead: dict[Group, None] = {}
         self.behind = {i.group: None for i in item.reads}
