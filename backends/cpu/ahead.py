@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Alloc, Const, For, If, Let, Load, Stmt, Var, stmts
-from kernelforge.ir.schedule.nests import loads
+from kernelforge.ir.kernel import Alloc, For, If, Let, Load, Stmt, Var, stmts
+from kernelforge.ir.schedule.nests import allocated, loads
 
 AHEAD = 14 << 10
 """Bytes ahead of their use at which a walk over memory asks for lines: as far as the third-level cache needs to answer
@@ -75,7 +75,7 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
         body: inside of them.
         cache: bytes of the second-level cache.
     """
-    room = cache * 7 // 8 - sum(_size(s) for s in stmts(body) if isinstance(s, Alloc) and s.space == "local")
+    room = cache * 7 // 8 - sum(allocated(s) for s in stmts(body) if isinstance(s, Alloc) and s.space == "local")
     out: Distances = {}
     for passes in walks(loops, body):
         for k, ahead in _passes(passes, room).items():
@@ -155,8 +155,3 @@ def _shared(passes: Sequence[Walk]) -> int:
     """Return how many of the outermost loops are around all passes."""
     first = passes[0].around
     return sum(all(p.around[k : k + 1] == first[k : k + 1] for p in passes) for k in range(len(first)))
-
-
-def _size(alloc: Alloc) -> int:
-    sizes = [int(n.value) if isinstance(n, Const) else 1 for n in alloc.shape]
-    return math.prod(sizes) * DTYPES[alloc.dtype].itemsize

@@ -47,8 +47,8 @@ class Host:
         """
         avx512 = self.arch == "x86_64" and self.vector_bytes == 64
         pairs = avx512 and not {"avx512_bf16", "avx512bf16"}.isdisjoint(self.features)
-        found = {"f16": self.half, "fma": self.fma, "masks": avx512, "bf16dot": pairs}
-        found |= dict.fromkeys(("scaleb", "exp2_low"), avx512)
+        found = {"f16": self.half, "fma": self.fma, "bf16dot": pairs}
+        found |= dict.fromkeys(("scaleb", "exp2_low", "masks"), avx512)
         return frozenset({"calls", "repeat", "stream", *(name for name, has in found.items() if has)})
 
     @property

@@ -78,11 +78,10 @@ def requests(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Req
     longest = max(products, key=_steps, default=())
     out = []
     for path in products:
-        wanted = [
-            *_following(loops, body, path, cache),
-            *(_further(loops, _regions(loops, body, _given(body)), path, cache) if path is longest and loops else ()),
-            *(_next(loops, body, path, cache) if path is longest and loops else ()),
-        ]
+        wanted = [*_following(loops, body, path, cache)]
+        if path is longest and loops:
+            wanted += _further(loops, _regions(loops, body, _given(body)), path, cache)
+            wanted += _next(loops, body, path, cache)
         if wanted:
             out.append(Requests(path[-1].loop, tuple(wanted)))
     return out if products else _windows(loops, body, cache)

@@ -6,11 +6,13 @@ import dataclasses
 import math
 from collections.abc import Collection, Sequence
 
+from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import (
     MATH_BINARY,
     MATH_UNARY,
     Alloc,
+    Const,
     Expr,
     For,
     Kernel,
@@ -68,6 +70,12 @@ def summed(body: Sequence[Stmt]) -> Store | None:
 
 def size(loops_: Sequence[For]) -> int:
     return math.prod(p.static or 1 for p in loops_)
+
+
+def allocated(alloc: Alloc) -> int:
+    """Return the bytes of a buffer whose extents are constants; others count as 1."""
+    shape = [int(n.value) if isinstance(n, Const) else 1 for n in alloc.shape]
+    return math.prod(shape) * DTYPES[alloc.dtype].itemsize
 
 
 def loads(body: Sequence[Stmt]) -> list[Load]:

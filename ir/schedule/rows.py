@@ -11,7 +11,6 @@ from kernelforge.dtypes import DTYPES
 from kernelforge.ir.index import affine, free_vars, is_lazy, normalize, reads
 from kernelforge.ir.kernel import (
     Alloc,
-    Const,
     Expr,
     For,
     If,
@@ -32,7 +31,7 @@ from kernelforge.ir.schedule.guards import sink_guard
 from kernelforge.ir.schedule.limits import LINE, NEAR, SHORTEST, Limits
 from kernelforge.ir.schedule.maps import covering, in_lanes, together
 from kernelforge.ir.schedule.merge import merge
-from kernelforge.ir.schedule.nests import LOAD, STORE, grid, loads, operations, rowwise, size, unit
+from kernelforge.ir.schedule.nests import LOAD, STORE, allocated, grid, loads, operations, rowwise, size, unit
 from kernelforge.ir.schedule.staging import nested, stage
 from kernelforge.ir.schedule.steps import bind, fission, loops, partial, reorder, rfactor, single_store, split, tree
 
@@ -82,7 +81,7 @@ def _abreast(kernel: Kernel, at: str, limits: Limits, most: int) -> Kernel:
     long = any((s.static or 0) >= STEPS for s in unrolled)
     if not (shared and long) or any(s.kind == "parallel" for s in inner):
         return kernel
-    registers = sum(-(-_nbytes(s) // limits.vector_bytes) for s in stmts(row.body) if isinstance(s, Alloc))
+    registers = sum(-(-allocated(s) // limits.vector_bytes) for s in stmts(row.body) if isinstance(s, Alloc))
     count = math.gcd(row.static or 1, ABREAST)
     while count > 1 and (count > most or count * registers > limits.vector_registers):
         count //= 2
@@ -93,11 +92,6 @@ def _abreast(kernel: Kernel, at: str, limits: Limits, most: int) -> Kernel:
     for loop in sums:
         kernel = fission(reorder(kernel, rows, loop.var.name), rows)
     return bind(kernel, rows, "unroll")
-
-
-def _nbytes(alloc: Alloc) -> int:
-    shape = [int(n.value) if isinstance(n, Const) else 1 for n in alloc.shape]
-    return math.prod(shape) * DTYPES[alloc.dtype].itemsize
 
 
 def passes(
