@@ -7,6 +7,7 @@ A kernel is run with *lanes*: iterations that are independent are evaluated toge
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -34,8 +35,8 @@ from kernelforge.ir.kernel import (
     stmts,
     walk,
 )
-from kernelforge.ir.math_base import low_powers
 from kernelforge.ir.repeat import repeats
+from kernelforge.ir.tables import TABLES, table
 from kernelforge.ir.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -108,9 +109,9 @@ def _scaleb(x: Array, n: Array) -> Array:
     return np.asarray(np.ldexp(x, np.clip(np.nan_to_num(np.floor(n)), -9999, 9999).astype(np.int32)))
 
 
-def _exp2_low(x: Array) -> Array:
-    table = np.array(low_powers("f32" if x.dtype == np.float32 else "f64"), x.dtype)
-    return np.asarray(table[np.asarray(x).view(f"u{x.dtype.itemsize}") % len(table)])
+def _look_up(name: str, x: Array) -> Array:
+    numbers = np.array(table(name, "f32" if x.dtype == np.float32 else "f64"), x.dtype)
+    return np.asarray(numbers[np.asarray(x).view(f"u{x.dtype.itemsize}") % len(numbers)])
 
 
 def tf32(x: Array) -> Array:
@@ -130,8 +131,8 @@ MEANING: dict[str, Callable[..., Any]] = {
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
     "erf": _elements(math.erf, 1), "erfc": _elements(math.erfc, 1), "cbrt": np.cbrt, "atan2": np.arctan2,
     "pow": np.power, "fmod": np.fmod, "fma": _wide_fma, "scaleb": _scaleb, "unlikely": np.asarray,
-    "mad": lambda x, y, z: x * y + z, "mul_error": _mul_error, "exp2_low": _exp2_low,
-    "tf32": tf32,
+    "mad": lambda x, y, z: x * y + z, "mul_error": _mul_error,
+    "tf32": tf32, **{name: functools.partial(_look_up, name) for name in TABLES},
 }  # fmt: skip
 """What each operation of ``kernelforge.ir.kernel.ARITY`` computes, but for ``select``, ``cast`` and ``bitcast``."""
 

@@ -18,8 +18,8 @@ Meaning, which every printer and every schedule step keeps:
   amount in [0, bits). A primitive whose NumPy meaning covers more guards them with ``select``.
 - *Floats* are IEEE 754 with round-to-nearest-even, one rounding an operation; ``min`` and ``max`` propagate NaN. A
   Store with ``op="add"`` of a product may round once or twice. ``scaleb(x, n)`` is x * 2**floor(n), which
-  ``math_base.scaleb`` computes for whole n only. ``exp2_low(x)`` is 2**(k / n), where k is what the low bits of x
-  count, below n: 16 for f32, 8 for f64. ``mad(x, y, z)`` is x * y + z, rounded once or twice;
+  ``math_base.scaleb`` computes for whole n only. The operations that ``tables`` names look numbers up by the low bits
+  of x. ``mad(x, y, z)`` is x * y + z, rounded once or twice;
   ``mul_error(x, y)`` is x * y less its rounded value, exactly, where neither overflows nor underflows.
   ``tf32(x)`` is an f32 rounded to 10 bits of mantissa, a tie away from zero.
   Casting a float outside of an integer's range gives any value.
@@ -43,6 +43,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from kernelforge.dtypes import FLOATS, INTEGERS
+from kernelforge.ir.tables import TABLES
 
 LoopKind = Literal["serial", "parallel", "grid", "group", "vector", "unroll"]
 Space = Literal["global", "local", "register"]
@@ -60,7 +61,7 @@ MATH_BINARY = ("atan2", "pow", "fmod")
 has an expansion for the dtype; the printer calls the device's library for the rest."""
 
 ARITY: dict[str, int] = {
-    **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast", "unlikely", "tf32", "exp2_low"), 1),
+    **dict.fromkeys(UNARY + MATH_UNARY + ("cast", "bitcast", "unlikely", "tf32", *TABLES), 1),
     **dict.fromkeys(BINARY + COMPARE + MATH_BINARY + ("scaleb", "mul_error"), 2),
     **dict.fromkeys(("fma", "mad", "select"), 3),
 }

@@ -2,7 +2,7 @@
 
 ``EXPANSIONS`` is the table. Each function is straight-line code over f32 or f64, the same for both: coefficients and
 the layout of the format differ. Reductions need no fused multiply-add and no table look-ups; ``LOOKED_UP`` has what is
-quicker by a table that a register holds. Reassociation would break them; contracting a product and a sum does no harm.
+quicker by tables that registers hold. Reassociation would break them; contracting a product and a sum does no harm.
 Results for zeros, infinities, NaN and subnormals are those of IEEE 754; ``BOUNDS`` states the largest error.
 """
 
@@ -37,12 +37,14 @@ from kernelforge.ir.kernel import (
 from kernelforge.ir.math_base import (
     FORMATS,
     INF,
+    LOG2_E,
     NAN,
     at_most,
     bits_of,
     clamp,
-    low_powers,
+    less_log2,
     mul_error,
+    near_exp,
     nearest,
     nearest_part,
     nearest_power,
@@ -56,26 +58,15 @@ from kernelforge.ir.math_base import (
     with_sign,
 )
 from kernelforge.ir.math_circular import acos, asin, atan, atan2, cos, sin, tan
+from kernelforge.ir.math_error import erf, erf_looked_up, erfc, erfc_looked_up
 from kernelforge.ir.passes.contract import Contraction
-
-LOG2_E = 1 / math.log(2)
-
-
-def _less_log2(x: Expr, n: Expr) -> Expr:
-    """X - n*log(2) for a short whole number n (Cody and Waite)."""
-    high, low = PIECES["log2", x.dtype]
-    return (x - n * high) - n * low
-
-
-def _near_exp(r: Expr) -> Expr:
-    """exp(r) for |r| <= log(2)/2."""
-    return 1 + r * (1 + r * poly("exp", r))
+from kernelforge.ir.tables import table
 
 
 def _exp(x: Expr) -> Expr:
     x = clamp(x, *FORMATS[x.dtype].exp)
     n, _ = nearest(x * LOG2_E)
-    return op("scaleb", _near_exp(_less_log2(x, n)), n)
+    return op("scaleb", near_exp(less_log2(x, n)), n)
 
 
 def _exp2(x: Expr) -> Expr:
@@ -87,14 +78,14 @@ def _exp2(x: Expr) -> Expr:
 
 def _exp_looked_up(x: Expr) -> Expr:
     x = clamp(x, *FORMATS[x.dtype].exp)
-    n, shifted = nearest_part(x * LOG2_E, len(low_powers(x.dtype)))
-    r = _less_log2(x, n)
+    n, shifted = nearest_part(x * LOG2_E, len(table("exp2_low", x.dtype)))
+    r = less_log2(x, n)
     return _times_power(1 + r * poly("exp_low", r), r, n, shifted)
 
 
 def _exp2_looked_up(x: Expr) -> Expr:
     x = clamp(x, *FORMATS[x.dtype].exp2)
-    n, shifted = nearest_part(x, len(low_powers(x.dtype)))
+    n, shifted = nearest_part(x, len(table("exp2_low", x.dtype)))
     f = x - n
     return _times_power(poly("exp2_low", f), f, n, shifted)
 
@@ -114,7 +105,7 @@ def _expm1(x: Expr) -> Expr:
     f = FORMATS[x.dtype]
     a = clamp(x, -f.flat[2], f.exp[1])
     n, half = nearest_power(a * LOG2_E, -1)  # 2**n may overflow where the result does not
-    r = _less_log2(a, n)
+    r = less_log2(a, n)
     q = r + r * r * poly("exp", r)
     result = 2 * (half * q + (half - 0.5))
     return select(op("abs", x) < _tiny(x), x, result)
@@ -124,7 +115,7 @@ def _half_exp(a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0."""
     a = at_most(a, FORMATS[a.dtype].exp[1] + 1)
     n, _ = nearest(a * LOG2_E)
-    return op("scaleb", _near_exp(_less_log2(a, n)), n - 1)
+    return op("scaleb", near_exp(less_log2(a, n)), n - 1)
 
 
 def _sinh(a: Expr) -> Expr:
@@ -239,27 +230,6 @@ def _atanh(a: Expr) -> Expr:
     return 0.5 * _log1p(2 * a / (1 - a))
 
 
-def _erf(a: Expr) -> Expr:
-    flat = FORMATS[a.dtype].flat[1]
-    tail = -poly("erf_tail", at_most(a, flat))
-    n, power = nearest_power(tail * LOG2_E)
-    return select(a < 1, a + a * poly("erf", a * a), 1 - _near_exp(_less_log2(tail, n)) * power)
-
-
-def _erfc(x: Expr) -> Expr:
-    f = FORMATS[x.dtype]
-    a = op("abs", x)
-    a = at_most(a, f.erfc_zero)
-    square, lost = two_product(a, a)
-    n, _ = nearest(-square * LOG2_E)
-    p = _near_exp(_less_log2(-square, n) - lost)
-    k = f.erfc_center
-    factor = poly("erfc", (a - k) / (a + k)) / (2 * a + 1)
-    right = op("scaleb", p * factor, n)
-    near = 1 - (x + x * poly("erf", x * x))
-    return select(op("abs", x) < 0.5, near, select(x < 0, 2 - right, right))
-
-
 def _cbrt(a: Expr) -> Expr:
     f = FORMATS[a.dtype]
     lift = 3 * ((f.fraction + 3) // 3)
@@ -368,8 +338,8 @@ EXPANSIONS: dict[str, Callable[..., Expr]] = {
     "asinh": odd(_asinh),
     "acosh": _acosh,
     "atanh": odd(_atanh),
-    "erf": odd(_erf),
-    "erfc": _erfc,
+    "erf": odd(erf),
+    "erfc": erfc,
     "cbrt": odd(_cbrt),
     "atan2": atan2,
     "pow": _pow,
@@ -379,8 +349,13 @@ EXPANSIONS: dict[str, Callable[..., Expr]] = {
 """How each function is computed. ``scaleb`` is here for the devices that have no instruction for it; the printer calls
 the device's library where ``fmod`` is left."""
 
-LOOKED_UP: dict[str, Callable[..., Expr]] = {"exp": _exp_looked_up, "exp2": _exp2_looked_up}
-"""How functions are computed by ``exp2_low``."""
+LOOKED_UP: dict[tuple[str, str], Callable[..., Expr]] = {
+    **{("exp", dtype): _exp_looked_up for dtype in FORMATS},
+    **{("exp2", dtype): _exp2_looked_up for dtype in FORMATS},
+    ("erf", "f32"): erf_looked_up,
+    ("erfc", "f32"): erfc_looked_up,
+}
+"""How functions are computed by ``tables``, where that is quicker."""
 
 BOUNDS: dict[tuple[str, str], float] = {
     **{(name, dtype): 4.0 for name in EXPANSIONS for dtype in FORMATS},
@@ -415,7 +390,7 @@ class Function(NamedTuple):
 def _hinted(name: str, dtype: str, native: frozenset[str]) -> tuple[Function, list[Op]]:
     """Return how a function is computed, and the hints in it where that is ``unlikely``."""
     arguments = tuple(Var(f"x{k}", dtype) for k in range(ARITY[name]))
-    made = (LOOKED_UP.get(name) if "exp2_low" in native else None) or EXPANSIONS[name]
+    made = (LOOKED_UP.get((name, dtype)) if "tables" in native else None) or EXPANSIONS[name]
     expr = expand(made(*arguments), native=native | {name})
     fused = next((name for name in ("fma", "mad") if name in native), None)
     value = Contraction((expr,), fused)(expr) if fused else expr
@@ -456,7 +431,7 @@ def expand(
 
     Args:
         memo: pass one to share work between calls.
-        native: what the device has instructions for: ``scaleb`` then stays, ``exp2_low`` is used, and with ``fma`` or
+        native: what the device has instructions for: ``scaleb`` then stays, ``tables`` are used, and with ``fma`` or
             ``mad`` a product and a sum become one; nothing outside of the functions does. With ``calls``, a function
             stays where it is rare.
         called: the functions that stay everywhere, with their dtypes.

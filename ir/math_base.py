@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from kernelforge.ir.coefficients import POLYNOMIALS
+from kernelforge.ir.coefficients import PIECES, POLYNOMIALS
 from kernelforge.ir.kernel import Const, Expr, op, select
 
 INF = math.inf
 NAN = math.nan
+LOG2_E = 1 / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,12 +132,6 @@ def nearest_part(x: Expr, parts: int) -> tuple[Expr, Expr]:
     return shifted - magic, shifted
 
 
-def low_powers(dtype: str) -> tuple[float, ...]:
-    """2**(k / n) for all k below n, as many as the widest registers hold; ``exp2_low`` finds them."""
-    n = 16 if dtype == "f32" else 8
-    return tuple(2 ** (k / n) for k in range(n))
-
-
 def nearest_power(x: Expr, offset: int = 0) -> tuple[Expr, Expr]:
     """The nearest whole number n, and 2**(n + offset), which must be normal."""
     f = FORMATS[x.dtype]
@@ -174,3 +169,14 @@ def two_sum(a: Expr | float, b: Expr) -> tuple[Expr, Expr]:
     """A + b and what its rounding lost, where a is 0 or not the smaller of the two in magnitude."""
     s = b + a
     return s, b - (s - a)
+
+
+def less_log2(x: Expr, n: Expr) -> Expr:
+    """X - n*log(2) for a short whole number n (Cody and Waite)."""
+    high, low = PIECES["log2", x.dtype]
+    return (x - n * high) - n * low
+
+
+def near_exp(r: Expr) -> Expr:
+    """exp(r) for |r| <= log(2)/2."""
+    return 1 + r * (1 + r * poly("exp", r))

@@ -35,6 +35,7 @@ from kernelforge.ir.kernel import (
     walk,
 )
 from kernelforge.ir.repeat import repeats
+from kernelforge.ir.tables import TABLES
 from kernelforge.ir.text import COMBINING, RESERVED, print_expr, print_node, print_stmt
 from kernelforge.ir.types import Type
 
@@ -43,7 +44,7 @@ _BITS = INTEGERS | {"bool"}
 OPERANDS: dict[str, frozenset[str]] = {
     **dict.fromkeys(MATH_UNARY + MATH_BINARY, FLOATS),
     **dict.fromkeys(
-        ("sqrt", "floor", "ceil", "trunc", "rint", "div", "fma", "mad", "scaleb", "mul_error", "exp2_low"), FLOATS
+        ("sqrt", "floor", "ceil", "trunc", "rint", "div", "fma", "mad", "scaleb", "mul_error", *TABLES), FLOATS
     ),
     **dict.fromkeys(("floordiv", "mod", "shl", "shr"), INTEGERS),
     **dict.fromkeys(("and", "or", "xor", "not"), _BITS),

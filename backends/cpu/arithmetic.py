@@ -5,7 +5,8 @@ from __future__ import annotations
 from kernelforge.backends.cpu.values import REGISTER, Val, Values, literal, suffix, typed
 from kernelforge.dtypes import DTYPES, FLOATS, NARROW_FLOATS, SIGNED
 from kernelforge.ir.kernel import COMPARE, MATH_BINARY, MATH_UNARY
-from kernelforge.ir.math_base import FORMATS, low_powers
+from kernelforge.ir.math_base import FORMATS
+from kernelforge.ir.tables import LANES, TABLES, table
 
 LIBRARY = {name: name for name in MATH_UNARY + MATH_BINARY}
 """Names in the C library, for f64; those for f32 end in ``f``."""
@@ -58,8 +59,8 @@ class Arithmetic(Values):
             return self.call("fma", a.dtype, *args)
         if name == "scaleb":
             return self.scaleb(*args)
-        if name == "exp2_low":
-            return self.exp2_low(a)
+        if name in TABLES:
+            return self.look_up(name, a)
         return self.library(name, args) if name in LIBRARY else None
 
     def scaleb(self, x: Val, n: Val) -> Val:
@@ -82,21 +83,24 @@ class Arithmetic(Values):
         rest = f"{x.type} zeroinitializer, {mask} -1" + ", i32 4" * rounding
         return self.ins(f"call {x.type} @{name}({x.type} {x.ref}, {n.type} {n.ref}, {rest})", x.dtype, lanes, x, n)
 
-    def exp2_low(self, x: Val) -> Val:
-        """Find powers of two by the instruction of AVX-512 that permutes the lanes of a register."""
-        table = low_powers(x.dtype)
-        count = len(table)
+    def look_up(self, name: str, x: Val) -> Val:
+        """Find numbers of a table by the instruction of AVX-512 that permutes the lanes of one or two registers."""
+        numbers, count = table(name, x.dtype), LANES[x.dtype]
         if x.lanes > count and x.lanes % 2 == 0:
-            return self.joined(*(self.exp2_low(self.half(x, k)) for k in (0, 1)))
+            return self.joined(*(self.look_up(name, self.half(x, k)) for k in (0, 1)))
         if x.lanes != count:
-            return self.resized(self.exp2_low(self.resized(x, count)), x.lanes)
-        whole = FORMATS[x.dtype].integer
+            return self.resized(self.look_up(name, self.resized(x, count)), x.lanes)
+        whole, scalar = FORMATS[x.dtype].integer, REGISTER[x.dtype]
         kind = typed(REGISTER[whole], count)
         at = self.ins(f"bitcast {x.type} {x.ref} to {kind}", whole, count, x)
-        name = f"llvm.x86.avx512.permvar.{'sf' if x.dtype == 'f32' else 'df'}.512"
-        self.declare(name, x.type, f"{x.type}, {kind}")
-        powers = ", ".join(f"{REGISTER[x.dtype]} {literal(p, x.dtype)}" for p in table)
-        return self.ins(f"call {x.type} @{name}({x.type} <{powers}>, {kind} {at.ref})", x.dtype, count, x)
+        low, *high = [
+            f"{x.type} <{', '.join(f'{scalar} {literal(v, x.dtype)}' for v in numbers[k : k + count])}>"
+            for k in range(0, len(numbers), count)
+        ]
+        letter = "s" if x.dtype == "f32" else "d"
+        called = f"llvm.x86.avx512.vpermi2var.p{letter}.512" if high else f"llvm.x86.avx512.permvar.{letter}f.512"
+        self.declare(called, x.type, ", ".join([x.type, kind, *(x.type for _ in high)]))
+        return self.ins(f"call {x.type} @{called}({', '.join([low, f'{kind} {at.ref}', *high])})", x.dtype, count, x)
 
     def half(self, v: Val, which: int) -> Val:
         """Take the lower or upper half of a vector's lanes."""

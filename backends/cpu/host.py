@@ -42,13 +42,13 @@ class Host:
 
     @property
     def native(self) -> frozenset[str]:
-        """What ``Limits.native`` says; AVX-512 scales by powers of two and finds them in a register, has masks,
+        """What ``Limits.native`` says; AVX-512 scales by powers of two, looks up in registers, has masks,
         and may have products of bf16 in pairs.
         """
         avx512 = self.arch == "x86_64" and self.vector_bytes == 64
         pairs = avx512 and not {"avx512_bf16", "avx512bf16"}.isdisjoint(self.features)
         found = {"f16": self.half, "fma": self.fma, "bf16dot": pairs}
-        found |= dict.fromkeys(("scaleb", "exp2_low", "masks"), avx512)
+        found |= dict.fromkeys(("scaleb", "tables", "masks"), avx512)
         return frozenset({"calls", "repeat", "stream", *(name for name, has in found.items() if has)})
 
     @property

@@ -153,9 +153,9 @@ def _instructions(device: Any) -> dict[str, str]:
         year = re.match(r"\d+", device.driver_version)
         if year and int(year[0]) >= 2026:
             dots = {"bf16dot": "KF_BF16DOT"} if "bf16dot" in able.native else {}
-            return {"scaleb": "KF_AVX512", "exp2_low": "KF_AVX512", **dots}
+            return {"scaleb": "KF_AVX512", "tables": "KF_AVX512", **dots}
     if device.platform.name == "Portable Computing Language" and "avx512" in device.name:
-        return {"scaleb": "KF_AVX512", "exp2_low": "KF_AVX512"}
+        return {"scaleb": "KF_AVX512", "tables": "KF_AVX512"}
     return {}
 
 

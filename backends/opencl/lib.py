@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from kernelforge.dtypes import DTYPES, FLOATS, SIGNED, UNSIGNED
-from kernelforge.ir.math_base import low_powers
+from kernelforge.ir.tables import LANES, TABLES, table
 
 NAMES = {
     "bool": "uchar", "i8": "char", "i16": "short", "i32": "int", "i64": "long",
@@ -159,11 +159,11 @@ static {T} {own}({T} a, {T} b) {general}
 """
 """A function where x86 has an instruction for it."""
 
-_EXP2_LOW = """\
+_LOOK_UP = """\
 #ifdef KF_AVX512
-{T} {own}_at({T} powers, {I} at) __asm("llvm.x86.avx512.permvar.{letter}f.512");
+{T} {own}_at({params}) __asm("llvm.x86.avx512.{instruction}.512");
 static {T} {own}({T} a) {{
-    return {own}_at(({T})({powers}), as_{I}(a));
+    return {own}_at({numbers});
 }}
 #endif
 """
@@ -234,7 +234,7 @@ _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("ceil", "float"): ("a", _CEIL),
     ("trunc", "float"): ("a", _TRUNC),
     ("scaleb", "float"): ("a, b", _SCALEB),
-    ("exp2_low", "float"): ("a", _EXP2_LOW),
+    **{(name, "float"): ("a", _LOOK_UP) for name in TABLES},
     ("mad", "float"): ("a, b, c", _CONTRACT),
     ("fma", "float"): ("a, b, c", _FMA),
     ("min", "integer"): ("a, b", "{{ return a < b ? a : b; }}"),
@@ -294,8 +294,8 @@ class Functions:
         own = f"kf_{name}_{dtype}" + (f"x{lanes}" if lanes > 1 else "")
         if own in self._text:
             return own
-        if name == "exp2_low":
-            return self._exp2_low(own, dtype, lanes)
+        if name in TABLES:
+            return self._look_up(own, name, dtype, lanes)
         if name in _NEEDS:
             self.call(_NEEDS[name], dtype, lanes)
         params, body = next(_FUNCTIONS[name, kind] for kind in kinds(dtype) if (name, kind) in _FUNCTIONS)
@@ -317,16 +317,22 @@ class Functions:
         self._text[own] = _instruction(own, name, dtype, lanes, body) or f"static {value} {own}({arguments}) {body}\n"
         return own
 
-    def _exp2_low(self, own: str, dtype: str, lanes: int) -> str:
-        """Define ``exp2_low``, which AVX-512 has an instruction for, of as many lanes as a register has."""
-        table = low_powers(dtype)
-        count, value = len(table), ctype(dtype, lanes)
+    def _look_up(self, own: str, name: str, dtype: str, lanes: int) -> str:
+        """Define an operation of ``tables``, which AVX-512 has an instruction for, of as many lanes as a register."""
+        count, value = LANES[dtype], ctype(dtype, lanes)
         if lanes == count:
-            powers = ", ".join(literal(p, dtype) for p in table)
+            numbers = [literal(v, dtype) for v in table(name, dtype)]
+            low, *high = [f"({value})({', '.join(numbers[k : k + count])})" for k in range(0, len(numbers), count)]
             letter, whole = ("d", "long8") if dtype == "f64" else ("s", "int16")
-            self._text[own] = _EXP2_LOW.format(T=value, I=whole, own=own, letter=letter, powers=powers)
+            self._text[own] = _LOOK_UP.format(
+                T=value,
+                own=own,
+                params=", ".join([f"{value} low", f"{whole} at", *(f"{value} high" for _ in high)]),
+                instruction=f"vpermi2var.p{letter}" if high else f"permvar.{letter}f",
+                numbers=", ".join([low, f"as_{whole}(a)", *high]),
+            )
             return own
-        of = self.call("exp2_low", dtype, count)
+        of = self.call(name, dtype, count)
         if lanes > count:
             body = f"({value})({of}(a.lo), {of}(a.hi))"
         else:

@@ -39,7 +39,7 @@ NATIVE = {
     "fma": "adds products with one rounding; expansions of functions use it",
     "mad": "adds products with one rounding or two, as is quicker; likewise",
     "scaleb": "scales by powers of two; likewise",
-    "exp2_low": "finds powers of two in a register; likewise",
+    "tables": "looks numbers up in registers; likewise, by ``ir.tables``",
     "masks": "reads vectors in some of their lanes as quickly as in all",
     "calls": "has functions of its own, for what is rare in each function (``math.function``)",
     "async": "copies memory to local memory by the way",

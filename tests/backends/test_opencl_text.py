@@ -78,20 +78,23 @@ static float8 kf_scaleb_f32x8(float8 a, float8 b) {
 """
 
 
-def test_powers_of_two_are_found_in_a_register_of_whatever_lanes() -> None:
+def test_tables_are_looked_up_in_registers_by_whatever_lanes() -> None:
     """The instruction takes a whole register, of which shorter vectors are a part and longer ones are two."""
 
-    def found(lanes_: int, dtype: str) -> str:
+    def found(lanes_: int, dtype: str, name: str = "exp2_low") -> str:
         v = Load("x", (R * lanes_ + V,), dtype)
-        return printed(over(lanes(Store("y", (R * lanes_ + V,), op("exp2_low", v)), n=lanes_))).text
+        return printed(over(lanes(Store("y", (R * lanes_ + V,), op(name, v)), n=lanes_))).text
 
     whole = found(16, "f32")
-    assert 'kf_exp2_low_f32x16_at(float16 powers, int16 at) __asm("llvm.x86.avx512.permvar.sf.512");' in whole
+    assert 'kf_exp2_low_f32x16_at(float16 low, int16 at) __asm("llvm.x86.avx512.permvar.sf.512");' in whole
     assert "(float16)(1.0e+00f, 1.0442737" in whole
     assert "{ return kf_exp2_low_f32x16((float16)(a, a, a, a)).lo.lo; }" in found(4, "f32")
     assert "{ return kf_exp2_low_f32x16((float16)(a, a)).lo; }" in found(8, "f32")
     assert "{ return kf_exp2_low_f64x8((double8)(a, a)).lo; }" in found(4, "f64")
     assert "{ return (double16)(kf_exp2_low_f64x8(a.lo), kf_exp2_low_f64x8(a.hi)); }" in found(16, "f64")
+    two = found(16, "f32", "erf_0")
+    assert 'float16 low, int16 at, float16 high) __asm("llvm.x86.avx512.vpermi2var.ps.512");' in two
+    assert "return kf_erf_0_f32x16_at((float16)(1.1283" in two
 
 
 def test_products_of_bf16_are_added_in_pairs() -> None:

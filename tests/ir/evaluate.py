@@ -10,6 +10,7 @@ import numpy as np
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.interpret import MEANING
 from kernelforge.ir.kernel import Const, Expr, Op
+from kernelforge.ir.tables import TABLES
 
 Array = np.ndarray[Any, Any]
 
@@ -27,7 +28,7 @@ BINARY: dict[str, Any] = {
     "xor": np.bitwise_xor, "shl": np.left_shift, "shr": np.right_shift, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "atan2": np.arctan2,
     "pow": np.power, "fmod": np.fmod, "scaleb": MEANING["scaleb"], "unlikely": MEANING["unlikely"],
-    "mul_error": MEANING["mul_error"], "exp2_low": MEANING["exp2_low"],
+    "mul_error": MEANING["mul_error"], **{name: MEANING[name] for name in TABLES},
 }  # fmt: skip
 
 
