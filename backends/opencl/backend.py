@@ -21,6 +21,7 @@ import pyopencl as cl
 
 from kernelforge.backends.base import Argument, Backend
 from kernelforge.backends.cpu.host import host
+from kernelforge.backends.opencl.declared import DECLARATIONS, READ, declared
 from kernelforge.backends.opencl.icd import TARGET, discover, options
 from kernelforge.backends.opencl.phases import Phase
 from kernelforge.backends.opencl.printer import print_opencl
@@ -170,7 +171,7 @@ class OpenCLExecutable:
 
     kernel: Kernel
     source: str
-    binary: bytes
+    binary: bytes | None
     phases: tuple[tuple[Phase, Any, Any], ...]
     scratch: tuple[Alloc, ...]
     streamed: tuple[int, ...]
@@ -204,6 +205,11 @@ class OpenCL:
         self._options = ["-cl-std=CL1.2", "-w"]
         if device.single_fp_config & CORRECTLY_ROUNDED:
             self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
+        # PoCL compiles kernels for groups of any size when it is asked for a binary, and for one size when that is
+        # launched, which takes as long again; it keeps both in a folder of its own
+        self._keeps = device.platform.name == "Portable Computing Language"
+        self._declarations = DECLARATIONS if declared(device) else ""
+        self._options += [READ] * bool(self._declarations)
         self._options += (f"-D{macro}" for macro in dict.fromkeys(_instructions(device).values()))
 
     @property
@@ -291,8 +297,9 @@ class OpenCL:
         )
         if binary is None:
             program = self._compile(kernel, source.text)
-            (body,) = program.get_info(cl.program_info.BINARIES)
-            binary = MAGIC + self._digest(body) + bytes(body)
+            if not self._keeps:
+                (body,) = program.get_info(cl.program_info.BINARIES)
+                binary = MAGIC + self._digest(body) + bytes(body)
         else:
             program = self._load(kernel, binary)
         phases = tuple(
@@ -313,7 +320,7 @@ class OpenCL:
 
     def _compile(self, kernel: Kernel, source: str) -> Any:
         try:
-            return _build(cl.Program(self._context, source), self._options)
+            return _build(cl.Program(self._context, self._declarations + source), self._options)
         except cl.Error as error:
             raise CompilationFailed(
                 kernel=kernel.name, device=self.name, log=str(error), source=f"\n{source}"
