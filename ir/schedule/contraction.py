@@ -93,7 +93,7 @@ def _walk(kernel: Kernel, width: int, kept: Collection[str]) -> Kernel:
     read = loads(sums[-1].body)
 
     def rank(k: int) -> tuple[bool, int, int]:
-        n = sums[k].static or 0
+        n = sums[k].var.bound or 0
         return n >= width and any(affine(e.index[0], sums[k].var) == 1 for e in read), n, k
 
     longest = max(range(len(sums)), key=rank)
@@ -141,9 +141,9 @@ def blocked(kernel: Kernel, limits: Limits) -> tuple[Kernel, list[str]]:
     most = limits.choose("depth", DEPTH, (256, 384, 512, 2048))
     blocks: list[str] = []
     sums = sum_loops(kernel)
-    depth = math.prod(s.static or 1 for s in sums)
+    depth = math.prod(s.var.bound or 1 for s in sums)
     for loop in sums:
-        name, extent = loop.var.name, loop.static or 1
+        name, extent = loop.var.name, loop.var.bound or 1
         if depth <= 3 * most:
             break
         depth //= extent
@@ -233,6 +233,8 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
     walked = [s.var.name for s in whole]
     depth = math.prod(s.var.bound or 1 for s in whole)
     rows, registers = tile(m, n, limits, width, depth)
+    if n <= registers * width:  # rows of whole tiles need no packing
+        rows = next((r for r in range(rows, rows // 2, -1) if m % r == 0), rows)
     if block:
         accumulators.append("block")
     narrow = [] if pairs or not _in_pairs(kernel, i, j, limits) else [f"{walked[-1]}p"]
@@ -277,16 +279,18 @@ def vector(kernel: Kernel, limits: Limits, width: int, pairs: Sequence[Slide] = 
 def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Kernel, list[str], set[str]]:
     """Let a thread pack a panel of columns, which stays in its second-level cache while all rows go by.
 
-    Rows are read as they are where they lie along the sum and make ``whole`` tiles, are packed tile by tile where one
-    panel has all columns, and elsewhere once for all threads. Columns are not packed where they lie as a tile reads
-    them and one tile has all rows. Returns the kernel with the loops of its grid and the buffers that a tile reads.
+    Rows that make ``whole`` tiles are read as they are where they lie along the sum, or across it and one panel has all
+    columns. Else they are packed tile by tile where one panel has all columns, and elsewhere once for all threads.
+    Columns are not packed where they lie as a tile reads them and one tile has all rows. Returns the kernel with the
+    loops of its grid and the buffers that a tile reads.
     """
     i, j = f"{t.i}o", f"{t.j}o"
     left = _packed(factor(kernel, t.i, t.j), t.narrow)
     above = [o for o in t.outer if any(v.name == o for v in free_vars(left))]
     panels = t.across // math.prod(loops(kernel, o)[0].static or 1 for o in above)
     grid, read, by_tile = [*t.outer, j], {"rows", "columns"}, False
-    if whole and not t.narrow and isinstance(left, Load) and lies(kernel, left, f"{t.i}r", t.walked[-1:], limits):
+    in_place = whole and not t.narrow
+    if in_place and isinstance(left, Load) and lies(kernel, left, f"{t.i}r", t.walked[-1:], limits, panels == 1):
         read = {left.buffer, "columns"}
     elif panels == 1 < t.count:
         by_tile = True
@@ -310,16 +314,20 @@ def _shared(kernel: Kernel, t: _Tiles, limits: Limits, whole: bool) -> tuple[Ker
         kernel = stage(kernel, left, i, [*t.walked, f"{t.i}r", *t.narrow], "local", "rows")
     right = _packed(factor(kernel, t.j, t.i), t.narrow)
     column = loops(kernel, f"{t.j}r")[0]
-    alone = t.count == 1 and not t.narrow and t.divided
-    if alone and isinstance(right, Load) and affine(right.index[0], column.var) == 1:
-        return kernel, grid, {*read, right.buffer} - {"columns"}
+    if t.count == 1 and not t.narrow and isinstance(right, Load) and affine(right.index[0], column.var) == 1:
+        if t.divided:
+            return kernel, grid, {*read, right.buffer} - {"columns"}
+        if "masks" in limits.native:
+            return stage(kernel, right, t.walked[-1], [column.var.name], "register", "columns"), grid, read
     return stage(kernel, right, at, [*t.walked, f"{t.j}r", *t.narrow], "local", "columns"), grid, read
 
 
-def lies(kernel: Kernel, factor: Load, row: str, walked: Sequence[str], limits: Limits) -> bool:
+def lies(kernel: Kernel, factor: Load, row: str, walked: Sequence[str], limits: Limits, once: bool = False) -> bool:
     """Whether rows are in memory one element after the other as a tile walks along the sum, at such a distance that
-    those of a tile do not evict each other from the first-level cache.
+    those of a tile do not evict each other from the first-level cache; or, of what one tile alone reads, side by side.
     """
+    if once and affine(factor.index[0], loops(kernel, row)[0].var) == 1:
+        return True
     extent = 1
     for name in reversed(walked):
         loop = loops(kernel, name)[0]
@@ -425,8 +433,8 @@ def filled_rows(kernel: Kernel, i: str, step: str, grid: list[str], width: int) 
 
 
 def filled_columns(kernel: Kernel, j: str, step: str, grid: list[str], width: int) -> tuple[Kernel, list[str]]:
-    """Do the same for columns."""
-    if contiguous(kernel, step, width):
+    """Do the same for columns; without the loop ``step``, a tile's are read in each of its steps."""
+    if loops(kernel, step) and contiguous(kernel, step, width):
         kernel = transposed(kernel, step, [f"columns_{j}u", f"columns_{j}v"], width)
         return reorder(kernel, step, f"columns_{j}u"), grid  # few lines of memory are read at a time, each to its end
     kernel = bind(bind(kernel, f"columns_{j}v", "vector"), f"columns_{j}u", "unroll")

@@ -9,6 +9,7 @@ from kernelforge.dtypes import NARROW_FLOATS
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
 from kernelforge.ir.kernel import Expr, For, Kernel, Load, Op, Stmt, Store, stmts
+from kernelforge.ir.schedule.limits import SHORTEST
 from kernelforge.ir.schedule.nests import perfect, size
 from kernelforge.ir.schedule.steps import fuse, reorder
 from kernelforge.ir.schedule.windows import slides
@@ -20,12 +21,15 @@ LEAST = 4
 """Rows and columns of a product at least, for panels to be packed."""
 
 
-def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], width: int) -> Kernel | None:
+def arranged(
+    kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], width: int, masks: bool = False
+) -> Kernel | None:
     """Bring the parallel loops into the order of a product of matrices: last that of its rows and that of its columns.
 
     The nest sums products of one factor that depends on the rows and one that depends on the columns, not on both.
     Columns are the loop along which the result lies in memory most densely, unless it is shorter than a register of
-    ``width`` elements. Returns None where the nest is no product, or one too small to pack.
+    ``width`` elements; with ``masks``, which write parts of registers, also where it is, unless the other factor lies
+    along its rows. Returns None where the nest is no product, or one too small to pack.
     """
     found, depth = factors(body)
     if not found:
@@ -52,7 +56,8 @@ def arranged(kernel: Kernel, parallel: Sequence[For], body: Sequence[Stmt], widt
             m, n, step = extents[i], extents[j], steps[j]
             least = 2 if n >= width and not sliding and any(_along(f, parallel[b]) for f in found) else LEAST
             if apart(i, j) and min(m, n) >= least and m * n * depth >= SMALL:
-                dense = width - step if n >= width > step else 0
+                part = masks and step == 1 and n > SHORTEST and not any(_along(f, parallel[a]) for f in found)
+                dense = width - step if n >= width > step or part else 0
                 pairs.append((dense, min(n, 4 * width), min(m, 4 * width), a, b))
     if not pairs:
         return None
@@ -135,7 +140,7 @@ def factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
     sums = [s for s in body if isinstance(s, For) and s.kind == "serial"]
     depth = 1
     while len(sums) == 1:
-        depth *= sums[0].static or 0
+        depth *= sums[0].var.bound or 0
         inner = sums[0].body
         if len(inner) == 1 and isinstance(store := inner[0], Store):
             value = store.value

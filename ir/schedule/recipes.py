@@ -42,6 +42,9 @@ from kernelforge.ir.types import row_major
 SPREAD = 1 << 14
 """Elements that one worker of a reduction takes at least, when too few rows keep a device busy."""
 
+TILES = 4096
+"""Results of a product that make enough tiles for a thread, where its sum is long."""
+
 FEW = 32
 """Vectors of results for each thread up to which a product has too few panels of columns for all threads to share it by
 them: they share the sum then."""
@@ -97,6 +100,8 @@ def _share_reductions(kernel: Kernel, limits: Limits) -> Kernel:
             continue
         rows, width = size(parallel), max(map(size, paths))
         units = rows if rowwise(body, parallel[-1]) else max(1, rows // (4 * lanes(body, limits)))
+        if limits.form == "vector" and width >= SPREAD and rows >= LEAST * LEAST and factors(body)[0]:
+            units = rows // TILES
         workers = limits.threads if limits.form == "vector" else max(1, limits.threads // max(limits.group, 1))
         if units >= workers or rows * width < 2 * SPREAD:
             continue
@@ -145,7 +150,7 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
     enough = 8 * limits.threads
     if chains.chained(body):
         return chains.vector(kernel, parallel, limits)
-    product = arranged(kernel, parallel, body, width)
+    product = arranged(kernel, parallel, body, width, "masks" in limits.native)
     filtering = convolution.filtering(kernel)
     if width > 1 and filtering and (product is None or size([s.outer for s in filtering]) < width):
         return convolution.filtered(kernel, filtering, width)

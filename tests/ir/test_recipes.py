@@ -34,6 +34,7 @@ from kernelforge.ir.schedule.recipes import schedule
 from kernelforge.ir.verify import verify_kernel
 from tests.ir.naive import AVX512, DEVICES, columns, double, gemm, kernel, planes, running, same, softmax
 
+MASKED = dataclasses.replace(AVX512, native=AVX512.native | {"masks"})
 SHAPES = [
     *(
         gemm(m, n, k)
@@ -169,11 +170,41 @@ def test_rows_that_evict_each_other_from_the_cache_are_packed() -> None:
         assert [a.name for a in made.args if a.mode == "scratch"] == packed
 
 
-@pytest.mark.parametrize("naive", [gemm(64, 32, 640, transposed=True), gemm(61, 32, 640), gemm(64, 16, 1024)])
+@pytest.mark.parametrize("naive", [gemm(61, 32, 640), gemm(64, 16, 1024)])
 def test_rows_for_one_panel_of_columns_are_packed_tile_by_tile(naive: Kernel) -> None:
     made = schedule(naive, DEVICES["avx512"])
     assert not [a.name for a in made.args if a.mode == "scratch"]
     assert "rows" in {s.buffer for s in stmts(made.body) if isinstance(s, Alloc) and s.space == "local"}
+    same(naive, made)
+
+
+def test_rows_for_one_panel_of_columns_are_read_where_they_lie_across_the_sum() -> None:
+    naive = gemm(64, 32, 640, transposed=True)
+    made = schedule(naive, DEVICES["avx512"])
+    assert "rows" not in {a.name for a in made.args} | {s.buffer for s in stmts(made.body) if isinstance(s, Alloc)}
+    same(naive, made)
+
+
+@pytest.mark.parametrize(("m", "rows"), [(84, 14), (1000, 10), (87, 15)])
+def test_tiles_of_all_columns_divide_the_rows_if_they_can(m: int, rows: int) -> None:
+    naive = gemm(m, 10, 12)
+    made = schedule(naive, MASKED)
+    assert ("rows" in {s.buffer for s in stmts(made.body) if isinstance(s, Alloc)}) == bool(m % rows)
+    (tile,) = (s.shape for s in stmts(made.body) if isinstance(s, Alloc) and s.buffer == "a")
+    assert tile == (i64(rows), i64(16))
+    same(naive, made)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_threads_share_the_long_sum_of_a_small_product(transposed: bool) -> None:
+    """Also where it is no multiple of what they take; columns are then read in some of the lanes, and not packed."""
+    naive = gemm(5, 6, 16390, transposed)
+    made = schedule(naive, MASKED)
+    assert steps.loops(made, "r_w")[0].static == 8
+    assert {"columns": "register", "block": "register"}.items() <= {
+        s.buffer: s.space for s in stmts(made.body) if isinstance(s, Alloc)
+    }.items()
+    assert "rows" not in {a.name for a in made.args}
     same(naive, made)
 
 
