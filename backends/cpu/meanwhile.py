@@ -82,6 +82,7 @@ def requests(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> list[Req
         if path is longest and loops:
             wanted += _further(loops, _regions(loops, body, _given(body)), path, cache)
             wanted += _next(loops, body, path, cache)
+            wanted += _tiles_behind(loops, body, path, cache)
         if wanted:
             out.append(Requests(path[-1].loop, tuple(wanted)))
     return out if products else _windows(loops, body, cache)
@@ -107,6 +108,18 @@ def _next(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level], cac
         if tile.rows and _steps(path) <= SELDOM * tile.lines:
             for line in _by_lines(tile, body, path, cache // 4):
                 yield line._replace(at=normalize(substitute(line.at, following)))
+
+
+def _tiles_behind(loops: Sequence[For], body: Sequence[Stmt], path: Sequence[Level], cache: int) -> Iterator[Request]:
+    """Yield what the next iteration of the last loop between the grid and a product reads that no other one does."""
+    for k in range(len(path) - 1, 0, -1):
+        around = (*loops, *(level.loop for level in path[:k]))
+        if _count(around[-1]) > 1:
+            changing = [loop.var for loop in around if _count(loop) > 1]
+            inside = set(loads(around[-1].body))
+            once = [e for e in _given(body) if e in inside and all(affine(e.index[0], v) for v in changing)]
+            yield from _further(around, _regions(around, around[-1].body, once), path[k:], cache)
+            return
 
 
 def _by_lines(tile: Tile, within: Sequence[Stmt], path: Sequence[Level], most: int) -> Iterator[Request]:

@@ -17,6 +17,9 @@ from kernelforge.ir.schedule.windows import slides
 SMALL = 4096
 """Multiplications below which packing does not pay."""
 
+LONG = 1024
+"""Products in a sum from which on its results are few enough to be lanes of a vector even if they fill a few only."""
+
 LEAST = 4
 """Rows and columns of a product at least, for panels to be packed."""
 
@@ -54,9 +57,10 @@ def arranged(
     for a, i in enumerate(extents):
         for b, j in enumerate(extents):
             m, n, step = extents[i], extents[j], steps[j]
-            least = 2 if n >= width and not sliding and any(_along(f, parallel[b]) for f in found) else LEAST
-            if apart(i, j) and min(m, n) >= least and m * n * depth >= SMALL:
-                part = masks and step == 1 and n > SHORTEST and not any(_along(f, parallel[a]) for f in found)
+            enough = n > SHORTEST or (n > 1 and depth >= LONG)
+            part = masks and step == 1 and enough and not any(_along(f, parallel[a]) for f in found)
+            wide = (n >= width or part) and not sliding and any(_along(f, parallel[b]) for f in found)
+            if apart(i, j) and min(m, n) >= (2 if wide else LEAST) and m * n * depth >= SMALL:
                 dense = width - step if n >= width > step or part else 0
                 pairs.append((dense, min(n, 4 * width), min(m, 4 * width), a, b))
     if not pairs:

@@ -133,6 +133,25 @@ def test_products_ask_for_each_line_of_the_next_panel(depth: int, columns: int, 
         assert lines == {k * columns + 6 * width + n + LINE - 1 for k in range(depth) for n in range(0, width, LINE)}
 
 
+@pytest.mark.parametrize("panels", [1, 2])
+def test_products_ask_for_each_line_of_the_next_tile_that_no_other_panel_reads(panels: int) -> None:
+    """Rows lie along the sum behind each other; with two panels of columns, each row is read twice and in the cache."""
+    tiles, rows, depth = 5, 16, 100
+    panel, tile, step = Var("j", bound=panels), Var("t", bound=tiles), Var("k", bound=depth)
+    row, lane = Var("r", bound=rows), Var("v", bound=LANES)
+    weight = Load("w", ((step * panels + panel) * LANES + lane,), "f32")
+    value = Load("x", ((tile * rows + row) * depth + step,), "f32") * weight
+    place = ((panel * tiles + tile) * rows + row) * LANES + lane
+    vectors = For(lane, i64(LANES), "vector", (Store("y", (place,), value, "add"),))
+    product = For(step, i64(depth), "serial", (For(row, i64(rows), "unroll", (vectors,)),))
+    body = (For(tile, i64(tiles), "parallel", (product,)),)
+    found = [
+        r for q in requests([For(panel, i64(panels), "grid", body)], body, CACHE) for r in q.wanted if r.buffer == "x"
+    ]
+    lines = {evaluate(r.at, {"j": 0, "t": 2, "k": k}) // LINE for r in found for k in range(depth)}
+    assert lines == (set(range(3 * rows * depth // LINE, 4 * rows * depth // LINE)) if panels == 1 else set())
+
+
 def test_short_products_do_not_ask_for_what_follows() -> None:
     body = finished(ROWS * 2 - 1, COLUMN * 2 * LANES + ROW * 2 * WIDE + PART * LANES + LANE)
     assert not requests([], (For(COLUMN, i64(COLUMNS), "parallel", body),), CACHE)
