@@ -76,7 +76,8 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
     turned = _in_turn(kernel, parallel, width, columns)
     across = "" if turned is not kernel else _across(kernel, parallel, width)
     kernel, last = turned, loops(turned, name)[0]
-    kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side)
+    masks = "masks" in limits.native and _effort(last) >= TRANSCENDENTAL
+    kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side, masks)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else solo(kernel)
 
 
@@ -247,14 +248,14 @@ def _bound(kernel: Kernel, name: str) -> Kernel:
 
 def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1, masks: bool = False) -> Kernel:
     """Run a parallel loop in lanes, the rest one by one; two vectors at a time where they share work, ``side`` where
-    functions keep them waiting. With ``masks``, less than a vector is one with some of its lanes.
+    functions keep them waiting. With ``masks``, less than a vector is one with some of its lanes, and so is the rest of
+    those that functions are taken of.
     """
     name, extent = loop.var.name, loop.static or loop.var.bound or 0
     masked = masks and 1 < extent < width
     width = covering(width, extent) if masked else shortened(width, extent)
-    every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
-    found = {e for e in every if loop.var in free_vars(e)}  # the rest is computed once
-    if width == 1 or not (unit(loop, NEAR) or effort(found) >= APART * TRANSCENDENTAL):
+    dear = _effort(loop)
+    if width == 1 or not (unit(loop, NEAR) or dear >= APART * TRANSCENDENTAL):
         return kernel
     if masked:
         return bind(split(kernel, name, width, name, f"{name}v", "guard"), f"{name}v", "vector")
@@ -266,11 +267,16 @@ def in_lanes(kernel: Kernel, loop: For, width: int, side: int = 1, masks: bool =
         kernel = bind(bind(kernel, f"{name}u", "unroll"), f"{name}v", "vector")
         return rest_in_lanes(kernel, name, f"{name}i_t", width, least)
     wide = side * width
-    if wide > width and extent >= wide and effort(found) >= TRANSCENDENTAL:
-        kernel = bind(split(kernel, name, wide, name, f"{name}v", "cut"), f"{name}v", "vector")
-        return rest_in_lanes(kernel, name, f"{name}v_t", width, least)
-    kernel = bind(split(kernel, name, width, name, f"{name}v", "cut"), f"{name}v", "vector")
-    return rest_in_lanes(kernel, name, f"{name}v_t", width // 2, least)
+    wide = wide if wide > width and extent >= wide and dear >= TRANSCENDENTAL else width
+    kernel = bind(split(kernel, name, wide, name, f"{name}v", "cut"), f"{name}v", "vector")
+    whole = width if masks and dear >= TRANSCENDENTAL else 0
+    return rest_in_lanes(kernel, name, f"{name}v_t", width if wide > width else width // 2, least, masked=whole)
+
+
+def _effort(loop: For) -> float:
+    """Return the effort of what changes along a loop; the rest is computed once."""
+    every = {e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if e.dtype != "i64"}
+    return effort({e for e in every if loop.var in free_vars(e)})
 
 
 def shortened(width: int, extent: int) -> int:
@@ -287,12 +293,18 @@ def covering(width: int, extent: int) -> int:
     return width
 
 
-def rest_in_lanes(kernel: Kernel, name: str, rest: str, width: int, least: int, bound: Bound = _bound) -> Kernel:
+def rest_in_lanes(
+    kernel: Kernel, name: str, rest: str, width: int, least: int, bound: Bound = _bound, masked: int = 0
+) -> Kernel:
     """Run what a loop's split into vectors left over in shorter ones, down to ``least`` lanes; ``bound`` makes lanes of
-    a loop.
+    a loop. What is less than ``masked`` lanes is one vector of so many or fewer, with some of its lanes.
     """
     for k in itertools.count():
         found = loops(kernel, rest)
+        extent = found[0].static or (found[0].var.bound or 1) - 1 if found else 0
+        if 1 < extent < masked:
+            lanes, lane = covering(masked, extent), f"{name}m"
+            return bound(split(kernel, rest, lanes, f"{name}o", lane, "guard"), lane)
         if not found or width < least:
             return kernel
         if any(s.static is None or s.static >= width for s in found):

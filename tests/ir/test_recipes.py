@@ -15,6 +15,7 @@ from kernelforge.ir.kernel import (
     Alloc,
     Const,
     For,
+    If,
     Kernel,
     Load,
     Stmt,
@@ -22,6 +23,7 @@ from kernelforge.ir.kernel import (
     Var,
     exprs,
     i64,
+    op,
     stmts,
     walk,
 )
@@ -124,6 +126,20 @@ def test_running_sums_walk_square_tiles_of_rows(backwards: bool) -> None:
         e.buffer: affine(e.index[-1], lane.var) for r in exprs(lane.body[0]) for e in walk(r) if isinstance(e, Load)
     }
     assert set(steps_of.values()) == {1}, "rows lie in lanes, behind each other"
+
+
+@pytest.mark.parametrize(("n", "lanes"), [(7, [8]), (23, [16, 8]), (100, [64, 16, 4]), (17, [16])])
+def test_what_is_left_of_rows_that_functions_are_taken_of_is_a_vector_with_some_of_its_lanes(
+    n: int, lanes: list[int]
+) -> None:
+    i, j = Var("i", "i64", 30), Var("j", "i64", n)
+    value = op("tanh", Load("x", (i * n + j,), "f32") + Load("b", (j,), "f32"))
+    body = (For(j, i64(n), "parallel", (Store("o", (i * n + j,), value),)),)
+    naive = kernel("biased", (("x", 30 * n), ("b", n)), 30 * n, For(i, i64(30), "parallel", body))
+    made = schedule(naive, dataclasses.replace(MASKED, side=4))
+    assert [s.static for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"] == lanes
+    assert any(isinstance(s, If) for s in stmts(made.body)) == (n % lanes[-1] > 1)
+    same(naive, made)
 
 
 def test_planes_are_put_side_by_side_in_lanes_of_rows() -> None:
