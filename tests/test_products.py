@@ -129,3 +129,25 @@ def test_special_values() -> None:
 def test_products_of_booleans_do_not_count_modulo_256() -> None:
     x, y = np.ones((5, 512), bool), np.ones((512, 7), bool)
     assert np.asarray(kf.jit(lambda x, y: x @ y)(x, y)).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "left", "right"),
+    [
+        ("btm,btn->mn", (1001, 17, 8), (1001, 17, 9)),
+        ("btm,tbn->mn", (5003, 5, 8), (5, 5003, 8)),
+        ("bmt,btn->mn", (5003, 8, 5), (5003, 5, 8)),
+        ("mk,kn->mn", (8, 16385), (16385, 8)),
+        ("km,kn->mn", (16385, 3), (16385, 7)),
+    ],
+)
+@pytest.mark.parametrize("same", [False, True])
+def test_threads_share_long_sums_unevenly(spec: str, left: tuple[int, ...], right: tuple[int, ...], same: bool) -> None:
+    """Over one axis or two, also of what is the ``same`` along the longest."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal(shape).astype(np.float32) for shape in (left, right))
+    if same:
+        axis = left.index(max(left))
+        x = np.broadcast_to(np.take(x, [0], axis), left)
+    got = kf.jit(lambda x, y: np.einsum(spec, x, y))(x, y)
+    np.testing.assert_allclose(got, np.einsum(spec, x.astype(float), y.astype(float)), rtol=1e-4, atol=1e-2)

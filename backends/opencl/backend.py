@@ -21,7 +21,7 @@ import pyopencl as cl
 
 from kernelforge.backends.base import Argument, Backend
 from kernelforge.backends.cpu.host import host
-from kernelforge.backends.opencl.declared import DECLARATIONS, READ, declared
+from kernelforge.backends.opencl.declared import DECLARATIONS, POCL, READ, declared
 from kernelforge.backends.opencl.icd import TARGET, discover, options
 from kernelforge.backends.opencl.phases import Phase
 from kernelforge.backends.opencl.printer import print_opencl
@@ -155,7 +155,7 @@ def _instructions(device: Any) -> dict[str, str]:
         if year and int(year[0]) >= 2026:
             dots = {"bf16dot": "KF_BF16DOT"} if "bf16dot" in able.native else {}
             return {"scaleb": "KF_AVX512", "tables": "KF_AVX512", **dots}
-    if device.platform.name == "Portable Computing Language" and "avx512" in device.name:
+    if device.platform.name == POCL and "avx512" in device.name:
         return {"scaleb": "KF_AVX512", "tables": "KF_AVX512"}
     return {}
 
@@ -171,7 +171,7 @@ class OpenCLExecutable:
 
     kernel: Kernel
     source: str
-    binary: bytes | None
+    binary: bytes
     phases: tuple[tuple[Phase, Any, Any], ...]
     scratch: tuple[Alloc, ...]
     streamed: tuple[int, ...]
@@ -206,8 +206,8 @@ class OpenCL:
         if device.single_fp_config & CORRECTLY_ROUNDED:
             self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
         # PoCL compiles kernels for groups of any size when it is asked for a binary, and for one size when that is
-        # launched, which takes as long again; it keeps both in a folder of its own
-        self._keeps = device.platform.name == "Portable Computing Language"
+        # launched, which takes as long again; it keeps both in a folder of its own, and finds them there by the source
+        self._keeps = device.platform.name == POCL
         self._declarations = DECLARATIONS if declared(device) else ""
         self._options += [READ] * bool(self._declarations)
         self._options += (f"-D{macro}" for macro in dict.fromkeys(_instructions(device).values()))
@@ -297,11 +297,10 @@ class OpenCL:
         )
         if binary is None:
             program = self._compile(kernel, source.text)
-            if not self._keeps:
-                (body,) = program.get_info(cl.program_info.BINARIES)
-                binary = MAGIC + self._digest(body) + bytes(body)
+            (body,) = [b""] if self._keeps else program.get_info(cl.program_info.BINARIES)
+            binary = MAGIC + self._digest(body) + bytes(body)
         else:
-            program = self._load(kernel, binary)
+            program = self._load(kernel, binary, source.text)
         phases = tuple(
             (p, _function(program, p, p.name, kernel), _function(program, p, p.stream, kernel) if p.stream else None)
             for p in source.phases
@@ -329,11 +328,13 @@ class OpenCL:
     def _digest(self, body: bytes) -> bytes:
         return hashlib.sha256(self.limits.fingerprint.encode() + body).digest()
 
-    def _load(self, kernel: Kernel, binary: bytes) -> Any:
+    def _load(self, kernel: Kernel, binary: bytes, source: str) -> Any:
         head = len(MAGIC) + hashlib.sha256().digest_size
         body = binary[head:]
         if not binary.startswith(MAGIC) or binary[len(MAGIC) : head] != self._digest(body):
             raise DamagedBinary(kernel=kernel.name, problem="its checksum does not match its content and this device")
+        if not body:
+            return self._compile(kernel, source)
         try:
             return _build(cl.Program(self._context, [self.device], [body]), self._options)
         except cl.Error as error:

@@ -38,7 +38,11 @@ DECLARATIONS = f"""\
 #define CLK_GLOBAL_MEM_FENCE 2
 #define KF_CONST __attribute__((overloadable, const))
 {_PLACES}void __attribute__((overloadable, convergent)) barrier(uint);
-{_FUNCTIONS}"""
+{_FUNCTIONS}#line 1
+"""
+
+POCL = "Portable Computing Language"
+"""PoCL's name among platforms."""
 
 READ = "-D_OPENCL_H_"
 """The option that says that the header was read."""
@@ -46,4 +50,5 @@ READ = "-D_OPENCL_H_"
 
 def declared(device: Any) -> bool:
     """Return whether programs for a device have to bring their declarations, and ``READ`` among their options."""
-    return bool(device.type & cl.device_type.CPU) and " PoCL 3." in device.platform.version
+    cpu = bool(device.type & cl.device_type.CPU)
+    return cpu and device.platform.name == POCL and " PoCL 3." in device.platform.version

@@ -100,7 +100,7 @@ def _walk(kernel: Kernel, width: int, kept: Collection[str]) -> Kernel:
     for loop in sums[longest + 1 :]:
         kernel = reorder(kernel, sums[longest].var.name, loop.var.name)
     sums = sum_loops(kernel)
-    while len(sums) > 1 and (sums[-1].static or 0) < width and not {s.var.name for s in sums[-2:]} & set(kept):
+    while len(sums) > 1 and (sums[-1].static or width) < width and not {s.var.name for s in sums[-2:]} & set(kept):
         outer, inner = (s.var.name for s in sums[-2:])
         kernel = fuse(kernel, outer, inner, f"{outer}f")
         sums = sum_loops(kernel)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from kernelforge.dtypes import NARROW_FLOATS
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import affine, free_vars
-from kernelforge.ir.kernel import Expr, For, Kernel, Load, Op, Stmt, Store, stmts
+from kernelforge.ir.kernel import Expr, For, Kernel, Load, Op, Stmt, Store, Var, stmts
 from kernelforge.ir.schedule.limits import SHORTEST
 from kernelforge.ir.schedule.nests import perfect, size
 from kernelforge.ir.schedule.steps import fuse, reorder
@@ -31,8 +31,9 @@ def arranged(
 
     The nest sums products of one factor that depends on the rows and one that depends on the columns, not on both.
     Columns are the loop along which the result lies in memory most densely, unless it is shorter than a register of
-    ``width`` elements; with ``masks``, which write parts of registers, also where it is, unless the other factor lies
-    along its rows. Returns None where the nest is no product, or one too small to pack.
+    ``width`` elements; with ``masks``, which write parts of registers, also where it has more than ``SHORTEST`` of them
+    or the sum is ``LONG``, unless the other factor lies along its rows. Returns None where the nest is no product, or
+    one too small to pack.
     """
     found, depth = factors(body)
     if not found:
@@ -140,15 +141,20 @@ def _positions(kernel: Kernel, factor: Expr) -> list[str]:
 
 
 def factors(body: Sequence[Stmt]) -> tuple[tuple[Expr, ...], int]:
-    """Return the factors of the one sum of products of a nest, and the number of products; none where it has none."""
+    """Return the factors of the one sum of products of a nest, and the number of products; none where it has none, or
+    where its extent varies with something that a factor does not depend on.
+    """
     sums = [s for s in body if isinstance(s, For) and s.kind == "serial"]
-    depth = 1
+    depth, uneven = 1, set[Var]()
     while len(sums) == 1:
         depth *= sums[0].var.bound or 0
+        uneven |= free_vars(sums[0].extent)
         inner = sums[0].body
         if len(inner) == 1 and isinstance(store := inner[0], Store):
             value = store.value
-            return (value.args, depth) if store.op == "add" and isinstance(value, Op) and value.op == "mul" else ((), 0)
+            if store.op != "add" or not isinstance(value, Op) or value.op != "mul":
+                return (), 0
+            return (value.args, depth) if all(uneven <= free_vars(f) for f in value.args) else ((), 0)
         sums = [s for s in inner if isinstance(s, For) and s.kind == "serial"] if len(inner) == 1 else []
     return (), 0
 

@@ -42,8 +42,8 @@ from kernelforge.ir.types import row_major
 SPREAD = 1 << 14
 """Elements that one worker of a reduction takes at least, when too few rows keep a device busy."""
 
-TILES = 4096
-"""Results of a product that make enough tiles for a thread, where its sum is long."""
+RESULTS = 4096
+"""Results of a product from which on threads make tiles of them each; fewer with a long sum make parts of that."""
 
 FEW = 32
 """Vectors of results for each thread up to which a product has too few panels of columns for all threads to share it by
@@ -100,8 +100,8 @@ def _share_reductions(kernel: Kernel, limits: Limits) -> Kernel:
             continue
         rows, width = size(parallel), max(map(size, paths))
         units = rows if rowwise(body, parallel[-1]) else max(1, rows // (4 * lanes(body, limits)))
-        if limits.form == "vector" and width >= SPREAD and rows >= LEAST * LEAST and factors(body)[0]:
-            units = rows // TILES
+        if limits.form == "vector" and width >= SPREAD and LEAST * LEAST <= rows < RESULTS and factors(body)[0]:
+            units = 1
         workers = limits.threads if limits.form == "vector" else max(1, limits.threads // max(limits.group, 1))
         if units >= workers or rows * width < 2 * SPREAD:
             continue

@@ -346,13 +346,10 @@ def test_memory_at_offsets(device: Any) -> None:
 def test_a_binary_is_loaded_and_a_damaged_one_refused(device: Any) -> None:
     kernel = Kernel("kept", (X, Y), (), (over(Store("y", (R,), f32("x", R) + 1.0)),))
     binary = device.compile(kernel).binary
-    if device.device.platform.name == "Portable Computing Language":
-        assert binary is None
-        return
     x, y = device.upload(np.arange(64, dtype=np.float32)), device.allocate(64)
     device.launch(device.compile(kernel, binary), [(x, 0), (y, 0)], [])
     np.testing.assert_array_equal(device.download(y, 0, (5,), np.dtype(np.float32)), np.arange(1, 6))
-    for damaged in (b"", binary[:100], binary[:-1], binary[:-1] + bytes([binary[-1] ^ 1])):
+    for damaged in (b"", binary[:20], binary[:-1], binary[:-1] + bytes([binary[-1] ^ 1])):
         with pytest.raises(DamagedBinary, match="kept"):
             device.compile(kernel, damaged)
 
