@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -114,6 +115,12 @@ def _build(program: Any, options: Sequence[str]) -> Any:
         return program.build(list(options), cache_dir=False)
 
 
+def _finish(queue: Any, pid: int) -> None:
+    """Wait, as at the end of a process, too: PoCL compiles in threads, which fail where their libraries are gone."""
+    if os.getpid() == pid:
+        queue.finish()
+
+
 def limits_of(device: Any) -> Limits:
     """Read a device's limits; cache sizes, which OpenCL does not tell of each level, are those of common processors."""
     cpu = bool(device.type & cl.device_type.CPU)
@@ -197,6 +204,7 @@ class OpenCL:
         self._queue = cl.CommandQueue(context, device)
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        weakref.finalize(self, _finish, self._queue, self._pid)
         self._limits = limits_of(device)
         self._cpu = self._limits.form == "vector"
         self._workers = PARTS * self._limits.threads if self._cpu else 0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import importlib
 import os
 import pathlib
 import subprocess
 import sys
 import threading
+import types
 from typing import Any
 
 import numpy as np
@@ -440,3 +443,18 @@ def test_wheels_are_shown_to_the_loader_for_a_moment(monkeypatch: pytest.MonkeyP
     with vendors():
         assert os.environ[VARIABLE] == "/mine"
     assert all(p.is_absolute() for p in libraries())
+
+
+@each_device
+def test_a_device_waits_for_its_queue_at_the_end(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PoCL still compiles then, in threads that fail where a process ends (not each time: hence no process here)."""
+    waited: list[int] = []
+    queue = types.SimpleNamespace(finish=lambda: waited.append(1))
+    monkeypatch.setattr("kernelforge.backends.opencl.backend.cl.CommandQueue", lambda *_: queue)
+    module = importlib.import_module("kernelforge.backends.opencl.backend")  # which needs pyopencl
+    made = module.OpenCL(device.name, device.device, None)
+    del made
+    gc.collect()
+    assert waited == [1]
+    module._finish(queue, os.getpid() + 1)
+    assert waited == [1], "nor does a fork, whose queue has no threads"
