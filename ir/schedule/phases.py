@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import bounds, normalize
 from kernelforge.ir.kernel import (
     Alloc,
+    Const,
     Expr,
     For,
     If,
     Kernel,
     Load,
+    Op,
     Stmt,
     Store,
     Var,
@@ -114,13 +116,31 @@ def _apart(a: For, b: For, buffer: str) -> bool:
 
 
 def _ranges(loop: For, buffer: str) -> list[tuple[int | None, int | None]]:
-    """Return the least and the greatest place of a buffer that each store of a loop may write."""
+    """Return the least and the greatest place of a buffer that each store of a loop may write, under its conditions."""
     inner = [s for s in stmts((loop,)) if isinstance(s, For)]
     # loops side by side may share a variable: the longest one counts
     inner.sort(key=lambda s: math.inf if s.static is None else s.static)
     exact: dict[Expr, Expr] = {s.var: Var(s.var.name, "i64", s.static) for s in inner}
-    made = [s for s in stmts((loop,)) if isinstance(s, Store) and s.buffer == buffer]
-    return [bounds(normalize(substitute(s.index[0], exact))) for s in made]
+    found = []
+    for store, guards in _guarded((loop,), ()):
+        if store.buffer == buffer:
+            low, high = bounds(normalize(substitute(store.index[0], exact)))
+            for g in guards:
+                if isinstance(g, Op) and g.op == "lt" and isinstance(g.args[1], Const):
+                    beyond = bounds(normalize(substitute(store.index[0] - g.args[0], exact)))[1]
+                    if high is not None and beyond is not None:
+                        high = min(high, beyond + int(g.args[1].value) - 1)
+            found.append((low, high))
+    return found
+
+
+def _guarded(body: Sequence[Stmt], guards: tuple[Expr, ...]) -> Iterator[tuple[Store, tuple[Expr, ...]]]:
+    """Yield the stores in a body, each with the conditions around it."""
+    for s in body:
+        if isinstance(s, Store):
+            yield s, guards
+        elif isinstance(s, For | If):
+            yield from _guarded(s.body, (*guards, s.cond) if isinstance(s, If) else guards)
 
 
 def _below(a: Sequence[tuple[int | None, int | None]], b: Sequence[tuple[int | None, int | None]]) -> bool:
