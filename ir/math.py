@@ -45,6 +45,7 @@ from kernelforge.ir.math_base import (
     less_log2,
     mul_error,
     near_exp,
+    near_power,
     nearest,
     nearest_part,
     nearest_power,
@@ -92,8 +93,7 @@ def _exp2_looked_up(x: Expr) -> Expr:
 
 def _times_power(slope: Expr, r: Expr, n: Expr, shifted: Expr) -> Expr:
     """(1 + r * slope) * 2**n, where the low bits of ``shifted`` say what is behind the point of n."""
-    power = op("exp2_low", shifted)
-    return op("scaleb", power + power * r * slope, n)
+    return op("scaleb", near_power(slope, r, shifted), n)
 
 
 def _tiny(x: Expr) -> float:

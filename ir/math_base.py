@@ -180,3 +180,9 @@ def less_log2(x: Expr, n: Expr) -> Expr:
 def near_exp(r: Expr) -> Expr:
     """exp(r) for |r| <= log(2)/2."""
     return 1 + r * (1 + r * poly("exp", r))
+
+
+def near_power(slope: Expr, r: Expr, shifted: Expr) -> Expr:
+    """(1 + r * slope) * 2**f, where the low bits of ``shifted`` say what f is behind the point."""
+    power = op("exp2_low", shifted)
+    return power + power * r * slope

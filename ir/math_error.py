@@ -11,6 +11,7 @@ from kernelforge.ir.math_base import (
     clamp,
     less_log2,
     near_exp,
+    near_power,
     nearest,
     nearest_part,
     nearest_power,
@@ -68,7 +69,6 @@ def erfc_looked_up(x: Expr) -> Expr:
     square, lost = two_product(a, a)
     n, shifted = nearest_part(-square * LOG2_E, len(table("exp2_low", x.dtype)))
     r = less_log2(-square, n) - lost
-    power = op("exp2_low", shifted)
-    p = power + power * r * (1 + r * poly("exp_low", r))
+    p = near_power(1 + r * poly("exp_low", r), r, shifted)
     right = op("scaleb", p * factor, n)
     return select(x < 0, 2 - right, right)

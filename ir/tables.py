@@ -67,9 +67,13 @@ def _polynomials(name: str) -> list[list[float]]:
     return [list(map(float, column)) for column in zip(*found, strict=True)]
 
 
+def _coefficients(name: str, power: int, _dtype: str) -> list[float]:
+    return _polynomials(name)[power]
+
+
 TABLES: dict[str, Callable[[str], list[float]]] = {
     "exp2_low": _powers,
-    **{f"{f}_{j}": lambda _, f=f, j=j: _polynomials(f)[j] for f in DEGREE for j in range(DEGREE[f] + 1)},  # type: ignore[misc]
+    **{f"{f}_{j}": functools.partial(_coefficients, f, j) for f in DEGREE for j in range(DEGREE[f] + 1)},
 }
 """Name to what computes a table's numbers for a dtype; those of polynomials are for f32."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyopencl as cl
 
 from kernelforge.backends.opencl.lib import NAMES, WIDTHS
-from kernelforge.ir.kernel import MATH_BINARY, MATH_UNARY
+from kernelforge.ir.kernel import ARITY, MATH_BINARY, MATH_UNARY
 
 _UNSIGNED = "".join(f"typedef unsigned {kind} u{kind};\n" for kind in ("char", "short", "int", "long"))
 _KINDS = tuple(dict.fromkeys(NAMES.values()))
@@ -20,11 +20,10 @@ _VECTORS = "".join(
 _SAME_BITS = "".join(
     f"#define as_{kind}{width}(x) __builtin_astype((x), {kind}{width})\n" for kind in _KINDS for width in ("", *WIDTHS)
 )
-_ARITIES = dict.fromkeys(("sqrt", *MATH_UNARY), 1) | dict.fromkeys(MATH_BINARY, 2) | {"fma": 3}
 _FUNCTIONS = "".join(
-    f"{value} KF_CONST {name}({', '.join([value] * arity)});\n"
+    f"{value} KF_CONST {name}({', '.join([value] * ARITY[name])});\n"
     for value in (f"{kind}{width}" for kind in ("float", "double") for width in ("", *WIDTHS))
-    for name, arity in _ARITIES.items()
+    for name in ("sqrt", "fma", *MATH_UNARY, *MATH_BINARY)
 )
 _PLACES = "".join(f"size_t KF_CONST get_{of}(uint);\n" for of in ("local_id", "group_id", "global_id", "global_size"))
 
