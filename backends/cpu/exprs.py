@@ -346,6 +346,9 @@ class Exprs(Arithmetic):
         buffer, lanes = self.buffers[name], self.lanes
         dtype, scalar, align = buffer.dtype, MEMORY[buffer.dtype], DTYPES[buffer.dtype].itemsize
         extra = () if mask is None else (mask,)
+        if step is not None and -NEAR <= step < -1:
+            on = None if mask is None else self.reversed(self.splat(mask, lanes))
+            return self.reversed(self.load_at(name, self.ahead(pointer, step * (lanes - 1), scalar), -step, on))
         if step is not None and 1 < step <= NEAR:
             near = self.near(step)
             rows = []

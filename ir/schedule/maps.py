@@ -48,6 +48,9 @@ smaller where one is half of all or more."""
 APART = 2
 """Transcendental functions of an element from which on lanes are worth it where they read or write elements apart."""
 
+TILES, LENGTH = 8, 256
+"""Tiles beside each other that are turned one after another, and elements that a thread writes in a row, at least."""
+
 TURNS = 4
 """Copies of a map, one for each kind of element, that are made at most."""
 
@@ -58,6 +61,10 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
     name, n = last.var.name, last.static or 0
     outer = size(parallel[:-1])
     wanted = 8 * limits.threads
+    turned = _in_turn(kernel, parallel, width, columns)
+    across = "" if turned is not kernel else _across(kernel, parallel, width)
+    if across:
+        return _tiled(kernel, parallel, across, width, wanted)
     most = limits.choose("chunk", CHUNK, (4096, 8192, 32768, 65536))
     if outer < wanted and outer * n * columns > most:
         pieces = -(-wanted // outer)
@@ -66,18 +73,16 @@ def vector_map(kernel: Kernel, parallel: Sequence[For], limits: Limits, width: i
             kernel = split(kernel, name, chunk, f"{name}g", name, "clip")
             kernel = in_lanes(kernel, dataclasses.replace(last, extent=i64(chunk)), width, limits.side)
             return grid(kernel, [*(p.var.name for p in parallel[:-1]), f"{name}g"], 1 << 62)
-    ends = _ends(last, width) if len(parallel) > 1 and columns == 1 else []
-    if ends and not _across(kernel, parallel, width):  # what is turned by tiles is worth more than plain choices
+    ends = _ends(last, width) if len(parallel) > 1 else []
+    if ends:
         ends = _lined(last, ends)
         kernel = in_pieces(kernel, name, ends)
         for part in [name, *(f"{name}_p{k + 1}" for k in range(len(ends)))]:
             kernel = in_lanes(kernel, loops(kernel, part)[0], width, limits.side, "masks" in limits.native)
         return grid(kernel, [p.var.name for p in parallel[:-1]], wanted)
-    turned = _in_turn(kernel, parallel, width, columns)
-    across = "" if turned is not kernel else _across(kernel, parallel, width)
-    kernel, last = turned, loops(turned, name)[0]
+    last = loops(turned, name)[0]
     masks = "masks" in limits.native and _effort(last) >= TRANSCENDENTAL
-    kernel = _tiled(kernel, parallel, across, width) if across else in_lanes(kernel, last, width, limits.side, masks)
+    kernel = in_lanes(turned, last, width, limits.side, masks)
     return grid(kernel, [p.var.name for p in parallel[:-1]], wanted) if len(parallel) > 1 else solo(kernel)
 
 
@@ -101,21 +106,22 @@ def parted(kernel: Kernel) -> Kernel:
 
 
 def _lined(loop: For, ends: Sequence[int]) -> list[int]:
-    """Return where pieces of a loop end, and the first and last lines that long ones store whole, where another piece
-    has the rest of a line: vectors go past the cache then, and no part of a line does.
+    """Return where pieces of a loop end. Where elements lie side by side, long parts store whole lines but for what of
+    their first and last line another has: vectors go past the cache then, and no part of a line does. Short parts join
+    what is left so, where each element is chosen.
     """
     stored = [s for s in stmts(loop.body) if isinstance(s, Store)]
     lines = {LINE // DTYPES[s.value.dtype].itemsize for s in stored}
     offsets = {poly(s.index[-1]).get((), 0) for s in stored}
     if len(lines) != 1 or len(offsets) != 1 or any(affine(s.index[-1], loop.var) != 1 for s in stored):
         return [*ends]
-    (line,), (offset,) = lines, offsets
-    found = {*ends}
-    for low, high in itertools.pairwise((0, *ends, loop.static or 0)):
-        if high - low >= 2 * line:
-            found.update({-(-(low + offset) // line) * line - offset} if low else ())
-            found.update({(high + offset) // line * line - offset} if high in ends else ())
-    return sorted(found)
+    (line,), (offset,), n = lines, offsets, loop.static or 0
+    long = [(low, high) for low, high in itertools.pairwise((0, *ends, n)) if high - low >= 2 * line]
+    found = {high for (_, high), (low, _) in itertools.pairwise(long) if high == low}
+    for low, high in long:
+        found.add(-(-(low + offset) // line) * line - offset if low else 0)
+        found.add((high + offset) // line * line - offset if high < n else n)
+    return sorted(found - {0, n})
 
 
 def _chosen(loop: For) -> list[int]:
@@ -123,8 +129,9 @@ def _chosen(loop: For) -> list[int]:
     every = {
         e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Op) and e.op in ("lt", "ge")
     }
-    found = {e.args[1] for e in every if e.args[0] == loop.var}
-    return sorted({int(c.value) for c in found if isinstance(c, Const) and 0 < int(c.value) < (loop.static or 0)})
+    found = [poly(e.args[0] - e.args[1]) for e in every if e.args[0].dtype == "i64"]
+    places = {-p.get((), 0) for p in found if {m: c for m, c in p.items() if m} == {(loop.var,): 1}}
+    return sorted(c for c in places if 0 < c < (loop.static or 0))
 
 
 def _ends(loop: For, width: int) -> list[int]:
@@ -212,9 +219,10 @@ def _across(kernel: Kernel, parallel: Sequence[For], width: int) -> str:
     return ""
 
 
-def _tiled(kernel: Kernel, parallel: Sequence[For], across: str, width: int) -> Kernel:
+def _tiled(kernel: Kernel, parallel: Sequence[For], across: str, width: int, wanted: int) -> Kernel:
     """Run the last loop in lanes, over square tiles of what is read along the loop ``across``: each is read in vectors
-    and transposed into a buffer first.
+    and transposed into a buffer first. ``TILES`` beside each other along ``across`` come before the next along the
+    last loop: caches and memory are slow to give one line of each row.
     """
     names = [p.var.name for p in parallel]
     between, last = names[names.index(across) + 1 : -1], names[-1]
@@ -226,12 +234,28 @@ def _tiled(kernel: Kernel, parallel: Sequence[For], across: str, width: int) -> 
     kernel = reorder(fission(kernel, tile[0]), tile[0], last)
     row = loops(kernel, tile[0])[0]
     (lane,) = (s for s in row.body if isinstance(s, For))
-    for k, load in enumerate(_strided(kernel, lane)):
-        if affine(load.index[0], row.var) == 1:
-            kernel = stage(kernel, load, last, tile, "local", f"tile{k}")
-            kernel = reorder(kernel, f"tile{k}_{tile[0]}", f"tile{k}_{tile[1]}")
-            kernel = bind(bind(kernel, f"tile{k}_{tile[0]}", "vector"), f"tile{k}_{tile[1]}", "unroll")
-    return bind(kernel, tile[1], "vector")
+    found = [load for load in _strided(kernel, lane) if affine(load.index[0], row.var) == 1]
+    for k, load in enumerate(found):
+        kernel = stage(kernel, load, last, tile, "local", f"tile{k}")
+        kernel = reorder(kernel, f"tile{k}_{tile[0]}", f"tile{k}_{tile[1]}")
+        kernel = bind(bind(kernel, f"tile{k}_{tile[0]}", "vector"), f"tile{k}_{tile[1]}", "unroll")
+    kernel = bind(kernel, tile[1], "vector")
+
+    outer = max(size(parallel[:-1]) // (TILES * width), 1)
+    high, long = (loops(kernel, name)[0].static or 1 for name in (across, last))
+    chunk = max(-(-long * outer // wanted), LENGTH // width)
+    block = f"{across}b"
+    kernel = split(kernel, across, min(TILES, high), across, block, "clip")
+    for name in between:
+        kernel = reorder(kernel, block, name)
+    kernel = fission(kernel, block)
+    if chunk < long:
+        kernel = split(kernel, last, chunk, f"{last}g", last, "clip")
+        kernel = reorder(kernel, block, f"{last}g")
+    kernel = reorder(kernel, block, last)
+    for name in reversed(names[:-1]):
+        kernel = fission(kernel, name)
+    return grid(kernel, [*names[:-1], f"{last}g"], wanted)
 
 
 def solo(kernel: Kernel) -> Kernel:

@@ -159,14 +159,14 @@ def _free(indices: Sequence[Expr]) -> set[Var]:
 
 def unit(loop: For, near: int = 1) -> bool:
     """Whether most of what a loop touches lies side by side for consecutive iterations, or at most ``near`` elements
-    apart, where that is more than 1 also backwards side by side; but for what is found by data: lanes wait for all of
-    that at once, and a loop for one after the other.
+    apart, where that is more than 1 also backwards; but for what is found by data: lanes wait for all of that at once,
+    and a loop for one after the other.
     """
     found = dict.fromkeys(e for s in stmts(loop.body) for r in exprs(s) for e in walk(r) if isinstance(e, Load))
     plain = [e for e in found if not any(isinstance(part, Load) for i in e.index for part in walk(i))]
     steps = [affine(e.index[-1], loop.var) for e in plain if e.index and loop.var not in _free(e.index[:-1])]
     stored = [affine(s.index[0], loop.var) for s in stmts(loop.body) if isinstance(s, Store) and len(s.index) == 1]
-    least = -1 if near > 1 else 0
+    least = -near if near > 1 else 0
     inside = sum(c is not None and least <= c <= near for c in steps)
     return all(c is not None and 0 < c <= near for c in stored) and 2 * inside >= len(steps)
 

@@ -94,17 +94,56 @@ def test_pieces_of_a_loop_store_whole_lines(text: str) -> None:
     assert {poly(s.index[0]).get((), 0) % 16 for s in stores} == {0}
 
 
-def test_what_is_read_backwards_lies_in_lanes() -> None:
-    naive = parse_kernel("""kernel back(in x0: f32[4000], out y0: f32[4000]) {
-      for parallel i < 50 {
-        for parallel j < 80 {
-          y0[i * 80 + j] = x0[i * 80 - j + 79]
-        }
-      }
-    }""")
+BACKWARDS = """kernel back(in x0: f32[12000], out y0: f32[{size}]) {{
+  for parallel i < 50 {{
+    for parallel j < {n} {{
+      {body}
+    }}
+  }}
+}}"""
+PIXELS = "for parallel c < 3 { y0[i * 240 + j * 3 + c] = x0[i * 240 - j * 3 + c + 237] }"
+
+
+@pytest.mark.parametrize(("n", "width", "body"), [
+    (80, 1, "y0[i * 80 + j] = x0[i * 80 - j + 79]"),
+    (120, 1, "y0[i * 120 + j] = x0[i * 240 - j * 2 + 239]"),
+    (80, 3, PIXELS.replace("{ ", "{\n").replace(" }", "\n}")),
+])  # fmt: skip
+def test_what_is_read_backwards_lies_in_lanes(n: int, width: int, body: str) -> None:
+    naive = parse_kernel(BACKWARDS.format(n=n, size=50 * n * width, body=body))
     made = schedule(naive, DEVICES["avx512"])
-    assert [s.static for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"] == [16]
+    vectors = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "vector"]
+    assert [s.static for s in vectors][:1] == [16]
+    assert len(vectors[0].body) == width
     same(naive, made)
+
+
+TURNED = """kernel turned(in x0: f32[{size}], out y0: f32[{size}]) {{
+  for parallel i < {n} {{
+    for parallel k < {planes} {{
+      for parallel j < {m} {{
+        y0[(i * {planes} + k) * {m} + j] = x0[(j * {planes} + k) * {n} + i]
+      }}
+    }}
+  }}
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "planes", "threads"), [(600, 45, 1, 2), (37, 300, 1, 1), (50, 33, 3, 2), (16, 16, 1, 2)]
+)
+def test_tiles_beside_each_other_are_turned_one_after_another(m: int, n: int, planes: int, threads: int) -> None:
+    naive = parse_kernel(TURNED.format(m=m, n=n, planes=planes, size=m * n * planes))
+    made = schedule(naive, dataclasses.replace(DEVICES["avx512"], threads=threads))
+    verify_kernel(made)
+    same(naive, made)
+    (beside, *_) = steps.loops(made, "ib")
+    assert [type(s).__name__ for s in beside.body] == ["Alloc", "For", "For"]
+    assert beside.var.bound == min(8, n // 16) or beside.static == min(8, n // 16)
+    taken = [s for s in stmts(made.body) if isinstance(s, For) and s.kind == "grid"]
+    assert {s.var.name for s in taken} >= ({"i", "jg"} if m == 600 else {"i"})
+    (rows,) = (s for s in stmts(made.body) if isinstance(s, For) and beside in s.body)
+    assert rows.var.name == "j"
 
 
 def test_threads_share_the_rows_of_few_columns_where_these_are_much_work() -> None:
