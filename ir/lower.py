@@ -46,6 +46,10 @@ MANY_ROWS = 32
 MANY_COLUMNS = 64
 """From this many rows of this many elements on, a reduction over the rows is made by blocks of rows."""
 
+TILE = 4 * LINE
+LONG_ROWS = 1 << 22
+"""A product of a vector and so many bytes of rows likewise, each of more than ``TILE`` and no longer than columns."""
+
 LONG_COLUMN, RAGGED, BLOCK = 1 << 9, 1 << 17, 1 << 25
 """Columns of more than ``LONG_COLUMN`` elements in more than ``BLOCK`` bytes, or ``RAGGED`` where rows are no whole
 lines, are reduced and read again sooner by two nests, each of which goes along the rows, than by one of columns."""
@@ -105,6 +109,26 @@ def by_columns(node: Node) -> bool:
     axes_, columns = node.params["axes"], node.output.type.size
     leading = axes_ == tuple(range(len(axes_)))
     return leading and columns >= MANY_COLUMNS and node.inputs[0].type.size >= MANY_ROWS * columns
+
+
+def rows_of(node: Node) -> tuple[Value, int]:
+    """Return what a reduction by columns walks, and the number of its leading axes that make the rows."""
+    if node.prim.kind is Kind.REDUCE:
+        return node.inputs[0], len(node.params["axes"])
+    return max(node.inputs, key=lambda v: len(v.type.shape)), 1
+
+
+def of_rows(node: Node) -> bool:
+    """Whether a node is the product of a vector and a matrix that sums columns, where these are long, and rows longer
+    than what one tile of vectors holds: threads read whole rows then.
+    """
+    if node.prim.kind is not Kind.CONTRACT:
+        return False
+    names = sorted((node.params["x_axes"], node.params["y_axes"]), key=len)
+    plain = len(names[0]) == 1 and names[1] == (*names[0], *node.params["out_axes"])
+    matrix, columns = rows_of(node)[0].type, node.output.type.size
+    width = matrix.dtype.itemsize
+    return plain and columns * width > TILE and matrix.size >= columns**2 and matrix.size * width >= LONG_ROWS
 
 
 def long_columns(node: Node) -> bool:
@@ -328,7 +352,7 @@ class _Builder:
 
     def columns(self) -> list[Node]:
         """Return the reductions over leading axes, where they are to be made by blocks of rows; see ``blocks``."""
-        found = [n for n in self.reductions if self.low.part.columns and by_columns(n)]
+        found = [n for n in self.reductions if self.low.part.columns and (by_columns(n) or of_rows(n))]
         if not found:
             return []
         below = self.below(found)
@@ -361,10 +385,9 @@ class _Builder:
         combines the blocks, in order. How many rows make a block is given by the shape alone, and so is every rounding.
         """
         prefix = self.low.prefix
-        source = columns[0].inputs[0]
-        lead = len(columns[0].params["axes"])
+        source, lead = rows_of(columns[0])
         row_shape, shape = source.type.shape[:lead], source.type.shape[lead:]
-        if any(n.inputs[0].type.shape != source.type.shape or len(n.params["axes"]) != lead for n in columns):
+        if any((v.type.shape, many) != (source.type.shape, lead) for v, many in map(rows_of, columns)):
             raise Refused("its reductions over rows walk arrays of different shapes")
         below = self.below(columns)
         beside = [v for v in self.low.part.outputs if v not in below]

@@ -151,3 +151,18 @@ def test_threads_share_long_sums_unevenly(spec: str, left: tuple[int, ...], righ
         x = np.broadcast_to(np.take(x, [0], axis), left)
     got = kf.jit(lambda x, y: np.einsum(spec, x, y))(x, y)
     np.testing.assert_allclose(got, np.einsum(spec, x.astype(float), y.astype(float)), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_threads_read_whole_rows_of_a_long_matrix(device: str) -> None:
+    """A vector times a matrix, and the transposed matrix times a vector, as in the gradient of a linear model."""
+    rng = np.random.default_rng(3)
+    for rows, columns, whole in ((2600, 230, True), (2600, 64, False), (600, 900, False)):
+        m, v, b = rng.normal(size=(rows, columns)), rng.normal(size=rows), rng.normal(size=columns)
+        for fn in (lambda m, v, b: np.tanh(v @ m * 0.01 + b), lambda m, v, b: m.T @ v + b):
+            with kf.default_device(device):
+                made = kf.jit(fn)
+                (kernel,) = made.lower(m, v, b).kernels
+                np.testing.assert_allclose(np.asarray(made(m, v, b)), fn(m, v, b), rtol=1e-12, atol=1e-11)
+            if device == "cpu":
+                assert (kernel.naive.body[0].__class__.__name__ == "Alloc") == whole, "rows of partial results"
