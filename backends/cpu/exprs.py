@@ -12,6 +12,7 @@ from kernelforge.backends.cpu.meanwhile import Requests
 from kernelforge.backends.cpu.values import MEMORY, REGISTER, Buffer, Scope, Val, suffix, typed
 from kernelforge.dtypes import DTYPES, INTEGERS
 from kernelforge.ir.index import affine, bounds, conjuncts, free_vars, normalize, poly
+from kernelforge.ir.interleaved import orders, windows
 from kernelforge.ir.kernel import COMPARE, Const, Expr, Load, Op, Var, i64, substitute, walk
 from kernelforge.ir.math import BOUNDS, Function, function
 from kernelforge.ir.memo import memo
@@ -350,7 +351,7 @@ class Exprs(Arithmetic):
             on = None if mask is None else self.reversed(self.splat(mask, lanes))
             return self.reversed(self.load_at(name, self.ahead(pointer, step * (lanes - 1), scalar), -step, on))
         if step is not None and 1 < step <= NEAR:
-            near = self.near(step)
+            near = windows(step, lanes)
             rows = []
             for first, places in near:
                 on = None if mask is None else self.spread(self.splat(mask, lanes), places)
@@ -394,18 +395,6 @@ class Exprs(Arithmetic):
         kind, align = typed(MEMORY[dtype], lanes), DTYPES[dtype].itemsize
         return self.loaded(self.read(name, f"load volatile {kind}, ptr {at.ref}, align {align}", dtype, lanes, at))
 
-    def near(self, step: int) -> list[tuple[int, dict[int, int]]]:
-        """Return the vectors that hold what lanes ``step`` elements apart touch, and no element beyond: where each
-        begins, and which lane is at which place of it.
-        """
-        lanes = self.lanes
-        firsts = [min(r * lanes, (lanes - 1) * step + 1 - lanes) for r in range(step)]
-        found: list[tuple[int, dict[int, int]]] = [(first, {}) for first in firsts]
-        for k in range(lanes):
-            first, places = found[k * step // lanes]
-            places[k * step - first] = k
-        return found
-
     def ahead(self, pointer: Val, count: int, scalar: str) -> Val:
         """Return the address ``count`` elements further."""
         if not count:
@@ -421,14 +410,9 @@ class Exprs(Arithmetic):
     def picked(self, rows: Sequence[Val], places: Sequence[tuple[int, int]]) -> Val:
         """Return the vector of the elements at ``places``, each a row and a lane."""
         made, lanes = rows[0], rows[0].lanes
-        for r in range(min(1, len(rows) - 1), len(rows)):
-            order = []
-            for k, (row, lane) in enumerate(places):
-                kept = lane if r == 1 else k
-                order.append(f"i32 {lanes + lane if row == r else kept}" if row <= r else "i32 poison")
-            rhs = (
-                f"shufflevector {made.type} {made.ref}, {made.type} {rows[r].ref}, <{lanes} x i32> <{', '.join(order)}>"
-            )
+        for r, order in enumerate(orders(len(rows), lanes, places), min(1, len(rows) - 1)):
+            listed = ", ".join("i32 poison" if k is None else f"i32 {k}" for k in order)
+            rhs = f"shufflevector {made.type} {made.ref}, {made.type} {rows[r].ref}, <{lanes} x i32> <{listed}>"
             made = self.ins(rhs, made.dtype, lanes, made, rows[r])
         return made
 

@@ -10,6 +10,7 @@ from kernelforge.backends.cpu.values import MEMORY, Buffer, NotVectorError, Val,
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.cost import Streamed
 from kernelforge.ir.index import poly
+from kernelforge.ir.interleaved import windows
 from kernelforge.ir.kernel import Expr, Op, Store, Var
 from kernelforge.ir.schedule.limits import LINE, NEAR
 
@@ -145,7 +146,7 @@ class Stores(Exprs):
         if step is not None and 1 < step <= NEAR:
             before = self.mask
             on = self.splat(self.const(True, "bool") if before is None else before, lanes)
-            for first, places in self.near(step):
+            for first, places in windows(step, lanes):
                 self.mask = self.spread(on, places)
                 self.write(buffer, name, self.ahead(pointer, first, scalar), 1, self.spread(v, places))
             self.mask = before

@@ -47,6 +47,10 @@ CORRECTLY_ROUNDED = 1 << 7
 """CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT of CL_DEVICE_SINGLE_FP_CONFIG."""
 
 PAGE = 4096
+APART = 1408
+"""Bytes behind the start of a page at which large memory for what is made begins; see ``cpu.backend.APART``. Drivers
+ask for multiples of 128 to use it in place."""
+
 LARGE = 1 << 22
 """Bytes from which on a CPU's buffer is NumPy's memory: from here NumPy asks for large pages."""
 
@@ -256,8 +260,9 @@ class OpenCL:
         row kernel's time went to faults and to looking pages up.
         """
         with self._room(nbytes):
-            memory = np.empty(nbytes + PAGE, np.uint8)
-            memory = memory[-memory.ctypes.data % PAGE :][:nbytes]
+            start = APART if content is None else 0
+            memory = np.empty(nbytes + PAGE + start, np.uint8)
+            memory = memory[-memory.ctypes.data % PAGE + start :][:nbytes]
             if content is not None:
                 memory[:] = content
             flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR

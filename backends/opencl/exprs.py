@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from kernelforge.backends.opencl.lib import Functions, ctype, literal, size
 from kernelforge.backends.opencl.operations import INFIX, Code, Operations
 from kernelforge.ir.index import affine, bounds, flatten, free_vars
+from kernelforge.ir.interleaved import Places, orders, windows
 from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, op, substitute, walk
+from kernelforge.ir.schedule.limits import NEAR
 
 DEEP = 24
 """Operations inside one another that are printed as one expression: compilers accept 256 brackets, each takes some."""
@@ -194,6 +196,8 @@ class Scope(Operations):
         elif step == -1 and not guarded:
             first = f"(*{self.pointer(buffer, flat - (self.lanes - 1), 'const ')})"
             text = f"{first}.s{''.join(f'{k:x}' for k in reversed(range(self.lanes)))}"
+        elif step is not None and 1 < abs(step) <= NEAR and not guarded:
+            text = self.near(buffer, flat, step).text
         else:
             places = self.places(buffer, flat)
             if guarded:
@@ -202,6 +206,24 @@ class Scope(Operations):
         if e.dtype == "bool":
             return Code(f"({text} != (uchar{self.lanes})(0))", "bool", self.lanes, 1)
         return Code(text, e.dtype, self.lanes)
+
+    def near(self, buffer: Buffer, flat: Expr, step: int) -> Code:
+        """Print the elements ``step`` apart as shuffles of the vectors that hold them."""
+        found = windows(abs(step), self.lanes)
+        lowest = flat if step > 0 else flat + step * (self.lanes - 1)
+        dtype = "u8" if buffer.dtype == "bool" else buffer.dtype
+        vectors = (f"*{self.pointer(buffer, lowest + first, 'const ')}" for first, _ in found)
+        rows = [self.temporary(Code(text, dtype, self.lanes)) for text in vectors]
+        places = [(r, place) for r, (_, held) in enumerate(found) for place in held]
+        return self.picked(rows, places if step > 0 else places[::-1])
+
+    def picked(self, rows: Sequence[Code], places: Places) -> Code:
+        """Name the vector of the elements at ``places``, each a row and a lane."""
+        made = rows[0]
+        for r, order in enumerate(orders(len(rows), self.lanes, places), min(1, len(rows) - 1)):
+            pick = self.functions.shuffle(made.dtype, self.lanes, [k or 0 for k in order])
+            made = self.temporary(made._replace(text=f"{pick}({made.text}, {rows[r].text})"))
+        return made
 
     def masked_load(self, buffer: Buffer, flat: Expr) -> str:
         """Print a vector of the elements in the lanes of ``guard``, and of zeros."""

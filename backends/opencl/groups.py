@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kernelforge.backends.opencl.lib import Functions
 from kernelforge.backends.opencl.phases import Touched, chain_of
-from kernelforge.backends.opencl.stores import Stores
+from kernelforge.backends.opencl.tiles import Tiles
 from kernelforge.ir.cost import Streamed
 from kernelforge.ir.kernel import Alloc, Expr, For, If, Load, Stmt, Store, Var, exprs, stmts, walk
 
 
-class Groups(Stores):
+class Groups(Tiles):
     """Prints statements that every work-item of a group runs alike, and those that the items share.
 
     Attributes:
@@ -35,9 +35,6 @@ class Groups(Stores):
 
     def body(self, body: Sequence[Stmt]) -> None:
         """Print what one work-item does."""
-        raise NotImplementedError
-
-    def statement(self, stmt: Stmt) -> None:
         raise NotImplementedError
 
     def head(self, stmt: For | If) -> str:

@@ -8,6 +8,7 @@ both the 0 and 1 of a scalar comparison and the 0 and -1 of a vector one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -78,6 +79,9 @@ PREAMBLE = """\
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_convertvector)
 #define kf_convert(x, to) __builtin_convertvector(x, to)
+#endif
+#if __has_builtin(__builtin_shufflevector)
+#define KF_PICKS
 #endif
 #if __has_builtin(__builtin_nontemporal_store)
 #define kf_stream(value, place) __builtin_nontemporal_store(value, place)
@@ -187,6 +191,16 @@ static float16 kf_dot(uint16 a, uint16 b, float16 sum) {
 }
 #endif
 """
+
+_PICK = """static {T} {own}({T} a, {T} b) {{
+#ifdef KF_PICKS
+    return __builtin_shufflevector(a, b, {order});
+#else
+    return ({T})({each});
+#endif
+}}
+"""
+"""Compilers make one instruction of a shuffle sooner than of a vector of single elements."""
 
 _READ = """{{
 #if defined(__AVX512DQ__) && {known}
@@ -376,6 +390,16 @@ class Functions:
                 else f"void {own}({mask} mask, {place}, {value} value)"
             )
             self._text[own] = f"static {head} {body}\n"
+        return own
+
+    def shuffle(self, dtype: str, lanes: int, order: Sequence[int]) -> str:
+        """Return the C name of a function that picks elements of two vectors, which count on, defining it."""
+        kind = ctype(dtype, lanes)
+        own = f"kf_pick_{kind}_{'_'.join(map(str, order))}"
+        each = (f"a.s{k:x}" if k < lanes else f"b.s{k - lanes:x}" for k in order)
+        self._text.setdefault(
+            own, _PICK.format(own=own, T=kind, order=", ".join(map(str, order)), each=", ".join(each))
+        )
         return own
 
     def vector(self, dtype: str, lanes: int, align: int = 0) -> str:

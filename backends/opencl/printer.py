@@ -248,6 +248,8 @@ class _Printer(Groups):
             case If(_, body):
                 with self.block(self.head(stmt)):
                     self.body(body)
+            case For(kind="unroll") if self.tile(stmt):
+                pass
             case For(kind="unroll"):
                 self.unroll(stmt, self.body)
             case For(kind="vector") if self.fits(stmt):
@@ -334,17 +336,11 @@ class _Printer(Groups):
         return known and stmt.static in WIDTHS
 
     def vector(self, stmt: For) -> None:
-        scope = self.scope
-        scope.var, scope.lanes = stmt.var, stmt.static or 1
-        scope.vectors = {stmt.var.name}
-        scope.indices = {}
-        numbers = ", ".join(map(str, range(scope.lanes)))
-        scope.names[stmt.var.name] = Code(f"((long{scope.lanes})({numbers}))", "i64", scope.lanes)
-        scope.counters.add(stmt.var.name)
+        self.begin_lanes(stmt.var, stmt.static or 1)
         with self.block():
             self.fetch(stmt)
             self.in_lanes(stmt.body)
-        scope.var, scope.lanes, scope.vectors, scope.indices = None, 1, set(), {}
+        self.end_lanes()
 
     def fetch(self, loop: For) -> None:
         """Ask for lines that the loop around reads later; they need not exist."""
@@ -362,8 +358,11 @@ class _Printer(Groups):
                     self.emit(f"kf_fetch({place}, {further + line}, {ahead.locality(self.caches[0])});")
 
     def in_lanes(self, body: Sequence[Stmt]) -> None:
+        turns = self.turns(body)
         for stmt in body:
-            if isinstance(stmt, For):
+            if isinstance(stmt, Store) and stmt in turns:
+                self.take_turn(stmt, turns[stmt])
+            elif isinstance(stmt, For):
                 if not self.dot(stmt):
                     self.unroll(stmt, self.in_lanes)
             elif isinstance(stmt, If):
