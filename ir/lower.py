@@ -46,9 +46,10 @@ MANY_ROWS = 32
 MANY_COLUMNS = 64
 """From this many rows of this many elements on, a reduction over the rows is made by blocks of rows."""
 
-TILE = 4 * LINE
+WIDE_ROW = 4 * LINE
 LONG_ROWS = 1 << 22
-"""A product of a vector and so many bytes of rows likewise, each of more than ``TILE`` and no longer than columns."""
+"""A vector times a matrix of so many bytes is made so too, if its rows have more than ``WIDE_ROW`` bytes, more than the
+registers of one loop hold, and are no longer than its columns."""
 
 LONG_COLUMN, RAGGED, BLOCK = 1 << 9, 1 << 17, 1 << 25
 """Columns of more than ``LONG_COLUMN`` elements in more than ``BLOCK`` bytes, or ``RAGGED`` where rows are no whole
@@ -112,13 +113,15 @@ def by_columns(node: Node) -> bool:
 
 
 def rows_of(node: Node) -> tuple[Value, int]:
-    """Return what a reduction by columns walks, and the number of its leading axes that make the rows."""
+    """Return what a node walks that is made ``by_columns`` or is a ``product_by_columns``, and how many of its leading
+    axes make the rows.
+    """
     if node.prim.kind is Kind.REDUCE:
         return node.inputs[0], len(node.params["axes"])
     return max(node.inputs, key=lambda v: len(v.type.shape)), 1
 
 
-def of_rows(node: Node) -> bool:
+def product_by_columns(node: Node) -> bool:
     """Whether a node is the product of a vector and a matrix that sums columns, where these are long, and rows longer
     than what one tile of vectors holds: threads read whole rows then.
     """
@@ -128,7 +131,7 @@ def of_rows(node: Node) -> bool:
     plain = len(names[0]) == 1 and names[1] == (*names[0], *node.params["out_axes"])
     matrix, columns = rows_of(node)[0].type, node.output.type.size
     width = matrix.dtype.itemsize
-    return plain and columns * width > TILE and matrix.size >= columns**2 and matrix.size * width >= LONG_ROWS
+    return plain and columns * width > WIDE_ROW and matrix.size >= columns**2 and matrix.size * width >= LONG_ROWS
 
 
 def long_columns(node: Node) -> bool:
@@ -351,8 +354,8 @@ class _Builder:
         return bool(self.low.part.chains) and contracts and len(self.reductions) > 1
 
     def columns(self) -> list[Node]:
-        """Return the reductions over leading axes, where they are to be made by blocks of rows; see ``blocks``."""
-        found = [n for n in self.reductions if self.low.part.columns and (by_columns(n) or of_rows(n))]
+        """Return the reductions over leading axes, or the product, to be made by blocks of rows; see ``blocks``."""
+        found = [n for n in self.reductions if self.low.part.columns and (by_columns(n) or product_by_columns(n))]
         if not found:
             return []
         below = self.below(found)

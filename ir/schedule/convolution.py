@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from kernelforge.ir.index import affine, bounds, conjuncts, free_vars, normalize
@@ -301,7 +301,22 @@ def reduced(kernel: Kernel) -> list[Slide]:
     few = math.prod(s.inner.static or 0 for s in pairs) <= math.prod(s.outer.static or 0 for s in pairs)
     after = parallel[[p.var for p in parallel].index(pairs[-1].outer.var) + 1 :]
     last = size(after) <= NEAR and free_vars(image).isdisjoint(p.var for p in after)
+    whole = _image(value, pairs)
+    if whole is None or not _readable(whole, {a.name: a.size for a in kernel.args}):
+        return []
     return pairs if few and last and not rest & {s.outer.var for s in pairs} else []
+
+
+def _readable(expr: Expr, sizes: Mapping[str, Expr]) -> bool:
+    """Whether an expression may be evaluated wherever its loops come by: it reads arguments inside of them alone, or
+    where a choice of its own says so.
+    """
+    if isinstance(expr, Load) and isinstance(size_ := sizes.get(expr.buffer), Const):
+        low, high = bounds(expr.index[0])
+        if low is None or high is None or low < 0 or high >= int(size_.value):
+            return False
+    chosen = isinstance(expr, Op) and expr.op == "select"
+    return all(_readable(e, sizes) for e in (expr.parts[:1] if chosen else expr.parts))
 
 
 def _parts(expr: Expr) -> int:

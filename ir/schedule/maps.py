@@ -41,6 +41,9 @@ operations a vector may be: values of more do not stay in registers (normals of 
 PIECES = 5
 """Pieces of a loop, at most, of which each chooses one value throughout; ends of lines are pieces besides."""
 
+ALONE = 64
+"""Elements of a part of a row that is a loop of its own, at least, where two lines are more."""
+
 PARTS, PART = 16, 1 << 10
 """Parts of a map that are nests of their own, at most, and elements of each, at least; up to ``PIECES`` parts may be
 smaller where one is half of all or more."""
@@ -116,11 +119,12 @@ def _lined(loop: For, ends: Sequence[int]) -> list[int]:
     if len(lines) != 1 or len(offsets) != 1 or any(affine(s.index[-1], loop.var) != 1 for s in stored):
         return [*ends]
     (line,), (offset,), n = lines, offsets, loop.static or 0
-    long = [(low, high) for low, high in itertools.pairwise((0, *ends, n)) if high - low >= 2 * line]
-    found = {high for (_, high), (low, _) in itertools.pairwise(long) if high == low}
-    for low, high in long:
-        found.add(-(-(low + offset) // line) * line - offset if low else 0)
-        found.add((high + offset) // line * line - offset if high < n else n)
+    parts = [(low, high) for low, high in itertools.pairwise((0, *ends, n)) if high - low >= min(2 * line, ALONE)]
+    found = {high for (_, high), (low, _) in itertools.pairwise(parts) if high == low}
+    for low, high in parts:
+        whole = high - low >= 2 * line
+        found.add(-(-(low + offset) // line) * line - offset if low and whole else low)
+        found.add((high + offset) // line * line - offset if high < n and whole else high)
     return sorted(found - {0, n})
 
 
@@ -241,6 +245,7 @@ def _tiled(kernel: Kernel, parallel: Sequence[For], across: str, width: int, wan
         kernel = bind(bind(kernel, f"tile{k}_{tile[0]}", "vector"), f"tile{k}_{tile[1]}", "unroll")
     kernel = bind(kernel, tile[1], "vector")
 
+    # blocks of tiles, tiles of a block, tiles of a row and of a thread's part of it
     outer = max(size(parallel[:-1]) // (TILES * width), 1)
     high, long = (loops(kernel, name)[0].static or 1 for name in (across, last))
     chunk = max(-(-long * outer // wanted), LENGTH // width)
