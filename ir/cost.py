@@ -122,10 +122,11 @@ def streamed(kernel: Kernel, cache_bytes: tuple[int, int, int]) -> Streamed:
     """Return the outputs of which little is left in the cache when the next kernel reads them.
 
     Storing them past the cache saves reading each line before it is overwritten, and keeps the next kernel from finding
-    them there. Where inputs and outputs fill three quarters of the last level, storing through it is quicker, even if
-    the caller holds the last results while new ones are made: on a Zen 4 with 32 MB, a product with a number takes 0.21
-    ms for 12 MB through the cache (held 0.31) and 0.45 past it, on a Zen 5 a copy of 8 MB 0.09 and 0.20. Of 16 MB, a
-    softmax takes as long either way there and a layer norm 0.56 and 0.32 here, others at work beside.
+    them there. Where inputs and outputs fill three quarters of the last level at most, storing through it is quicker,
+    even if the caller holds the last results while new ones are made: on a Zen 4 with 32 MB, a product with a number
+    takes 0.21 ms for 12 MB through the cache (held 0.31) and 0.45 past it, on a Zen 5 a copy of 8 MB 0.09 and 0.20. Of
+    16 MB, a softmax takes as long either way on the first, and a layer norm on the second 0.56 and 0.32 ms, others at
+    work beside.
 
     Stores of less than a line that are shorter than others to the same output, as at the ends of rows, go through the
     cache: where the others do, as they begin within lines, a line of which part goes past it takes 20 times as long.

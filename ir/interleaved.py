@@ -130,6 +130,9 @@ def tile(outer: For, strides: dict[str, tuple[int, ...]]) -> Tile | None:
     """Find a vector loop in an unrolled loop along which the elements that they store lie side by side.
 
     The rows of the tile have to be whole vectors or to lie densely.
+
+    Args:
+        strides: of the buffers that a tile may be stored to.
     """
     lets: list[Let] = []
     named: dict[Expr, Expr] = {}
@@ -152,13 +155,19 @@ def tile(outer: For, strides: dict[str, tuple[int, ...]]) -> Tile | None:
         if outer.var in free_vars(where) or (isinstance(store, Store) and store.value.dtype == "bool"):
             return None
     count, lanes = outer.static or 0, inner.static or 0
-    if not isinstance(store, Store) or store.op or not 1 < count <= lanes <= 16 or lanes & (lanes - 1):
+    if (
+        not isinstance(store, Store)
+        or store.op
+        or store.buffer not in strides
+        or not 1 < count <= lanes <= 16
+        or lanes & (lanes - 1)
+    ):
         return None
     index = tuple(substitute(i, named) for i in store.index)
     steps = []
     for var in (outer.var, inner.var):
         step = 0
-        for i, stride in zip(index, strides.get(store.buffer, ()), strict=True):
+        for i, stride in zip(index, strides[store.buffer], strict=True):
             c = affine(i, var)
             if c is None:
                 return None

@@ -39,11 +39,10 @@ class Tiles(Stores):
         """
         scope = self.scope
         parts = interleaved.apart(loop)
-        strides = {
-            name: tuple(s for s in b.strides if isinstance(s, int))
-            for name, b in scope.buffers.items()
-            if not b.dropped
+        known = {
+            n: tuple(s for s in b.strides if isinstance(s, int)) for n, b in scope.buffers.items() if not b.dropped
         }
+        strides = {name: each for name, each in known.items() if len(each) == len(scope.buffers[name].strides)}
         tiles = [tile for part in parts if (tile := interleaved.tile(part, strides)) is not None]
         plain = all(t.where is None and t.inner.static in WIDTHS and t.store.value.dtype != "bool" for t in tiles)
         if scope.var is not None or scope.lane is not None or len(tiles) != len(parts) or not plain:
@@ -59,6 +58,7 @@ class Tiles(Stores):
         rows = []
         for k in range(count):
             scope.names[found.outer.var.name] = Code(literal(k, "i64"), "i64")
+            scope.counters.add(found.outer.var.name)
             row = Code(f"kf_row{k}", found.store.value.dtype, lanes)
             self.emit(f"{ctype(row.dtype, lanes)} {row.text};")
             with self.block():

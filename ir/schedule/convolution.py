@@ -311,9 +311,9 @@ def _readable(expr: Expr, sizes: Mapping[str, Expr]) -> bool:
     """Whether an expression may be evaluated wherever its loops come by: it reads arguments inside of them alone, or
     where a choice of its own says so.
     """
-    if isinstance(expr, Load) and isinstance(size_ := sizes.get(expr.buffer), Const):
+    if isinstance(expr, Load) and isinstance(extent := sizes.get(expr.buffer), Const):
         low, high = bounds(expr.index[0])
-        if low is None or high is None or low < 0 or high >= int(size_.value):
+        if low is None or high is None or low < 0 or high >= int(extent.value):
             return False
     chosen = isinstance(expr, Op) and expr.op == "select"
     return all(_readable(e, sizes) for e in (expr.parts[:1] if chosen else expr.parts))
