@@ -158,9 +158,10 @@ class Entry(Protocol):
 
 @runtime_checkable
 class Printing(Protocol):
-    """What a backend with several ``Limits.compilers`` may have besides its nine members: ``compile`` in two halves.
+    """What a backend may have besides its nine members: ``compile`` in two halves.
 
-    Printing takes Python's lock as scheduling does, so one thread does both; others are left to the compiler.
+    Printing takes Python's lock as scheduling does, so one thread does both; others are left to the compiler. With one
+    of ``Limits.compilers`` the kernels of a plan are built together.
     """
 
     def printed(self, kernel: Kernel) -> Any:
@@ -171,8 +172,8 @@ class Printing(Protocol):
         """
         ...
 
-    def build(self, kernel: Kernel, printed: Any) -> Executable:
-        """Compile what was printed of a kernel, in any thread.
+    def build(self, kernels: Sequence[Kernel], printed: Sequence[Any]) -> Sequence[Executable]:
+        """Compile what was printed of different kernels, in any thread; their ``binary`` may be one object.
 
         Raises:
             CompilationFailed: with the compiler's log and the source.

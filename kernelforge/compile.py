@@ -148,7 +148,9 @@ def _found(name: str, graph: Graph, backend: Backend) -> Plan | None:
     content = cache.load(name)
     if content is None:
         return None
-    return kept.loads(content, backend, [a for _, a in graph.consts], lambda k, key: _executable(k, key, backend)())
+    return kept.loads(
+        content, backend, [a for _, a in graph.consts], lambda k, key: _executable(k, key, _Build(backend))()
+    )
 
 
 def _keep(name: str, made: Detailed, graph: Graph) -> Plan:
@@ -289,6 +291,8 @@ def _ordered(
     orders: list[_Order | None] = []
     known: Known = {}
     started: dict[Kernel, tuple[str, Callable[[], Executable]]] = {}
+    alone = backend.limits.compilers > 1
+    build = _Build(backend)
     with at_once(min(backend.limits.compilers, len(regions))) as start:
         for k, region in enumerate(regions):
             made = _kernel(region, strides, backend, config, known)
@@ -303,7 +307,7 @@ def _ordered(
             kernel = applied.kernel
             if kernel not in started:
                 key = cache.key(print_kernel(kernel), backend.limits.fingerprint)
-                started[kernel] = key, start(_executable(kernel, key, backend))
+                started[kernel] = key, start(_executable(kernel, key, _Build(backend) if alone else build))
             orders.append(_Order(naive.kernel, applied, parameters, *started[kernel]))
     return orders
 
@@ -402,18 +406,49 @@ def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | 
     return kernel
 
 
-def _executable(kernel: Kernel, name: str, backend: Backend) -> Callable[[], Executable]:
-    """Find a kernel's executable in memory or on disk, where ``name`` is its key, or print it; return what gets it."""
+class _Build:
+    """Kernels that are compiled together, when the first of them is waited for."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._wanted: dict[str, tuple[Kernel, Any]] = {}
+        self._made: dict[str, Executable] = {}
+
+    def add(self, kernel: Kernel, name: str) -> Callable[[], Executable]:
+        """Print a kernel, whose key is ``name``; return what gets its executable, in one thread at a time."""
+        self._wanted[name] = kernel, self.backend.printed(kernel) if isinstance(self.backend, Printing) else None
+        return functools.partial(self._get, name)
+
+    def _get(self, name: str) -> Executable:
+        if not self._made:
+            self._make()
+        return self._made[name]
+
+    def _make(self) -> None:
+        backend = self.backend
+        kernels, printed = zip(*self._wanted.values(), strict=True)
+        made = backend.build(kernels, printed) if isinstance(backend, Printing) else map(backend.compile, kernels)
+        self._made = dict(zip(self._wanted, made, strict=True))
+        holders: dict[int, str] = {}
+        for name, executable in self._made.items():
+            if executable.binary is not None:
+                holder = holders.setdefault(id(executable.binary), name)
+                cache.store(name, executable.binary) if holder == name else cache.share(name, holder)
+
+
+def _executable(kernel: Kernel, name: str, build: _Build) -> Callable[[], Executable]:
+    """Find a kernel's executable in memory or on disk, where ``name`` is its key, or add it to what is built; return
+    what gets it.
+    """
+    backend = build.backend
     found = _kernels.get((name, backend))
     if found is not None:
         return lambda: found
     binary = cache.load(name)
-    compiled = functools.partial(backend.compile, kernel)
-    if binary is None and isinstance(backend, Printing):
-        compiled = functools.partial(backend.build, kernel, backend.printed(kernel))
+    compiled = build.add(kernel, name) if binary is None else functools.partial(_load, kernel, name, backend, binary)
 
     def make() -> Executable:
-        executable = _kernels[name, backend] = _load(kernel, name, backend, binary, compiled)
+        executable = _kernels[name, backend] = compiled()
         dump = os.environ.get("KERNELFORGE_DUMP_DIR")
         if dump:
             _dump(pathlib.Path(dump), kernel, backend.name, executable.source)
@@ -422,18 +457,12 @@ def _executable(kernel: Kernel, name: str, backend: Backend) -> Callable[[], Exe
     return make
 
 
-def _load(
-    kernel: Kernel, name: str, backend: Backend, binary: bytes | None, compiled: Callable[[], Executable]
-) -> Executable:
-    if binary is not None:
-        try:
-            return backend.compile(kernel, binary)
-        except DamagedBinary:
-            cache.discard(name)
-    executable = compiled()
-    if executable.binary is not None:
-        cache.store(name, executable.binary)
-    return executable
+def _load(kernel: Kernel, name: str, backend: Backend, binary: bytes) -> Executable:
+    try:
+        return backend.compile(kernel, binary)
+    except DamagedBinary:
+        cache.discard(name)
+        return _Build(backend).add(kernel, name)()
 
 
 def _dump(where: pathlib.Path, kernel: Kernel, device: str, source: str) -> None:

@@ -175,6 +175,19 @@ def _kept(folder: pathlib.Path, count: int = 40) -> list[str]:
     return names
 
 
+def test_names_of_one_content(folder: pathlib.Path) -> None:
+    """A file with the name of another one is as good as that one."""
+    whole, other = "a" * 64, "b" * 64
+    cache.store(whole, b"12345" * 1000)
+    cache.share(other, whole)
+    assert cache.load(other) == cache.load(whole) == b"12345" * 1000
+    assert sum(f.stat().st_size for f in cache.files()) < 5200
+    cache.discard(whole)
+    assert cache.load(other) is None
+    cache.store(other, b"6")
+    assert cache.load(other) == b"6"
+
+
 def test_what_was_used_longest_ago_goes_where_the_folder_is_full(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

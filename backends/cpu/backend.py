@@ -140,7 +140,8 @@ class CpuBackend:
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> CpuExecutable:
         if binary is None:
-            return self.build(kernel, self.printed(kernel))
+            (made,) = self.build([kernel], [self.printed(kernel)])
+            return made
         return CpuExecutable(kernel, self.host, binary, self.limits.fingerprint)
 
     def printed(self, kernel: Kernel) -> str:
@@ -148,12 +149,15 @@ class CpuBackend:
 
         return print_kernel(kernel, self.host)
 
-    def build(self, kernel: Kernel, printed: str) -> CpuExecutable:
+    def build(self, kernels: Sequence[Kernel], printed: Sequence[str]) -> list[CpuExecutable]:
         from kernelforge.backends.cpu.compiler import compile_ir, compile_pool, passes_for
 
-        code = compile_ir(printed, kernel.name, passes_for(kernel))
-        binary = loader.pack((compile_pool(self.host), code), self.limits.fingerprint)
-        return CpuExecutable(kernel, self.host, binary, self.limits.fingerprint)
+        made = []
+        for kernel, text in zip(kernels, printed, strict=True):
+            code = compile_ir(text, kernel.name, passes_for(kernel))
+            binary = loader.pack((compile_pool(self.host), code), self.limits.fingerprint)
+            made.append(CpuExecutable(kernel, self.host, binary, self.limits.fingerprint))
+        return made
 
     def launch(self, executable: CpuExecutable, arguments: Sequence[Argument], params: Sequence[int]) -> None:
         frame = executable.pack(*[handle.address + offset for handle, offset in arguments], *params)

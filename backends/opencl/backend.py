@@ -7,7 +7,6 @@ Division and square root of f32 are correctly rounded where the device offers th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import re
@@ -24,7 +23,7 @@ from kernelforge.backends.base import Argument, Backend
 from kernelforge.backends.cpu.host import host
 from kernelforge.backends.opencl.declared import DECLARATIONS, POCL, READ, declared
 from kernelforge.backends.opencl.icd import TARGET, discover, options
-from kernelforge.backends.opencl.phases import Phase
+from kernelforge.backends.opencl.phases import Phase, Source, program
 from kernelforge.backends.opencl.printer import print_opencl
 from kernelforge.dtypes import DTYPES
 from kernelforge.errors import (
@@ -171,21 +170,36 @@ def _instructions(device: Any) -> dict[str, str]:
     return {}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class OpenCLExecutable:
-    """A compiled kernel: its program's functions, with the phases that they run.
+    """A compiled kernel: the functions of a program that are its own.
+
+    Args:
+        kernel: as it was printed.
+        binary: of the program, which several kernels may share.
 
     Attributes:
         phases: each with its function, and the one that stores past the cache where there is one.
         streamed: positions of the arguments that are stored past the cache.
     """
 
-    kernel: Kernel
-    source: str
-    binary: bytes
-    phases: tuple[tuple[Phase, Any, Any], ...]
-    scratch: tuple[Alloc, ...]
-    streamed: tuple[int, ...]
+    def __init__(self, kernel: Kernel, printed: Source, binary: bytes, program: Any) -> None:
+        self.kernel = kernel
+        self.printed = printed
+        self.binary = binary
+        self.program = program
+        self.streamed = tuple(k for k, a in enumerate(kernel.args) if a.name in printed.streamed)
+
+        def function(phase: Phase, name: str) -> Any:
+            found = cl.Kernel(program, printed.named(name))
+            found.set_scalar_arg_dtypes([None, np.int64] * len(phase.buffers) + [np.int64] * len(kernel.params))
+            return found
+
+        self.phases = [(p, function(p, p.name), function(p, p.stream) if p.stream else None) for p in printed.phases]
+
+    @property
+    def source(self) -> str:
+        """What was printed of this kernel alone."""
+        return self.printed.text
 
 
 class _Large(cl.Buffer):  # type: ignore[misc]
@@ -214,11 +228,13 @@ class OpenCL:
         self._workers = PARTS * self._limits.threads if self._cpu else 0
         self._aligned = device.mem_base_addr_align >= 8 * LINE
         self._scratch: list[Any] = []
+        self._programs: weakref.WeakValueDictionary[bytes, Any] = weakref.WeakValueDictionary()
         self._options = ["-cl-std=CL1.2", "-w"]
         if device.single_fp_config & CORRECTLY_ROUNDED:
             self._options.append("-cl-fp32-correctly-rounded-divide-sqrt")
         # PoCL compiles kernels for groups of any size when it is asked for a binary, and for one size when that is
-        # launched, which takes as long again; it keeps both in a folder of its own, and finds them there by the source
+        # launched, which takes as long again; it keeps both in a folder of its own, and finds them there by the source,
+        # which is what is kept for it here
         self._keeps = device.platform.name == POCL
         self._declarations = DECLARATIONS if declared(device) else ""
         self._options += [READ] * bool(self._declarations)
@@ -300,26 +316,42 @@ class OpenCL:
         return out
 
     def compile(self, kernel: Kernel, binary: bytes | None = None) -> OpenCLExecutable:
+        printed = self.printed(kernel)
+        if binary is not None:
+            return OpenCLExecutable(*printed, binary, self._load(kernel, binary))
+        (made,) = self.build([kernel], [printed])
+        return made
+
+    def printed(self, kernel: Kernel) -> tuple[Kernel, Source]:
+        """Return the kernel as it is printed, and what is printed of it.
+
+        Raises:
+            UnsupportedOnDevice: for a dtype that the device or the printer lacks.
+        """
         self._alive()
         self._check(kernel)
         large = streamed(kernel, host().cache_bytes) if self._cpu and self._aligned else NOTHING
         if self._cpu:
             kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large.keys())
-        source = print_opencl(
-            kernel, self._workers, self.device.local_mem_size, large, host().cache_bytes if self._cpu else ()
-        )
-        if binary is None:
-            program = self._compile(kernel, source.text)
-            (body,) = [b""] if self._keeps else program.get_info(cl.program_info.BINARIES)
-            binary = MAGIC + self._digest(body) + bytes(body)
-        else:
-            program = self._load(kernel, binary, source.text)
-        phases = tuple(
-            (p, _function(program, p, p.name, kernel), _function(program, p, p.stream, kernel) if p.stream else None)
-            for p in source.phases
-        )
-        places = tuple(k for k, a in enumerate(kernel.args) if a.name in source.streamed)
-        return OpenCLExecutable(kernel, source.text, binary, phases, source.scratch, places)
+        caches = host().cache_bytes if self._cpu else ()
+        return kernel, print_opencl(kernel, self._workers, self.device.local_mem_size, large, caches)
+
+    def build(self, kernels: Sequence[Kernel], printed: Sequence[tuple[Kernel, Source]]) -> list[OpenCLExecutable]:
+        """Compile one program: runtimes take a while for any, and little more for one of several kernels."""
+        self._alive()
+        text = self._declarations + program([source for _, source in printed])
+        try:
+            made = _build(cl.Program(self._context, text), self._options)
+        except cl.Error as error:
+            if len(kernels) > 1:  # whose fault it is
+                return [e for k, p in zip(kernels, printed, strict=True) for e in self.build([k], [p])]
+            raise CompilationFailed(
+                kernel=kernels[0].name, device=self.name, log=str(error), source=f"\n{printed[0][1].text}"
+            ) from error
+        (body,) = [text.encode()] if self._keeps else made.get_info(cl.program_info.BINARIES)
+        binary = MAGIC + self._digest(body) + bytes(body)
+        self._programs[binary] = made
+        return [OpenCLExecutable(*p, binary, made) for p in printed]
 
     def _check(self, kernel: Kernel) -> None:
         """Refuse a dtype that the device or the printer lacks."""
@@ -330,26 +362,21 @@ class OpenCL:
         for dtype in sorted(found - able):
             raise UnsupportedOnDevice(device=self.name, dtype=dtype, supported=", ".join(sorted(able)))
 
-    def _compile(self, kernel: Kernel, source: str) -> Any:
-        try:
-            return _build(cl.Program(self._context, self._declarations + source), self._options)
-        except cl.Error as error:
-            raise CompilationFailed(
-                kernel=kernel.name, device=self.name, log=str(error), source=f"\n{source}"
-            ) from error
-
     def _digest(self, body: bytes) -> bytes:
         return hashlib.sha256(self.limits.fingerprint.encode() + body).digest()
 
-    def _load(self, kernel: Kernel, binary: bytes, source: str) -> Any:
+    def _load(self, kernel: Kernel, binary: bytes) -> Any:
+        found = self._programs.get(binary)
+        if found is not None:
+            return found
         head = len(MAGIC) + hashlib.sha256().digest_size
         body = binary[head:]
         if not binary.startswith(MAGIC) or binary[len(MAGIC) : head] != self._digest(body):
             raise DamagedBinary(kernel=kernel.name, problem="its checksum does not match its content and this device")
-        if not body:
-            return self._compile(kernel, source)
         try:
-            return _build(cl.Program(self._context, [self.device], [body]), self._options)
+            given = cl.Program(self._context, *([body.decode()] if self._keeps else [[self.device], [body]]))
+            self._programs[binary] = made = _build(given, self._options)
+            return made
         except cl.Error as error:
             raise DamagedBinary(
                 kernel=kernel.name, problem=f"the driver does not load it ({_last_line(error)})"
@@ -364,7 +391,7 @@ class OpenCL:
             places[arg.name] = (handle, offset // DTYPES[arg.dtype].itemsize)
         stream = all(arguments[k][1] % LINE == 0 for k in executable.streamed)
         with self._lock:  # the arguments of a kernel object are set one by one
-            for k, s in enumerate(executable.scratch):
+            for k, s in enumerate(executable.printed.scratch):
                 count = int(np.prod([_number(n, values) for n in s.shape], dtype=np.int64))
                 places[s.buffer] = (self._scratch_of(k, max(count, 1) * DTYPES[s.dtype].itemsize), 0)
             for phase, function, past_cache in executable.phases:
@@ -395,12 +422,6 @@ class OpenCL:
     def synchronize(self) -> None:
         self._alive()
         self._queue.finish()
-
-
-def _function(program: Any, phase: Phase, name: str, kernel: Kernel) -> Any:
-    function = cl.Kernel(program, name)
-    function.set_scalar_arg_dtypes([None, np.int64] * len(phase.buffers) + [np.int64] * len(kernel.params))
-    return function
 
 
 def _number(e: Expr, values: dict[str, int]) -> int:

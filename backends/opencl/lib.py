@@ -409,5 +409,6 @@ class Functions:
         self._text.setdefault(own, f"typedef {ctype(dtype, lanes)} {own} __attribute__((aligned({bytes_})));\n")
         return own
 
-    def text(self) -> str:
-        return "".join(self._text.values())
+    def texts(self) -> tuple[str, ...]:
+        """Return the definitions; one of a name is the same in all sources."""
+        return tuple(self._text.values())

@@ -1,10 +1,14 @@
-"""A printed kernel and its phases: their group loops, whose registers are whose, and what memory they touch."""
+"""A printed kernel and its phases: their group loops, whose registers are whose, and what memory they touch; programs
+of several kernels.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Collection, Sequence
 
+from kernelforge.backends.opencl.lib import PREAMBLE
 from kernelforge.ir.kernel import Alloc, Const, Expr, For, Load, Stmt, Store, exprs, i64, stmts, walk
 from kernelforge.ir.types import row_major
 
@@ -36,14 +40,36 @@ class Source:
     """A printed kernel.
 
     Attributes:
+        functions: definitions that its phases use, each after those that it uses itself.
+        body: the phases.
         scratch: the global buffers that a launch needs besides its arguments.
         streamed: the arguments that must begin at a multiple of ``LINE`` bytes where a phase's ``stream`` is run.
     """
 
-    text: str
+    functions: tuple[str, ...]
+    body: str
     phases: tuple[Phase, ...]
     scratch: tuple[Alloc, ...]
     streamed: frozenset[str]
+
+    @property
+    def text(self) -> str:
+        """All of it, for people and for compilers that take one kernel at a time."""
+        return "".join((PREAMBLE, *self.functions, "\n", self.body))
+
+    def named(self, name: str) -> str:
+        """Return what a function is called in a ``program``, which may have others of its name."""
+        return f"{name}_{hashlib.sha256(self.body.encode()).hexdigest()[:12]}"
+
+
+def program(sources: Sequence[Source]) -> str:
+    """Return the text of kernels to compile together; what several use, and equal ones, stand there once."""
+    parts = [PREAMBLE, *dict.fromkeys(f for s in sources for f in s.functions)]
+    for source in {s.body: s for s in sources}.values():
+        names = [name for p in source.phases for name in (p.name, p.stream) if name]
+        parts += ["\n", *(f"#define {name} {source.named(name)}\n" for name in names), source.body]
+        parts += (f"#undef {name}\n" for name in names)
+    return "".join(parts)
 
 
 class Touched:

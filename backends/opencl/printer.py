@@ -21,7 +21,7 @@ from kernelforge.backends.cpu import ahead
 from kernelforge.backends.cpu.abreast import narrowed
 from kernelforge.backends.opencl.exprs import Buffer, divides, total
 from kernelforge.backends.opencl.groups import Groups
-from kernelforge.backends.opencl.lib import PREAMBLE, WIDTHS, Functions, ctype, literal, size
+from kernelforge.backends.opencl.lib import WIDTHS, Functions, ctype, literal, size
 from kernelforge.backends.opencl.operations import Code
 from kernelforge.backends.opencl.phases import Phase, Source, chain_of, owned, strides_of, touched_buffers
 from kernelforge.ir.cost import NOTHING, Streamed
@@ -95,8 +95,7 @@ def print_opencl(
             printer = _Printer(kernel, scratch, functions, workers, local_bytes, caches, streamed)
             texts.append(printer.phase(name, body, "_stream")[0])
         phases.append(phase)
-    text = "\n".join((PREAMBLE + functions.text(), *texts))
-    return Source(text, tuple(phases), tuple(spilled), frozenset(streamed))
+    return Source(functions.texts(), "\n".join(texts), tuple(phases), tuple(spilled), frozenset(streamed))
 
 
 def _identifier(name: str) -> str:

@@ -69,7 +69,7 @@ class Limits:
         dtypes: short names of the dtypes that can be stored and computed with.
         host: whether kernels read and write host memory in place, at any strides.
         max_args: most buffers one launch can take.
-        compilers: kernels that are compiled at once, each in a thread of its own.
+        compilers: threads that compile at once, a kernel each; one compiles those of a plan together.
         fingerprint: versions of compiler and driver and the target; part of the key of the disk cache.
         bandwidth: bytes a second of its memory; 0 where it does not tell. For predictions in words alone.
         rate: operations on f32 a second, likewise.

@@ -22,6 +22,8 @@ import warnings
 from kernelforge import errors
 
 SUFFIX = ".kernel"
+ALIAS = b"kernelforge-alias\n"
+"""How a file begins that has the name of the one with its content."""
 DIGEST = 16
 """Bytes at the beginning of a file: a digest of its key and of what follows."""
 MOST = 256 << 20
@@ -69,7 +71,9 @@ def load(name: str) -> bytes | None:
     with contextlib.suppress(OSError):  # of a folder that cannot be written
         os.utime(path)
     binary = content[DIGEST:]
-    return binary if content[:DIGEST] == _digest(name, binary) else None
+    if content[:DIGEST] != _digest(name, binary):
+        return None
+    return load(binary[len(ALIAS) :].decode()) if binary.startswith(ALIAS) else binary
 
 
 def _digest(name: str, binary: bytes) -> bytes:
@@ -82,6 +86,11 @@ def store(name: str, binary: bytes) -> None:
     write(folder() / f"{name}{SUFFIX}", digest + binary)
     if int.from_bytes(digest) % SELDOM == 0 or len(binary) * SELDOM > MOST:
         evict()
+
+
+def share(name: str, holder: str) -> None:
+    """Keep under a name what is kept under another one."""
+    store(name, ALIAS + holder.encode())
 
 
 def evict() -> None:

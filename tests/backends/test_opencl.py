@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kernelforge as kf
+from kernelforge.backends import registry
 from kernelforge.backends.opencl.icd import OPTIONS, VARIABLE, WITHOUT, libraries, options, vendors
 from kernelforge.backends.opencl.phases import Source
 from kernelforge.errors import (
@@ -164,7 +166,7 @@ def test_local_memory_that_does_not_fit_is_global(device: Any) -> None:
     body = over(Alloc("large", "f32", (i64(n),), "local"), fill, Store("y", (R,), large + 1.0))
     made = device.compile(Kernel("large", (X, K, Y), (), (body,)))
     assert f"get_global_id(0) * {n}L;" in made.source
-    assert [s.shape[1] for s in made.scratch] == [i64(n)]
+    assert [s.shape[1] for s in made.printed.scratch] == [i64(n)]
     check(device, "large", body)
 
 
@@ -365,10 +367,51 @@ def test_errors(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceOutOfMemory, match=device.name):
         device.allocate(1 << 60)
     monkeypatch.setattr(
-        "kernelforge.backends.opencl.backend.print_opencl", lambda *_: Source("nonsense", (), (), frozenset())
+        "kernelforge.backends.opencl.backend.print_opencl", lambda *_: Source((), "nonsense", (), (), frozenset())
     )
     with pytest.raises(CompilationFailed, match="nonsense"):
         device.compile(Kernel("broken", (), (), ()))
+
+
+@each_device
+def test_kernels_of_a_plan_are_one_program(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of one name that use one function; equal ones are compiled once."""
+    once, twice, again = (
+        Kernel("same", (X, Y), (), (over(Store("y", (R,), op("floor", f32("x", R) * times))),)) for times in (1, 2, 1)
+    )
+    kernels = [once, twice, dataclasses.replace(again, params=("n",))]
+    printed = [device.printed(k) for k in kernels]
+    made = device.build(kernels, printed)
+    assert len({id(e.binary) for e in made}) == len({id(e.program) for e in made}) == 1
+    assert len(made[0].program.all_kernels()) == 3
+    x, y = device.upload(np.arange(64, dtype=np.float32) * 0.75), device.allocate(64)
+    for kernel, executable, times in zip(kernels, made, (1, 2, 1), strict=True):
+        for e in (executable, device.compile(kernel, executable.binary)):
+            assert e.program is executable.program
+            device.launch(e, [(x, 0), (y, 0)], [7] * len(kernel.params))
+            wanted = np.floor(np.arange(5, dtype=np.float32) * 0.75 * times)
+            np.testing.assert_array_equal(device.download(y, 0, (5,), np.dtype(np.float32)), wanted)
+    same = device.build(kernels[:1] * 2, printed[:1] * 2)
+    assert len(same[0].program.all_kernels()) == 1
+
+    (kernel, source), nonsense = printed[0], Source((), "nonsense", (), (), frozenset())
+    broken = dataclasses.replace(kernel, name="broken")
+    with pytest.raises(CompilationFailed, match=r"(?s)kernel broken does not compile.*nonsense"):
+        device.build([kernel, broken], [(kernel, source), (broken, nonsense)])
+
+    counts: list[int] = []
+
+    used, build = registry.backend(device.name), type(device).build
+
+    def counted(kernels: Any, printed: Any) -> Any:
+        counts.append(len(kernels))
+        return build(used, kernels, printed)
+
+    monkeypatch.setattr(used, "build", counted)
+    with kf.default_device(device.name):
+        lowered = kf.jit(lambda x: (np.cumsum(np.sinh(x + 5), 0), np.cumprod(np.cosh(x + 5), 1))).lower(np.ones((4, 3)))
+    assert counts == [len(lowered.kernels)]
+    assert counts[0] > 1
 
 
 @each_device
