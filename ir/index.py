@@ -21,6 +21,8 @@ Monomial = tuple[Expr, ...]
 Poly = dict[Monomial, int]
 """Coefficient of each product of atoms; the empty product is the constant term."""
 
+LEAST, GREATEST = -(1 << 63), (1 << 63) - 1
+
 TRUE, FALSE = Const(True, "bool"), Const(False, "bool")
 
 
@@ -64,12 +66,35 @@ def normalize(expr: Expr) -> Expr:
 
 @memo
 def is_data(expr: Expr) -> bool:
-    """Whether ``expr`` depends on elements of arrays: then it may wrap, and no identity of the integers is applied to
-    it.
+    """Whether ``expr`` may wrap, so that no identity of the integers is applied to it: it depends on elements of
+    arrays, or counters take it beyond its dtype.
     """
     if isinstance(expr, Op):
-        return any(is_data(a) for a in expr.args)
+        return any(is_data(a) for a in expr.args) or (expr.dtype == "i64" and _wraps(expr))
     return isinstance(expr, Load) or (isinstance(expr, Var) and expr.bound is None)
+
+
+def _wraps(expr: Expr) -> bool:
+    low, high = _range(expr)
+    return low < LEAST or high > GREATEST
+
+
+@memo
+def _range(expr: Expr) -> tuple[int, int]:
+    """Return between what an i64 expression of the integers certainly lies; what is unknown counts as zero."""
+    if isinstance(expr, Const):
+        return int(expr.value), int(expr.value)
+    if isinstance(expr, Var):
+        return 0, max((expr.bound or 1) - 1, 0)
+    if not isinstance(expr, Op) or expr.op not in ("add", "sub", "mul", "neg"):
+        return 0, 0
+    (a, b), (c, d) = _range(expr.args[0]), _range(expr.args[-1])
+    if expr.op == "add":
+        return a + c, b + d
+    if expr.op == "mul":
+        products = a * c, a * d, b * c, b * d
+        return min(products), max(products)
+    return (a - d, b - c) if expr.op == "sub" else (-b, -a)
 
 
 @memo
@@ -340,6 +365,8 @@ def _bounds(a: Poly) -> tuple[int | None, int | None]:
             lo, hi = hi, lo
         low = None if low is None or lo is None else low + c * lo
         high = None if high is None or hi is None else high + c * hi
+    if (low or 0) < LEAST or (high or 0) > GREATEST:
+        return None, None
     return low, high
 
 

@@ -63,6 +63,26 @@ def test_types_of_traced_arrays() -> None:
     agree(fn, np.ones(2, "f4"), np.ones(2, "i8"))
 
 
+LAST = np.int64(2**63 - 1)
+WRAPPING: dict[str, Callable[[Any, Any], tuple[Any, ...]]] = {
+    "compared": lambda x, k: (np.where(k + LAST < 0, x, -x), np.where(k + LAST == -(2**63), x, -x)),
+    "beside data": lambda x, k: (np.where((LAST - 3 * k)[:, None] + np.arange(40) < 0, x[:, None], -x[:, None]),),
+    "powers": lambda x, k: (np.where(k**15 < 0, x, -x), x[k] * (k * LAST * 3 < 0)),
+    "negative": lambda x, k: (np.where(-(k - LAST - 2) > 0, x, -x),),
+    "twice": lambda x, k: ((k + LAST) + LAST, x),
+    "divided": lambda x, k: ((k + LAST) * 2 // 4, (k * LAST * 5) % 11),
+    "bounded": lambda x, k: (np.maximum(k + LAST, 5), np.minimum(k + LAST, 5), abs(k - LAST - 1)),
+    "summed": lambda x, k: (np.sum(np.where(k + LAST < 0, x, 0)),),
+}
+"""Functions of floats and their places, of integers beyond the last one."""
+
+
+@pytest.mark.parametrize("name", WRAPPING)
+def test_counters_wrap(name: str, device: str) -> None:
+    with kf.default_device(device), np.errstate(over="ignore"):
+        agree(lambda x: WRAPPING[name](x, np.arange(40)), np.arange(1.0, 41.0))
+
+
 @pytest.mark.parametrize("base", [2, -2, 3, 0, 1, -1])
 def test_powers_of_a_constant_wrap(base: int) -> None:
     agree(lambda n: (base**n, np.full(70, base) ** n), np.arange(70))
