@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -90,6 +89,8 @@ def _sources() -> dict[str, _Source]:
     Raises:
         DeviceClash: when two packages have an entry point of one name.
     """
+    import importlib.metadata  # takes a tenth of this package's import, and only other packages' devices need it
+
     found = {family: _built_in(family) for family in BUILT_IN}
     for entry in importlib.metadata.entry_points(group=GROUP):
         package = entry.dist.name if entry.dist is not None else "an unnamed package"

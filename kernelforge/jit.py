@@ -331,11 +331,7 @@ def _parameters(kind: str, fn: Fn, argnames: Names, argnums: Numbers) -> tuple[f
     nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if not names and not nums:
         return frozenset(), frozenset()
-    parameters = list(inspect.signature(fn).parameters.values())
-    listed = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    known = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    listed, known, takes_more, takes_any = _listed(fn)
     for name in names:
         if name not in known and not takes_any:
             raise UnknownParameter(
@@ -350,6 +346,26 @@ def _parameters(kind: str, fn: Fn, argnames: Names, argnums: Numbers) -> tuple[f
         listed.index(n) for n in names if n in listed
     )
     return frozenset(names) | frozenset(listed[n] for n in at if n < len(listed)), at
+
+
+def _listed(fn: Fn) -> tuple[Sequence[str], Sequence[str], bool, bool]:
+    """Return the names of positional parameters and of all, and whether a function takes more of the former and others
+    by any name.
+    """
+    plain = inspect.unwrap(fn, stop=lambda f: hasattr(f, "__signature__"))
+    if isinstance(plain, types.FunctionType) and not hasattr(plain, "__signature__"):
+        # what inspect would say of it, in a hundredth of the time: this package alone has a hundred of them
+        code = plain.__code__
+        known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        flags = code.co_flags
+        return known[: code.co_argcount], known, bool(flags & inspect.CO_VARARGS), bool(flags & inspect.CO_VARKEYWORDS)
+    parameters = list(inspect.signature(fn).parameters.values())
+    return (
+        [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)],
+        [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)],
+        any(p.kind is p.VAR_POSITIONAL for p in parameters),
+        any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
 
 
 @overload

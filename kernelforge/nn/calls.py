@@ -65,11 +65,13 @@ class Function(Jit):
     def __init__(self, fn: Fn, static: Sequence[str], before: Callable[[Given], None] | None) -> None:
         super().__init__(fn, static, ())
         self.before = before
-        self._signature = inspect.signature(fn)
+        self._signature: inspect.Signature | None = None
         self._static = self._static or before is not None
 
     def _taken(self, args: tuple[Any, ...], kwargs: Given) -> tuple[tuple[Any, ...], Given]:
         if self.before is not None:
+            if self._signature is None:
+                self._signature = inspect.signature(self.__wrapped__)
             try:
                 given: Given = dict(self._signature.bind(*args, **kwargs).arguments)
             except TypeError as error:
