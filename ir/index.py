@@ -116,7 +116,7 @@ def _compares_indices(cond: Expr) -> bool:
 
 
 def _compare(name: str, a: Expr, b: Expr) -> Expr:
-    if is_data(a) or is_data(b):
+    if (is_data(a) and None in bounds(a)) or (is_data(b) and None in bounds(b)):
         return op(name, a, b)
     low, high = bounds(from_poly(_sub(_poly(a), _poly(b))))
     verdict: bool | None = None
@@ -383,6 +383,8 @@ def _atom_bounds(atom: Expr) -> tuple[int | None, int | None]:
             n = int(atom.args[1].value)
             lo, hi = bounds(atom.args[0])
             return None if lo is None else lo // n, None if hi is None else hi // n
+        if atom.op == "and" and isinstance(atom.args[1], Const) and int(atom.args[1].value) >= 0:
+            return 0, int(atom.args[1].value)
         if atom.op in ("min", "max"):
             pairs = [bounds(a) for a in atom.args]
             pick = min if atom.op == "min" else max

@@ -34,6 +34,7 @@ from kernelforge.ir.residuals import plan_residuals
 from kernelforge.ir.schedule.choices import Choices
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.recipes import schedule, scratch
+from kernelforge.ir.schedule.slices import sliced
 from kernelforge.ir.structure import structure
 from kernelforge.ir.text import print_kernel
 from kernelforge.ir.types import Type
@@ -352,10 +353,14 @@ def _repeated(node: Node, backend: Backend, config: Config, known: Known) -> tup
     pairs = {name: pair for name, pair in found.items() if pair is not None}
     if len(pairs) < len(graphs) or sum(len(naive.kernels) for naive, _ in pairs.values()) > REPEATED:
         return None
-    if "repeat" not in limits.native and not all(map(_little, (naive for naive, _ in pairs.values()))):
-        return None
     naive, kernel = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
-    made = repeated(node, naive), repeated(node, kernel)
+    whole = repeated(node, naive)
+    one_by_one = sliced(whole.kernel, limits)
+    if one_by_one is not None and len(whole.kernel.args) <= limits.max_args:
+        return whole, whole.with_kernel(_finished(one_by_one, limits, config))
+    if "repeat" not in limits.native and not all(map(_little, naive.values())):
+        return None
+    made = whole, repeated(node, kernel)
     return made if len(made[1].kernel.args) <= limits.max_args else None
 
 
@@ -399,8 +404,12 @@ def _tuned(naive: Kernel, parameters: dict[str, int], backend: Backend, config: 
 
 def scheduled(naive: Kernel, limits: Limits, config: Config, choices: Choices | None = None) -> Kernel:
     """Rewrite a naive kernel to what is printed for a device."""
-    limits = dataclasses.replace(limits, choices=choices)
-    kernel = finish(schedule(naive, limits), limits.native, config.rounding == "fast")
+    return _finished(schedule(naive, dataclasses.replace(limits, choices=choices)), limits, config)
+
+
+def _finished(kernel: Kernel, limits: Limits, config: Config) -> Kernel:
+    """Rewrite a scheduled kernel to what is printed."""
+    kernel = finish(kernel, limits.native, config.rounding == "fast")
     if config.verify:
         verify_kernel(kernel)
     return kernel

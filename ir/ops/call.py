@@ -71,6 +71,21 @@ class Refuse:
     jvp = vjp
 
 
+class Instead:
+    """The derivative of another function that has the same values."""
+
+    def __init__(self, fn: Emit) -> None:
+        self.fn = fn
+
+    def vjp(self, cts: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        graph, captured = close(self.fn, [s.type for s in inputs])
+        return PLAIN.vjp(cts, (*captured, *inputs), outputs, {"graph": graph})[len(captured) :]
+
+    def jvp(self, tangents: MaybeSyms, inputs: tuple[Sym, ...], outputs: tuple[Sym, ...], params: Params) -> MaybeSyms:
+        graph, captured = close(self.fn, [s.type for s in inputs])
+        return PLAIN.jvp((*(None for _ in captured), *tangents), (*captured, *inputs), outputs, {"graph": graph})
+
+
 PLAIN, RECOMPUTE = Plain(), Recompute()
 
 

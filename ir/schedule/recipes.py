@@ -162,7 +162,7 @@ def _vector(kernel: Kernel, limits: Limits) -> Kernel:
         pairs = [s for s in pairs if s.outer.var.name not in tile]
         return contraction.vector(product, limits, width, pairs)
     if all(isinstance(s, Store | Let) for s in body):
-        return vector_map(kernel, parallel, limits, width)
+        return vector_map(kernel, parallel, limits, lanes(body, limits, {s.var for s in parallel}))
     row = row_of_block(body)
     if row is not None:
         for start in body[:-1]:

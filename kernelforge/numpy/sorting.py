@@ -9,7 +9,7 @@ sorted or a part of one, so that whole vectors meet whole vectors in nearly all 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from kernelforge.errors import DtypeMismatch, InvalidParameter, ShapeMismatch, UnsupportedArgument
 from kernelforge.ir.build import Operand, Sym, apply, as_sym, full
+from kernelforge.ir.ops.call import Instead, called
 from kernelforge.ir.ops.control import emit_scan
 from kernelforge.methods import FUNCTIONS
 from kernelforge.numpy.creation import iota
@@ -26,13 +27,11 @@ from kernelforge.numpy.shapes import part
 from kernelforge.numpy.ufuncs import common_dtype, ufunc, where
 from kernelforge.trace import TRACED, concrete
 
-LANES = 8
-"""Columns that are sorted side by side: as many as a vector has words. Where so many are not given, rows are cut."""
+Number = tuple[Sym, Sym]
+"""A power of two, or 0, as the part of a place that is a row and the one that is a column."""
 
-
-def _columns(batch: int) -> int:
-    """Return how many of so many rows lie side by side: up to four vectors full, of each block as many."""
-    return -(-batch // (-(-batch // (4 * LANES)) * LANES)) * LANES
+LANES = 16
+"""Columns that are sorted side by side, a vector or two of words; where there are fewer rows, these are cut."""
 
 
 def network(words: Sym) -> Sym:
@@ -41,43 +40,55 @@ def network(words: Sym) -> Sym:
     if whole == 1:
         return words
     many = batch >= LANES
-    lanes = _columns(batch) if many else LANES if whole >= LANES * LANES else 1
+    lanes = LANES if many or whole >= LANES * LANES else 1
     rows = whole if many else whole // lanes
     across, along = ([1 << k for k in reversed(range(n.bit_length() - 1))] for n in (whole // rows, rows))
 
-    def stage(x: Sym, size: Any, apart: Any, partner: Sym, axis: int) -> Sym:
+    def without(number: Number) -> Sym:
+        """Whether places, of which those of a column follow each other, have not the bit that is a power of two."""
+        row, column = (iota((rows, lanes), axis) for axis in range(2))
+        found = ufunc("equal", ufunc("bitwise_and", row, number[0]), 0)
+        if not across:
+            return found
+        return ufunc("equal", found, ufunc("equal", ufunc("bitwise_and", column.astype(words.dtype), number[1]), 0))
+
+    def stage(x: Sym, size: Number, apart: Number, axis: int) -> Sym:
         """Of two places ``apart`` the lesser goes first, or last in every other run of ``size``."""
-        other = FUNCTIONS["take"](x, partner, axis)
-        place = iota((rows, lanes), 0)
-        if across:
-            place = place + iota((rows, lanes), 1) * rows  # those of a column follow each other
-        first = ufunc("equal", ufunc("bitwise_and", place, apart), 0)
-        rising = ufunc("equal", ufunc("bitwise_and", place, size), 0)
-        return where(ufunc("equal", ufunc("less", x, other), ufunc("equal", first, rising)), x, other)
+        extent, distance = (rows, apart[0]) if axis == 1 else (lanes, apart[1])
+        met = ufunc("bitwise_xor", iota((extent,), 0), distance)
+        # the last step says to compilers that all are in range
+        other = FUNCTIONS["take"](x, ufunc("bitwise_and", met, extent - 1), axis)
+        forward = ufunc("equal", without(apart), without(size))
+        return where(forward, ufunc("minimum", x, other), ufunc("maximum", x, other))
 
-    def two_stages(x: Sym, *given: Sym) -> list[Sym]:
-        for size, apart in (given[:2], given[2:]):
-            x = stage(x, size, apart, ufunc("bitwise_xor", iota((rows,), 0), apart), 1)
-        return [x]
+    def numbers(of: Sequence[int]) -> Number:
+        """Return powers of two as a row's and a column's part of a place."""
+        given = np.array(of)
+        return as_sym(given % rows), as_sym((given // rows if across else given * 0).astype(words.dtype))
 
-    def pairs(numbers: list[int]) -> list[Sym]:
-        """Return numbers of stages, of each first and each second one; one over is 0: there a place meets itself."""
-        padded = np.array([*numbers, *[0] * (len(numbers) % 2)])
-        return [as_sym(padded[k::2]) for k in range(2)]
+    def halves(of: Sequence[int]) -> list[Sym]:
+        """Return the numbers of each first and each second stage; one over is 0: there a place meets itself."""
+        padded = [*of, *[0] * (len(of) % 2)]
+        return [x for k in range(2) for x in numbers(padded[k::2])]
 
-    def merge(x: Sym, size: Sym) -> list[Sym]:
+    def sorted_runs(x: Sym, *given: Sym) -> list[Sym]:
+        a, b, c, d, e, f, g, h = given
+        return [stage(stage(x, (a, b), (e, f), 1), (c, d), (g, h), 1)]
+
+    def merge(x: Sym, *size: Sym) -> list[Sym]:
         """Join runs of several columns to one of ``size``."""
+        a, b = size
 
-        def columns_meet(x: Sym, k: Sym) -> list[Sym]:
-            apart = ufunc("multiply", k, rows)
-            met = stage(x, size, apart, ufunc("bitwise_xor", iota((lanes,), 0), k), -1)
-            return [where(ufunc("less", apart, size), met, x)]
+        def columns_meet(x: Sym, *apart: Sym) -> list[Sym]:
+            r, c = apart
+            return [where(ufunc("less", c, b), stage(x, (a, b), (r, c), -1), x)]
 
-        (x,) = emit_scan(columns_meet, [x], [as_sym(np.array(across))], len(across), False)
-        first, second = pairs(along)
-        return list(
-            emit_scan(lambda x, a, b: two_stages(x, size, a, size, b), [x], [first, second], first.shape[0], False)
-        )
+        def rows_meet(x: Sym, *apart: Sym) -> list[Sym]:
+            c, d, e, f = apart
+            return [stage(stage(x, (a, b), (c, d), 1), (a, b), (e, f), 1)]
+
+        x = _each(columns_meet, x, [*numbers([rows * k for k in across])])
+        return [_each(rows_meet, x, halves(along))]
 
     made = words.reshape((batch, whole))
     if many:
@@ -86,32 +97,54 @@ def network(words: Sym) -> Sym:
     else:
         made = made.reshape((batch, rows, lanes))
     stages = [(2 * n, k) for n in reversed(along) for k in along if k <= n]
-    (size, again), (apart, after) = (pairs(list(column)) for column in zip(*stages, strict=True))
-    (made,) = emit_scan(two_stages, [made], [size, apart, again, after], size.shape[0], False)
+    sizes, distances = zip(*stages, strict=True)
+    made = _each(sorted_runs, made, [*halves(sizes), *halves(distances)])
     if across:
-        sizes = as_sym(np.array([2 * rows * k for k in reversed(across)]))
-        (made,) = emit_scan(merge, [made], [sizes], len(across), False)
+        made = _each(merge, made, [*numbers([2 * rows * k for k in reversed(across)])])
     made = made.transpose((0, 2, 1)).reshape((made.size // whole, whole))
     return part(made, 0, 0, batch).reshape(words.shape)
 
 
+def _each(step: Callable[..., list[Sym]], x: Sym, given: list[Sym]) -> Sym:
+    """Take ``x`` through a step for each element of what is given."""
+    (made,) = emit_scan(step, [x], given, given[0].shape[0], False)
+    return made
+
+
+def _folded(bits: Sym) -> Sym:
+    """Return the bits of floats as integers that order as these do, and the other way round."""
+    sign = ufunc("right_shift", bits, 8 * bits.dtype.itemsize - 1)
+    return ufunc("bitwise_xor", bits, ufunc("bitwise_and", sign, int(np.iinfo(bits.dtype).max)))
+
+
 def _ordered(x: Sym) -> Sym:
-    """Return signed integers, i32 where they fit, that order as the elements do; NaN is the greatest."""
+    """Return signed integers, i32 where they fit, that order as the elements do, -0 before 0; NaN is the greatest."""
     if x.dtype.kind == "u" and x.dtype.itemsize >= 4:
         top = x.dtype.type(1 << (8 * x.dtype.itemsize - 1))
         return apply("bitcast", ufunc("bitwise_xor", x, top), dtype=f"i{8 * x.dtype.itemsize}")
     if x.dtype.kind in "iub":
         return x.astype(np.int64 if x.dtype.itemsize == 8 else np.int32)
-    x = apply("stop_gradient", x)
-    if x.dtype.itemsize == 2:
-        x = x.astype(np.float32)
-    name, kind = ("i32", np.int32) if x.dtype == np.float32 else ("i64", np.int64)
-    bits = apply("bitcast", where(ufunc("equal", x, 0), full(0.0, x), x), dtype=name)
-    greatest = int(np.iinfo(kind).max)
-    folded = ufunc(
-        "bitwise_xor", bits, ufunc("bitwise_and", ufunc("right_shift", bits, 8 * bits.dtype.itemsize - 1), greatest)
-    )
-    return where(ufunc("isnan", x), full(greatest, folded), folded)
+    x = x.astype(np.float32) if x.dtype.itemsize == 2 else x
+    folded = _folded(apply("bitcast", x, dtype=f"i{8 * x.dtype.itemsize}"))
+    return where(ufunc("isnan", x), full(int(np.iinfo(folded.dtype).max), folded), folded)
+
+
+def _elements(keys: Sym, dtype: np.dtype[Any]) -> Sym:
+    """Return the elements that ``_ordered`` made keys of."""
+    if dtype.kind == "u" and dtype.itemsize >= 4:
+        bits = apply("bitcast", keys, dtype=f"u{8 * dtype.itemsize}")
+        return ufunc("bitwise_xor", bits, dtype.type(1 << (8 * dtype.itemsize - 1)))
+    if dtype.kind in "iub":
+        return keys.astype(dtype)
+    return apply("bitcast", _folded(keys), dtype=f"f{8 * keys.dtype.itemsize}").astype(dtype)
+
+
+def _padded(keys: Sym) -> Sym:
+    """Make the last extent a power of two, by what is behind all others."""
+    n = keys.shape[-1]
+    last = as_sym(np.iinfo(keys.dtype).max).astype(keys.dtype)
+    low, high = (0,) * keys.ndim, (*(0,) * (keys.ndim - 1), (1 << (n - 1).bit_length()) - n)
+    return apply("pad", keys, last, low=low, high=high, interior=low)
 
 
 def _by_half(keys: Sym) -> Sym:
@@ -128,15 +161,12 @@ def order_of(x: Sym) -> Sym:
         ShapeMismatch: for more than 2**32 of them: a place is half a word.
     """
     n = x.shape[-1]
-    whole = 1 << max(n - 1, 0).bit_length()
     if x.size == 0 or n == 1:
         return iota(x.shape, x.ndim - 1)
-    if whole > 1 << 32:
+    if n > 1 << 32:
         raise ShapeMismatch(op="sort", found=x.shape, expected="at most 2**32 elements to sort")
-    keys = _ordered(x)
-    last = as_sym(np.iinfo(keys.dtype).max).astype(keys.dtype)
-    low, high = (0,) * x.ndim, (*(0,) * (x.ndim - 1), whole - n)
-    keys = apply("pad", keys, last, low=low, high=high, interior=low)
+    x = apply("stop_gradient", x) if x.dtype.kind not in "iub" else x
+    keys = _padded(_ordered(where(ufunc("equal", x, 0), full(0, x), x)))
     if keys.dtype == np.int32:
         found = _by_half(keys.astype(np.int64))
     else:
@@ -169,8 +199,17 @@ def argsort(a: Sym, axis: int | None = -1, kind: str | None = None, order: Any =
 
 
 def ascending(x: Sym) -> Sym:
-    """Sort along the last axis; derivatives go to where the elements came from."""
-    return FUNCTIONS["take_along_axis"](x, order_of(x), -1)  # type: ignore[no-any-return]
+    """Sort along the last axis by values alone; only derivatives have to know where elements came from."""
+    if x.size == 0 or x.shape[-1] == 1:
+        return x
+
+    def values(x: Sym) -> list[Sym]:
+        words = network(_padded(_ordered(x)))
+        return [_elements(part(words, words.ndim - 1, 0, x.shape[-1]), x.dtype)]
+
+    rule = Instead(lambda x: [FUNCTIONS["take_along_axis"](x, order_of(x), -1)])
+    (made,) = called("sort", values, [x], rule)
+    return made
 
 
 @array_function("a", name="sort")
