@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kernelforge.ir.index import is_data, is_lazy, reads
 from kernelforge.ir.kernel import (
@@ -95,7 +95,7 @@ class _Sharing:
             if isinstance(stmt, Let):
                 self.depth[Var(stmt.name, stmt.value.dtype)] = depth
             rows.append((stmt, wanted))
-        return self.bind(rows), outward
+        return self.bind(rows, outward), outward
 
     def within(self, stmt: For | If, depth: int) -> tuple[list[Stmt], dict[Expr, None]]:
         """Rewrite what stands in a loop or a condition; siblings may use one variable at different depths."""
@@ -129,7 +129,8 @@ class _Sharing:
         for k, arg in enumerate(expr.args):
             self.invariants(arg, depth, always and not (k and is_lazy(expr)), found, seen)
 
-    def bind(self, rows: Sequence[tuple[Stmt, dict[Expr, None]]]) -> list[Stmt]:
+    def bind(self, rows: Sequence[tuple[Stmt, dict[Expr, None]]], outward: Collection[Expr]) -> list[Stmt]:
+        """Bind what is wanted and what is shared in a list; what is bound further out is left as it is known there."""
         names: dict[Expr, Expr] = {}
         steady: dict[Expr, Expr] = {}  # those of them that load nothing the kernel writes
         reading: dict[str, list[Expr]] = {}  # by buffer, what is named and loads from it
@@ -159,7 +160,7 @@ class _Sharing:
             memo: dict[Expr, Expr] = {}
 
             def rewrite(e: Expr, memo: dict[Expr, Expr] = memo) -> Expr:
-                done = names.get(e, memo.get(e))
+                done = e if e in outward else names.get(e, memo.get(e))
                 if done is not None:
                     return done
                 done = with_parts(e, tuple([rewrite(x) for x in e.parts]))
