@@ -357,7 +357,7 @@ def test_rows_that_local_memory_does_not_hold(fn: Any, device: str) -> None:
         args = heads(1500, 9000, 8, 1, 1)
         (kernel,) = kf.jit(fn).lower(*args).kernels
         held: Any = kernel.executable
-        assert sum(4 * math.prod(int(n.value) for n in s.shape) for s in held.scratch) < 4 * 1500 * 9000
+        assert sum(4 * math.prod(int(n.value) for n in s.shape) for s in held.printed.scratch) < 4 * 1500 * 9000
         np.testing.assert_allclose(kf.jit(fn)(*args), exact(fn, *args), rtol=2e-4, atol=2e-5)
 
 

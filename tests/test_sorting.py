@@ -61,6 +61,20 @@ def test_sort(dtype: str, device: str) -> None:
             )  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [1, 3, 40, 300, 5000])
+def test_order_of_every_dtype(count: int) -> None:
+    """Of equal elements, zeros of both signs among them, the first one is first."""
+
+    def rows(x: Any) -> Any:
+        return np.argsort(x[None].repeat(17, 0), 1, kind="stable")
+
+    for dtype in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
+        x = RNG.integers(0, 2 if dtype == "?" else 30, count).astype(dtype)
+        if x.dtype.kind == "f" and count > 5:
+            x[:6] = [0, -0.0, np.nan, -np.inf, 0, np.inf]
+        agree(lambda x: (np.argsort(x, kind="stable"), np.sort(x), rows(x)), x)
+
+
 @pytest.mark.parametrize("dtype", ["i1", "u8", "f2", "f4", "f8"])
 def test_quantiles(dtype: str) -> None:
     x = RNG.integers(0, 50, (5, 8)).astype(dtype)

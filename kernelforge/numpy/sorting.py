@@ -42,6 +42,7 @@ def network(words: Sym) -> Sym:
     many = batch >= LANES
     lanes = LANES if many or whole >= LANES * LANES else 1
     rows = whole if many else whole // lanes
+    kind = np.dtype(f"i{words.dtype.itemsize}")
     across, along = ([1 << k for k in reversed(range(n.bit_length() - 1))] for n in (whole // rows, rows))
 
     def without(number: Number) -> Sym:
@@ -50,7 +51,7 @@ def network(words: Sym) -> Sym:
         found = ufunc("equal", ufunc("bitwise_and", row, number[0]), 0)
         if not across:
             return found
-        return ufunc("equal", found, ufunc("equal", ufunc("bitwise_and", column.astype(words.dtype), number[1]), 0))
+        return ufunc("equal", found, ufunc("equal", ufunc("bitwise_and", column.astype(kind), number[1]), 0))
 
     def stage(x: Sym, size: Number, apart: Number, axis: int) -> Sym:
         """Of two places ``apart`` the lesser goes first, or last in every other run of ``size``."""
@@ -64,7 +65,7 @@ def network(words: Sym) -> Sym:
     def numbers(of: Sequence[int]) -> Number:
         """Return powers of two as a row's and a column's part of a place."""
         given = np.array(of)
-        return as_sym(given % rows), as_sym((given // rows if across else given * 0).astype(words.dtype))
+        return as_sym(given % rows), as_sym((given // rows if across else given * 0).astype(kind))
 
     def halves(of: Sequence[int]) -> list[Sym]:
         """Return the numbers of each first and each second stage; one over is 0: there a place meets itself."""
@@ -165,8 +166,10 @@ def order_of(x: Sym) -> Sym:
         return iota(x.shape, x.ndim - 1)
     if n > 1 << 32:
         raise ShapeMismatch(op="sort", found=x.shape, expected="at most 2**32 elements to sort")
-    x = apply("stop_gradient", x) if x.dtype.kind not in "iub" else x
-    keys = _padded(_ordered(where(ufunc("equal", x, 0), full(0, x), x)))
+    if x.dtype.kind not in "iub":
+        x = apply("stop_gradient", x)
+        x = where(ufunc("equal", x, 0), full(0.0, x), x)
+    keys = _padded(_ordered(x))
     if keys.dtype == np.int32:
         found = _by_half(keys.astype(np.int64))
     else:
