@@ -87,7 +87,8 @@ def _range(expr: Expr) -> tuple[int, int]:
     if isinstance(expr, Var):
         return 0, max((expr.bound or 1) - 1, 0)
     if not isinstance(expr, Op) or expr.op not in ("add", "sub", "mul", "neg"):
-        return 0, 0
+        low, high = _atom_bounds(expr)
+        return low or 0, high or 0
     (a, b), (c, d) = _range(expr.args[0]), _range(expr.args[-1])
     if expr.op == "add":
         return a + c, b + d
@@ -385,6 +386,11 @@ def _atom_bounds(atom: Expr) -> tuple[int | None, int | None]:
             return None if lo is None else lo // n, None if hi is None else hi // n
         if atom.op == "and" and isinstance(atom.args[1], Const) and int(atom.args[1].value) >= 0:
             return 0, int(atom.args[1].value)
+        if atom.op in ("or", "xor"):
+            (a, b), (c, d) = bounds(atom.args[0]), bounds(atom.args[1])
+            if a is None or b is None or c is None or d is None or min(a, c) < 0:
+                return None, None
+            return 0, (1 << max(b, d).bit_length()) - 1
         if atom.op in ("min", "max"):
             pairs = [bounds(a) for a in atom.args]
             pick = min if atom.op == "min" else max

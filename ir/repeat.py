@@ -7,6 +7,7 @@ half. A branch is a loop of one iteration or none.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
@@ -32,6 +33,7 @@ from kernelforge.ir.kernel import (
     i64,
     map_exprs,
     select,
+    stmts,
     substitute,
     walk,
 )
@@ -94,11 +96,6 @@ def stepped(node: Node, piece: Piece) -> Applied | None:
     return Applied(Kernel(node.prim.name, tuple(made.args), (), tuple(body)), values) if body else None
 
 
-def _depth(body: Sequence[Stmt]) -> int:
-    """Return how deep repetitions stand in each other."""
-    return max((1 + _depth(s.body) for s in body if isinstance(s, For) and repeats(s)), default=0)
-
-
 class _Made:
     """The kernel that is being made: its arguments, and the loops that it gets."""
 
@@ -107,7 +104,9 @@ class _Made:
         self.held: dict[str, str] = {}  # as what kernels hold their buffers: narrow floats may be bits
         self.pieces = pieces
         # loops that stand in each other have names of their own
-        self.number = max((_depth(k.kernel.body) for p in pieces.values() for k in p.kernels), default=0)
+        inside = (s for p in pieces.values() for k in p.kernels for s in stmts(k.kernel.body))
+        taken = {s.var.name for s in inside if isinstance(s, For)}
+        self.number = next(n for n in itertools.count() if taken.isdisjoint((f"turn{n}", f"once{n}")))
 
     def body(self, node: Node) -> list[Stmt]:
         """Make the arguments, those of the node before any scratch, and the statements."""
@@ -293,11 +292,11 @@ def _element(piece: Piece) -> tuple[list[For], list[tuple[int, Stmt]]] | None:
     loops = max((loops for loops, _ in nests), key=size, default=[])
     out: list[tuple[int, Stmt]] = []
     stored: dict[Expr, Expr] = {}
-    for mine, stmts in nests:
+    for mine, held in nests:
         if mine and [s.static for s in mine] != [s.static for s in loops]:
             return None
         same: dict[Expr, Expr] = {a.var: b.var for a, b in zip(mine, loops, strict=False)}
-        for each in stmts:
+        for each in held:
             s = map_exprs(_renamed(each, same), lambda e: substitute(e, stored))
             out.append((size(mine), s))
             if isinstance(s, Store):

@@ -442,7 +442,10 @@ class _Build:
         for name, executable in self._made.items():
             if executable.binary is not None:
                 holder = holders.setdefault(id(executable.binary), name)
-                cache.store(name, executable.binary) if holder == name else cache.share(name, holder)
+                if holder == name:
+                    cache.store(name, executable.binary)
+                else:
+                    cache.share(name, holder)
 
 
 def _executable(kernel: Kernel, name: str, build: _Build) -> Callable[[], Executable]:

@@ -184,6 +184,8 @@ def test_names_of_one_content(folder: pathlib.Path) -> None:
     assert sum(f.stat().st_size for f in cache.files()) < 5200
     cache.discard(whole)
     assert cache.load(other) is None
+    cache.share(whole, other)
+    assert cache.load(other) is None  # each other's
     cache.store(other, b"6")
     assert cache.load(other) == b"6"
 

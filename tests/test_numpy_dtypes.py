@@ -71,6 +71,7 @@ WRAPPING: dict[str, Callable[[Any, Any], tuple[Any, ...]]] = {
     "negative": lambda x, k: (np.where(-(k - LAST - 2) > 0, x, -x),),
     "twice": lambda x, k: ((k + LAST) + LAST, x),
     "divided": lambda x, k: ((k + LAST) * 2 // 4, (k * LAST * 5) % 11),
+    "parts": lambda x, k: tuple(part * np.int64(2**62) // 4 for part in (k % 7, k & 7, k // 7, k ^ 5, k | 9, x > 3)),
     "bounded": lambda x, k: (np.maximum(k + LAST, 5), np.minimum(k + LAST, 5), abs(k - LAST - 1)),
     "summed": lambda x, k: (np.sum(np.where(k + LAST < 0, x, 0)),),
 }

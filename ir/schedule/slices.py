@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from kernelforge.dtypes import DTYPES
+from kernelforge.errors import IllegalSchedule
 from kernelforge.ir.index import Poly, affine, bounds, free_vars, from_poly, normalize, poly
 from kernelforge.ir.kernel import (
     Const,
@@ -47,23 +48,33 @@ def sliced(kernel: Kernel, limits: Limits) -> Kernel | None:
         with, or lines of memory.
     """
     extents = [s.static or 0 for s in _nests(kernel.body)]
-    count = min(extents)
-    if limits.form != "vector" or count < SHARES * limits.threads or any(n % count for n in extents):
+    most, least = min(extents), SHARES * limits.threads
+    if limits.form != "vector" or most < least or any(n % most for n in extents):
+        return None
+    which = Var("slice", "i64", most)
+    mine = _each(kernel.body, lambda nest: _mine(nest, which))
+    held = {a.name: DTYPES[a.dtype].itemsize for a in kernel.args}
+    sizes = _sizes(mine, which, held)
+    if sizes is None or any(_short(nest, limits) or _shared(nest, which, kernel, limits) for nest in _nests(mine)):
+        return None
+    # together they may be thicker: what one element of the axis waits for, another one fills
+    whole = most * sum(n * held[b] for b, n in sizes.items())
+    counts = [n for n in range(least, most + 1) if most % n == 0]
+    room = limits.local_bytes, limits.cache_bytes // 2
+    count = next((n for fits in room for n in counts if whole // n <= fits), None)
+    if count is None:
         return None
     which = Var("slice", "i64", count)
-    mine = _each(kernel.body, lambda nest: _mine(nest, which))
-    sizes = _sizes(mine, which)
-    held = {a.name: DTYPES[a.dtype].itemsize for a in kernel.args}
-    if sizes is None or sum(n * held[b] for b, n in sizes.items()) > limits.cache_bytes // 2:
-        return None
-    if any(_short(nest, limits) or _shared(nest, which, kernel, limits) for nest in _nests(mine)):
-        return None
     alone = dataclasses.replace(limits, threads=1)
-    made = [schedule(dataclasses.replace(kernel, body=(nest,)), alone) for nest in _nests(mine)]
+    nests = _nests(_each(kernel.body, lambda nest: _mine(nest, which)))
+    try:
+        made = [schedule(dataclasses.replace(kernel, body=(nest,)), alone) for nest in nests]
+    except IllegalSchedule:  # a tile of a state would be staged whose other half is written meanwhile
+        return None
     if any(phase.args != kernel.args for phase in made):  # memory that slices would share
         return None
     phases = iter(made)
-    body = _each(mine, lambda nest: _alone(next(phases).body))
+    body = _each(kernel.body, lambda _: _alone(next(phases).body))
     return dataclasses.replace(kernel, body=(For(which, i64(count), "grid", body),))
 
 
@@ -96,12 +107,12 @@ def _mine(nest: For, which: Var) -> Sequence[Stmt]:
     return body if whole else [For(inner, i64(rest), nest.kind, body)]
 
 
-def _sizes(body: Sequence[Stmt], which: Var) -> dict[str, int] | None:
-    """Return the elements that a slice has of each buffer that is written; None where slices may touch each other's."""
+def _sizes(body: Sequence[Stmt], which: Var, args: Collection[str]) -> dict[str, int] | None:
+    """Return the elements that a slice has of each argument that is written; None where slices may touch others'."""
     turns = set(_turns(body))
     inside = list(stmts(body))
     touched = [(s.buffer, s.index) for s in inside if isinstance(s, Store)]
-    written: dict[str, list[Poly]] = {buffer: [] for buffer, index in touched if len(index) == 1}
+    written: dict[str, list[Poly]] = {buffer: [] for buffer, _ in touched if buffer in args}
     touched += [(e.buffer, e.index) for s in inside for r in exprs(s) for e in walk(r) if isinstance(e, Load)]
     for buffer, index in touched:
         if buffer in written:

@@ -63,6 +63,15 @@ def key(text: str, fingerprint: str) -> str:
 
 def load(name: str) -> bytes | None:
     """Return what is kept, or None where there is nothing that is whole."""
+    binary = _read(name)
+    if binary is None or not binary.startswith(ALIAS):
+        return binary
+    binary = _read(binary[len(ALIAS) :].decode())
+    # processes may each have made theirs an alias of the other's
+    return None if binary is None or binary.startswith(ALIAS) else binary
+
+
+def _read(name: str) -> bytes | None:
     path = folder() / f"{name}{SUFFIX}"
     try:
         content = path.read_bytes()
@@ -71,9 +80,7 @@ def load(name: str) -> bytes | None:
     with contextlib.suppress(OSError):  # of a folder that cannot be written
         os.utime(path)
     binary = content[DIGEST:]
-    if content[:DIGEST] != _digest(name, binary):
-        return None
-    return load(binary[len(ALIAS) :].decode()) if binary.startswith(ALIAS) else binary
+    return binary if content[:DIGEST] == _digest(name, binary) else None
 
 
 def _digest(name: str, binary: bytes) -> bytes:
