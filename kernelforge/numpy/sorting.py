@@ -72,21 +72,24 @@ def network(words: Sym) -> Sym:
         padded = [*of, *[0] * (len(of) % 2)]
         return [x for k in range(2) for x in numbers(padded[k::2])]
 
+    def pairwise(given: Sequence[Sym]) -> list[Number]:
+        return list(zip(given[::2], given[1::2], strict=True))
+
     def sorted_runs(x: Sym, *given: Sym) -> list[Sym]:
-        a, b, c, d, e, f, g, h = given
-        return [stage(stage(x, (a, b), (e, f), 1), (c, d), (g, h), 1)]
+        size, next_size, apart, next_apart = pairwise(given)
+        return [stage(stage(x, size, apart, 1), next_size, next_apart, 1)]
 
-    def merge(x: Sym, *size: Sym) -> list[Sym]:
-        """Join runs of several columns to one of ``size``."""
-        a, b = size
+    def merge(x: Sym, *given: Sym) -> list[Sym]:
+        """Join runs of several columns to one of a size."""
+        (size,) = pairwise(given)
 
-        def columns_meet(x: Sym, *apart: Sym) -> list[Sym]:
-            r, c = apart
-            return [where(ufunc("less", c, b), stage(x, (a, b), (r, c), -1), x)]
+        def columns_meet(x: Sym, *given: Sym) -> list[Sym]:
+            (apart,) = pairwise(given)
+            return [where(ufunc("less", apart[1], size[1]), stage(x, size, apart, -1), x)]
 
-        def rows_meet(x: Sym, *apart: Sym) -> list[Sym]:
-            c, d, e, f = apart
-            return [stage(stage(x, (a, b), (c, d), 1), (a, b), (e, f), 1)]
+        def rows_meet(x: Sym, *given: Sym) -> list[Sym]:
+            apart, next_apart = pairwise(given)
+            return [stage(stage(x, size, apart, 1), size, next_apart, 1)]
 
         x = _each(columns_meet, x, [*numbers([rows * k for k in across])])
         return [_each(rows_meet, x, halves(along))]
@@ -217,7 +220,7 @@ def ascending(x: Sym) -> Sym:
 
 @array_function("a", name="sort")
 def _sort(a: Sym, axis: int | None = -1, kind: str | None = None, order: Any = None, *, stable: Any = None) -> Sym:
-    """``numpy.sort``."""
+    """``numpy.sort``; -0 goes before 0, and every NaN behind all numbers."""
     _plain("sort", order)
     x, on = _last(a, axis)
     return FUNCTIONS["moveaxis"](ascending(x), -1, on)  # type: ignore[no-any-return]
