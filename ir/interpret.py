@@ -154,6 +154,25 @@ def _apply(name: str, args: Sequence[Array], dtype: str) -> Array:
 _NARROW = tuple(DTYPES[name] for name in NARROW_FLOATS)
 
 
+def folded(e: Expr) -> Expr:
+    """Return what an operation of constants is, and a condition without its parts that are; else ``e``.
+
+    What devices may round otherwise (``mad``, functions of ``kernelforge.ir.math.BOUNDS``) is not for this.
+    """
+    if not isinstance(e, Op) or e.op in ("select", "mad"):
+        return e
+    known = [isinstance(x, Const) for x in e.args]
+    if all(known):
+        with np.errstate(all="ignore"):
+            made = _apply(e.op, [np.asarray(x.value, DTYPES[x.dtype]) for x in e.args if isinstance(x, Const)], e.dtype)
+        return Const(made.item(), e.dtype)
+    if e.op in ("and", "or") and e.dtype == "bool" and any(known):
+        constant, other = e.args if known[0] else e.args[::-1]
+        assert isinstance(constant, Const)
+        return other if constant.value == (e.op == "and") else constant
+    return e
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Buffer:
     """Flat storage of one instance per lane; ``base`` is where the instance of each lane begins."""

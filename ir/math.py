@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kernelforge.ir.coefficients import PIECES
+from kernelforge.ir.interpret import folded
 from kernelforge.ir.kernel import (
     ARITY,
     Const,
@@ -33,6 +34,7 @@ from kernelforge.ir.kernel import (
     substitute,
     unlikely,
     walk,
+    with_parts,
 )
 from kernelforge.ir.math_base import (
     FORMATS,
@@ -394,7 +396,7 @@ def _hinted(name: str, dtype: str, native: frozenset[str]) -> tuple[Function, li
     expr = expand(made(*arguments), native=native | {name})
     fused = next((name for name in ("fma", "mad") if name in native), None)
     value = Contraction((expr,), fused)(expr) if fused else expr
-    return Function(arguments, value), [e for e in walk(value) if isinstance(e, Op) and e.op == "unlikely"]
+    return Function(arguments, value), [e for e in walk(value) if isinstance(e, Op) and _hint(e)]
 
 
 @functools.lru_cache(maxsize=1 << 10)
@@ -442,10 +444,28 @@ def expand(
             return op("fma", *e.args, -(e.args[0] * e.args[1])) if "fma" in native else mul_error(*e.args)
         if isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and e.op not in native and (e.op, e.dtype) not in called:
             made = _inlined(e.op, e.dtype, native)
-            return substitute(made.value, dict(zip(made.arguments, e.args, strict=True)))
+            given: dict[Expr, Expr] = dict(zip(made.arguments, e.args, strict=True))
+            if any(isinstance(x, Const) for x in e.args):
+                return rebuild(made.value, lambda x: folded(given.get(x, x)), {})
+            return substitute(made.value, given)
         return e
 
-    return rebuild(expr, change, {} if memo is None else memo)
+    memo = {} if memo is None else memo
+    if "calls" in native:
+        for e in walk(expr):
+            if isinstance(e, Op) and e.op == "select" and _hint(e.args[0]) and _is_function(e.args[1], native):
+                arm = e.args[1]
+                memo[arm] = with_parts(arm, tuple(rebuild(x, change, memo) for x in arm.parts))
+    return rebuild(expr, change, memo)
+
+
+def _hint(e: Expr) -> bool:
+    return isinstance(e, Op) and e.op == "unlikely"
+
+
+def _is_function(e: Expr, native: frozenset[str]) -> bool:
+    """Whether an expression is a function that may be called."""
+    return isinstance(e, Op) and (e.op, e.dtype) in BOUNDS and function(e.op, e.dtype, native) is not None
 
 
 def expand_math(kernel: Kernel, native: frozenset[str] = frozenset()) -> Kernel:

@@ -30,6 +30,7 @@ EXPECTED = {
     "cpu:neoverse": r"fmul\tv",
 }
 PROGRAMS = programs(1024, 1024)
+ATTENTION = ("attention", "causal", "attention.bwd", "causal.bwd")
 X = np.ones((64, 1024), np.float32)
 
 
@@ -61,18 +62,13 @@ def test_every_target_compiles(name: str) -> None:
 @pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90", "opencl:gfx90a"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_nothing_spills(program: str, name: str) -> None:
+    """Nor does attention take so many registers that only one work-group, of 256 work-items, fits a unit of 65536."""
+    fits = 128 if name.startswith("cuda") and program in ATTENTION else 255
     for report in reports(name, *PROGRAMS[program]):
         assert [u for u in report.usage if u.spills] == []
         assert "ld.local" not in report.assembly
         assert ".private_segment_fixed_size: 0" in report.assembly or not name.startswith("opencl")
-
-
-@pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90"])
-@pytest.mark.parametrize("program", ["attention", "causal", "attention.bwd", "causal.bwd"])
-def test_two_work_groups_of_attention_fit_a_unit(program: str, name: str) -> None:
-    """A unit has 65536 registers, and a work-group has 256 work-items."""
-    for report in reports(name, *PROGRAMS[program]):
-        assert all(u.registers is not None and u.registers <= 128 for u in report.usage)
+        assert all(u.registers is not None and u.registers <= fits for u in report.usage) or not name.startswith("cuda")
 
 
 @pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90"])

@@ -147,9 +147,11 @@ def limits_of(device: Any) -> Limits:
         max_args=(device.max_parameter_size - 128) // 16,
         fingerprint=f"opencl|{version}",
         bandwidth=device.max_compute_units * CORE_BANDWIDTH if cpu else 0.0,
-        native=frozenset({"mad", *_instructions(device)}) | ({"repeat_alone", "stream"} if cpu else frozenset()),
+        native=frozenset({"mad", *_instructions(device)})
+        | ({"calls", "repeat_alone", "stream"} if cpu else frozenset()),
         rate=device.max_compute_units * core_rate(max(width, 16)) if cpu else 0.0,
-        side=registers // 8 if cpu else 1,
+        # compilers take long for more, which run no faster
+        side=registers // 16 if cpu else 1,
     )
 
 
@@ -334,7 +336,9 @@ class OpenCL:
         if self._cpu:
             kernel = in_place(kernel, {a.name for a in kernel.args if a.mode == "out"} - large.keys())
         caches = host().cache_bytes if self._cpu else ()
-        return kernel, print_opencl(kernel, self._workers, self.device.local_mem_size, large, caches)
+        return kernel, print_opencl(
+            kernel, self._workers, self.device.local_mem_size, large, caches, self._limits.native
+        )
 
     def build(self, kernels: Sequence[Kernel], printed: Sequence[tuple[Kernel, Source]]) -> list[OpenCLExecutable]:
         """Compile one program: runtimes take a while for any, and little more for one of several kernels."""

@@ -17,6 +17,7 @@ from kernelforge.backends.opencl.operations import INFIX, Code, Operations
 from kernelforge.ir.index import affine, bounds, flatten, free_vars
 from kernelforge.ir.interleaved import Places, orders, windows
 from kernelforge.ir.kernel import Const, Expr, Load, Op, Var, i64, op, substitute, walk
+from kernelforge.ir.math import BOUNDS, Function, function
 from kernelforge.ir.schedule.limits import NEAR
 
 DEEP = 24
@@ -62,12 +63,14 @@ class Scope(Operations):
         counters: names of loop variables and parameters, which are not negative.
         masks: whether vectors may be read in some of their lanes.
         guard: the lanes in which memory may be read and written, as a mask of four bytes a lane; None is all.
+        branch: whether what is printed is run under a condition alone.
     """
 
     def __init__(self, functions: Functions, emit: Callable[[str], None]) -> None:
         super().__init__(functions, emit)
         self.masks = False
         self.guard: Code | None = None
+        self.branch = False
         self.names: dict[str, Code] = {}
         self.buffers: dict[str, Buffer] = {}
         self.var: Var | None = None
@@ -264,9 +267,8 @@ class Scope(Operations):
 
     def any_lane(self, code: Code) -> str:
         """Print whether a condition holds in any lane."""
-        while code.lanes > 1:
-            name = self.temporary(code).text
-            code = code._replace(text=f"({name}.lo | {name}.hi)", lanes=code.lanes // 2)
+        if code.lanes > 1:
+            return f"{self.functions.any(code.mask, code.lanes)}({code.text})"
         return f"{code.text} != 0"
 
     def whole(self, cond: Expr) -> Expr | None:
@@ -356,7 +358,37 @@ class Scope(Operations):
             return self.plain(INFIX[e.op], "i64", args)
         if e.op in ("cast", "bitcast"):
             return self.convert(e, args[0])
+        if (e.op, e.dtype) in BOUNDS and "calls" in self.functions.native:
+            made = function(e.op, e.dtype, self.functions.native)
+            if made is not None:
+                return self.called(e.op, made, args)
         return self.apply(e.op, e.dtype, args)
+
+    def called(self, name: str, of: Function, args: Sequence[Code]) -> Code:
+        """Print a call of a function, which stands in the source once; a branch wants what is rare."""
+        lanes, dtype = max(a.lanes for a in args), args[0].dtype
+        rare, width = self.branch or of.usual is None, f"x{lanes}" * (lanes > 1)
+        own = f"kf_{'' if rare else 'usual_'}{name}_{dtype}{width}"
+        texts = ", ".join((self.splat(a) if lanes > 1 else a).text for a in args)
+
+        def text() -> str:
+            kind, lines = ctype(dtype, lanes), list[str]()
+            inner = Scope(self.functions, lines.append)
+            inner.lanes, inner.var, inner.branch = lanes, Var("kf_lane"), True
+            inner.vectors = {x.name for x in of.arguments if lanes > 1}
+            inner.names = {x.name: Code(x.name, dtype, lanes) for x in of.arguments}
+            inner.begin([of.value] if rare or of.usual is None else [of.usual, of.rare])
+            result = inner.value(of.value if rare or of.usual is None else of.usual)
+            if not rare:
+                test, exact = inner.temporary(inner.value(of.rare)), inner.called(name, of, list(inner.names.values()))
+                result = inner.temporary(result)
+                lines.append(f"if ({inner.any_lane(test)}) return {test.text} ? {exact.text} : {result.text};")
+            head = (
+                f"static __attribute__((noinline)) {kind} {own}({', '.join(f'{kind} {x.name}' for x in of.arguments)})"
+            )
+            return "\n    ".join((f"{head} {{", *lines, f"return {result.text};\n}}\n"))
+
+        return Code(f"{self.functions.define(own, text)}({texts})", dtype, lanes)
 
     def _counts(self, e: Expr) -> bool:
         """Whether an i64 expression of loop variables and parameters is known not to be negative."""

@@ -8,7 +8,7 @@ both the 0 and 1 of a scalar comparison and the 0 and -1 of a vector one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -83,6 +83,12 @@ PREAMBLE = """\
 #if __has_builtin(__builtin_shufflevector)
 #define KF_PICKS
 #endif
+#if __has_builtin(__builtin_reduce_or)
+#define KF_REDUCES
+#endif
+#if __has_builtin(__builtin_expect)
+#define kf_seldom(x) __builtin_expect(x, 0)
+#endif
 #if __has_builtin(__builtin_nontemporal_store)
 #define kf_stream(value, place) __builtin_nontemporal_store(value, place)
 #endif
@@ -95,6 +101,9 @@ PREAMBLE = """\
 #endif
 #if defined(__AVX512VL__) && !defined(KF_AVX512)
 #define KF_AVX512
+#endif
+#ifndef kf_seldom
+#define kf_seldom(x) (x)
 #endif
 #ifndef kf_stream
 #define kf_stream(value, place) (*(place) = (value))
@@ -261,6 +270,15 @@ _FUNCTIONS: dict[tuple[str, str], tuple[str, str]] = {
 _NEEDS = {"floor": "rint", "ceil": "rint", "trunc": "rint", "scaleb": "floor", "fma": "mad"}
 
 
+# one instruction of AVX-512, which compilers do not make of halves
+_ANY = """#ifdef KF_REDUCES
+static bool {own}({T} a) {{ return __builtin_reduce_or(a) != 0; }}
+#else
+static bool {own}({T} a) {{ return {halves}; }}
+#endif
+"""
+
+
 def kinds(dtype: str) -> tuple[str, ...]:
     """Return the kinds of dtype, as ``_FUNCTIONS`` is keyed, that ``dtype`` is of."""
     if dtype in FLOATS:
@@ -298,10 +316,22 @@ def _instruction(own: str, name: str, dtype: str, lanes: int, general: str) -> s
 
 
 class Functions:
-    """Collects the functions and vector types that a source uses, each after those that it uses itself."""
+    """Collects the functions and vector types that a source uses, each after those that it uses itself.
 
-    def __init__(self) -> None:
+    Attributes:
+        native: see ``Limits``; with ``calls``, functions that are left in a kernel are functions of the source.
+    """
+
+    def __init__(self, native: frozenset[str] = frozenset()) -> None:
+        self.native = native
         self._text: dict[str, str] = {}
+
+    def define(self, own: str, text: Callable[[], str]) -> str:
+        """Return a C name of which ``text`` makes the definition, where there is none."""
+        if own not in self._text:
+            made = text()  # what it uses is defined before it
+            self._text[own] = made
+        return own
 
     def call(self, name: str, dtype: str, lanes: int) -> str:
         """Return the C name of an operation's function, defining it."""
@@ -354,6 +384,13 @@ class Functions:
             part = ".s0" if lanes == 1 else ".lo" * (times.bit_length() - 1)
             body = f"{of}(({ctype(dtype, count)})({', '.join('a' * times)})){part}"
         self._text[own] = f"#ifdef KF_AVX512\nstatic {value} {own}({value} a) {{ return {body}; }}\n#endif\n"
+        return own
+
+    def any(self, mask: int, lanes: int) -> str:
+        """Return the C name of a function that says whether a mask has any lane, defining it."""
+        kind, own = f"{MASKS[mask]}{lanes}", f"kf_any_{MASKS[mask]}x{lanes}"
+        inner = f"{self.any(mask, lanes // 2)}(a.lo | a.hi)" if lanes > 2 else "(a.lo | a.hi) != 0"
+        self._text.setdefault(own, _ANY.format(own=own, T=kind, halves=inner))
         return own
 
     def dot(self) -> str:

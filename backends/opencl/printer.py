@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +68,12 @@ _BUILT_IN = re.compile(
 
 
 def print_opencl(
-    kernel: Kernel, workers: int, local_bytes: int, streamed: Streamed = NOTHING, caches: Sequence[int] = ()
+    kernel: Kernel,
+    workers: int,
+    local_bytes: int,
+    streamed: Streamed = NOTHING,
+    caches: Sequence[int] = (),
+    native: frozenset[str] = frozenset(),
 ) -> Source:
     """Print a kernel for a CPU, where a work-item that loops is a work-group of its own, or for a GPU.
 
@@ -75,8 +82,9 @@ def print_opencl(
         local_bytes: local memory of a work-group; what does not fit on a CPU becomes global scratch of each worker.
         streamed: outputs to store past the cache.
         caches: bytes of a CPU's, by their level, whose loops then ask memory for what they will read.
+        native: see ``Limits``.
     """
-    functions = Functions()
+    functions = Functions(native)
     scratch = tuple(s for s in kernel.body if isinstance(s, Alloc) and s.space == "global")
     rest = [s for s in kernel.body if s not in scratch]
     repeated = any(isinstance(s, For) and repeats(s) for s in rest)
@@ -245,7 +253,7 @@ class _Printer(Groups):
             case Alloc():
                 self.alloc(stmt)
             case If(_, body):
-                with self.block(self.head(stmt)):
+                with self.block(self.head(stmt)), self.inner():
                     self.body(body)
             case For(kind="unroll") if self.tile(stmt):
                 pass
@@ -338,8 +346,30 @@ class _Printer(Groups):
         self.begin_lanes(stmt.var, stmt.static or 1)
         with self.block():
             self.fetch(stmt)
-            self.in_lanes(stmt.body)
+            self.in_lanes(self.together(stmt.body))
         self.end_lanes()
+
+    def together(self, body: Sequence[Stmt]) -> list[Stmt]:
+        """Ask once for choices behind each other, those of vectors side by side: what one of them holds apart from the
+        rest would be computed one after the other.
+        """
+        out: list[Stmt] = []
+        for alone, found in itertools.groupby(body, self.own):
+            tests = list(found)
+            if alone and len(tests) > 1:
+                cond = functools.reduce(lambda a, b: a | b, (s.cond for s in tests if isinstance(s, If)))
+                tests = [If(cond, tuple(tests))]
+            out += tests
+        return out
+
+    def own(self, stmt: Stmt) -> bool:
+        """Whether a statement is an If that changes memory of its own alone, none of which decides it."""
+        stored = {s.buffer for s in stmts((stmt,)) if isinstance(s, Store)}
+        return (
+            isinstance(stmt, If)
+            and stored.isdisjoint(self.outer)
+            and not any(isinstance(e, Load) for e in walk(stmt.cond))
+        )
 
     def fetch(self, loop: For) -> None:
         """Ask for lines that the loop around reads later; they need not exist."""
@@ -379,7 +409,7 @@ class _Printer(Groups):
         blended = self.blended(stmt.body, stmt.cond) if guard is None else None
         if blended is not None:
             scope.begin([stmt.cond])
-            with self.block(f"if ({scope.any_lane(scope.value(stmt.cond))})"), self.inner():
+            with self.block(f"if (kf_seldom({scope.any_lane(scope.value(stmt.cond))}))"), self.inner():
                 self.in_lanes(blended)
             return
         if guard is not None:
@@ -410,11 +440,12 @@ class _Printer(Groups):
 
     @contextlib.contextmanager
     def inner(self) -> Iterator[None]:
-        """Forget afterwards which names the body gave a value for each lane."""
+        """Print what is under a condition; forget afterwards which names it gave a value for each lane."""
         scope = self.scope
-        kept = set(scope.vectors), dict(scope.indices)
+        kept = set(scope.vectors), dict(scope.indices), scope.branch
+        scope.branch = True
         yield
-        scope.vectors, scope.indices = kept
+        scope.vectors, scope.indices, scope.branch = kept
 
     def maskable(self, body: Sequence[Stmt]) -> bool:
         """Whether masks keep statements from doing in other lanes what they may not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from kernelforge.backends.cpu import CpuBackend
 from kernelforge.dtypes import DTYPES
 from kernelforge.ir.interpret import run_kernel
 from kernelforge.ir.kernel import (
+    ARITY,
     Arg,
     Expr,
     For,
@@ -21,6 +23,8 @@ from kernelforge.ir.kernel import (
     Store,
     Var,
     i64,
+    op,
+    select,
 )
 from tests.backends.drawn import drawn
 
@@ -83,6 +87,16 @@ def mapped(
         return (Store("y", (i,), fn(*[Load(a.name, (i,), a.dtype) for a in args])),)
 
     return Kernel(name, (*args, buffer("y", out, n, "out")), (), each(n, kind, body, lanes))
+
+
+def uses(name: str, dtype: str, count: int, n: int = 64, lanes: int = 64) -> Kernel:
+    """Make a kernel that uses a function so many times."""
+
+    def summed(*x: Expr) -> Expr:
+        parts = [op(name, *(v * (1 + k / 64) for v in x)) for k in range(count)]
+        return functools.reduce(lambda a, b: select(b.ne(b), 2 * a + 1, a + b), parts)
+
+    return mapped(name, (dtype,) * ARITY[name], dtype, summed, "vector", n, lanes)
 
 
 def check_map(name: str, dtypes: tuple[str, ...], out: str, fn: Any, rtol: float = 0.0, n: int = 64) -> None:

@@ -70,8 +70,16 @@ def execute(
     device: Any, kernel: Kernel, arrays: dict[str, Array], params: dict[str, int] | None = None
 ) -> dict[str, Array]:
     """Compile and launch; return the arrays as the kernel left them."""
+    return launched(device, device.compile(kernel), arrays, params)
+
+
+def launched(
+    device: Any, executable: Any, arrays: dict[str, Array], params: dict[str, int] | None = None
+) -> dict[str, Array]:
+    """Launch what is compiled; return the arrays as it left them."""
+    kernel = executable.kernel
     handles = [device.upload(arrays[a.name]) for a in kernel.args]
-    device.launch(device.compile(kernel), [(h, 0) for h in handles], [(params or {})[p] for p in kernel.params])
+    device.launch(executable, [(h, 0) for h in handles], [(params or {})[p] for p in kernel.params])
     return {
         a.name: device.download(h, 0, arrays[a.name].shape, arrays[a.name].dtype)
         for a, h in zip(kernel.args, handles, strict=True)

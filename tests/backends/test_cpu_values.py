@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import numpy as np
@@ -17,7 +16,7 @@ from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, Kernel, Load, Op
 from kernelforge.ir.math import EXPANSIONS, MANY
 from kernelforge.ir.passes.finish import finish
 from kernelforge.jit import jit
-from tests.backends.on_cpu import CPU, SPECIAL, Array, check_map, compare, execute, mapped, values
+from tests.backends.on_cpu import CPU, SPECIAL, Array, check_map, compare, execute, mapped, uses, values
 
 FLOAT_UNARY = ("neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint")
 FLOAT_BINARY = ("add", "sub", "mul", "div", "min", "max")
@@ -218,16 +217,6 @@ def test_what_is_rare_in_a_function_stands_in_a_module_once() -> None:
         assert min(calls) > next(k for k, line in enumerate(lines) if line.startswith("then"))
     whole = lines.index("}", start) - start
     assert len(many) - len(few) < (MANY - MANY // 2) * whole / 2
-
-
-def uses(name: str, dtype: str, count: int, n: int = 64, lanes: int = 64) -> Kernel:
-    """Make a kernel that uses a function so many times."""
-
-    def summed(*x: Expr) -> Expr:
-        parts = [op(name, *(v * (1 + k / 64) for v in x)) for k in range(count)]
-        return functools.reduce(lambda a, b: select(b.ne(b), 2 * a + 1, a + b), parts)
-
-    return mapped(name, (dtype,) * ARITY[name], dtype, summed, "vector", n, lanes)
 
 
 def test_a_function_of_many_uses_stands_in_a_module_once() -> None:

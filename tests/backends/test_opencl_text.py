@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kernelforge.backends.opencl.lib import literal
@@ -24,6 +26,7 @@ from kernelforge.ir.kernel import (
     select,
 )
 from kernelforge.ir.parse import parse_kernel
+from kernelforge.ir.passes.finish import finish
 from tests.backends.on_opencl import K, R, V, X, Y, f32, lanes, over
 
 
@@ -334,3 +337,17 @@ def test_a_walk_asks_memory_for_what_it_reads_later() -> None:
     assert "kf_fetch(x + (r * 8L), 14336, 2);" in print_opencl(kernel, 8, 1 << 15, caches=(32 << 10, 1 << 20)).text
     assert "kf_fetch(x + (r * 8L), 14336, 3);" in print_opencl(kernel, 8, 1 << 15, caches=(48 << 10, 1 << 20)).text
     assert "kf_fetch(x" not in print_opencl(kernel, 0, 1 << 15).text
+
+
+def test_what_is_rare_is_a_function_and_asked_for_once() -> None:
+    """Of vectors side by side, each would wait for what was asked of the one before."""
+    native, at = frozenset({"calls"}), R * 32 + Var("w", bound=32)
+    logs = For(Var("w", bound=32), i64(32), "vector", (Store("y", (at,), op("log", f32("x", at))),))
+    kernel = Kernel("k", (X, K, Y), (), (over(logs),))
+    text = print_opencl(finish(kernel, native), 8, 1 << 15, native=native).text
+    assert text.count("static __attribute__((noinline)) float16 kf_log_f32x16(float16 x0) {") == 1
+    first = text.index("if (kf_seldom(kf_any_intx16((c1_0 | c1_1))))")
+    calls = [m.start() for m in re.finditer(r"kf_log_f32x16\(t", text)]
+    assert len(calls) == 2
+    assert first < calls[0]
+    assert "kf_log_f32x16" not in print_opencl(finish(kernel, frozenset()), 8, 1 << 15).text

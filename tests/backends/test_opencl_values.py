@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kernelforge.dtypes import DTYPES, FLOATS, INTEGERS, SIGNED
+from kernelforge.ir import math
 from kernelforge.ir.kernel import (
     COMPARE,
     MATH_BINARY,
@@ -26,12 +27,17 @@ from kernelforge.ir.kernel import (
     select,
 )
 from kernelforge.ir.parse import parse_kernel
+from kernelforge.ir.passes.finish import finish
+from tests.backends.on_cpu import uses
 from tests.backends.on_opencl import (
     COMPUTED,
+    Array,
     check_elementwise,
     compare,
     each_device,
     elementwise,
+    launched,
+    values,
 )
 from tests.backends.test_opencl_text import PAIRS
 
@@ -157,7 +163,8 @@ def test_casts(device: Any, source: str) -> None:
 
 
 @each_device
-def test_the_library_serves_what_is_not_expanded(device: Any) -> None:
+def test_functions_that_are_left_in_a_kernel(device: Any) -> None:
+    """On a CPU they are functions of the source, elsewhere those of the device's library."""
     x = np.linspace(0.1, 0.9, 64, dtype=np.float32)
     outputs = [("f32", lambda a, b, name=name: op(name, a)) for name in MATH_UNARY if name != "acosh"]
     outputs += [("f32", lambda a, b, name=name: op(name, a, b)) for name in MATH_BINARY]
@@ -165,3 +172,27 @@ def test_the_library_serves_what_is_not_expanded(device: Any) -> None:
     for kind in ("vector", "serial"):
         arrays = {"x0": x, "x1": x[::-1].copy(), **{f"y{k}": np.zeros_like(x) for k in range(len(outputs))}}
         compare(device, elementwise("library", outputs, ("f32", "f32"), kind), arrays, rtol=2e-6, atol=1e-7)  # type: ignore[arg-type]
+
+
+@each_device
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_a_function_of_many_uses_is_what_it_is_in_line(
+    device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of which something is rare, all in one program: by one lane, and by several vectors."""
+    native = device.limits.native
+    kernels = [uses(name, dtype, 3, 64, lanes) for name in ("log", "pow", "sin") for lanes in (32, 1)]
+    made = []
+    for most in (2, 3):
+        monkeypatch.setattr(math, "MANY", most)
+        finished = [finish(k, native) for k in kernels]
+        built = device.build(finished, [device.printed(k) for k in finished])
+        made.append([launched(device, e, operands(e.kernel, dtype))["y"] for e in built])
+    for kernel, *both in zip(kernels, *made, strict=True):
+        np.testing.assert_array_equal(*both, err_msg=kernel.name)
+
+
+def operands(kernel: Kernel, dtype: str) -> dict[str, Array]:
+    """Draw what a function of up to two arguments takes."""
+    arrays = {a.name: np.roll(values(dtype), 5 * k) for k, a in enumerate(kernel.args[:-1])}
+    return {**arrays, "y": np.zeros(64, DTYPES[dtype])}

@@ -9,7 +9,24 @@ import mpmath
 import numpy as np
 import pytest
 
-from kernelforge.ir.kernel import ARITY, Arg, Const, Expr, For, Kernel, Load, Op, Store, Var, i64, op, substitute, walk
+from kernelforge.ir.kernel import (
+    ARITY,
+    Arg,
+    Const,
+    Expr,
+    For,
+    Kernel,
+    Load,
+    Op,
+    Store,
+    Var,
+    i64,
+    op,
+    select,
+    substitute,
+    unlikely,
+    walk,
+)  # fmt: skip
 from kernelforge.ir.math import BOUNDS, EXPANSIONS, Function, expand, expand_math, function
 from tests.ir.evaluate import evaluate
 
@@ -185,6 +202,26 @@ def test_a_device_that_calls_functions_does_where_they_are_rare(name: str, dtype
         assert called.args[2] is substitute(inline, {hints[0]: Const(False, "bool")})
         assert (of is None) == (name == "fmod")
         assert of is None or of.value is substitute(inline, {hints[0]: hints[0].args[0]})
+
+
+def test_what_is_known_of_an_exponent_is_computed_once() -> None:
+    made = expand(op("pow", X, Const(2.5, "f32")))
+    known = [e for e in walk(made) if isinstance(e, Op) and e.op != "mad" and all(isinstance(x, Const) for x in e.args)]
+    assert known == []
+    assert len(walk(made)) < len(walk(expand(op("pow", X, Y)))) - 20
+    x = np.array([0.3, 7.0, -1.0, 0.0, np.inf, np.nan], np.float32)
+    both = (evaluate(e, {X: x, Y: np.full_like(x, 2.5)}) for e in (made, expand(op("pow", X, Y))))
+    np.testing.assert_array_equal(*both)
+
+
+def test_a_function_in_a_rare_arm_is_called_there() -> None:
+    arm, common = op("pow", op("exp", X), Y), X * 2
+    made = expand(select(unlikely(X > 100), arm, common), native=frozenset({"calls"}))
+    assert isinstance(made, Op)
+    assert made.args[1] is op("pow", expand(op("exp", X), native=frozenset({"calls"})), Y)
+    beside = expand(select(X > 100, arm, common), native=frozenset({"calls"}))
+    assert isinstance(beside, Op)
+    assert made.args[1] is not beside.args[1]
 
 
 @pytest.mark.parametrize("name", ["fma", "mad"])
