@@ -19,6 +19,9 @@ SEVERAL = 3
 """How many walks at least the first-level cache has to hold that much of, beside what they work on, for lines to come
 there and not just into the second (of 32 KB, a layer norm's gradient takes 0.75 of the time so, and none longer)."""
 
+PIECE = AHEAD // 4
+"""Bytes side by side from which on the next ones, which lie further away, are asked for while these are read."""
+
 Distances = dict[tuple[Var, str], int]
 """By the variable of the loop that walks and the buffer; what is not in it is not asked for."""
 
@@ -38,9 +41,18 @@ class Walk(NamedTuple):
     @property
     def goes_on(self) -> bool:
         """Whether what lies ``AHEAD`` is read soon: in this loop, or in the next round, which begins where it ends."""
+        return self.piece >= AHEAD or self.following <= 2 * self.piece
+
+    @property
+    def piece(self) -> int:
+        """How many bytes side by side one round of the loop reads."""
         length = abs(affine(self.load.index[0], self.loop.var) or 0) * (self.loop.static or 1)
-        following = next((s for s in reversed(self.steps) if s), 0)
-        return length * DTYPES[self.load.dtype].itemsize >= AHEAD or following <= 2 * length
+        return length * DTYPES[self.load.dtype].itemsize
+
+    @property
+    def following(self) -> int:
+        """How many bytes further the next round begins; 0 where there is none."""
+        return next((s for s in reversed(self.steps) if s), 0) * DTYPES[self.load.dtype].itemsize
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -65,10 +77,10 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
 
     Of several passes over a row that the cache holds, the last one asks: it computes or stores most, and memory would
     have nothing to read; asking in a first pass that only reads gained nothing where it was measured. It asks for the
-    next row, where the cache has room for it beside this one and what is kept, or for what
-    lies a little further, if that is read next. What no loop around changes is in the cache. Of rows behind each other
-    that are read side by side and once, it asks for those behind them all, where a quarter of the cache has room for
-    them: what lies a little further in one is read in the next.
+    next row, where the cache has room for it beside this one and what is kept, or for what lies a little further, if
+    that is read next. A single pass over pieces that lie apart asks for the next piece. What no loop around changes is
+    in the cache. Of rows behind each other that are read side by side and once, it asks for those behind them all,
+    where a quarter of the cache has room for them: what lies a little further in one is read in the next.
 
     Args:
         loops: of the grid, the outermost first.
@@ -77,10 +89,11 @@ def distances(loops: Sequence[For], body: Sequence[Stmt], cache: int) -> Distanc
     """
     room = cache * 7 // 8 - sum(allocated(s) for s in stmts(body) if isinstance(s, Alloc) and s.space == "local")
     out: Distances = {}
-    for passes in walks(loops, body):
+    # what another walk of a loop reads once is what memory is asked for
+    for passes in sorted(walks(loops, body), key=len, reverse=True):
         for k, ahead in _passes(passes, room).items():
             at = (k, passes[0].load.buffer)
-            out[at] = AHEAD if out.get(at, ahead) != ahead else ahead
+            out[at] = ahead if out.get(at, ahead) == ahead else ahead or AHEAD
     return {at: ahead for at, ahead in out.items() if ahead}
 
 
@@ -139,6 +152,8 @@ def _passes(passes: Sequence[Walk], room: int) -> dict[Var, int]:
     whole = list(dict.fromkeys(p.loop.var for p in passes if 2 * p.nbytes(shared) > most))
     step = next((s for s in reversed(passes[0].steps[:shared]) if s), 0) * DTYPES[passes[0].load.dtype].itemsize
     near = AHEAD if again or all(p.goes_on for p in passes) else 0
+    if len(passes) == 1 and not near and passes[0].piece >= PIECE:
+        near = passes[0].following
     if again or len(whole) < 2 or most > room:
         return {p.loop.var: near for p in passes}
     ahead = step if step and most > AHEAD and 2 * most <= room else near

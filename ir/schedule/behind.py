@@ -28,6 +28,7 @@ from kernelforge.ir.kernel import (
     substitute,
     walk,
 )
+from kernelforge.ir.schedule.staging import nested
 from kernelforge.ir.schedule.steps import each, substituted
 
 
@@ -92,8 +93,9 @@ def early(kernel: Kernel, name: str, first: str, into: str) -> Kernel:
     what it reads comes from memory while the other one computes.
 
     Legal where ``first`` does nothing but combine what no iteration stores into scalars, which are its own and begin as
-    constants. The last iteration, which has none after it, makes its own ones again. The loops that stand before the
-    first iteration get names of their own, which end with ``_early``.
+    constants, and where the loops, and those that stand in them alone, have the same extents. The last iteration, which
+    has none after it, makes its own ones again. The loops that stand before the first iteration get names of their own,
+    which end with ``_early``.
     """
 
     def change(loop: For) -> Sequence[Stmt]:
@@ -104,7 +106,8 @@ def early(kernel: Kernel, name: str, first: str, into: str) -> Kernel:
         assert isinstance(made, For)
         assert isinstance(host, For)
         assert loop.static is not None
-        sums = {s.buffer: s.value.dtype for s in made.body if isinstance(s, Store)}
+        path, around = nested(made), nested(host)
+        sums = {s.buffer: s.value.dtype for s in path[-1].body if isinstance(s, Store)}
         renamed = {s: f"{s}_early" for s in sums}
         starts = [s for s in loop.body if isinstance(s, Store) and s.buffer in sums]
 
@@ -117,16 +120,18 @@ def early(kernel: Kernel, name: str, first: str, into: str) -> Kernel:
             if s is made:
                 body += [Store(b, (), Load(renamed[b], (), dtype)) for b, dtype in sums.items()]
             elif s is host:
-                beside = moved(made.body, {made.var: host.var, loop.var: following})
-                body += [*moved(starts, {}), dataclasses.replace(host, body=(*host.body, *beside))]
+                same: dict[Expr, Expr] = {a.var: b.var for a, b in zip(path, around, strict=True)}
+                both = (*around[-1].body, *moved(path[-1].body, {**same, loop.var: following}))
+                for outer in reversed(around):
+                    both = (dataclasses.replace(outer, kind="serial", body=both),)
+                body += [*moved(starts, {}), *both]
             elif s not in starts:
                 body.append(s)
-        own = Var(f"{first}_early", "i64", made.var.bound)
-        before = dataclasses.replace(made, var=own, body=moved(made.body, {made.var: own, loop.var: i64(0)}))
+        own: dict[Expr, Expr] = {s.var: Var(f"{s.var.name}_early", "i64", s.var.bound) for s in path}
         return (
             *(Alloc(renamed[b], dtype, (), "register") for b, dtype in sums.items()),
             *moved(starts, {}),
-            before,
+            *moved((made,), {loop.var: i64(0), **own}),
             dataclasses.replace(loop, kind="serial", body=tuple(body)),
         )
 
@@ -139,11 +144,14 @@ def hindrance(loop: For, first: str, into: str) -> str:
     made, host = loop.body[here], loop.body[there]
     if not 0 <= here < there or not isinstance(made, For) or not isinstance(host, For) or not loop.static:
         return f"there is no loop {first!r} before a loop {into!r}, or it is not known how often they run"
-    if made.extent is not host.extent or not made.kind == host.kind == "serial":
-        return "the loops do not have one extent, or are not both serial"
-    if not all(isinstance(s, Store) and s.op and not s.index for s in made.body):
+    path, around = nested(made), nested(host)
+    if [s.extent for s in path] != [s.extent for s in around] or any(s.kind != "serial" for s in path):
+        return "the loops do not have the same extents, or the first one is not serial"
+    if not {s.kind for s in around} <= {"serial", "parallel"}:
+        return f"{into!r} is neither serial nor parallel"
+    if not all(isinstance(s, Store) and s.op and not s.index for s in path[-1].body):
         return f"{first!r} does more than to combine into scalars"
-    own = {s.buffer for s in made.body if isinstance(s, Store)}
+    own = {s.buffer for s in path[-1].body if isinstance(s, Store)}
     if _read((made,)) & {s.buffer for s in stmts(loop.body) if isinstance(s, Store)}:
         return f"what {first!r} reads is stored"
     starts = [k for k, s in enumerate(loop.body) if isinstance(s, Store) and s.buffer in own]

@@ -303,6 +303,8 @@ def test_rows_in_pieces_are_fetched_whole() -> None:
     last = Var("s1", bound=196), x
     assert distances(channels, passes, 1 << 20) == {last: 4 * 3136}  # what each channel reads again is in the cache
     assert not distances(channels, passes, 1 << 19)  # a little further is a piece of another channel
+    once = [For(channel, i64(64), "grid", (passes[1],))]
+    assert distances(once, passes[1:], 1 << 20) == {last: 4 * 200704}  # the next piece
 
 
 def test_rows_that_are_read_side_by_side_ask_for_those_behind_them_all() -> None:

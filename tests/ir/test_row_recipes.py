@@ -78,6 +78,36 @@ def test_a_dear_pass_over_a_row_has_the_last_one_over_the_row_before_beside_it()
         assert any(s.buffer.endswith("_early") for s in stmts(made.body) if isinstance(s, Alloc)) == whole
 
 
+def test_long_rows_are_read_while_those_before_are_stored() -> None:
+    """Channels of a batch of images, with what each is scaled by."""
+
+    def norm(images: int, pixels: int) -> Kernel:
+        c = Var("c", "i64", 64)
+        a, b, d, e = (Var(n, "i64", k) for n, k in zip("abde", (images, pixels) * 2, strict=True))
+
+        def at(n: Expr, p: Expr) -> Expr:
+            return Load("x", ((n * 64 + c) * pixels + p,), "f32")
+
+        total = For(b, i64(pixels), "serial", (Store("m", (), at(a, b), "add"),))
+        scaled = Store("o", ((d * 64 + c) * pixels + e,), (at(d, e) - Load("m", (), "f32")) * Load("z", (c,), "f32"))
+        body = (
+            Alloc("m", "f32", (), "register"),
+            Store("m", (), Const(0.0, "f32")),
+            For(a, i64(images), "serial", (total,)),
+            For(d, i64(images), "parallel", (For(e, i64(pixels), "parallel", (scaled,)),)),
+        )
+        size = images * 64 * pixels
+        return kernel("norm", (("x", size), ("z", 64)), size, For(c, i64(64), "parallel", body))
+
+    made = schedule(norm(4, 4096), DEVICES["avx512"])
+    same(norm(4, 4096), made)
+    assert "m_early" in str(made)
+    (turn,) = steps.loops(made, "cr")
+    assert turn.static == 16
+    assert "m_early" not in str(schedule(norm(3, 4096), DEVICES["avx512"]))  # 48 KB
+    assert "m_early" not in str(schedule(norm(4, 4096), dataclasses.replace(DEVICES["avx512"], native=frozenset())))
+
+
 def test_light_passes_over_rows_run_together_where_one_array_is_read() -> None:
     def norm(columns: int, element: Expr) -> Kernel:
         """Squares about the mean, of which each element is divided by the sum."""
