@@ -29,6 +29,7 @@ from kernelforge.ir.parse import parse_kernel
 from kernelforge.ir.passes.guard import guard
 from kernelforge.ir.passes.share import share
 from kernelforge.ir.schedule import steps
+from kernelforge.ir.schedule.behind import early
 from kernelforge.ir.schedule.limits import Limits
 from kernelforge.ir.schedule.merge import merge
 from kernelforge.ir.schedule.recipes import schedule
@@ -76,6 +77,41 @@ def test_a_dear_pass_over_a_row_has_the_last_one_over_the_row_before_beside_it()
         made = schedule(softmax(64, length), avx512)
         same(softmax(64, length), made)
         assert any(s.buffer.endswith("_early") for s in stmts(made.body) if isinstance(s, Alloc)) == whole
+
+
+def test_a_pass_of_two_axes_runs_in_the_last_one_over_the_row_before() -> None:
+    """A channel of a batch of images."""
+    k = parse_kernel("""kernel k(in x: f32[24], out o: f32[24]) {
+ for parallel c < 3 {
+  register m: f32[]
+  m[] = 0.0f32
+  for serial a < 2 {
+   for serial b < 4 {
+    m[] += x[a * 12 + c * 4 + b]
+   }
+  }
+  for parallel d < 2 {
+   for parallel e < 4 {
+    o[d * 12 + c * 4 + e] = x[d * 12 + c * 4 + e] - m[]
+   }
+  }
+ }
+}""")
+    made = early(k, "c", "a", "d")
+    same(k, made)
+    golden = """\
+    for serial d < 2 {
+      for serial e < 4 {
+        o[d * 12 + c * 4 + e] = x[d * 12 + c * 4 + e] - m[]
+        m_early[] += x[d * 12 + e + min(c + 1, 2) * 4]
+      }
+    }
+"""
+    assert golden in str(made)
+    assert (
+        "for serial a_early < 2 {\n    for serial b_early < 4 {\n      m_early[] += x[a_early * 12 + b_early]"
+        in str(made)
+    )
 
 
 def test_long_rows_are_read_while_those_before_are_stored() -> None:

@@ -405,41 +405,6 @@ def test_the_first_pass_over_a_row_runs_in_one_over_the_row_before() -> None:
     same(k, early(behind(k, "i", "rb"), "i", "ra", "rb"))
 
 
-def test_a_pass_of_two_axes_runs_in_the_last_one_over_the_row_before() -> None:
-    """A channel of a batch of images."""
-    k = parse_kernel("""kernel k(in x: f32[24], out o: f32[24]) {
- for parallel c < 3 {
-  register m: f32[]
-  m[] = 0.0f32
-  for serial a < 2 {
-   for serial b < 4 {
-    m[] += x[a * 12 + c * 4 + b]
-   }
-  }
-  for parallel d < 2 {
-   for parallel e < 4 {
-    o[d * 12 + c * 4 + e] = x[d * 12 + c * 4 + e] - m[]
-   }
-  }
- }
-}""")
-    made = early(k, "c", "a", "d")
-    same(k, made)
-    golden = """\
-    for serial d < 2 {
-      for serial e < 4 {
-        o[d * 12 + c * 4 + e] = x[d * 12 + c * 4 + e] - m[]
-        m_early[] += x[d * 12 + e + min(c + 1, 2) * 4]
-      }
-    }
-"""
-    assert golden in str(made)
-    assert (
-        "for serial a_early < 2 {\n    for serial b_early < 4 {\n      m_early[] += x[a_early * 12 + b_early]"
-        in str(made)
-    )
-
-
 @pytest.mark.parametrize(
     ("start", "first", "between", "reason"),
     [
