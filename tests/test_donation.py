@@ -77,6 +77,20 @@ def test_steps_stay_where_they_are(device: str) -> None:
             assert gone.shape == (33, 21)
 
 
+def test_rows_are_read_before_what_is_stored_in_their_place(device: str) -> None:
+    """The first pass over a long row runs in the last one over the row before."""
+
+    def norm(x: Any) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+    x = np.random.default_rng(0).normal(size=(32, 16_400)).astype(np.float32)
+    with kf.default_device(device):
+        fn, given = kf.jit(norm, donate_argnums=0), kf.asarray(x.copy())
+        assert device != "cpu" or "_early" in str(fn.lower(given).kernels[0].ir)
+        np.testing.assert_allclose(fn(given), norm(x), rtol=1e-5, atol=1e-5)
+
+
 def test_memory_is_the_argument_s() -> None:
     with kf.default_device("cpu"):
         step = kf.jit(momentum, donate_argnums=(0, 1))
